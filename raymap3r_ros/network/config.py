@@ -1,0 +1,107 @@
+"""The shape of a network: one frozen dataclass, and the shapes we name."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from raymap3r_ros.errors import OptionError
+
+HEAD_TYPES = ("dpt", "linear")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Every width, depth and head count of a CUT3R network (arXiv 2501.12387, section 3).
+
+    The defaults are the public 512-pixel checkpoint. Raises OptionError where the numbers contradict each other.
+    """
+
+    image_size: int = 512  # long edge of the images it was trained on, pixels
+    patch_size: int = 16  # pixels along each side of one image token
+    encoder_width: int = 1024
+    encoder_depth: int = 24
+    encoder_heads: int = 16
+    ray_encoder_depth: int = 2
+    ray_encoder_heads: int = 16
+    decoder_width: int = 768
+    decoder_depth: int = 12  # blocks on each of the two sides
+    decoder_heads: int = 12  # image side
+    state_heads: int = 16  # state side
+    state_tokens: int = 768
+    memory_slots: int = 256
+    memory_depth: int = 2  # blocks to read and blocks to write
+    memory_heads: int = 12
+    modulation_depth: int = 2  # pose-modulated blocks before the world-point head
+    mlp_ratio: int = 4
+    norm_eps: float = 1e-6
+    rope_base: float = 100.0
+    head_type: str = "dpt"
+    dpt_width: int = 256
+    dpt_last_width: int = 128
+    dpt_level_widths: tuple[int, int, int, int] = (96, 192, 384, 768)
+
+    def __post_init__(self) -> None:
+        if self.head_type not in HEAD_TYPES:
+            raise OptionError(f"head_type is {self.head_type!r}; it can be {', '.join(HEAD_TYPES)}")
+        for what, width, heads, multiple in (
+            ("encoder", self.encoder_width, self.encoder_heads, 4),
+            ("ray_encoder", self.encoder_width, self.ray_encoder_heads, 4),
+            ("decoder", self.decoder_width, self.decoder_heads, 4),
+            ("state", self.decoder_width, self.state_heads, 4),
+            ("memory", 2 * self.decoder_width, self.memory_heads, 1),
+        ):
+            if heads < 1 or width % (heads * multiple):
+                raise OptionError(
+                    f"{what}: width {width} is not a multiple of {multiple} x {heads} heads"
+                    + (" (rotary positions need four equal quarters in a head)" if multiple == 4 else "")
+                )
+
+    @property
+    def hook_layers(self) -> tuple[int, int, int, int]:
+        """Decoder layers that the heads read; 0 is the encoder's own tokens."""
+        depth = self.decoder_depth
+        return 0, depth * 2 // 4, depth * 3 // 4, depth
+
+    def to_dict(self) -> dict:
+        """A JSON-ready form; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> NetworkConfig:
+        """The reverse of `to_dict`. Raises OptionError on a name that is unknown or missing."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != known:
+            raise OptionError(
+                f"not a network configuration: missing {sorted(known - set(values))}, "
+                f"unknown {sorted(set(values) - known)}"
+            )
+        return cls(**{**values, "dpt_level_widths": tuple(values["dpt_level_widths"])})
+
+
+PRESETS: dict[str, NetworkConfig] = {
+    # The public checkpoint `cut3r_512_dpt_4_64.pth`: 793 M parameters.
+    "cut3r_512_dpt": NetworkConfig(),
+    # Our own: small enough for a live camera on two CPU cores.
+    "mini": NetworkConfig(
+        image_size=128,
+        patch_size=8,
+        encoder_width=192,
+        encoder_depth=4,
+        encoder_heads=4,
+        ray_encoder_depth=1,
+        ray_encoder_heads=4,
+        decoder_width=192,
+        decoder_depth=4,
+        decoder_heads=4,
+        state_heads=4,
+        state_tokens=144,
+        memory_slots=32,
+        memory_depth=1,
+        memory_heads=4,
+        modulation_depth=1,
+        dpt_width=48,
+        dpt_last_width=32,
+        dpt_level_widths=(24, 48, 96, 192),
+    ),
+}

@@ -1,0 +1,144 @@
+"""What a user may choose about a stream, and the constants of the method.
+
+Each option carries its meaning and its limits as field metadata; ROS parameters and command-line help are made
+from it, so nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymap3r_ros.errors import OptionError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple = (),
+    low: float | None = None,
+    high: float | None = None,
+    live: bool = False,
+) -> Any:
+    """A dataclass field that knows its meaning: allowed `choices` or limits, and whether it may change while running."""
+    return field(
+        default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "live": live}
+    )
+
+
+def check_options(options: Any) -> None:
+    """Raise OptionError, naming the allowed values, where a field made by `option` breaks its own limits."""
+    for item in dataclasses.fields(options):
+        value, meta = getattr(options, item.name), item.metadata
+        if not meta:
+            continue
+        if meta["choices"] and value not in meta["choices"]:
+            allowed = ", ".join(str(choice) for choice in meta["choices"])
+            raise OptionError(f"{item.name} is {value!r}; allowed values: {allowed}")
+        if (meta["low"] is not None or meta["high"] is not None) and not (
+            (meta["low"] is None or value >= meta["low"]) and (meta["high"] is None or value <= meta["high"])
+        ):
+            raise OptionError(f"{item.name} is {value!r}; allowed range: {meta['low']} to {meta['high']}")
+
+
+UPDATE_RULES = ("raymap3r", "ttt3r", "cut3r")
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """The decision "this pixel moves" (see `streaming.mask`)."""
+
+    high: float = option(
+        6.0, "a pixel this many noise units nearer than the static scene surely moves", low=0.0, high=1000.0, live=True
+    )
+    low: float = option(
+        3.0, "a pixel over this many noise units moves if it touches a sure one", low=0.0, high=1000.0, live=True
+    )
+    min_ratio: float = option(
+        0.08, "smallest relative depth difference that counts as motion", low=0.0, high=10.0, live=True
+    )
+    noise_floor: float = option(
+        0.02, "smallest noise unit, relative depth: the network is never believed to be better", low=1e-4, high=1.0,
+        live=True,
+    )
+    reach: int = option(
+        12, "how far a sure region may grow through weaker pixels, in steps of two pixels", low=0, high=200, live=True
+    )
+    min_area: int = option(
+        3, "specks and holes narrower than this many pixels are removed (odd; 1 = keep all)", low=1, high=31, live=True
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.low > self.high:
+            raise OptionError(f"mask.low is {self.low}, above mask.high {self.high}; allowed: low <= high")
+        if self.min_area % 2 == 0:
+            raise OptionError(f"mask.min_area is {self.min_area}; allowed: odd numbers")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How one stream is run. The defaults are for a live robot."""
+
+    image_size: int = option(
+        0, "long edge of the image that the network sees, pixels; 0 = the size it was trained on", low=0, high=4096
+    )
+    precision: str = option(
+        "float32", "arithmetic of encoders and decoder (heads are always float32)",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    update_rule: str = option("raymap3r", "how much each state token takes in of a frame", choices=UPDATE_RULES)
+    router: str = option(
+        "off",
+        "leave the gate and the smoothing off while the camera turns fast: `adaptive` follows the last frames, "
+        "`published` decides once at frame 20 as the paper's code does",
+        choices=("off", "adaptive", "published"),
+    )
+    smoothing: str = option(
+        "tied",
+        "state-aware smoothing of the position: `tied` to the predicted one, or `published` (integrates steps)",
+        choices=("off", "tied", "published"),
+    )
+    reset_interval: int = option(
+        100, "frames after which the memory starts anew, aligned to what was there; 0 = never", low=0, high=1_000_000
+    )
+    token_pooling: str = option(
+        "patch", "pixels that make one image token's discrepancy: its true `patch`, or the published `raster` run",
+        choices=("patch", "raster"),
+    )
+    mask: MaskOptions = field(default_factory=MaskOptions)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.reset_interval == 1:
+            raise OptionError("reset_interval is 1; allowed: 0 (never) or 2 and more")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Constants of RayMap3R (arXiv 2603.20588), with the section of the paper's method that each belongs to."""
+
+    warmup_frames: int = 5  # frames of a stream before the ray branch is asked
+    gate_from_frame: int = 6  # index of the first frame whose token staticness gates the update
+    focal_iterations: int = 10  # Weiszfeld steps for the focal length
+    min_ray_confidence: float = 0.1  # discrepancy counts as 0 where the ray branch is less sure
+    pixel_sharpness: float = 2.5  # slope of pixel staticness, in interquartile ranges
+    token_sharpness: float = 3.0  # slope of token staticness, in interquartile ranges
+    staticness_memory: float = 0.8  # share of the old value in the running token staticness
+    gate_strength: float = 0.9  # lambda when nothing moves
+    cover_damping: float = 0.5  # how much the moving share of tokens weakens lambda and eta
+    gate_floor: float = 0.15
+    eta_floor: float = 0.5
+    router_first_frame: int = 5  # rotation is collected from this frame ...
+    router_last_frame: int = 20  # ... to this one, at which the published router decides
+    router_threshold: float = 2.0  # degrees per frame, median
+    router_margin: float = 0.5  # ours: degrees of hysteresis around the threshold
+    router_min_frames: int = 4  # ours: rotations needed before the adaptive router speaks
+    smoothing_strength: float = 2.0
+    alignment_points: int = 20_000  # most confident points that take part in a reset alignment
+    alignment_iterations: int = 10  # ours: robust reweightings of the similarity fit
+
+
+METHOD = Method()

@@ -1,0 +1,64 @@
+"""What one step of a stream gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raymap3r_ros.streaming.options import UPDATE_RULES
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Everything known after one frame.
+
+    H x W is the size at which the network sees the image (`image`); every map is aligned with it, pixel for pixel.
+    The world is the camera frame of the stream's first image: x right, y down, z forward, metres as the network
+    believes them. Tensors stay on the network's device. For a batch of B cameras every tensor has a leading B.
+    """
+
+    pose: Tensor  # (4, 4) camera to world, smoothed where smoothing is on
+    pose_raw: Tensor  # (4, 4) camera to world as predicted (after alignment, before smoothing)
+    depth: Tensor  # (H, W) metres along z
+    points: Tensor  # (H, W, 3) metres, in the camera frame
+    confidence: Tensor  # (H, W) at least 1
+    staticness: Tensor  # (H, W) 0..1, relative to the rest of the image; 1 where the ray branch was not asked
+    dynamic_mask: Tensor  # (H, W) bool: moves; False where the ray branch was not asked
+    intrinsics: Tensor  # (3, 3) pixels of the H x W image: the given ones, else estimated from the points
+    image: Tensor  # (H, W, 3) uint8 RGB, as the network saw it
+    gate: Tensor  # (S,) share of its candidate that each state token took in
+    scale: Tensor  # () factor from the segment's own metres to the stream's
+    healthy: Tensor  # () bool: every network output is finite; if not, the memory was left as it was
+    intrinsics_known: Tensor  # () bool: given or well estimated; False: a field of view had to be assumed
+    rule_index: Tensor  # () position in UPDATE_RULES of the rule in force
+    frame: int  # index in the stream, from 0
+    segment: int  # how many times the memory was started anew
+    stamp: float | None  # as given to `step`
+    motion: bool  # whether the ray branch was asked
+    reset: bool  # the memory was started anew at this frame
+    reset_reason: str  # "start", "interval", "size" or ""
+    timings: dict[str, float]  # milliseconds per stage
+
+    @property
+    def dynamic_map(self) -> Tensor:
+        """(H, W) 1 - staticness: how much a pixel moves, relative to the rest of the image."""
+        return 1 - self.staticness
+
+    @property
+    def rule(self) -> str | list[str]:
+        """Name of the update rule in force; a list of names for a batch."""
+        names = [UPDATE_RULES[index] for index in self.rule_index.reshape(-1).tolist()]
+        return names if self.rule_index.ndim else names[0]
+
+    def numpy(self, *names: str) -> dict[str, np.ndarray]:
+        """The named maps as arrays in host memory (`dynamic_map` too)."""
+        return {name: getattr(self, name).cpu().numpy() for name in names}
+
+    def camera(self, index: int) -> StepResult:
+        """The result of one camera of a batch."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return StepResult(**{k: v[index] if isinstance(v, torch.Tensor) else v for k, v in values.items()})
