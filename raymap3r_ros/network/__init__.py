@@ -1,0 +1,17 @@
+"""The frozen network: tensors in, tensors out. It knows nothing of streams or of ROS."""
+
+from raymap3r_ros.network.checkpoint import convert_checkpoint, load_network, save_network, untrained_network
+from raymap3r_ros.network.config import PRESETS, NetworkConfig
+from raymap3r_ros.network.decoder import Decoded
+from raymap3r_ros.network.model import Network
+
+__all__ = [
+    "PRESETS",
+    "Decoded",
+    "Network",
+    "NetworkConfig",
+    "convert_checkpoint",
+    "load_network",
+    "save_network",
+    "untrained_network",
+]
