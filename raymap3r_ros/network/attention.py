@@ -133,7 +133,7 @@ class CrossAttention(Attention):
         memory_table: Tensor | None = None,
         keep: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """x (B, N, C) asks memory (B, M, C) -> (B, N, C). Queries and keys are appended to `keep` where it is given."""
+        """x (B, N, C) asks memory (B, M, C) -> (B, N, C). Queries and keys are appended to `keep` if it is given."""
         q, k, v = self.heads(x, memory, table, memory_table)
         if keep is not None:
             keep.append((q, k))

@@ -22,7 +22,7 @@ def option(
     high: float | None = None,
     live: bool = False,
 ) -> Any:
-    """A dataclass field that knows its meaning: allowed `choices` or limits, and whether it may change while running."""
+    """A dataclass field that knows its meaning, its `choices` or limits, and whether it may change while running."""
     return field(
         default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "live": live}
     )
@@ -66,7 +66,7 @@ class MaskOptions:
     reach: int = option(
         12, "how far a sure region may grow through weaker pixels, in steps of two pixels", low=0, high=200, live=True
     )
-    min_area: int = option(
+    min_width: int = option(
         3, "specks and holes narrower than this many pixels are removed (odd; 1 = keep all)", low=1, high=31, live=True
     )
 
@@ -74,8 +74,8 @@ class MaskOptions:
         check_options(self)
         if self.low > self.high:
             raise OptionError(f"mask.low is {self.low}, above mask.high {self.high}; allowed: low <= high")
-        if self.min_area % 2 == 0:
-            raise OptionError(f"mask.min_area is {self.min_area}; allowed: odd numbers")
+        if self.min_width % 2 == 0:
+            raise OptionError(f"mask.min_width is {self.min_width}; allowed: odd numbers")
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class Method:
     router_margin: float = 0.5  # ours: degrees of hysteresis around the threshold
     router_min_frames: int = 4  # ours: rotations needed before the adaptive router speaks
     smoothing_strength: float = 2.0
+    smoothing_tie: float = 0.1  # ours: least pull of the `tied` smoother to the predicted position, per frame
     alignment_points: int = 20_000  # most confident points that take part in a reset alignment
     alignment_iterations: int = 10  # ours: robust reweightings of the similarity fit
 

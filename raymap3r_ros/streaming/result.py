@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from raymap3r_ros.streaming.options import UPDATE_RULES
+from raymap3r_ros.streaming.timing import StageTimer
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,26 @@ class StepResult:
     healthy: Tensor  # () bool: every network output is finite; if not, the memory was left as it was
     intrinsics_known: Tensor  # () bool: given or well estimated; False: a field of view had to be assumed
     rule_index: Tensor  # () position in UPDATE_RULES of the rule in force
+    # () median relative residual of the reset alignment at this frame; NaN: the clouds could not be fitted and the
+    # poses alone were joined. None at other frames.
+    alignment_error: Tensor | None
     frame: int  # index in the stream, from 0
     segment: int  # how many times the memory was started anew
     stamp: float | None  # as given to `step`
     motion: bool  # whether the ray branch was asked
     reset: bool  # the memory was started anew at this frame
     reset_reason: str  # "start", "interval", "size" or ""
-    timings: dict[str, float]  # milliseconds per stage
+    timer: StageTimer  # see `timings`
 
     @property
     def dynamic_map(self) -> Tensor:
         """(H, W) 1 - staticness: how much a pixel moves, relative to the rest of the image."""
         return 1 - self.staticness
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Milliseconds per stage. On a GPU this waits for the frame to be finished."""
+        return self.timer.milliseconds()
 
     @property
     def rule(self) -> str | list[str]:
@@ -61,4 +69,4 @@ class StepResult:
     def camera(self, index: int) -> StepResult:
         """The result of one camera of a batch."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return StepResult(**{k: v[index] if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+        return StepResult(**{k: v[index] if isinstance(v, Tensor) else v for k, v in values.items()})

@@ -1,0 +1,112 @@
+"""One world through all resets: similarity transforms between segments (arXiv 2603.20588, reset alignment)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymap3r_ros.streaming.cameras import assemble_pose, transform_points
+from raymap3r_ros.streaming.options import METHOD, Method
+
+
+@dataclass
+class Similarity:
+    """x -> scale * rotation x + translation, for B streams."""
+
+    scale: Tensor  # (B,)
+    rotation: Tensor  # (B, 3, 3)
+    translation: Tensor  # (B, 3)
+
+    @classmethod
+    def identity(cls, batch: int, device: torch.device) -> Similarity:
+        """The transform that changes nothing."""
+        return cls(
+            torch.ones(batch, device=device),
+            torch.eye(3, device=device).repeat(batch, 1, 1),
+            torch.zeros(batch, 3, device=device),
+        )
+
+    def apply(self, points: Tensor) -> Tensor:
+        """Points (B, ..., 3)."""
+        scale = self.scale.view(-1, *[1] * (points.ndim - 1))
+        return transform_points(assemble_pose(self.rotation, self.translation), points * scale)
+
+    def apply_to_pose(self, pose: Tensor) -> Tensor:
+        """A camera (B, 4, 4) of the source world, in the target world: (R R_c, s R t_c + t)."""
+        return assemble_pose(self.rotation @ pose[:, :3, :3], self.apply(pose[:, None, :3, 3])[:, 0])
+
+    def invert_on_pose(self, pose: Tensor) -> Tensor:
+        """A camera (B, 4, 4) of the target world, in the source world."""
+        rotation = self.rotation.mT @ pose[:, :3, :3]
+        offset = (pose[:, :3, 3] - self.translation)[:, None] @ self.rotation
+        return assemble_pose(rotation, offset[:, 0] / self.scale[:, None])
+
+
+def weighted_umeyama(source: Tensor, target: Tensor, weight: Tensor, *, scale: str = "umeyama") -> Similarity:
+    """The similarity that takes source (B, N, 3) to target by weighted least squares, in float64.
+
+    The scale is one of: `umeyama`, of least squared error in the target (Umeyama 1991); it shrinks where both clouds
+    are noisy. `symmetric`, the ratio of the clouds' spreads (Horn 1987): no shrinking where both are equally noisy.
+    `published`, as `umeyama`, but for clouds that mirror each other as if the mirror were allowed.
+    """
+    source, target, weight = source.double(), target.double(), weight.double()
+    weight = (weight / weight.sum(1, keepdim=True))[..., None]
+    source_mean, target_mean = (weight * source).sum(1), (weight * target).sum(1)
+    a, b = source - source_mean[:, None], target - target_mean[:, None]
+    u, singular, vt = torch.linalg.svd((weight * b).mT @ a)
+    sign = torch.ones_like(singular)
+    sign[:, 2] = torch.linalg.det(u @ vt).sign()
+    rotation = u * sign[:, None] @ vt
+    spread = (weight * a.square()).sum((1, 2))
+    if scale == "symmetric":
+        factor = ((weight * b.square()).sum((1, 2)) / spread).sqrt()
+    else:
+        factor = (singular * (1 if scale == "published" else sign)).sum(1) / spread
+    translation = target_mean - factor[:, None] * (rotation @ source_mean[..., None])[..., 0]
+    return Similarity(factor.float(), rotation.float(), translation.float())
+
+
+def align_segments(
+    after: Tensor,
+    before: Tensor,
+    weight: Tensor,
+    after_pose: Tensor,
+    before_pose: Tensor,
+    method: Method = METHOD,
+) -> tuple[Similarity, Tensor]:
+    """The transform from a new segment's world to the stream's, from one frame seen in both.
+
+    `after` and `before` are the same pixels' points (B, N, 3) in the new segment's and the stream's world, `weight`
+    (B, N) is confidence x staticness, the poses (B, 4, 4) are that frame's camera in either world. Pixels that
+    disagree with the rest (moving ones that staticness missed) lose their weight: Cauchy weights on the residual
+    relative to the distance from the camera, with a scale of twice its median.
+
+    Returns the transform and the median relative residual (B,). Where no finite transform of sensible scale comes
+    out, the poses alone are joined at scale 1 and the residual is NaN.
+    """
+    usable = torch.isfinite(after).all(-1) & torch.isfinite(before).all(-1) & torch.isfinite(weight)
+    weight = torch.where(usable, weight, 0.0)
+    keep = weight.topk(min(method.alignment_points, weight.shape[1]), dim=1).indices
+    weight = weight.gather(1, keep)
+    after, before = (
+        torch.where(usable[..., None], cloud, 0.0).gather(1, keep[..., None].expand(-1, -1, 3))
+        for cloud in (after, before)
+    )
+    distance = (before - before_pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-6)
+    robust = torch.ones_like(weight)
+    for _ in range(method.alignment_iterations):
+        fit = weighted_umeyama(after, before, weight * robust, scale="symmetric")
+        residual = (fit.apply(after) - before).norm(dim=-1) / distance
+        median = residual.median(dim=1, keepdim=True).values
+        robust = 1 / (1 + (residual / (2 * median).clamp_min(1e-6)).square())
+    good = torch.isfinite(fit.translation).all(1) & (fit.scale > 1e-3) & (fit.scale < 1e3)
+    rotation = before_pose[:, :3, :3] @ after_pose[:, :3, :3].mT
+    translation = before_pose[:, :3, 3] - (rotation @ after_pose[:, :3, 3:])[..., 0]
+    joined = Similarity(
+        torch.where(good, fit.scale, 1.0),
+        torch.where(good[:, None, None], fit.rotation, rotation),
+        torch.where(good[:, None], fit.translation, translation),
+    )
+    return joined, torch.where(good, median[:, 0], torch.nan)

@@ -1,0 +1,135 @@
+"""Poses, pinhole cameras and the rays through their pixels.
+
+Camera frames are optical (x right, y down, z forward), poses camera to world (c2w), pixel centres integer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pose_matrix(encoding: Tensor) -> Tensor:
+    """(..., 7) translation and quaternion (w, x, y, z), of any length -> c2w (..., 4, 4)."""
+    w, x, y, z = F.normalize(encoding[..., 3:], dim=-1).unbind(-1)
+    rotation = torch.stack(
+        (
+            1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+            2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+            2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
+        ),
+        dim=-1,
+    ).unflatten(-1, (3, 3))  # fmt: skip
+    return assemble_pose(rotation, encoding[..., :3])
+
+
+def assemble_pose(rotation: Tensor, translation: Tensor) -> Tensor:
+    """Rotation (..., 3, 3) and translation (..., 3) -> c2w (..., 4, 4)."""
+    pose = torch.cat((rotation, translation[..., None]), dim=-1)
+    bottom = torch.tensor((0.0, 0.0, 0.0, 1.0), dtype=pose.dtype, device=pose.device)
+    return torch.cat((pose, bottom.expand(*pose.shape[:-2], 1, 4)), dim=-2)
+
+
+def pose_encoding(pose: Tensor) -> Tensor:
+    """c2w (..., 4, 4) -> (..., 7) translation and unit quaternion (w, x, y, z) with w >= 0."""
+    return torch.cat((pose[..., :3, 3], quaternion(pose[..., :3, :3])), dim=-1)
+
+
+def quaternion(rotation: Tensor) -> Tensor:
+    """Rotation (..., 3, 3) -> unit quaternion (w, x, y, z) with w >= 0."""
+    m = rotation
+    xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
+    # Each column of the 4 x 4 matrix q q^T is the quaternion times one of its own components; the column of the
+    # largest component loses no digits.
+    squares = torch.stack((1 + xx + yy + zz, 1 + xx - yy - zz, 1 - xx + yy - zz, 1 - xx - yy + zz), dim=-1)
+    wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
+    w2, x2, y2, z2 = squares.unbind(-1)
+    columns = torch.stack(
+        (
+            torch.stack((w2, wx, wy, wz), dim=-1),
+            torch.stack((wx, x2, xy, xz), dim=-1),
+            torch.stack((wy, xy, y2, yz), dim=-1),
+            torch.stack((wz, xz, yz, z2), dim=-1),
+        ),
+        dim=-2,
+    )
+    largest = squares.argmax(dim=-1)[..., None, None].expand(*squares.shape[:-1], 1, 4)
+    q = F.normalize(columns.gather(-2, largest).squeeze(-2), dim=-1)
+    return torch.where(q[..., :1] < 0, -q, q)
+
+
+def rotation_angle(first: Tensor, second: Tensor) -> Tensor:
+    """Angle in degrees between two unit quaternions (..., 4)."""
+    # Half the chord on the unit sphere keeps small angles exact where an arc cosine loses them.
+    chord = torch.minimum((first - second).norm(dim=-1), (first + second).norm(dim=-1))
+    return torch.rad2deg(4 * torch.asin((chord / 2).clamp(max=1.0)))
+
+
+def transform_points(pose: Tensor, points: Tensor) -> Tensor:
+    """Points (B, ..., 3) through poses (B, 4, 4)."""
+    flat = points.flatten(1, -2)
+    return (flat @ pose[:, :3, :3].mT + pose[:, None, :3, 3]).view_as(points)
+
+
+def pixel_grid(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(column, row) of every pixel of an H x W image: (H, W, 2), float32."""
+    height, width = size
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=device, dtype=torch.float32),
+        torch.arange(width, device=device, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack((columns, rows), dim=-1)
+
+
+def focal_from_points(points: Tensor, iterations: int) -> Tensor:
+    """Focal length (B,) in pixels that explains a point map (B, H, W, 3), principal point at (W // 2, H // 2).
+
+    Minimises sum |pixel offset - f (x/z, y/z)| by Weiszfeld iterations from the least-squares value; 0 where the
+    best focal length is negative (a mirrored map).
+    """
+    size = points.shape[1], points.shape[2]
+    centre = points.new_tensor((size[1] // 2, size[0] // 2))
+    offset = (pixel_grid(size, points.device) - centre).flatten(0, 1)
+    slope = (points[..., :2] / points[..., 2:]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(1, 2)
+    along, square = (slope * offset).sum(-1), slope.square().sum(-1)
+    focal = along.sum(1) / square.sum(1)
+    for _ in range(iterations):
+        distance = (offset - focal[:, None, None] * slope).norm(dim=-1)
+        weight = 1 / distance.clamp_min(1e-8)
+        focal = (weight * along).sum(1) / (weight * square).sum(1)
+    return focal.clamp_min(0)
+
+
+def pinhole(focal: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B,) focal lengths in pixels -> (B, 3, 3), principal point at (W // 2, H // 2) as the rays were trained."""
+    matrix = torch.zeros(len(focal), 3, 3, device=focal.device)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = focal
+    matrix[:, 0, 2], matrix[:, 1, 2], matrix[:, 2, 2] = size[1] // 2, size[0] // 2, 1
+    return matrix
+
+
+def assumed_intrinsics(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(3, 3) for an H x W image about whose lens nothing is known: the diagonal as focal length (53 degrees)."""
+    height, width = size
+    diagonal = (height**2 + width**2) ** 0.5
+    return torch.tensor(
+        ((diagonal, 0, (width - 1) / 2), (0, diagonal, (height - 1) / 2), (0, 0, 1)),
+        dtype=torch.float32,
+        device=device,
+    )
+
+
+def ray_map(pose: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+    """Camera centre and ray through each pixel, in the world: (B, H, W, 6) from c2w (B, 4, 4) and K (B, 3, 3)."""
+    pixels = pixel_grid(size, pose.device)
+    pixels = torch.cat((pixels, torch.ones_like(pixels[..., :1])), dim=-1)
+    directions = pixels @ torch.linalg.inv(intrinsics)[:, None].mT
+    # The whole pose is applied to the direction, its translation too, before normalising: not a ray's geometry,
+    # but what the public weights were trained with.
+    directions = transform_points(pose, directions)
+    directions = directions / (directions.norm(dim=-1, keepdim=True) + 1e-8)
+    centre = pose[:, None, None, :3, 3].expand_as(directions)
+    return torch.cat((centre, directions), dim=-1)

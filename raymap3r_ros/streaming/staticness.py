@@ -1,0 +1,71 @@
+"""What moves: the image's answer against the rays' answer (arXiv 2603.20588, dual-branch section).
+
+Discrepancy is per pixel; staticness is 1 for what agrees best with the rest of its image and 0 for what agrees
+least, per pixel and per state token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raymap3r_ros.streaming.options import Method
+
+
+def discrepancy(depth: Tensor, ray_depth: Tensor, ray_confidence: Tensor, method: Method) -> Tensor:
+    """|z_main - z_ray| / |z_main| (B, H, W); 0 where the ray branch is not sure, or not finite."""
+    delta = (depth - ray_depth).abs() / depth.abs().clamp_min(1e-6)
+    return torch.where(torch.isfinite(delta) & (ray_confidence >= method.min_ray_confidence), delta, 0.0)
+
+
+def confidence_weight(confidence: Tensor, ray_confidence: Tensor) -> Tensor:
+    """log of the smaller confidence, from 0 to 1 over each image: (B, H, W)."""
+    weight = torch.minimum(confidence, ray_confidence).log()
+    low, high = weight.amin((1, 2), keepdim=True), weight.amax((1, 2), keepdim=True)
+    return (weight - low) / (high - low + 1e-6)
+
+
+def relative_staticness(values: Tensor, sharpness: float) -> Tensor:
+    """(B, K) -> sigmoid of how far each value lies under the median of its row, in interquartile ranges."""
+    quartiles = torch.quantile(values, values.new_tensor((0.25, 0.5, 0.75)), dim=1)
+    slope = sharpness / (quartiles[2] - quartiles[0]).clamp_min(1e-6)
+    return torch.sigmoid(slope[:, None] * (quartiles[1][:, None] - values))
+
+
+def pixel_staticness(delta: Tensor, weight: Tensor, method: Method) -> Tensor:
+    """(B, H, W) from discrepancy and confidence weight; unsure pixels are halved, then a 3 x 3 mean."""
+    staticness = relative_staticness(delta.flatten(1), method.pixel_sharpness).view_as(delta)
+    return F.avg_pool2d((staticness * (0.5 + 0.5 * weight))[:, None], 3, stride=1, padding=1)[:, 0]
+
+
+def pool_to_tokens(delta: Tensor, weight: Tensor, grid: tuple[int, int], pooling: str) -> Tensor:
+    """Weighted mean discrepancy of each image token: (B, N).
+
+    `patch` pools over the token's own pixels. `raster` pools over as many consecutive pixels of the flattened
+    image, as the published code does; they meet the wrong tokens' attention.
+    """
+    planes = torch.stack((weight * delta, weight), dim=1)
+    if pooling == "raster":
+        pooled = F.adaptive_avg_pool1d(planes.flatten(2), grid[0] * grid[1])
+    else:
+        pooled = F.adaptive_avg_pool2d(planes, grid).flatten(2)
+    return pooled[:, 0] / pooled[:, 1].clamp_min(1e-6)
+
+
+def project_on_state(attention: list[tuple[Tensor, Tensor]], token_delta: Tensor) -> Tensor:
+    """Discrepancy (B, N) of the image tokens that each state token looks at: (B, S).
+
+    Attention over image tokens alone, averaged over heads and layers. It is an attention read with the discrepancy
+    as its only value, so no (S, N) matrix exists.
+    """
+    total = 0.0
+    for q, k in attention:
+        values = token_delta.to(q.dtype)[:, None, :, None].expand(-1, q.shape[1], -1, -1)
+        total = total + F.scaled_dot_product_attention(q, k[:, :, 1:], values)[..., 0].float().mean(1)
+    return total / len(attention)
+
+
+def token_staticness(projection: Tensor, method: Method) -> Tensor:
+    """(B, S, 1) from the discrepancy that each state token sees (B, S)."""
+    return relative_staticness(projection, method.token_sharpness)[..., None]

@@ -1,0 +1,415 @@
+"""One stream: an image in, what is known of the world out (method of arXiv 2603.20588).
+
+All that a stream remembers is one `StreamState` of fixed shape; the network itself remembers nothing, so any number
+of streams can share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.network import Decoded, Network
+from raymap3r_ros.streaming import cameras, gates, staticness
+from raymap3r_ros.streaming.alignment import Similarity, align_segments
+from raymap3r_ros.streaming.mask import moving_mask
+from raymap3r_ros.streaming.options import METHOD, UPDATE_RULES, Method, StreamOptions
+from raymap3r_ros.streaming.preprocessing import Framing, apply_framing, frame_image, frame_intrinsics
+from raymap3r_ros.streaming.result import StepResult
+from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_published
+from raymap3r_ros.streaming.smoothing import SmootherState, smooth
+from raymap3r_ros.streaming.timing import StageTimer
+
+
+@dataclass
+class StreamState:
+    """Everything that B streams remember between frames. Tensors lead with B."""
+
+    state: Tensor  # (B, S, C_d) what the network knows of the scene
+    memory: Tensor  # (B, M, 2 C_d) what it knows of past views
+    staticness: Tensor  # (B, S, 1) token staticness, smoothed over time
+    staticness_known: Tensor  # (B,) bool
+    fresh: Tensor  # (B,) bool: this memory has seen no image yet
+    anchor: Similarity  # the segment's own world -> the stream's
+    smoother: SmootherState
+    router: RouterState
+    frame: int  # index of the next frame
+    segment: int  # how many times the memory was started anew
+    reset_reason: str  # why the next frame starts a new world; "" where it does not
+    size: tuple[int, int]  # H, W of the images that the network sees
+
+
+@dataclass(frozen=True)
+class View:
+    """What the network says of one image, in the segment's own world."""
+
+    decoded: Decoded
+    pose: Tensor  # (B, 4, 4) c2w
+    points: Tensor  # (B, H, W, 3) in the camera frame
+    confidence: Tensor  # (B, H, W)
+
+
+class Stream:
+    """B cameras of one size looked at frame by frame, with constant memory.
+
+    `options` may be replaced between steps. Not thread-safe: one caller at a time.
+    """
+
+    def __init__(self, network: Network, options: StreamOptions | None = None, method: Method = METHOD) -> None:
+        self.network = network
+        self.options = options or StreamOptions()
+        self.method = method
+        self.device = next(network.parameters()).device
+        self._state: StreamState | None = None
+
+    def reset(self) -> None:
+        """Forget everything: the next frame starts a new world."""
+        self._state = None
+
+    def snapshot(self) -> StreamState | None:
+        """A copy of all that is remembered, for `restore`; None before the first frame."""
+        return None if self._state is None else _map_tensors(torch.clone, self._state)
+
+    def restore(self, snapshot: StreamState | None) -> None:
+        """Go on from a `snapshot` of this stream, or of another with the same network. The snapshot stays whole."""
+        self._state = None if snapshot is None else _map_tensors(torch.clone, snapshot)
+
+    @torch.inference_mode()
+    def step(
+        self,
+        image: np.ndarray | Tensor,
+        stamp: float | None = None,
+        intrinsics: np.ndarray | Tensor | None = None,
+        *,
+        motion: bool = True,
+        record: dict[str, Any] | None = None,
+    ) -> StepResult:
+        """Take in one frame.
+
+        `image` is RGB uint8 (h, w, 3), or (B, h, w, 3) for B cameras; any size, resized and cropped here. A change
+        of size starts a new world. `intrinsics` (3, 3) or (B, 3, 3) are in pixels of that image, pixel centres
+        integer; without them the focal length is estimated. `stamp` is handed through. Without `motion` the ray
+        branch is asked only where the update rule needs it. What happens inside is put into `record` where it is
+        given, for inspection.
+
+        Raises InputError where image or intrinsics cannot be used; nothing is forgotten then.
+        """
+        timer = StageTimer(self.device)
+        options, method, network = self.options, self.method, self.network
+        images, single = _image_batch(image)
+        batch, height, width = images.shape[:3]
+        framing = frame_image(
+            width, height, options.image_size or network.config.image_size, network.config.patch_size
+        )
+        size = framing.size
+        given = self._framed_intrinsics(intrinsics, batch, width, height, framing)
+        pixels = torch.from_numpy(np.stack([apply_framing(one, framing) for one in images])).to(self.device)
+        normalised = ((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).contiguous()
+        before = self._state
+        if before is None:
+            before = self._begin(batch, size, "start")
+        elif before.size != size or len(before.state) != batch:
+            before = self._begin(batch, size, "size")
+        grid = size[0] // network.config.patch_size, size[1] // network.config.patch_size
+        frame = before.frame
+        reset_due = bool(frame and options.reset_interval and frame % options.reset_interval == 0)
+        gated_rule = options.update_rule == "raymap3r"
+        ask_rays = (gated_rule or motion) and frame >= method.warmup_frames
+        timer.mark("preprocess")
+
+        with self._precision():
+            tokens = network.encode_image(normalised).float()
+        timer.mark("encode")
+        main = self._look(tokens, grid, before, attention=options.update_rule != "cut3r")
+        finite = _all_finite(main.decoded.state, main.pose, main.points, main.confidence)
+        timer.mark("decode")
+
+        pose_raw = before.anchor.apply_to_pose(main.pose)
+        state_change = (main.decoded.state - before.state).norm(dim=-1).mean(1)
+        smoothed = smooth(
+            before.smoother, pose_raw[:, :3, 3], state_change, tied=options.smoothing == "tied", method=method
+        )
+        # With the router, smoothing goes with the gate that it had after the last frame.
+        use = before.router.gated if gated_rule and options.router != "off" else torch.ones_like(finite)
+        use = use & (options.smoothing != "off")
+        position = torch.where(use[:, None], smoothed.state.position, pose_raw[:, :3, 3])
+        smoother = dataclasses.replace(smoothed.state, started=use)
+        pose = cameras.assemble_pose(pose_raw[:, :3, :3], position)
+
+        matrix, known = (given, torch.ones_like(finite)) if given is not None else self._estimate(main.points, size)
+        timer.mark("pose")
+
+        pixel_static = torch.ones_like(main.confidence)
+        mask = torch.zeros_like(main.confidence, dtype=torch.bool)
+        token_static = None
+        if ask_rays:
+            ray_points, ray_confidence = self._ask_rays(before, pose, matrix, grid)
+            timer.mark("ray_branch")
+            depth, ray_depth = main.points[..., 2], ray_points[..., 2]
+            delta = staticness.discrepancy(depth, ray_depth, ray_confidence, method)
+            weight = staticness.confidence_weight(main.confidence, ray_confidence)
+            if motion or reset_due:
+                pixel_static = staticness.pixel_staticness(delta, weight, method)
+            if motion:
+                trusted = ray_confidence >= method.min_ray_confidence
+                mask = moving_mask(depth, ray_depth, trusted, options.mask)
+            if gated_rule:
+                token_delta = staticness.pool_to_tokens(delta, weight, grid, options.token_pooling)
+                projection = staticness.project_on_state(main.decoded.attention, token_delta)
+                token_static = staticness.token_staticness(projection, method)
+                if record is not None:
+                    record.update(token_delta=token_delta, token_staticness=token_static)
+            if record is not None:
+                record.update(ray_points=ray_points, ray_confidence=ray_confidence)
+            timer.mark("motion")
+
+        router = before.router
+        if gated_rule and options.router != "off":
+            route = route_published if options.router == "published" else route_adaptive
+            router = route(before.router, cameras.quaternion(pose[:, :3, :3]), frame, method)
+        with self._precision():
+            memory = network.write_memory(before.memory, tokens, main.decoded.pose_token).float()
+        gate, rule_index, static, static_known = self._gate(before, router, main.decoded, token_static)
+        state = gate * main.decoded.state + (1 - gate) * before.state
+        after = StreamState(
+            state, memory, static, static_known, torch.zeros_like(before.fresh), before.anchor, smoother, router,
+            frame + 1, before.segment, "", size,
+        )  # fmt: skip
+        timer.mark("update")
+
+        if record is not None:
+            record.update(
+                view=main, state=state, memory=memory, staticness=static, smoothed=smoothed, gate=gate, router=router,
+                state_change=state_change,
+            )  # fmt: skip
+        alignment_error = None
+        if reset_due:
+            after, alignment_error = self._start_segment(after, tokens, grid, main, pose_raw, pixel_static, record)
+            timer.mark("reset")
+        healthy = finite & _all_finite(after.state, after.memory)
+        self._state = _choose(healthy, after, before)
+
+        scale = before.anchor.scale
+        result = StepResult(
+            pose=pose,
+            pose_raw=pose_raw,
+            depth=main.points[..., 2] * scale[:, None, None],
+            points=main.points * scale[:, None, None, None],
+            confidence=main.confidence,
+            staticness=pixel_static,
+            dynamic_mask=mask,
+            intrinsics=matrix,
+            image=pixels,
+            gate=gate[..., 0],
+            scale=scale,
+            healthy=healthy,
+            intrinsics_known=known,
+            rule_index=rule_index,
+            alignment_error=alignment_error,
+            frame=frame,
+            segment=before.segment,
+            stamp=stamp,
+            motion=ask_rays,
+            reset=frame == 0 or reset_due,
+            reset_reason="interval" if reset_due else before.reset_reason,
+            timer=timer,
+        )
+        return result.camera(0) if single else result
+
+    def _begin(self, batch: int, size: tuple[int, int], reason: str) -> StreamState:
+        """The state of streams that have seen nothing."""
+        state = self.network.initial_state(batch)
+        return StreamState(
+            state=state,
+            memory=self.network.initial_memory(batch),
+            staticness=torch.ones_like(state[..., :1]),
+            staticness_known=torch.zeros(batch, dtype=torch.bool, device=self.device),
+            anchor=Similarity.identity(batch, self.device),
+            smoother=SmootherState.empty(batch, self.device),
+            router=RouterState.empty(batch, self.device, self.options.router),
+            fresh=torch.ones(batch, dtype=torch.bool, device=self.device),
+            frame=0,
+            segment=0,
+            reset_reason=reason,
+            size=size,
+        )
+
+    def _look(
+        self, tokens: Tensor, grid: tuple[int, int], before: StreamState, attention: bool
+    ) -> View:
+        """Decode an image's tokens against what is remembered, and read pose and points."""
+        network = self.network
+        with self._precision():
+            remembered = network.read_memory(before.memory, tokens)
+            pose_token = torch.where(before.fresh[:, None, None], network.first_pose_token, remembered)
+            decoded = network.decode(tokens, grid, pose_token, before.state, want_attention=attention)
+        decoded = _in_float32(decoded)
+        points, confidence = network.self_points(decoded, before.size)
+        return View(decoded, cameras.pose_matrix(network.pose(decoded)), points, confidence)
+
+    def _ask_rays(
+        self, before: StreamState, pose: Tensor, intrinsics: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Points (B, H, W, 3) and confidence (B, H, W) that memory alone gives for a camera at `pose`."""
+        network = self.network
+        # State and memory live in the segment's own world, the pose in the stream's.
+        rays = cameras.ray_map(before.anchor.invert_on_pose(pose), intrinsics, before.size)
+        with self._precision():
+            tokens = network.encode_rays(rays).float()
+            pose_token = network.read_memory(before.memory, tokens)
+            decoded = network.decode(tokens, grid, pose_token, before.state, want_state=False)
+        return network.self_points(_in_float32(decoded), before.size)
+
+    def _estimate(self, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Intrinsics (B, 3, 3) from the network's own points, and (B,) whether they could be found there."""
+        focal = cameras.focal_from_points(points, self.method.focal_iterations)
+        # Outside these limits (3 to 168 degrees of view) a point map is no picture of anything.
+        known = (focal > 0.05 * max(size)) & (focal < 20 * max(size))
+        assumed = cameras.assumed_intrinsics(size, self.device)
+        estimated = cameras.pinhole(torch.where(known, focal, 1.0), size)
+        return torch.where(known[:, None, None], estimated, assumed), known
+
+    def _gate(
+        self, before: StreamState, router: RouterState, decoded: Decoded, token_static: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gate (B, S, 1), index of the rule in force (B,), and the smoothed token staticness with its flag (B,)."""
+        options, method = self.options, self.method
+        static, known = before.staticness, before.staticness_known
+        routed = options.update_rule == "raymap3r" and options.router != "off"
+        if token_static is not None and before.frame >= method.gate_from_frame:
+            # The published router looks at staticness only once it has decided.
+            take = router.decided if routed and options.router == "published" else torch.ones_like(known)
+            keep = method.staticness_memory
+            mixed = torch.where(known[:, None, None], keep * static + (1 - keep) * token_static, token_static)
+            static = torch.where(take[:, None, None], mixed, static)
+            known = known | take
+
+        needs_attention = options.update_rule != "cut3r"
+        attention = gates.attention_gate(decoded.attention) if needs_attention else torch.ones_like(static)
+        evidence = gates.Evidence(attention, static)
+        gate = gates.RULES[options.update_rule](evidence, method)
+        rule_index = torch.full_like(router.count, UPDATE_RULES.index(options.update_rule))
+        if routed:
+            plain = gates.cut3r(evidence, method)
+            if options.router == "published":
+                plain = plain * gates.motion_gate(static, method)
+            gate = torch.where(router.gated[:, None, None], gate, plain)
+            rule_index = torch.where(router.gated, rule_index, UPDATE_RULES.index("cut3r"))
+        return torch.where(before.fresh[:, None, None], 1.0, gate), rule_index, static, known
+
+    def _start_segment(
+        self,
+        after: StreamState,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        main: View,
+        pose_raw: Tensor,
+        pixel_static: Tensor,
+        record: dict[str, Any] | None,
+    ) -> tuple[StreamState, Tensor]:
+        """Start the memory anew with this same frame, and tie the new segment's world to the stream's.
+
+        Returns the new state and the error of the alignment (B,), see `align_segments`.
+        """
+        fresh = self._begin(len(tokens), after.size, "")
+        again = self._look(tokens, grid, fresh, attention=False)
+        with self._precision():
+            memory = self.network.write_memory(fresh.memory, tokens, again.decoded.pose_token).float()
+        cloud_before = cameras.transform_points(
+            pose_raw, main.points * after.anchor.scale[:, None, None, None]
+        ).flatten(1, 2)
+        cloud_after = cameras.transform_points(again.pose, again.points).flatten(1, 2)
+        weight = (main.confidence * pixel_static).flatten(1)
+        anchor, error = align_segments(cloud_after, cloud_before, weight, again.pose, pose_raw, self.method)
+        if record is not None:
+            record.update(view_again=again, cloud_before=cloud_before, cloud_after=cloud_after)
+        started = dataclasses.replace(
+            fresh,
+            state=again.decoded.state,
+            memory=memory,
+            fresh=torch.zeros_like(fresh.fresh),
+            anchor=anchor,
+            # The tied smoother works in the stream's world, where nothing jumps.
+            smoother=after.smoother if self.options.smoothing == "tied" else fresh.smoother,
+            router=after.router,
+            frame=after.frame,
+            segment=after.segment + 1,
+        )
+        return started, error
+
+    def _framed_intrinsics(
+        self, intrinsics: np.ndarray | Tensor | None, batch: int, width: int, height: int, framing: Framing
+    ) -> Tensor | None:
+        """Given intrinsics as (B, 3, 3) of the framed image on the device. Raises InputError."""
+        if intrinsics is None:
+            return None
+        matrix = np.asarray(intrinsics.cpu() if isinstance(intrinsics, Tensor) else intrinsics, dtype=np.float64)
+        if matrix.shape not in ((3, 3), (batch, 3, 3)):
+            raise InputError(f"intrinsics have shape {matrix.shape}; expected (3, 3) or ({batch}, 3, 3)")
+        if not np.isfinite(matrix).all() or (matrix[..., 0, 0] <= 0).any() or (matrix[..., 1, 1] <= 0).any():
+            raise InputError(
+                "intrinsics need finite numbers and positive focal lengths fx, fy; is the camera calibrated?"
+            )
+        framed = frame_intrinsics(np.broadcast_to(matrix, (batch, 3, 3)), width, height, framing)
+        return torch.from_numpy(framed).float().to(self.device)
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        """Encoders, decoder and pose memory run in here."""
+        if self.options.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.options.precision))
+
+
+def _image_batch(image: np.ndarray | Tensor) -> tuple[np.ndarray, bool]:
+    """(B, h, w, 3) uint8, and whether it was one image. Raises InputError."""
+    if isinstance(image, Tensor):
+        image = image.cpu().numpy()
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (3, 4) or not image.size:
+        what = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"an image must be RGB uint8 of shape (h, w, 3), or (B, h, w, 3); got {what}")
+    if image.shape[-1] != 3:
+        raise InputError(f"an image must have 3 channels (RGB) in its last dimension; got shape {image.shape}")
+    single = image.ndim == 3
+    return image[None] if single else image, single
+
+
+def _in_float32(decoded: Decoded) -> Decoded:
+    """Heads, gates and the state are float32 whatever the decoder ran in."""
+    return dataclasses.replace(
+        decoded,
+        levels=tuple(level.float() for level in decoded.levels),
+        pose_token=decoded.pose_token.float(),
+        state=None if decoded.state is None else decoded.state.float(),
+    )
+
+
+def _all_finite(*tensors: Tensor) -> Tensor:
+    """(B,) whether every element of every tensor is finite."""
+    return torch.stack([torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors]).all(0)
+
+
+def _map_tensors(function: Callable[..., Tensor], *states: Any) -> Any:
+    """The first dataclass with `function` applied to the tensors that stand in the same place of all."""
+    changed = {}
+    for field in dataclasses.fields(states[0]):
+        values = [getattr(state, field.name) for state in states]
+        if isinstance(values[0], Tensor):
+            changed[field.name] = function(*values)
+        elif dataclasses.is_dataclass(values[0]):
+            changed[field.name] = _map_tensors(function, *values)
+    return dataclasses.replace(states[0], **changed)
+
+
+def _choose(healthy: Tensor, after: StreamState, before: StreamState) -> StreamState:
+    """`after` for the streams that are healthy (B,), what they remembered before for the others."""
+    return _map_tensors(
+        lambda new, old: torch.where(healthy.view(-1, *[1] * (new.ndim - 1)), new, old), after, before
+    )
