@@ -76,9 +76,7 @@ class Network(nn.Module):
         want_attention: bool = False,
     ) -> Decoded:
         """Let tokens and state read each other (see `DualDecoder`)."""
-        return self.decoder(
-            tokens, grid, pose_token, state, want_state=want_state, want_attention=want_attention
-        )
+        return self.decoder(tokens, grid, pose_token, state, want_state=want_state, want_attention=want_attention)
 
     def pose(self, decoded: Decoded) -> Tensor:
         """Camera to world (B, 7): translation, quaternion (w, x, y, z)."""

@@ -88,11 +88,9 @@ def focal_from_points(points: Tensor, iterations: int) -> Tensor:
     """Focal length (B,) in pixels that explains a point map (B, H, W, 3), principal point at (W // 2, H // 2).
 
     Minimises sum |pixel offset - f (x/z, y/z)| by Weiszfeld iterations from the least-squares value; 0 where the
-    best focal length is negative (a mirrored map).
+    best focal length is negative (a mirrored map), or where single points lie in the camera's plane.
     """
-    size = points.shape[1], points.shape[2]
-    centre = points.new_tensor((size[1] // 2, size[0] // 2))
-    offset = (pixel_grid(size, points.device) - centre).flatten(0, 1)
+    offset = _centred_pixels(points).flatten(0, 1)
     slope = (points[..., :2] / points[..., 2:]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(1, 2)
     along, square = (slope * offset).sum(-1), slope.square().sum(-1)
     focal = along.sum(1) / square.sum(1)
@@ -101,6 +99,18 @@ def focal_from_points(points: Tensor, iterations: int) -> Tensor:
         weight = 1 / distance.clamp_min(1e-8)
         focal = (weight * along).sum(1) / (weight * square).sum(1)
     return focal.clamp_min(0)
+
+
+def median_focal_from_points(points: Tensor) -> Tensor:
+    """As `focal_from_points`, by the median over pixels: coarser, but single wild points do not matter."""
+    votes = _centred_pixels(points) * points[..., 2:] / points[..., :2]
+    return votes.flatten(1).nanmedian(dim=1).values.clamp_min(0)
+
+
+def _centred_pixels(points: Tensor) -> Tensor:
+    """(column, row) of every pixel of a point map (B, H, W, 3) from its principal point: (H, W, 2)."""
+    height, width = points.shape[1:3]
+    return pixel_grid((height, width), points.device) - points.new_tensor((width // 2, height // 2))
 
 
 def pinhole(focal: Tensor, size: tuple[int, int]) -> Tensor:

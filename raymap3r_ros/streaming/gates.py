@@ -53,6 +53,12 @@ def attention_gate(attention: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.sigmoid(total / len(attention))
 
 
+def accumulate_staticness(before: Tensor, known: Tensor, new: Tensor, method: Method = METHOD) -> Tensor:
+    """Token staticness (B, S, 1) smoothed over time; the new one alone where nothing is `known` (B,) yet."""
+    keep = method.staticness_memory
+    return torch.where(known[:, None, None], keep * before + (1 - keep) * new, new)
+
+
 def motion_gate(staticness: Tensor, method: Method = METHOD) -> Tensor:
     """Gate times eta, from smoothed token staticness (B, S, 1): what moves is kept out of the memory."""
     cover = (1 - staticness).mean(1, keepdim=True)

@@ -23,9 +23,7 @@ def option(
     live: bool = False,
 ) -> Any:
     """A dataclass field that knows its meaning, its `choices` or limits, and whether it may change while running."""
-    return field(
-        default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "live": live}
-    )
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "live": live})
 
 
 def check_options(options: Any) -> None:
@@ -60,7 +58,10 @@ class MaskOptions:
         0.08, "smallest relative depth difference that counts as motion", low=0.0, high=10.0, live=True
     )
     noise_floor: float = option(
-        0.02, "smallest noise unit, relative depth: the network is never believed to be better", low=1e-4, high=1.0,
+        0.02,
+        "smallest noise unit, relative depth: the network is never believed to be better",
+        low=1e-4,
+        high=1.0,
         live=True,
     )
     reach: int = option(
@@ -86,7 +87,8 @@ class StreamOptions:
         0, "long edge of the image that the network sees, pixels; 0 = the size it was trained on", low=0, high=4096
     )
     precision: str = option(
-        "float32", "arithmetic of encoders and decoder (heads are always float32)",
+        "float32",
+        "arithmetic of encoders and decoder (heads are always float32)",
         choices=("float32", "bfloat16", "float16"),
     )
     update_rule: str = option("raymap3r", "how much each state token takes in of a frame", choices=UPDATE_RULES)
@@ -105,7 +107,8 @@ class StreamOptions:
         100, "frames after which the memory starts anew, aligned to what was there; 0 = never", low=0, high=1_000_000
     )
     token_pooling: str = option(
-        "patch", "pixels that make one image token's discrepancy: its true `patch`, or the published `raster` run",
+        "patch",
+        "pixels that make one image token's discrepancy: its true `patch`, or the published `raster` run",
         choices=("patch", "raster"),
     )
     mask: MaskOptions = field(default_factory=MaskOptions)

@@ -26,8 +26,8 @@ class StepResult:
     depth: Tensor  # (H, W) metres along z
     points: Tensor  # (H, W, 3) metres, in the camera frame
     confidence: Tensor  # (H, W) at least 1
-    staticness: Tensor  # (H, W) 0..1, relative to the rest of the image; 1 where the ray branch was not asked
-    dynamic_mask: Tensor  # (H, W) bool: moves; False where the ray branch was not asked
+    staticness: Tensor  # (H, W) 0..1, relative to the rest of the image; 1 where `motion` is False
+    dynamic_mask: Tensor  # (H, W) bool: moves; False where `motion` is False
     intrinsics: Tensor  # (3, 3) pixels of the H x W image: the given ones, else estimated from the points
     image: Tensor  # (H, W, 3) uint8 RGB, as the network saw it
     gate: Tensor  # (S,) share of its candidate that each state token took in
@@ -41,7 +41,7 @@ class StepResult:
     frame: int  # index in the stream, from 0
     segment: int  # how many times the memory was started anew
     stamp: float | None  # as given to `step`
-    motion: bool  # whether the ray branch was asked
+    motion: bool  # whether staticness and mask were made for this frame
     reset: bool  # the memory was started anew at this frame
     reset_reason: str  # "start", "interval", "size" or ""
     timer: StageTimer  # see `timings`

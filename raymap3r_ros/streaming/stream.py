@@ -25,7 +25,7 @@ from raymap3r_ros.streaming.options import METHOD, UPDATE_RULES, Method, StreamO
 from raymap3r_ros.streaming.preprocessing import Framing, apply_framing, frame_image, frame_intrinsics
 from raymap3r_ros.streaming.result import StepResult
 from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_published
-from raymap3r_ros.streaming.smoothing import SmootherState, smooth
+from raymap3r_ros.streaming.smoothing import Smoothed, SmootherState, smooth
 from raymap3r_ros.streaming.timing import StageTimer
 
 
@@ -55,6 +55,28 @@ class View:
     pose: Tensor  # (B, 4, 4) c2w
     points: Tensor  # (B, H, W, 3) in the camera frame
     confidence: Tensor  # (B, H, W)
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where the camera is, in the stream's world."""
+
+    pose: Tensor  # (B, 4, 4) c2w, smoothed where smoothing is on
+    pose_raw: Tensor  # (B, 4, 4) c2w as predicted
+    smoothed: Smoothed
+    state_change: Tensor  # (B,) mean length of the change that the frame proposes to the state tokens
+    smoother: SmootherState  # for the next frame
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What moves. Maps are None where nobody asked for them."""
+
+    ray_points: Tensor  # (B, H, W, 3) the static scene's answer, in the camera frame
+    pixel_staticness: Tensor | None  # (B, H, W)
+    mask: Tensor | None  # (B, H, W) bool
+    token_delta: Tensor | None  # (B, N) discrepancy of image tokens
+    token_staticness: Tensor | None  # (B, S, 1)
 
 
 class Stream:
@@ -103,109 +125,73 @@ class Stream:
         Raises InputError where image or intrinsics cannot be used; nothing is forgotten then.
         """
         timer = StageTimer(self.device)
-        options, method, network = self.options, self.method, self.network
+        options, network = self.options, self.network
         images, single = _image_batch(image)
         batch, height, width = images.shape[:3]
         framing = frame_image(
             width, height, options.image_size or network.config.image_size, network.config.patch_size
         )
-        size = framing.size
         given = self._framed_intrinsics(intrinsics, batch, width, height, framing)
         pixels = torch.from_numpy(np.stack([apply_framing(one, framing) for one in images])).to(self.device)
-        normalised = ((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).contiguous()
         before = self._state
         if before is None:
-            before = self._begin(batch, size, "start")
-        elif before.size != size or len(before.state) != batch:
-            before = self._begin(batch, size, "size")
-        grid = size[0] // network.config.patch_size, size[1] // network.config.patch_size
+            before = self._begin(batch, framing.size, "start")
+        elif before.size != framing.size or len(before.state) != batch:
+            before = self._begin(batch, framing.size, "size")
         frame = before.frame
         reset_due = bool(frame and options.reset_interval and frame % options.reset_interval == 0)
-        gated_rule = options.update_rule == "raymap3r"
-        ask_rays = (gated_rule or motion) and frame >= method.warmup_frames
         timer.mark("preprocess")
 
         with self._precision():
-            tokens = network.encode_image(normalised).float()
+            tokens = network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
         timer.mark("encode")
-        main = self._look(tokens, grid, before, attention=options.update_rule != "cut3r")
-        finite = _all_finite(main.decoded.state, main.pose, main.points, main.confidence)
+        want_attention = options.update_rule != "cut3r" or record is not None
+        main = self._look(tokens, before, want_attention=want_attention)
         timer.mark("decode")
-
-        pose_raw = before.anchor.apply_to_pose(main.pose)
-        state_change = (main.decoded.state - before.state).norm(dim=-1).mean(1)
-        smoothed = smooth(
-            before.smoother, pose_raw[:, :3, 3], state_change, tied=options.smoothing == "tied", method=method
-        )
-        # With the router, smoothing goes with the gate that it had after the last frame.
-        use = before.router.gated if gated_rule and options.router != "off" else torch.ones_like(finite)
-        use = use & (options.smoothing != "off")
-        position = torch.where(use[:, None], smoothed.state.position, pose_raw[:, :3, 3])
-        smoother = dataclasses.replace(smoothed.state, started=use)
-        pose = cameras.assemble_pose(pose_raw[:, :3, :3], position)
-
-        matrix, known = (given, torch.ones_like(finite)) if given is not None else self._estimate(main.points, size)
+        track = self._track(before, main)
+        if given is None:
+            matrix, known = self._estimate_intrinsics(main.points)
+        else:
+            matrix, known = given, torch.ones_like(before.fresh)
         timer.mark("pose")
 
-        pixel_static = torch.ones_like(main.confidence)
-        mask = torch.zeros_like(main.confidence, dtype=torch.bool)
-        token_static = None
-        if ask_rays:
-            ray_points, ray_confidence = self._ask_rays(before, pose, matrix, grid)
+        moving = None
+        want_tokens = options.update_rule == "raymap3r" or record is not None
+        if (want_tokens or motion) and frame >= self.method.warmup_frames:
+            ray_points, ray_confidence = self._ask_rays(before, track.pose, matrix)
             timer.mark("ray_branch")
-            depth, ray_depth = main.points[..., 2], ray_points[..., 2]
-            delta = staticness.discrepancy(depth, ray_depth, ray_confidence, method)
-            weight = staticness.confidence_weight(main.confidence, ray_confidence)
-            if motion or reset_due:
-                pixel_static = staticness.pixel_staticness(delta, weight, method)
-            if motion:
-                trusted = ray_confidence >= method.min_ray_confidence
-                mask = moving_mask(depth, ray_depth, trusted, options.mask)
-            if gated_rule:
-                token_delta = staticness.pool_to_tokens(delta, weight, grid, options.token_pooling)
-                projection = staticness.project_on_state(main.decoded.attention, token_delta)
-                token_static = staticness.token_staticness(projection, method)
-                if record is not None:
-                    record.update(token_delta=token_delta, token_staticness=token_static)
-            if record is not None:
-                record.update(ray_points=ray_points, ray_confidence=ray_confidence)
+            moving = self._find_motion(
+                main,
+                ray_points,
+                ray_confidence,
+                want_map=motion or reset_due,
+                want_mask=motion,
+                want_tokens=want_tokens,
+            )
             timer.mark("motion")
 
-        router = before.router
-        if gated_rule and options.router != "off":
-            route = route_published if options.router == "published" else route_adaptive
-            router = route(before.router, cameras.quaternion(pose[:, :3, :3]), frame, method)
-        with self._precision():
-            memory = network.write_memory(before.memory, tokens, main.decoded.pose_token).float()
-        gate, rule_index, static, static_known = self._gate(before, router, main.decoded, token_static)
-        state = gate * main.decoded.state + (1 - gate) * before.state
-        after = StreamState(
-            state, memory, static, static_known, torch.zeros_like(before.fresh), before.anchor, smoother, router,
-            frame + 1, before.segment, "", size,
-        )  # fmt: skip
+        gate, rule_index, after = self._remember(before, tokens, main, track, moving)
         timer.mark("update")
-
         if record is not None:
-            record.update(
-                view=main, state=state, memory=memory, staticness=static, smoothed=smoothed, gate=gate, router=router,
-                state_change=state_change,
-            )  # fmt: skip
+            record.update(view=main, track=track, motion=moving, after=after)
         alignment_error = None
         if reset_due:
-            after, alignment_error = self._start_segment(after, tokens, grid, main, pose_raw, pixel_static, record)
+            after, alignment_error = self._start_segment(after, tokens, main, track, moving, record)
             timer.mark("reset")
-        healthy = finite & _all_finite(after.state, after.memory)
+        outputs = main.decoded.state, main.pose, main.points, main.confidence
+        healthy = _all_finite(*outputs, after.state, after.memory)
         self._state = _choose(healthy, after, before)
 
         scale = before.anchor.scale
+        maps = moving if moving is not None and motion else None
         result = StepResult(
-            pose=pose,
-            pose_raw=pose_raw,
+            pose=track.pose,
+            pose_raw=track.pose_raw,
             depth=main.points[..., 2] * scale[:, None, None],
             points=main.points * scale[:, None, None, None],
             confidence=main.confidence,
-            staticness=pixel_static,
-            dynamic_mask=mask,
+            staticness=maps.pixel_staticness if maps else torch.ones_like(main.confidence),
+            dynamic_mask=maps.mask if maps else torch.zeros_like(main.confidence, dtype=torch.bool),
             intrinsics=matrix,
             image=pixels,
             gate=gate[..., 0],
@@ -217,7 +203,7 @@ class Stream:
             frame=frame,
             segment=before.segment,
             stamp=stamp,
-            motion=ask_rays,
+            motion=maps is not None,
             reset=frame == 0 or reset_due,
             reset_reason="interval" if reset_due else before.reset_reason,
             timer=timer,
@@ -232,32 +218,58 @@ class Stream:
             memory=self.network.initial_memory(batch),
             staticness=torch.ones_like(state[..., :1]),
             staticness_known=torch.zeros(batch, dtype=torch.bool, device=self.device),
+            fresh=torch.ones(batch, dtype=torch.bool, device=self.device),
             anchor=Similarity.identity(batch, self.device),
             smoother=SmootherState.empty(batch, self.device),
             router=RouterState.empty(batch, self.device, self.options.router),
-            fresh=torch.ones(batch, dtype=torch.bool, device=self.device),
             frame=0,
             segment=0,
             reset_reason=reason,
             size=size,
         )
 
-    def _look(
-        self, tokens: Tensor, grid: tuple[int, int], before: StreamState, attention: bool
-    ) -> View:
+    def _look(self, tokens: Tensor, before: StreamState, *, want_attention: bool) -> View:
         """Decode an image's tokens against what is remembered, and read pose and points."""
         network = self.network
         with self._precision():
             remembered = network.read_memory(before.memory, tokens)
             pose_token = torch.where(before.fresh[:, None, None], network.first_pose_token, remembered)
-            decoded = network.decode(tokens, grid, pose_token, before.state, want_attention=attention)
+            decoded = network.decode(
+                tokens, self._grid(before), pose_token, before.state, want_attention=want_attention
+            )
         decoded = _in_float32(decoded)
         points, confidence = network.self_points(decoded, before.size)
         return View(decoded, cameras.pose_matrix(network.pose(decoded)), points, confidence)
 
-    def _ask_rays(
-        self, before: StreamState, pose: Tensor, intrinsics: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def _track(self, before: StreamState, main: View) -> Track:
+        """The camera in the stream's world, smoothed if that is wanted."""
+        options = self.options
+        pose_raw = before.anchor.apply_to_pose(main.pose)
+        state_change = (main.decoded.state - before.state).norm(dim=-1).mean(1)
+        tied = options.smoothing == "tied"
+        smoothed = smooth(before.smoother, pose_raw[:, :3, 3], state_change, tied=tied, method=self.method)
+        use = torch.full_like(before.fresh, options.smoothing != "off")
+        if self._routed:
+            # Smoothing goes with the gate, as the router left it after the last frame.
+            use = use & before.router.gated
+        position = torch.where(use[:, None], smoothed.state.position, pose_raw[:, :3, 3])
+        smoother = dataclasses.replace(smoothed.state, started=use)
+        pose = cameras.assemble_pose(pose_raw[:, :3, :3], position)
+        return Track(pose, pose_raw, smoothed, state_change, smoother)
+
+    def _estimate_intrinsics(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Intrinsics (B, 3, 3) from the network's own points, and (B,) whether they could be found there."""
+        size = points.shape[1], points.shape[2]
+        focal = cameras.focal_from_points(points, self.method.focal_iterations)
+        # Outside these limits (3 to 168 degrees of view) a point map is no picture of anything.
+        low, high = 0.05 * max(size), 20 * max(size)
+        focal = torch.where((focal > low) & (focal < high), focal, cameras.median_focal_from_points(points))
+        known = (focal > low) & (focal < high)
+        assumed = cameras.assumed_intrinsics(size, self.device)
+        estimated = cameras.pinhole(torch.where(known, focal, 1.0), size)
+        return torch.where(known[:, None, None], estimated, assumed), known
+
+    def _ask_rays(self, before: StreamState, pose: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
         """Points (B, H, W, 3) and confidence (B, H, W) that memory alone gives for a camera at `pose`."""
         network = self.network
         # State and memory live in the segment's own world, the pose in the stream's.
@@ -265,54 +277,96 @@ class Stream:
         with self._precision():
             tokens = network.encode_rays(rays).float()
             pose_token = network.read_memory(before.memory, tokens)
-            decoded = network.decode(tokens, grid, pose_token, before.state, want_state=False)
+            decoded = network.decode(tokens, self._grid(before), pose_token, before.state, want_state=False)
         return network.self_points(_in_float32(decoded), before.size)
 
-    def _estimate(self, points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Intrinsics (B, 3, 3) from the network's own points, and (B,) whether they could be found there."""
-        focal = cameras.focal_from_points(points, self.method.focal_iterations)
-        # Outside these limits (3 to 168 degrees of view) a point map is no picture of anything.
-        known = (focal > 0.05 * max(size)) & (focal < 20 * max(size))
-        assumed = cameras.assumed_intrinsics(size, self.device)
-        estimated = cameras.pinhole(torch.where(known, focal, 1.0), size)
-        return torch.where(known[:, None, None], estimated, assumed), known
+    def _find_motion(
+        self,
+        main: View,
+        ray_points: Tensor,
+        ray_confidence: Tensor,
+        *,
+        want_map: bool,
+        want_mask: bool,
+        want_tokens: bool,
+    ) -> Motion:
+        """Compare the image's answer with the static scene's."""
+        method = self.method
+        depth, ray_depth = main.points[..., 2], ray_points[..., 2]
+        delta = staticness.discrepancy(depth, ray_depth, ray_confidence, method)
+        weight = staticness.confidence_weight(main.confidence, ray_confidence)
+        pixel_staticness = mask = token_delta = token_staticness = None
+        if want_map:
+            pixel_staticness = staticness.pixel_staticness(delta, weight, method)
+        if want_mask:
+            mask = moving_mask(depth, ray_depth, ray_confidence >= method.min_ray_confidence, self.options.mask)
+        if want_tokens:
+            token_delta = staticness.pool_to_tokens(delta, weight, main.decoded.grid, self.options.token_pooling)
+            projection = staticness.project_on_state(main.decoded.attention, token_delta)
+            token_staticness = staticness.token_staticness(projection, method)
+        return Motion(ray_points, pixel_staticness, mask, token_delta, token_staticness)
 
-    def _gate(
-        self, before: StreamState, router: RouterState, decoded: Decoded, token_static: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gate (B, S, 1), index of the rule in force (B,), and the smoothed token staticness with its flag (B,)."""
+    def _remember(
+        self, before: StreamState, tokens: Tensor, main: View, track: Track, moving: Motion | None
+    ) -> tuple[Tensor, Tensor, StreamState]:
+        """Write the frame into the memory.
+
+        Returns the gate (B, S, 1), the index of the rule in force (B,), and what is remembered from now on.
+        """
         options, method = self.options, self.method
+        router = before.router
+        if self._routed:
+            route = route_published if options.router == "published" else route_adaptive
+            router = route(before.router, cameras.quaternion(track.pose[:, :3, :3]), before.frame, method)
+
         static, known = before.staticness, before.staticness_known
-        routed = options.update_rule == "raymap3r" and options.router != "off"
-        if token_static is not None and before.frame >= method.gate_from_frame:
+        if options.update_rule == "raymap3r" and moving is not None and before.frame >= method.gate_from_frame:
             # The published router looks at staticness only once it has decided.
-            take = router.decided if routed and options.router == "published" else torch.ones_like(known)
-            keep = method.staticness_memory
-            mixed = torch.where(known[:, None, None], keep * static + (1 - keep) * token_static, token_static)
+            published = self._routed and options.router == "published"
+            take = router.decided if published else torch.ones_like(known)
+            mixed = gates.accumulate_staticness(static, known, moving.token_staticness, method)
             static = torch.where(take[:, None, None], mixed, static)
             known = known | take
 
-        needs_attention = options.update_rule != "cut3r"
-        attention = gates.attention_gate(decoded.attention) if needs_attention else torch.ones_like(static)
+        attention = torch.ones_like(static)
+        if options.update_rule != "cut3r":
+            attention = gates.attention_gate(main.decoded.attention)
         evidence = gates.Evidence(attention, static)
         gate = gates.RULES[options.update_rule](evidence, method)
         rule_index = torch.full_like(router.count, UPDATE_RULES.index(options.update_rule))
-        if routed:
+        if self._routed:
             plain = gates.cut3r(evidence, method)
             if options.router == "published":
+                # The published code multiplies the motion gate onto the plain rule as well.
                 plain = plain * gates.motion_gate(static, method)
             gate = torch.where(router.gated[:, None, None], gate, plain)
             rule_index = torch.where(router.gated, rule_index, UPDATE_RULES.index("cut3r"))
-        return torch.where(before.fresh[:, None, None], 1.0, gate), rule_index, static, known
+        # A memory that has seen nothing takes in everything.
+        gate = torch.where(before.fresh[:, None, None], 1.0, gate)
+
+        with self._precision():
+            memory = self.network.write_memory(before.memory, tokens, main.decoded.pose_token).float()
+        after = dataclasses.replace(
+            before,
+            state=gate * main.decoded.state + (1 - gate) * before.state,
+            memory=memory,
+            staticness=static,
+            staticness_known=known,
+            fresh=torch.zeros_like(before.fresh),
+            smoother=track.smoother,
+            router=router,
+            frame=before.frame + 1,
+            reset_reason="",
+        )
+        return gate, rule_index, after
 
     def _start_segment(
         self,
         after: StreamState,
         tokens: Tensor,
-        grid: tuple[int, int],
         main: View,
-        pose_raw: Tensor,
-        pixel_static: Tensor,
+        track: Track,
+        moving: Motion | None,
         record: dict[str, Any] | None,
     ) -> tuple[StreamState, Tensor]:
         """Start the memory anew with this same frame, and tie the new segment's world to the stream's.
@@ -320,17 +374,19 @@ class Stream:
         Returns the new state and the error of the alignment (B,), see `align_segments`.
         """
         fresh = self._begin(len(tokens), after.size, "")
-        again = self._look(tokens, grid, fresh, attention=False)
+        again = self._look(tokens, fresh, want_attention=False)
         with self._precision():
             memory = self.network.write_memory(fresh.memory, tokens, again.decoded.pose_token).float()
-        cloud_before = cameras.transform_points(
-            pose_raw, main.points * after.anchor.scale[:, None, None, None]
-        ).flatten(1, 2)
+        points = main.points * after.anchor.scale[:, None, None, None]
+        cloud_before = cameras.transform_points(track.pose_raw, points).flatten(1, 2)
         cloud_after = cameras.transform_points(again.pose, again.points).flatten(1, 2)
-        weight = (main.confidence * pixel_static).flatten(1)
-        anchor, error = align_segments(cloud_after, cloud_before, weight, again.pose, pose_raw, self.method)
+        # What moves must not take part: it is at another place in either memory.
+        weight = main.confidence if moving is None else main.confidence * moving.pixel_staticness
+        anchor, error = align_segments(
+            cloud_after, cloud_before, weight.flatten(1), again.pose, track.pose_raw, self.method
+        )
         if record is not None:
-            record.update(view_again=again, cloud_before=cloud_before, cloud_after=cloud_after)
+            record.update(view_again=again, cloud_after=cloud_after)
         started = dataclasses.replace(
             fresh,
             state=again.decoded.state,
@@ -344,6 +400,16 @@ class Stream:
             segment=after.segment + 1,
         )
         return started, error
+
+    def _grid(self, state: StreamState) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        patch = self.network.config.patch_size
+        return state.size[0] // patch, state.size[1] // patch
+
+    @property
+    def _routed(self) -> bool:
+        """Whether a router may switch the rule; it knows only of the gated one."""
+        return self.options.router != "off" and self.options.update_rule == "raymap3r"
 
     def _framed_intrinsics(
         self, intrinsics: np.ndarray | Tensor | None, batch: int, width: int, height: int, framing: Framing
@@ -410,6 +476,4 @@ def _map_tensors(function: Callable[..., Tensor], *states: Any) -> Any:
 
 def _choose(healthy: Tensor, after: StreamState, before: StreamState) -> StreamState:
     """`after` for the streams that are healthy (B,), what they remembered before for the others."""
-    return _map_tensors(
-        lambda new, old: torch.where(healthy.view(-1, *[1] * (new.ndim - 1)), new, old), after, before
-    )
+    return _map_tensors(lambda new, old: torch.where(healthy.view(-1, *[1] * (new.ndim - 1)), new, old), after, before)
