@@ -44,6 +44,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.head_type not in HEAD_TYPES:
             raise OptionError(f"head_type is {self.head_type!r}; it can be {', '.join(HEAD_TYPES)}")
+        if self.decoder_depth < 2:
+            raise OptionError(f"decoder_depth is {self.decoder_depth}; the heads need at least 2 layers")
         for what, width, heads, multiple in (
             ("encoder", self.encoder_width, self.encoder_heads, 4),
             ("ray_encoder", self.encoder_width, self.ray_encoder_heads, 4),
@@ -84,24 +86,24 @@ PRESETS: dict[str, NetworkConfig] = {
     "cut3r_512_dpt": NetworkConfig(),
     # Our own: small enough for a live camera on two CPU cores.
     "mini": NetworkConfig(
-        image_size=128,
+        image_size=96,
         patch_size=8,
-        encoder_width=192,
+        encoder_width=160,
         encoder_depth=4,
         encoder_heads=4,
         ray_encoder_depth=1,
         ray_encoder_heads=4,
-        decoder_width=192,
+        decoder_width=160,
         decoder_depth=4,
         decoder_heads=4,
         state_heads=4,
-        state_tokens=144,
+        state_tokens=64,
         memory_slots=32,
         memory_depth=1,
         memory_heads=4,
         modulation_depth=1,
-        dpt_width=48,
-        dpt_last_width=32,
-        dpt_level_widths=(24, 48, 96, 192),
+        dpt_width=32,
+        dpt_last_width=16,
+        dpt_level_widths=(24, 32, 64, 96),
     ),
 }

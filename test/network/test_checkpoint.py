@@ -1,0 +1,241 @@
+"""Weights files: the public form, our own, broken ones and malicious ones."""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.network import (
+    PRESETS,
+    NetworkConfig,
+    convert_checkpoint,
+    load_network,
+    save_network,
+    untrained_network,
+)
+from raymap3r_ros.network.checkpoint import network_from_public, public_shapes, read_public_tensors
+
+TINY = NetworkConfig(
+    image_size=64,
+    encoder_width=16,
+    encoder_depth=1,
+    encoder_heads=2,
+    ray_encoder_depth=1,
+    ray_encoder_heads=2,
+    decoder_width=16,
+    decoder_depth=4,
+    decoder_heads=2,
+    state_heads=2,
+    state_tokens=5,
+    memory_slots=3,
+    memory_heads=2,
+    dpt_width=8,
+    dpt_last_width=4,
+    dpt_level_widths=(4, 4, 4, 4),
+)
+
+
+def public_tensors(config: NetworkConfig) -> dict[str, torch.Tensor]:
+    """Tensors in the public form; each is one number, repeated, so that even the full network is a small file."""
+    return {
+        key: torch.tensor(float(index)).expand(shape) for index, (key, shape) in enumerate(public_shapes(config).items())
+    }
+
+
+@pytest.fixture
+def tiny_is_public(monkeypatch: pytest.MonkeyPatch):
+    """Let the loader expect a tiny network in public files."""
+    monkeypatch.setitem(PRESETS, "cut3r_512_dpt", TINY)
+
+
+def test_keys_and_shapes_are_those_of_the_public_checkpoint(shared: Path):
+    listed = json.loads((shared / "checkpoint_keys.json").read_text())["state_dict"]
+    expected = {entry[0]: tuple(entry[1]) for entry in listed}
+    assert {key: tuple(shape) for key, shape in public_shapes(PRESETS["cut3r_512_dpt"]).items()} == expected
+
+
+def test_a_file_with_the_full_key_list_loads(tmp_path: Path):
+    tensors = public_tensors(PRESETS["cut3r_512_dpt"])
+    path = tmp_path / "cut3r_512_dpt_4_64.pth"
+    torch.save({"model": {"module." + key: value for key, value in tensors.items()}, "epoch": 3}, path)
+    network = load_network(path)
+    assert network.config == PRESETS["cut3r_512_dpt"]
+    names = list(tensors)
+    for parameter, key in (
+        (network.image_encoder.blocks[23].mlp.fc1.weight, "enc_blocks.23.mlp.fc1.weight"),
+        (network.rgb_head.levels[3].smooth.weight, "downstream_head.dpt_rgb.scratch.layer4_rn.weight"),
+    ):
+        assert parameter.unique().tolist() == [names.index(key)]
+
+
+def test_the_public_form_is_read_with_an_omegaconf_object_beside_the_tensors(shared: Path):
+    path = shared / "golden" / "ckpt_format_sample.pth"
+    tensors = read_public_tensors(path)
+    assert set(tensors) == {"module.pose_token", "module.enc_norm.weight", "module.dec_blocks_state.0.norm1.bias"}
+    with pytest.raises(CheckpointError, match=r"missing: .*1 misshapen|misshapen"):
+        load_network(path)
+    # The placeholders are gone again: torch is as strict as before.
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+
+
+def test_weights_arrive_in_the_right_places(tmp_path: Path, tiny_is_public: None):
+    tensors = {key: torch.randn(shape) for key, shape in public_shapes(TINY).items()}
+    path = tmp_path / "public.pth"
+    torch.save({"model": {"module." + key: value for key, value in tensors.items()}, "args": None}, path)
+    network = load_network(path)
+    assert network.trained and network.source == "public.pth"
+    state = network.state_dict()
+    for ours, public in (
+        ("image_encoder.blocks.0.attn.qkv.weight", "enc_blocks.0.attn.qkv.weight"),
+        ("decoder.state_blocks.3.cross_attn.projk.bias", "dec_blocks_state.3.cross_attn.projk.bias"),
+        ("decoder.state_tokens", "register_tokens.weight"),
+        ("pose_memory.read_blocks.1.mlp.fc2.weight", "pose_retriever.read_blocks.1.mlp.fc2.weight"),
+        ("modulation.1.norm2.linear.weight", "downstream_head.final_transform.1.norm2.mlp.1.weight"),
+        ("world_head.levels.3.resample.weight", "downstream_head.dpt_cross.act_postprocess.3.1.weight"),
+        ("rgb_head.fusion.2.skip_unit.conv1.bias", "downstream_head.dpt_rgb.scratch.refinenet3.resConfUnit1.conv1.bias"),
+        ("self_head.conv3.bias", "downstream_head.dpt_self.head.4.bias"),
+    ):
+        assert torch.equal(state[ours], tensors[public]), ours
+
+
+def test_all_mismatches_come_in_one_error():
+    tensors = public_tensors(TINY)
+    del tensors["enc_norm.bias"], tensors["pose_retriever.mem"]
+    tensors["spare"] = torch.zeros(1)
+    tensors["dec_norm.weight"] = torch.zeros(9)
+    with pytest.raises(CheckpointError) as caught:
+        network_from_public(tensors, TINY, "some.pth")
+    message = str(caught.value)
+    assert "some.pth does not hold this network" in message
+    assert "2 missing: enc_norm.bias, pose_retriever.mem" in message
+    assert "1 unexpected: spare" in message
+    assert "1 misshapen: dec_norm.weight is (9,), expected (16,)" in message
+
+
+class Attack:
+    """Pickles as a call of a function with an argument."""
+
+    def __init__(self, function, argument):
+        self.call = (function, (argument,))
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("place", ["instead", "beside", "inside"])
+@pytest.mark.parametrize("function", [os.system, eval, exec, os.mkdir])
+def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path: Path, function, place: str):
+    canary = tmp_path / "canary"
+    argument = {
+        os.system: f"mkdir {canary}",
+        os.mkdir: str(canary),
+        eval: f"__import__('os').mkdir({str(canary)!r})",
+        exec: f"import os; os.mkdir({str(canary)!r})",
+    }[function]
+    attack = Attack(function, argument)
+    tensor = torch.zeros(2)
+    content = {
+        "instead": attack,
+        "beside": {"model": {"pose_token": tensor}, "args": attack},
+        "inside": {"model": {"pose_token": tensor, "enc_norm.bias": attack}},
+    }[place]
+    path = tmp_path / "evil.pth"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"evil\.pth is refused: .*Nothing in it was executed"):
+        load_network(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_pickles_in_other_wrappings_run_nothing_either(tmp_path: Path, protocol: int, zipped: bool):
+    canary = tmp_path / "canary"
+    program = pickle.dumps({"model": Attack(os.mkdir, str(canary))}, protocol)
+    path = tmp_path / "evil.pth"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("evil/data.pkl", program)
+            archive.writestr("evil/version", "3\n")
+    else:
+        path.write_bytes(program)
+    with pytest.raises(CheckpointError, match=r"evil\.pth"):
+        load_network(path)
+    assert not canary.exists()
+
+
+def test_files_that_are_no_checkpoint_are_named(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"checkpoint '/nowhere/x\.pth' is not a file, nor one of the presets"):
+        load_network("/nowhere/x.pth")
+    text = tmp_path / "notes.pth"
+    text.write_text("not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"notes\.pth cannot be read as a checkpoint"):
+        load_network(text)
+    buffer = io.BytesIO()
+    torch.save({"weights": torch.zeros(3)}, buffer)
+    other = tmp_path / "other.pth"
+    other.write_bytes(buffer.getvalue())
+    with pytest.raises(CheckpointError, match='no dictionary of tensors under "model"'):
+        load_network(other)
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(buffer.getvalue()[:-100])
+    with pytest.raises(CheckpointError, match=r"cut\.pth cannot be read"):
+        load_network(cut)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_our_own_format_keeps_weights_and_configuration(tmp_path: Path, dtype: torch.dtype):
+    config = dataclasses.replace(TINY, head_type="linear")
+    network = untrained_network(config, seed=3)
+    path = tmp_path / "deep" / "weights.safetensors"
+    save_network(network, path, dtype, {"steps": "12"})
+    loaded = load_network(path)
+    assert loaded.config == config and loaded.trained and not loaded.training
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value.to(dtype).float()), key
+    assert [entry.name for entry in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_conversion_gives_the_same_network(tmp_path: Path, tiny_is_public: None):
+    path, target = tmp_path / "public.pth", tmp_path / "ours.safetensors"
+    tensors = {key: torch.randn(shape) for key, shape in public_shapes(TINY).items()}
+    torch.save({"model": tensors}, path)
+    convert_checkpoint(path, target)
+    first, second = load_network(path).state_dict(), load_network(target).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_weights_that_do_not_fit_half_precision_are_refused_and_the_old_file_stays(tmp_path: Path):
+    network = untrained_network(TINY)
+    path = tmp_path / "weights.safetensors"
+    save_network(network, path)
+    before = path.read_bytes()
+    network.first_pose_token.data[:] = 1e6
+    with pytest.raises(CheckpointError, match=r"do not fit into torch\.float16.*first_pose_token"):
+        save_network(network, path, torch.float16)
+    assert path.read_bytes() == before
+
+
+def test_broken_files_of_our_own_kind_are_named(tmp_path: Path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"\xff" * 64)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_network(path)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="not written by this package"):
+        load_network(path)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"format": "raymap3r-1", "config": "{}"})
+    with pytest.raises(CheckpointError, match="holds no usable network configuration"):
+        load_network(path)
+    config = json.dumps(TINY.to_dict())
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"format": "raymap3r-1", "config": config})
+    with pytest.raises(CheckpointError, match="missing: .*first_pose_token.* 1 unexpected: a"):
+        load_network(path)
