@@ -50,12 +50,14 @@ def weighted_umeyama(source: Tensor, target: Tensor, weight: Tensor, *, scale: s
     The scale is one of: `umeyama`, of least squared error in the target (Umeyama 1991); it shrinks where both clouds
     are noisy. `symmetric`, the ratio of the clouds' spreads (Horn 1987): no shrinking where both are equally noisy.
     `published`, as `umeyama`, but for clouds that mirror each other as if the mirror were allowed.
+    All of it is NaN where there is nothing to fit.
     """
     source, target, weight = source.double(), target.double(), weight.double()
     weight = (weight / weight.sum(1, keepdim=True))[..., None]
     source_mean, target_mean = (weight * source).sum(1), (weight * target).sum(1)
     a, b = source - source_mean[:, None], target - target_mean[:, None]
-    u, singular, vt = torch.linalg.svd((weight * b).mT @ a)
+    # Without finite points the decomposition would raise; the scale below becomes NaN and tells.
+    u, singular, vt = torch.linalg.svd(((weight * b).mT @ a).nan_to_num())
     sign = torch.ones_like(singular)
     sign[:, 2] = torch.linalg.det(u @ vt).sign()
     rotation = u * sign[:, None] @ vt

@@ -1,0 +1,22 @@
+"""Options refuse what is not allowed, and say what is."""
+
+import pytest
+
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.streaming import MaskOptions, StreamOptions
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StreamOptions(update_rule="best"), "update_rule is 'best'; allowed values: raymap3r, ttt3r, cut3r"),
+        (lambda: StreamOptions(reset_interval=-1), "reset_interval is -1; allowed range: 0 to 1000000"),
+        (lambda: StreamOptions(reset_interval=1), "allowed: 0 .never. or 2 and more"),
+        (lambda: MaskOptions(low=7.0, high=6.0), "mask.low is 7.0, above mask.high 6.0"),
+        (lambda: MaskOptions(min_width=4), "mask.min_width is 4; allowed: odd numbers"),
+        (lambda: MaskOptions(noise_floor=float("nan")), "noise_floor is nan; allowed range"),
+    ],
+)
+def test_bad_values_are_named_with_what_is_allowed(make, message: str):
+    with pytest.raises(OptionError, match=message):
+        make()

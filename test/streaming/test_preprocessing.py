@@ -1,0 +1,37 @@
+"""Resize, crop and intrinsics."""
+
+import numpy as np
+import pytest
+
+from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image, frame_intrinsics
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [(640, 480, (384, 512)), (1920, 1080, (288, 512)), (480, 640, (512, 384)), (512, 512, (384, 512))],
+)
+def test_sizes_of_the_trained_network(width: int, height: int, expected: tuple[int, int]):
+    assert frame_image(width, height, 512, 16).size == expected
+
+
+@pytest.mark.parametrize(("width", "height"), [(401, 303), (1280, 720), (90, 61), (333, 500)])
+def test_a_point_keeps_its_place_under_the_framed_intrinsics(width: int, height: int):
+    """A bright spot is drawn where a 3D point projects; it must be found where the framed intrinsics put the point."""
+    intrinsics = np.array([[0.9 * width, 0, 0.48 * width], [0, 0.95 * width, 0.53 * height], [0, 0, 1]])
+    for direction in ((0.1, -0.05, 1.0), (-0.2, 0.12, 1.0)):
+        u, v, _ = intrinsics @ direction
+        rows, columns = np.mgrid[:height, :width]
+        spot = np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / (2 * (0.03 * width) ** 2))
+        image = np.repeat((255 * spot).astype(np.uint8)[..., None], 3, axis=2)
+        framing = frame_image(width, height, 128, 8)
+        framed = apply_framing(image, framing).astype(float)[..., 0]
+        assert framed.shape == framing.size
+        rows, columns = np.mgrid[: framing.size[0], : framing.size[1]]
+        found = (framed * columns).sum() / framed.sum(), (framed * rows).sum() / framed.sum()
+        expected = frame_intrinsics(intrinsics, width, height, framing) @ direction
+        np.testing.assert_allclose(found, expected[:2], atol=0.15)
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    assert np.array_equal(apply_framing(image, frame_image(64, 48, 64, 16)), image)

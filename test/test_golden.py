@@ -1,0 +1,52 @@
+"""Parity with the public code, on the golden case of the reference data; and the checker itself."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def checker(root: Path):
+    path = root / "benchmarks" / "check_golden.py"
+    spec = importlib.util.spec_from_file_location("check_golden", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_comparable_stage_and_stream_agrees(checker, shared: Path, capsys: pytest.CaptureFixture):
+    report = checker.check(shared / "golden" / "tiny-dpt")
+    printed = capsys.readouterr().out
+    assert report.failed == []
+    assert report.passed > 500
+    for stream in ("a_cut3r", "b_xattn", "c_auto_slow", "c_auto_fast", "d_xattn230", "h_ttt3r", "i_cut3r_orig"):
+        assert f"stream_{stream} camera_pose" in printed
+
+
+def test_a_wrong_array_and_an_unknown_one_fail(checker, shared: Path, tmp_path: Path):
+    case = shutil.copytree(shared / "golden" / "tiny-dpt", tmp_path / "tiny-dpt")
+    shutil.copy(shared / "golden" / "weightgen.py", tmp_path)
+    for path in case.glob("st*.npz"):
+        if path.stem != "stage_gate":
+            path.unlink()
+    path = case / "stage_gate.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["const_gate"] = arrays["const_gate"] + 1e-3
+    arrays["surprise"] = np.zeros(3)
+    path.chmod(0o644)
+    np.savez(path, **arrays)
+    report = checker.check(case)
+    assert report.failed == ["stage_gate const_gate", "stage_gate surprise"]
+
+
+def test_nan_never_passes(checker):
+    report = checker.Report()
+    report.compare("x", torch.tensor([1.0, float("nan")]), np.array([1.0, 2.0]), 1e9)
+    assert report.failed == ["x"]
