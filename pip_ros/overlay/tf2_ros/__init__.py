@@ -1,0 +1,32 @@
+"""The part of tf2_ros that raymap3r_ros uses, for an environment in which no ROS distribution supplies it.
+
+Names and meaning are those of the public tf2_ros API. Left out: the asynchronous look-ups, the registration of
+transformable types (`Buffer.transform`) and the frame graph service.
+"""
+
+from tf2_ros.buffer import Buffer, BufferCore
+from tf2_ros.exceptions import (
+    ConnectivityException,
+    ExtrapolationException,
+    InvalidArgumentException,
+    LookupException,
+    TimeoutException,
+    TransformException,
+)
+from tf2_ros.static_transform_broadcaster import StaticTransformBroadcaster
+from tf2_ros.transform_broadcaster import TransformBroadcaster
+from tf2_ros.transform_listener import TransformListener
+
+__all__ = [
+    "Buffer",
+    "BufferCore",
+    "ConnectivityException",
+    "ExtrapolationException",
+    "InvalidArgumentException",
+    "LookupException",
+    "StaticTransformBroadcaster",
+    "TimeoutException",
+    "TransformBroadcaster",
+    "TransformException",
+    "TransformListener",
+]

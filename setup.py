@@ -1,0 +1,50 @@
+"""Builds the package both ways: by colcon (ament_python) and by plain pip."""
+
+import re
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "raymap3r_ros"
+
+version = re.search(r'^__version__ = "(.+)"$', Path(NAME, "__init__.py").read_text(), re.MULTILINE)[1]
+
+setup(
+    name=NAME,
+    version=version,
+    description="Live 3D perception for robots in a moving world: CUT3R networks with the RayMap3R scheme on ROS 2",
+    long_description=Path("README.md").read_text() if Path("README.md").is_file() else "",
+    long_description_content_type="text/markdown",
+    author="raymap3r_ros maintainers",
+    maintainer="raymap3r_ros maintainers",
+    maintainer_email="maintainers@raymap3r-ros.invalid",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: ["weights/*"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", sorted(glob("launch/*.launch.py"))),
+        (f"share/{NAME}/config", sorted(path for path in glob("config/*") if Path(path).is_file())),
+    ],
+    install_requires=[
+        "numpy>=1.26",
+        "torch>=2.4",
+        "safetensors",
+        "pillow",
+        "opencv-python-headless>=4.7",
+        "rosbags",
+        "rosbags-image",
+        "tqdm",
+    ],
+    extras_require={"test": ["pytest>=7.4", "ruff"]},  # without pytest here `colcon test` runs nothing
+    zip_safe=False,  # weights, launch files and configuration are read as files
+    entry_points={
+        "console_scripts": [
+            "raymap3r = raymap3r_ros.cli:main",
+            "stream = raymap3r_ros.node.stream_node:main",
+        ],
+    },
+)

@@ -1,0 +1,75 @@
+"""What all tests share. The environment is set here, before any test module imports rclpy or torch."""
+
+import importlib.util
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def claim_domain() -> tuple[int, socket.socket]:
+    """A ROS domain that no other test run on this machine uses, and the lock that keeps it until the run ends."""
+    start = os.getpid()
+    for offset in range(100):
+        domain = 1 + (start + offset) % 100  # above 101, DDS ports meet Linux' ephemeral ones
+        lock = socket.socket(socket.AF_UNIX)
+        try:
+            lock.bind(f"\0raymap3r_ros_test_domain_{domain}")
+        except OSError:
+            lock.close()
+            continue
+        return domain, lock
+    raise RuntimeError("all 100 ROS domains are in use by other test runs on this machine")
+
+
+_domain, _domain_lock = claim_domain()
+os.environ["ROS_DOMAIN_ID"] = str(_domain)
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+# Without it rclpy puts a value of the wrong type onto the wire as garbage, silently.
+os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
+_log_dir = tempfile.TemporaryDirectory(prefix="raymap3r_ros_test_log_", ignore_cleanup_errors=True)
+os.environ.setdefault("ROS_LOG_DIR", _log_dir.name)
+# Small networks do not gain from more threads, and threads that wait for each other suffer on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_report_header() -> str:
+    spec = importlib.util.find_spec("raymap3r_ros")
+    return f"testing: {Path(spec.origin).parent if spec else 'raymap3r_ros is not installed'}, ROS domain {_domain}"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout's root: package.xml, launch/ and config/ are in it."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the checkout (golden values, recorded clips); skips where it is absent."""
+    for path in (ROOT.parent / "shared", ROOT / "shared"):
+        if path.is_dir():
+            return path
+    pytest.skip(f"the reference data are not here: no folder {ROOT.parent / 'shared'}")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers in every run."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture
+def ros():
+    """rclpy, initialised for one test and shut down after it."""
+    import rclpy
+
+    rclpy.init()
+    yield rclpy
+    rclpy.try_shutdown()

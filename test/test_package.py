@@ -1,0 +1,77 @@
+"""The package's description: setup.py, package.xml and what is installed say the same."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+import raymap3r_ros
+
+# The package.xml dependency of each import that is not named like its package; None: comes by pip only.
+ROSDEP_KEYS = {
+    "numpy": "python3-numpy",
+    "cv2": "python3-opencv",
+    "PIL": "python3-pil",
+    "tqdm": "python3-tqdm",
+    "torch": None,
+    "safetensors": None,
+    "rosbags": None,
+}
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}  # on PyPI, where not named like the import
+
+
+@pytest.fixture(scope="module")
+def description(root):
+    return ElementTree.parse(root / "package.xml").getroot()
+
+
+def imports(files):
+    """The top-level names of all absolute imports, without the standard library and the package itself."""
+    names = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(), file)):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {"raymap3r_ros"}
+
+
+def test_one_version(description):
+    assert raymap3r_ros.__version__ == description.findtext("version") == importlib.metadata.version("raymap3r_ros")
+
+
+def test_package_xml_is_of_an_ament_python_package(description, root):
+    assert description.get("format") == "3" and description.findtext("name") == "raymap3r_ros"
+    assert description.findtext("export/build_type") == "ament_python"
+    license_tag = description.find("license")
+    assert license_tag.text == "Apache-2.0" and (root / license_tag.get("file")).is_file()
+
+
+def test_every_import_is_declared(description, root):
+    used = imports([*(root / "raymap3r_ros").rglob("*.py"), *(root / "launch").glob("*.launch.py")])
+    declared = {tag.text for tag in description.iter("exec_depend")}
+    undeclared = {ROSDEP_KEYS.get(name, name) for name in used} - declared - {None}
+    assert not undeclared, f"imported, but not in package.xml: {sorted(undeclared)}"
+
+    requirements = {re.match(r"[\w.-]+", item)[0] for item in importlib.metadata.requires("raymap3r_ros")}
+    by_pip = {DISTRIBUTIONS.get(name, name) for name in used & set(ROSDEP_KEYS)}
+    assert by_pip <= requirements, f"imported, but not in setup.py: {sorted(by_pip - requirements)}"
+
+
+def test_commands_are_installed():
+    scripts = importlib.metadata.entry_points(group="console_scripts")
+    values = {script.name: script.value for script in scripts if script.value.startswith("raymap3r_ros")}
+    assert values == {"raymap3r": "raymap3r_ros.cli:main", "stream": "raymap3r_ros.node.stream_node:main"}
+
+
+def test_share_is_installed(root):
+    packages = pytest.importorskip("ament_index_python.packages", reason="this environment has no ROS")
+    share = Path(packages.get_package_share_directory("raymap3r_ros"))
+    files = [root / "package.xml", *(root / "launch").glob("*.launch.py"), *(root / "config").glob("*")]
+    for file in files:
+        assert (share / file.relative_to(root)).read_bytes() == file.read_bytes()
