@@ -1,0 +1,258 @@
+"""The command `raymap3r`. Nothing here needs ROS except `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from raymap3r_ros import __version__
+from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
+from raymap3r_ros.network import PRESETS, convert_checkpoint, load_network
+from raymap3r_ros.recording import CloudOptions, RunSummary, open_recording, run_recording
+from raymap3r_ros.streaming import StreamOptions
+
+Options = TypeVar("Options")
+
+# Options that are typed often get a short name; all others are called as their field is.
+SHORT_NAMES = {"update_rule": "rule", "image_size": "size"}
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+FAILED = 2  # exit status of every error that has a message of its own
+INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status. Errors of ours are one line on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="raymap3r: %(levelname)s: %(message)s")
+    logging.addLevelName(logging.WARNING, "warning")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        args = _parser(arguments).parse_args(arguments)
+        return args.command(args)
+    except torch.cuda.OutOfMemoryError:
+        print("raymap3r: error: out of GPU memory; try a smaller --size or --precision bfloat16", file=sys.stderr)
+    except (Raymap3rError, OSError) as error:
+        print(f"raymap3r: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return FAILED
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raymap3r", description="Camera pose, depth, moving objects and the static scene from one moving camera."
+    )
+    parser.add_argument("--version", action="version", version=f"raymap3r {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_convert(commands)
+    _add_demo(commands, wanted="demo" in arguments[:1])
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------------------- run
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="process a video, a folder of images or a ROS 2 bag",
+        description="Process a recording and write trajectory.txt (TUM), depth/, masks/, intrinsics.txt, "
+        "static_scene.ply, summary.json and a preview into a folder. Ctrl-C ends early and keeps what there is.",
+    )
+    parser.set_defaults(command=_run)
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        type=Path,
+        help="a video, a folder of images, or a ROS 2 bag (.mcap, .db3, or its folder)",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
+    parser.add_argument(
+        "--checkpoint",
+        default="mini",
+        metavar="F",
+        help=f"weights: a .safetensors or .pth file, or {' or '.join(PRESETS)} for untrained ones, which only show "
+        "that everything runs (default: %(default)s)",
+    )
+    _add_device(parser)
+    parser.add_argument("--no-preview", action="store_true", help="write no preview video and picture")
+
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--topic", help="image topic of a bag that has several")
+    reading.add_argument(
+        "--rate", type=float, default=30.0, help="images per second of a folder of images (default: %(default)s)"
+    )
+    reading.add_argument("--stride", type=int, default=1, help="take only every so-many-th frame")
+    reading.add_argument("--max-frames", type=int, help="stop after so many frames")
+    reading.add_argument(
+        "--intrinsics",
+        type=_intrinsics,
+        metavar="FX,FY,CX,CY",
+        help="of the recorded images, in their pixels (default: a bag's camera_info, else estimated)",
+    )
+    add_options(parser.add_argument_group("method"), StreamOptions)
+    add_options(parser.add_argument_group("static scene"), CloudOptions)
+
+
+def _run(args: argparse.Namespace) -> int:
+    options, cloud_options = read_options(args, StreamOptions), read_options(args, CloudOptions)
+    recording = open_recording(
+        args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
+        intrinsics=args.intrinsics,
+    )  # fmt: skip
+    network = load_network(args.checkpoint, pick_device(args.device))
+    summary = run_recording(
+        recording, network, args.out, options, cloud_options=cloud_options, with_preview=not args.no_preview,
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    _report(summary, args.out)
+    return 0 if summary.complete else INTERRUPTED
+
+
+def _report(summary: RunSummary, folder: Path) -> None:
+    counts = [f"{summary.frames} frames"]
+    if summary.frames_skipped:
+        counts.append(f"{summary.frames_skipped} not readable")
+    if summary.frames_unhealthy:
+        counts.append(f"{summary.frames_unhealthy} without finite values")
+    early = "" if summary.complete else f" (stopped early: {summary.stopped_by})"
+    print(
+        f"{', '.join(counts)}{early}: {summary.engine_rate:.1f} frames/s, "
+        f"{summary.whole_rate:.1f} with reading and writing, on {summary.device}"
+    )
+    print(f"{folder}: {', '.join(summary.files)}")
+
+
+def _intrinsics(text: str) -> np.ndarray:
+    try:
+        fx, fy, cx, cy = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers fx,fy,cx,cy") from None
+    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: fx and fy must be above 0")
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+# --------------------------------------------------------------------------------------------------------- convert
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="turn the public checkpoint into a safetensors file",
+        description="Turn the public CUT3R checkpoint (.pth) into this package's safetensors format, which loads "
+        "faster and can execute nothing.",
+    )
+    parser.set_defaults(command=_convert)
+    parser.add_argument("input", metavar="IN", type=Path, help="the public .pth, or a .safetensors of ours")
+    parser.add_argument("output", metavar="OUT", type=Path, help="the .safetensors to write")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="float16 halves the file (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+
+
+def _convert(args: argparse.Namespace) -> int:
+    if args.output.suffix != ".safetensors":
+        raise InputError(f"{args.output}: must end in .safetensors, by which the format is recognised")
+    if args.output.exists() and not args.overwrite:
+        raise InputError(f"{args.output}: exists already; name another file, or allow it with --overwrite")
+    network = convert_checkpoint(args.input, args.output, DTYPES[args.dtype])
+    count = sum(parameter.numel() for parameter in network.parameters())
+    size = args.output.stat().st_size / 1e6
+    print(f"{args.output}: {count / 1e6:.1f} M parameters as {args.dtype}, {size:.1f} MB")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ demo
+
+
+def _add_demo(commands: Any, wanted: bool) -> None:
+    parser = commands.add_parser("demo", help="see it live in ROS 2")
+    if not wanted:
+        return  # its arguments live in the room that imports rclpy, which the other commands must not need
+    try:
+        from raymap3r_ros.node import demo
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("raymap3r_ros"):
+            raise
+        raise Raymap3rError(
+            f"the demo needs ROS 2 ({error}); source your ROS installation, or see README.md for the one on PyPI"
+        ) from error
+    demo.add_arguments(parser)
+    parser.set_defaults(command=demo.run)
+
+
+# --------------------------------------------------------------------------------------------------- common options
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N (default: %(default)s)"
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`: auto, cpu, cuda or cuda:N. Raises OptionError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise OptionError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+def add_options(group: Any, options: type, prefix: str = "") -> None:
+    """An argument for every field made by `option`; nested dataclasses become a prefix (`mask.high`: --mask-high)."""
+    for item in dataclasses.fields(options):
+        meta = item.metadata
+        if not meta:
+            add_options(group, item.default_factory, f"{prefix}{item.name}.")
+            continue
+        limits = "" if meta["low"] is None else f"; {meta['low']} to {meta['high']}"
+        group.add_argument(
+            _flag(prefix + item.name),
+            dest=prefix + item.name,
+            type=type(item.default),
+            default=item.default,
+            choices=meta["choices"] or None,
+            metavar=None if meta["choices"] else type(item.default).__name__.upper(),
+            help=f"{meta['help']} (default: {item.default}{limits})".replace("%", "%%"),
+        )
+
+
+def read_options(args: argparse.Namespace, options: type[Options], prefix: str = "") -> Options:
+    """The dataclass that `add_options` made arguments for. Raises OptionError where its values are not allowed."""
+    values = {
+        item.name: getattr(args, prefix + item.name)
+        if item.metadata
+        else read_options(args, item.default_factory, f"{prefix}{item.name}.")
+        for item in dataclasses.fields(options)
+    }
+    try:
+        return options(**values)
+    except OptionError as error:
+        # A dataclass knows its fields' names, not the group that it is in.
+        raise OptionError(str(error) if str(error).startswith(prefix) else f"{prefix}{error}") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + SHORT_NAMES.get(name, name).replace("_", "-").replace(".", "-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

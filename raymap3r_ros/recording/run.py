@@ -1,0 +1,384 @@
+"""A whole recording through one stream, with everything that comes out written to a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from raymap3r_ros import __version__
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.network import Network
+from raymap3r_ros.recording import preview, writers
+from raymap3r_ros.recording.cloud import CloudOptions, StaticCloud, static_pixels
+from raymap3r_ros.recording.readers import Recording
+from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming.preprocessing import frame_image
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 5  # steps left out of the rates: caches fill and kernels are chosen during the first ones
+CLOUD_PIXELS = 60_000  # of a frame, at most, that go into the cloud: its neighbours in time see the same surface
+SHEET_ROWS = 5
+UNTRAINED_WARNING = (
+    "these weights are UNTRAINED: poses, depth and masks are meaningless and only show that everything runs; "
+    "give trained weights as the checkpoint"
+)
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """A time measured once per frame."""
+
+    median: float
+    p95: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Milliseconds:
+        """Of at least one value."""
+        median, p95 = np.percentile(values, (50, 95))
+        return cls(round(float(median), 3), round(float(p95), 3))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What `summary.json` tells of a run."""
+
+    version: str
+    input: str
+    input_kind: str  # "video", "images" or "bag"
+    topic: str  # of a bag
+    complete: bool  # False: stopped before the end of the recording
+    stopped_by: str  # the signal or the error, where not complete
+    checkpoint: str
+    trained: bool
+    warning: str  # where the weights are untrained
+    device: str
+    torch: str
+    options: dict  # StreamOptions
+    cloud_options: dict  # CloudOptions
+    stride: int
+    frames: int  # written
+    frames_skipped: int  # could not be decoded
+    frames_unhealthy: int  # the network gave values that are not finite: nothing is written for these
+    duration: float  # seconds from the first stamp to the last
+    input_size: tuple[int, int]  # width, height
+    image_size: tuple[int, int]  # width, height of depth maps and masks
+    path_length: float  # metres that the camera went
+    moving_share: float | None  # mean share of pixels under the mask, over the frames that have one
+    resets: int  # how often the memory was started anew
+    rules: dict[str, int]  # frames under each update rule
+    static_points: int
+    voxel_size: float  # metres
+    engine_rate: float  # frames/s of the stream alone, without the first frames
+    whole_rate: float  # frames/s with reading and writing
+    step: Milliseconds  # of one step of the stream, without the first frames
+    stages: dict[str, Milliseconds]  # of its stages
+    files: list[str]
+
+
+@dataclass
+class _Collected:
+    """What is gathered frame by frame until the end."""
+
+    stamps: list[float] = field(default_factory=list)
+    poses: list[np.ndarray] = field(default_factory=list)  # (4, 4) c2w
+    intrinsics: list[np.ndarray] = field(default_factory=list)  # (3, 3)
+    intrinsics_known: list[bool] = field(default_factory=list)
+    moving: list[float] = field(default_factory=list)
+    rules: Counter[str] = field(default_factory=Counter)
+    steps: list[float] = field(default_factory=list)  # milliseconds
+    stages: dict[str, list[float]] = field(default_factory=dict)
+    unhealthy: int = 0
+    resets: int = 0
+    input_size: tuple[int, int] = (0, 0)
+    image_size: tuple[int, int] = (0, 0)
+
+
+def run_recording(
+    recording: Recording,
+    network: Network,
+    folder: str | Path,
+    options: StreamOptions | None = None,
+    *,
+    cloud_options: CloudOptions | None = None,
+    with_preview: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> RunSummary:
+    """Run `recording` through one stream of `network` and write everything into `folder` (see `writers`).
+
+    SIGINT (Ctrl-C) and SIGTERM end the run after the frame at hand, with all files finished for the frames so far. So
+    does an error half-way, which is raised again when the files are there. `progress`: a bar on a terminal.
+
+    Raises InputError where the recording or the folder cannot be used.
+    """
+    options, cloud_options = options or StreamOptions(), cloud_options or CloudOptions()
+    folder = Path(folder)
+    writers.prepare_folder(folder, overwrite)
+    if not network.trained:
+        log.warning(UNTRAINED_WARNING)
+    stream = Stream(network, options)
+    cloud = StaticCloud(cloud_options.voxel_size, cloud_options.max_points)
+    collected = _Collected()
+    failure: Exception | None = None
+    begin = time.perf_counter()
+    with ExitStack() as stack:
+        pictures = stack.enter_context(_Pictures(folder, recording, stream)) if with_preview else None
+        asked_to_stop = stack.enter_context(_stop_signals())
+        bar = stack.enter_context(
+            tqdm(total=recording.length, unit=" frames", disable=None if progress else True, dynamic_ncols=True)
+        )
+        stack.enter_context(logging_redirect_tqdm())
+        try:
+            for frame in recording:
+                start = time.perf_counter()
+                result = stream.step(frame.image, frame.stamp, frame.intrinsics)
+                if stream.device.type == "cuda":
+                    torch.cuda.synchronize(stream.device)
+                collected.steps.append((time.perf_counter() - start) * 1e3)
+                collected.input_size = frame.image.shape[1], frame.image.shape[0]
+                if _take(result, folder, collected, cloud, cloud_options) and pictures is not None:
+                    pictures.add(frame.image, result, frame.stamp - collected.stamps[0])
+                bar.update()
+                if asked_to_stop:
+                    break
+        except Exception as error:
+            if not collected.stamps:
+                raise
+            failure = error
+            log.warning("stopped after %d frames by an error: finishing the files", len(collected.stamps))
+        elapsed = time.perf_counter() - begin
+    if not collected.stamps:
+        raise InputError(
+            f"{recording.path}: the network gave no finite value for any of its {collected.unhealthy} frames"
+        )
+
+    stopped_by = asked_to_stop[0] if asked_to_stop else ""
+    if failure is not None:
+        stopped_by = str(failure) or type(failure).__name__
+    summary = _finish(
+        folder, recording, stream, collected, cloud, cloud_options, pictures, elapsed, stopped_by
+    )
+    if failure is not None:
+        raise failure
+    return summary
+
+
+def _take(
+    result: StepResult,
+    folder: Path,
+    collected: _Collected,
+    cloud: StaticCloud,
+    cloud_options: CloudOptions,
+) -> bool:
+    """Write what belongs to one frame, and remember what is written at the end; False where it is of no use."""
+    for stage, spent in result.timings.items():
+        collected.stages.setdefault(stage, []).append(spent)
+    if not result.healthy.item():
+        collected.unhealthy += 1
+        log.warning("frame %d: the network's values are not finite; nothing is written for it", result.frame)
+        return False
+    maps = result.numpy("pose", "depth", "points", "confidence", "dynamic_mask", "intrinsics", "image")
+    depth, mask, pose, intrinsics = maps["depth"], maps["dynamic_mask"], maps["pose"], maps["intrinsics"]
+    index = len(collected.stamps)  # names of files count as lines of the trajectory do
+    writers.write_depth(folder, index, depth)
+    writers.write_mask(folder, index, mask)
+
+    focal = intrinsics[0, 0]
+    step = math.ceil(math.sqrt(depth.size / CLOUD_PIXELS))
+    grid = slice(None, None, step), slice(None, None, step)
+    keep = static_pixels(depth, maps["confidence"], mask, focal, cloud_options)[grid]
+    if keep.any():
+        rotation, position = pose[:3, :3].astype(np.float64), pose[:3, 3].astype(np.float64)
+        world = maps["points"][grid][keep] @ rotation.T + position
+        cloud.add(world, maps["image"][grid][keep], step * np.median(depth[grid][keep]) / focal)
+
+    collected.stamps.append(result.stamp)
+    collected.poses.append(pose)
+    collected.intrinsics.append(intrinsics)
+    collected.intrinsics_known.append(result.intrinsics_known.item())
+    collected.rules[result.rule] += 1
+    collected.resets += result.reset and result.frame > 0
+    collected.image_size = depth.shape[1], depth.shape[0]
+    if result.motion:
+        collected.moving.append(float(mask.mean()))
+    return True
+
+
+def _finish(
+    folder: Path,
+    recording: Recording,
+    stream: Stream,
+    collected: _Collected,
+    cloud: StaticCloud,
+    cloud_options: CloudOptions,
+    pictures: _Pictures | None,
+    elapsed: float,
+    stopped_by: str,
+) -> RunSummary:
+    """Write the files that sum the run up."""
+    poses, intrinsics = np.stack(collected.poses), np.stack(collected.intrinsics)
+    points, colors = cloud.arrays()
+    writers.write_trajectory(folder / writers.TRAJECTORY, collected.stamps, poses)
+    writers.write_intrinsics(
+        folder / writers.INTRINSICS, collected.stamps, intrinsics, collected.intrinsics_known, collected.image_size
+    )
+    writers.write_ply(folder / writers.CLOUD, points, colors)
+    files = [
+        writers.TRAJECTORY, writers.INTRINSICS, writers.CLOUD, writers.SUMMARY,
+        f"{writers.DEPTH_FOLDER}/*.png", f"{writers.DEPTH_FOLDER}/*.npz", f"{writers.MASK_FOLDER}/*.png",
+    ]  # fmt: skip
+    if pictures is not None:
+        files += [writers.SHEET, pictures.video.path.name]
+
+    steady = collected.steps[WARM_UP:] or collected.steps
+    trained = stream.network.trained
+    summary = RunSummary(
+        version=__version__,
+        input=str(recording.path),
+        input_kind=recording.kind,
+        topic=recording.topic,
+        complete=not stopped_by,
+        stopped_by=stopped_by,
+        checkpoint=stream.network.source,
+        trained=trained,
+        warning="" if trained else UNTRAINED_WARNING,
+        device=torch.cuda.get_device_name(stream.device) if stream.device.type == "cuda" else stream.device.type,
+        torch=torch.__version__,
+        options=dataclasses.asdict(stream.options),
+        cloud_options=dataclasses.asdict(cloud_options),
+        stride=recording.stride,
+        frames=len(poses),
+        frames_skipped=recording.skipped,
+        frames_unhealthy=collected.unhealthy,
+        duration=collected.stamps[-1] - collected.stamps[0],
+        input_size=collected.input_size,
+        image_size=collected.image_size,
+        path_length=float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum()),
+        moving_share=float(np.mean(collected.moving)) if collected.moving else None,
+        resets=collected.resets,
+        rules=dict(collected.rules),
+        static_points=len(points),
+        voxel_size=cloud.voxel_size,
+        engine_rate=round(1e3 / float(np.mean(steady)), 3),
+        whole_rate=round(len(poses) / elapsed, 3),
+        step=Milliseconds.of(steady),
+        stages={stage: Milliseconds.of(times[WARM_UP:] or times) for stage, times in collected.stages.items()},
+        files=files,
+    )
+    if pictures is not None:
+        pictures.write_sheet(summary, poses[:, :3, 3], points, colors)
+    writers.write_json(folder / writers.SUMMARY, dataclasses.asdict(summary))
+    return summary
+
+
+class _Pictures:
+    """The preview video and the sheet. Used in a `with` block, at whose end the video is there."""
+
+    def __init__(self, folder: Path, recording: Recording, stream: Stream) -> None:
+        self._folder = folder
+        self._name = recording.path.name
+        self._warning = "" if stream.network.trained else preview.UNTRAINED
+        self._long_edge = stream.options.image_size or stream.network.config.image_size
+        self._patch = stream.network.config.patch_size
+        self._range = preview.DepthRange()
+        self._rows = preview.Sample(4 * SHEET_ROWS)
+        self.video = preview.VideoFile(folder, writers.VIDEO, recording.rate)
+
+    def __enter__(self) -> _Pictures:
+        self.video.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.video.__exit__(*error)
+
+    def add(self, image: np.ndarray, result: StepResult, seconds: float) -> None:
+        """Draw one frame. `image`: (h, w, 3) uint8 RGB as recorded, which may be sharper than the network's."""
+        caption = f"{self._name}    frame {result.frame}    {seconds:.2f} s    rule {result.rule}"
+        if result.reset and result.frame:
+            caption += "    memory started anew"
+        maps = result.numpy("depth", "dynamic_map", "dynamic_mask")
+        row = preview.draw_panels(
+            self._seen_part(image),
+            maps["depth"],
+            maps["dynamic_map"] if result.motion else None,
+            maps["dynamic_mask"] if result.motion else None,
+            caption,
+            depth_range=self._range.update(maps["depth"]),
+            warning=self._warning,
+        )
+        self.video.write(row)
+        if self._rows.wants_next():
+            self._rows.keep(row)
+
+    def _seen_part(self, image: np.ndarray) -> np.ndarray:
+        """What the network sees of a recorded image, at the recorded resolution."""
+        height, width = image.shape[:2]
+        framing = frame_image(width, height, self._long_edge, self._patch)
+        scale = width / framing.resized[0]
+        left, top = (round(offset * scale) for offset in framing.offset)
+        seen_height, seen_width = (round(side * scale) for side in framing.size)
+        return image[top : top + seen_height, left : left + seen_width]
+
+    def write_sheet(
+        self, summary: RunSummary, positions: np.ndarray, points: np.ndarray, colors: np.ndarray
+    ) -> None:
+        """The whole run on one page; `positions` (n, 3), `points` (m, 3) metres, world; `colors` (m, 3) uint8."""
+        options = summary.options
+        moving = "no mask" if summary.moving_share is None else f"{100 * summary.moving_share:.1f} % of pixels move"
+        lines = [
+            f"{summary.frames} frames over {summary.duration:.1f} s, {_size(summary.input_size)} seen as "
+            f"{_size(summary.image_size)}",
+            summary.checkpoint,
+            f"rule {options['update_rule']}, router {options['router']}, smoothing {options['smoothing']}, "
+            f"{summary.resets} resets",
+            f"{summary.engine_rate:.1f} frames/s on {summary.device}, {summary.whole_rate:.1f} with files",
+            f"{summary.path_length:.2f} m travelled, {moving}",
+            f"{summary.static_points:,} static points, voxels of {100 * summary.voxel_size:.2g} cm",
+        ]
+        title = self._name if summary.complete else f"{self._name} (stopped early)"
+        sheet = preview.draw_sheet(
+            self._rows.spread(SHEET_ROWS), positions, points, colors, title, lines, self._warning
+        )
+        writers.write_image(self._folder / writers.SHEET, sheet)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """Names of the stop signals received; a second one of a kind acts as it always does, at once."""
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals are the main thread's
+        return
+
+    def receive(number: int, _: object) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+        # Not by logging: the signal may have come in the middle of a write to the same buffer.
+        os.write(2, b"\nstopping after this frame; once more stops at once\n")
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

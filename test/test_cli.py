@@ -1,0 +1,203 @@
+"""The command line as a user meets it."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import raymap3r_ros
+from raymap3r_ros import cli
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
+from raymap3r_ros.recording import CloudOptions
+from raymap3r_ros.streaming import MaskOptions, Stream, StreamOptions
+
+SMALL = ["--size", "48", "--no-preview", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads of so small a network wait for each other for longer than they work, on a busy machine above all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def error_of(capsys, *arguments: object) -> str:
+    """The one line that a failing command prints."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if "warning" not in line]
+    assert len(lines) == 1 and lines[0].startswith("raymap3r: error: ")
+    return lines[0].removeprefix("raymap3r: error: ")
+
+
+def parse_run(*arguments: str):
+    return cli._parser([]).parse_args(["run", "in", "--out", "out", *arguments])
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"raymap3r {raymap3r_ros.__version__}\n"
+
+
+def test_run_and_help_need_no_ros(images, tmp_path):
+    """In a process of its own, in which importing rclpy is an error."""
+    code = (
+        "import sys; sys.modules['rclpy'] = None\n"
+        "from raymap3r_ros.cli import main\n"
+        f"status = main(['run', {str(images)!r}, '--out', {str(tmp_path / 'out')!r}, *{SMALL!r}])\n"
+        "assert not [name for name in sys.modules if name.startswith('raymap3r_ros.node')]\n"
+        "sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "3 frames: " in done.stdout and "frames/s" in done.stdout and "trajectory.txt" in done.stdout
+    assert "raymap3r: warning: these weights are UNTRAINED" in done.stderr
+    assert len((tmp_path / "out" / "trajectory.txt").read_text().splitlines()) == 4
+
+
+def test_options_of_the_stream_are_those_of_the_dataclass():
+    assert cli.read_options(parse_run(), StreamOptions) == StreamOptions()
+    assert cli.read_options(parse_run(), CloudOptions) == CloudOptions()
+    args = parse_run(
+        "--rule", "cut3r", "--size", "64", "--router", "adaptive", "--smoothing", "off", "--reset-interval", "0",
+        "--token-pooling", "raster", "--precision", "float16", "--mask-high", "5", "--mask-min-ratio", "0.5",
+        "--voxel-size", "0.1", "--max-points", "5000",
+    )  # fmt: skip
+    assert cli.read_options(args, StreamOptions) == StreamOptions(
+        image_size=64, precision="float16", update_rule="cut3r", router="adaptive", smoothing="off", reset_interval=0,
+        token_pooling="raster", mask=MaskOptions(high=5.0, min_ratio=0.5),
+    )  # fmt: skip
+    assert cli.read_options(args, CloudOptions) == CloudOptions(voxel_size=0.1, max_points=5000)
+
+
+def test_help_tells_meaning_default_choices_and_limits(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--rule {raymap3r,ttt3r,cut3r}" in text
+    assert "how much each state token takes in of a frame (default: raymap3r)" in text
+    assert "--mask-high FLOAT" in text and f"(default: {MaskOptions().high}; 0.0 to 1000.0)" in text
+
+
+def test_interrupted_run_gives_the_status_of_ctrl_c(images, tmp_path, capsys, monkeypatch):
+    step = Stream.step
+
+    def interrupted(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stream, "step", interrupted)
+    assert cli.main(["run", str(images), "--out", str(tmp_path / "out"), *SMALL]) == 130
+    assert "1 frames (stopped early: SIGINT)" in capsys.readouterr().out
+
+
+def test_bad_inputs_are_one_clear_line(images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert error_of(capsys, "run", tmp_path / "no", "--out", out) == f"{tmp_path}/no: there is no such file or folder"
+    message = error_of(capsys, "run", images, "--out", out, "--checkpoint", "no.pth")
+    assert message.startswith("checkpoint 'no.pth' is not a file")
+    assert not out.exists()
+    assert error_of(capsys, "run", images, "--out", images, *SMALL) == (
+        f"{images}: holds files already; name another folder, or allow it with --overwrite"
+    )
+    assert "Permission" in error_of(capsys, "run", images, "--out", "/proc/none", *SMALL) or os.geteuid() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "-3"], "image_size is -3; allowed range: 0 to 4096"),
+        (["--mask-noise-floor", "9"], "mask.noise_floor is 9.0; allowed range: 0.0001 to 1.0"),
+        (["--mask-low", "50"], "mask.low is 50.0, above mask.high"),
+        (["--reset-interval", "1"], "reset_interval is 1; allowed: 0 (never) or 2 and more"),
+        (["--max-points", "1"], "max_points is 1; allowed range: 1000 to"),
+        (["--stride", "0"], "stride is 0; allowed: 1 and more"),
+        (["--device", "tpu"], "device is 'tpu'; allowed: auto, cpu, cuda, cuda:N"),
+        (["--device", "mps"], "device is 'mps'; allowed: auto"),
+        (["--topic", "/image"], "is no bag, so it has no topic '/image'"),
+    ],
+)
+def test_values_out_of_range_are_one_clear_line(images, tmp_path, capsys, arguments, message):
+    assert message in error_of(capsys, "run", images, "--out", tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d", "0,1,2,3", "nan,1,2,3"])
+def test_intrinsics_that_are_none(capsys, text):
+    with pytest.raises(SystemExit) as stopped:
+        parse_run("--intrinsics", text)
+    assert stopped.value.code == 2
+    assert "--intrinsics: " in capsys.readouterr().err
+
+
+def test_intrinsics_become_a_matrix():
+    matrix = parse_run("--intrinsics", "300,310,80.5,60").intrinsics
+    assert matrix.tolist() == [[300, 0, 80.5], [0, 310, 60], [0, 0, 1]]
+
+
+def test_devices():
+    assert cli.pick_device("cpu") == torch.device("cpu")
+    assert cli.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(OptionError, match=r"device is 'cuda:99', but PyTorch sees \d+ CUDA devices"):
+        cli.pick_device("cuda:99")
+
+
+def test_convert_keeps_the_weights(tmp_path, capsys):
+    network = untrained_network(PRESETS["mini"], seed=3)
+    save_network(network, tmp_path / "a.safetensors")
+    arguments = ["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
+    assert cli.main([*arguments, "--dtype", "float16"]) == 0
+    assert "M parameters as float16" in capsys.readouterr().out
+    converted = load_network(tmp_path / "b.safetensors")
+    assert converted.trained
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], tensor.half().float())
+    size = (tmp_path / "b.safetensors").stat().st_size / (tmp_path / "a.safetensors").stat().st_size
+    assert size == pytest.approx(0.5, abs=0.05)
+    assert "exists already" in error_of(capsys, *arguments)
+    assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+def test_convert_of_something_else(tmp_path, capsys, shared):
+    (tmp_path / "a.pth").write_bytes(b"no weights")
+    assert "a.pth" in error_of(capsys, "convert", tmp_path / "a.pth", tmp_path / "b.safetensors")
+    sample = shared / "golden" / "ckpt_format_sample.pth"  # the public file's form without its tensors
+    assert "missing" in error_of(capsys, "convert", sample, tmp_path / "b.safetensors")
+    assert "must end in .safetensors" in error_of(capsys, "convert", tmp_path / "a.pth", tmp_path / "b.bin")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_demo_without_ros_says_what_is_missing(capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("raymap3r_ros.node")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    assert error_of(capsys, "demo").startswith("the demo needs ROS 2 (")
+
+
+def test_command_is_needed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert stopped.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
