@@ -1,6 +1,7 @@
 """Parity with the public code, on the golden case of the reference data; and the checker itself."""
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True)
+def all_cores():
+    """These networks are wide enough to gain from more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,8 @@ TINY = NetworkConfig(
 def public_tensors(config: NetworkConfig) -> dict[str, torch.Tensor]:
     """Tensors in the public form; each is one number, repeated, so that even the full network is a small file."""
     return {
-        key: torch.tensor(float(index)).expand(shape) for index, (key, shape) in enumerate(public_shapes(config).items())
+        key: torch.tensor(float(index)).expand(shape)
+        for index, (key, shape) in enumerate(public_shapes(config).items())
     }
 
 
@@ -101,7 +102,10 @@ def test_weights_arrive_in_the_right_places(tmp_path: Path, tiny_is_public: None
         ("pose_memory.read_blocks.1.mlp.fc2.weight", "pose_retriever.read_blocks.1.mlp.fc2.weight"),
         ("modulation.1.norm2.linear.weight", "downstream_head.final_transform.1.norm2.mlp.1.weight"),
         ("world_head.levels.3.resample.weight", "downstream_head.dpt_cross.act_postprocess.3.1.weight"),
-        ("rgb_head.fusion.2.skip_unit.conv1.bias", "downstream_head.dpt_rgb.scratch.refinenet3.resConfUnit1.conv1.bias"),
+        (
+            "rgb_head.fusion.2.skip_unit.conv1.bias",
+            "downstream_head.dpt_rgb.scratch.refinenet3.resConfUnit1.conv1.bias",
+        ),
         ("self_head.conv3.bias", "downstream_head.dpt_self.head.4.bias"),
     ):
         assert torch.equal(state[ours], tensors[public]), ours
@@ -237,5 +241,5 @@ def test_broken_files_of_our_own_kind_are_named(tmp_path: Path):
         load_network(path)
     config = json.dumps(TINY.to_dict())
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"format": "raymap3r-1", "config": config})
-    with pytest.raises(CheckpointError, match="missing: .*first_pose_token.* 1 unexpected: a"):
+    with pytest.raises(CheckpointError, match=r"missing: .*first_pose_token.* 1 unexpected: a"):
         load_network(path)

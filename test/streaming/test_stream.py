@@ -154,7 +154,9 @@ def test_two_streams_share_one_network_without_touching_each_other(network):
             assert same(stream.step(images[index]), alone[index])
 
 
-@pytest.mark.parametrize("options", [StreamOptions(reset_interval=8), StreamOptions(router="adaptive", smoothing="published")])
+@pytest.mark.parametrize(
+    "options", [StreamOptions(reset_interval=8), StreamOptions(router="adaptive", smoothing="published")]
+)
 def test_a_snapshot_restores_everything_bit_by_bit(network, options: StreamOptions):
     images = frames(26)
     stream = Stream(network, options)
@@ -213,8 +215,12 @@ def test_what_is_not_asked_is_not_run_and_changes_nothing(network):
     handle = network.ray_encoder.register_forward_hook(lambda *_: runs.append(1))
     try:
         for rule, motion, expected in (
-            ("cut3r", False, 0), ("ttt3r", False, 0), ("cut3r", True, 7), ("raymap3r", False, 7), ("raymap3r", True, 7),
-        ):  # fmt: skip
+            ("cut3r", False, 0),
+            ("ttt3r", False, 0),
+            ("cut3r", True, 7),
+            ("raymap3r", False, 7),
+            ("raymap3r", True, 7),
+        ):
             runs.clear()
             stream = Stream(network, StreamOptions(update_rule=rule))
             results = [stream.step(image, motion=motion) for image in images]

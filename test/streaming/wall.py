@@ -80,7 +80,7 @@ class WallNetwork(nn.Module):
         centre, from_rays = self._where(decoded)
         depth = (WALL - centre[:, 2])[:, None, None].repeat(1, *size)
         if self.moving_box and not from_rays:
-            depth[:, *BOX] = BOX_DEPTH
+            depth[:, BOX[0], BOX[1]] = BOX_DEPTH
         if from_rays:
             self.ray_depths.append(depth[:, 0, 0])
         elif (decoded.levels[0][:, 0, 0] == self.lose_frame).any():
