@@ -13,25 +13,28 @@ from torch import Tensor, nn
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float) -> Tensor:
-    """Cosines and sines of RoPE2D for `rotate`: (2, N, 2, head_dim / 4), float32.
+    """What `rotate` multiplies with at positions (N, 2) of (row, column): (2, N, head_dim), float32.
 
-    `positions` (N, 2) are (row, column); any number is allowed, -1 too: the angle is position * base^(-j / Q) for
-    j < Q = head_dim / 4, the row turns the first half of a head and the column the second.
+    RoPE2D: a head is four quarters [u_row | v_row | u_col | v_col] of Q numbers, and the pair (u_j, v_j) turns by
+    coordinate * base^(-j / Q). Any coordinate is allowed, -1 too.
     """
     quarter = head_dim // 4
     frequency = base ** -(torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter)
     angle = positions.float()[:, :, None] * frequency
-    return torch.stack((angle.cos(), angle.sin()))
+    cos = torch.stack((angle.cos(), angle.cos()), dim=2)
+    sin = torch.stack((-angle.sin(), angle.sin()), dim=2)
+    return torch.stack((cos, sin)).flatten(2)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn queries or keys (B, heads, N, D) by their positions; computed in float32, returned in x's type.
 
-    A head is four quarters [u_row | v_row | u_col | v_col]: (u, v) -> (u cos - v sin, v cos + u sin).
+    (u, v) -> (u cos - v sin, v cos + u sin).
     """
-    u, v = x.float().unflatten(-1, (2, 2, -1)).unbind(-2)
     cos, sin = table
-    return torch.stack((u * cos - v * sin, v * cos + u * sin), dim=-2).flatten(-3).type_as(x)
+    turned = x.float()
+    swapped = turned.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
+    return torch.addcmul(turned * cos, swapped, sin).type_as(x)
 
 
 @functools.lru_cache(maxsize=64)
@@ -97,8 +100,12 @@ class SelfAttention(Attention):
 
     def heads(self, x: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, N, C), each (B, heads, N, D)."""
-        q, k, v = (self.split(part) for part in self.qkv(x).chunk(3, dim=-1))
-        return (q, k, v) if table is None else (rotate(q, table), rotate(k, table), v)
+        # (B, N, 3 C) -> (B, 3 heads, N, D): queries and keys lie side by side and turn together.
+        qkv = self.qkv(x).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
+        q_and_k, v = qkv[:, : 2 * self.num_heads], qkv[:, 2 * self.num_heads :]
+        if table is not None:
+            q_and_k = rotate(q_and_k, table)
+        return *q_and_k.chunk(2, dim=1), v
 
     def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
         """x (B, N, C) -> (B, N, C)."""
