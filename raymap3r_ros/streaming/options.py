@@ -49,10 +49,10 @@ class MaskOptions:
     """The decision "this pixel moves" (see `streaming.mask`)."""
 
     high: float = option(
-        6.0, "a pixel this many noise units nearer than the static scene surely moves", low=0.0, high=1000.0, live=True
+        4.0, "a pixel this many noise units nearer than the static scene surely moves", low=0.0, high=1000.0, live=True
     )
     low: float = option(
-        3.0, "a pixel over this many noise units moves if it touches a sure one", low=0.0, high=1000.0, live=True
+        2.0, "a pixel over this many noise units moves if it touches a sure one", low=0.0, high=1000.0, live=True
     )
     min_ratio: float = option(
         0.08, "smallest relative depth difference that counts as motion", low=0.0, high=10.0, live=True

@@ -59,9 +59,10 @@ def test_what_is_farther_than_the_memory_says_does_not_move():
 def test_hysteresis_takes_the_weak_flank_of_a_sure_mover_but_no_weak_region_alone():
     depth, ray_depth = torch.full((1, *SIZE), 2.0), torch.full((1, *SIZE), 2.0)
     depth[:, 20:40, 20:40] /= 1.5
-    depth[:, 20:40, 40:50] /= 1.1  # weak, touching: log(1.1) / 0.02 is between low and high
+    depth[:, 20:40, 40:50] /= 1.1  # weak, touching: log(1.1) / 0.02 lies between 3 and 6
     depth[:, 60:80, 80:100] /= 1.1  # weak, alone
-    mask = decide(depth, ray_depth)
+    trusted = torch.ones_like(depth, dtype=torch.bool)
+    mask = moving_mask(depth, ray_depth, trusted, MaskOptions(high=6.0, low=3.0))
     assert mask[:, 22:38, 22:48].all() and not mask[:, 60:80, 80:100].any()
 
 
