@@ -1,0 +1,310 @@
+"""`raymap3r demo`: a clip played into the node over DDS as a camera would, and what comes out, checked.
+
+Three processes, as on a robot: the camera (this one), the node, and a recorder that subscribes to every output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rclpy
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from raymap3r_ros.errors import InputError, Raymap3rError
+from raymap3r_ros.node.conversions import image_message
+from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.recorder import Recorded, record
+from raymap3r_ros.node.transport import profile_environment
+from raymap3r_ros.recording import open_recording, preview
+from raymap3r_ros.recording.writers import write_image
+
+NAMESPACE = "/raymap3r_demo"
+CAMERA_FRAME = "raymap3r_demo_camera"
+START_LIMIT = 600.0  # seconds for the node to load its weights: the public ones are large
+STOP_LIMIT = 30.0  # seconds for a process to end once it is asked to
+SHEET_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Played:
+    """What the camera has sent."""
+
+    stamps: list[int] = field(default_factory=list)  # nanoseconds
+    seconds: float = 0.0
+    size: tuple[int, int] = (0, 0)  # width, height
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `raymap3r demo`."""
+    parser.description = (
+        "Start the node as its own process, play a clip into it over DDS as a camera would, record every output with "
+        "another process, check it, and write a preview. The exit status is 1 where a check fails."
+    )
+    parser.add_argument(
+        "input", nargs="?", type=Path, metavar="INPUT",
+        help="a video, a folder of images or a ROS 2 bag (default: a drawn room with a ball that moves through it)",
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the preview (default: demo_out)")
+    parser.add_argument("--rate", type=float, default=10.0, help="frames per second (default: 10)")
+    parser.add_argument("--frames", type=int, default=60, help="play so many frames at most (default: 60)")
+    parser.add_argument(
+        "--every-frame", action="store_true", help="process every frame in order, instead of always the newest"
+    )
+    defaults = NodeOptions()
+    parser.add_argument(
+        "--checkpoint", default=defaults.checkpoint, help="weights: a file or a preset (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default=defaults.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; 0 where every check holds. Raises InputError on an unusable clip or argument."""
+    if not 0.1 <= args.rate <= 1000:
+        raise InputError(f"--rate is {args.rate}; allowed: 0.1 to 1000 frames per second")
+    if args.frames < 1:
+        raise InputError(f"--frames is {args.frames}; allowed: 1 and more")
+    frames = _clip(args.input, args.frames)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    # Before the first participant of this process: it is the publisher of a large message that needs the profile.
+    os.environ.update(profile_environment(os.environ))
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the other processes would live on
+    with _node(args) as node:
+        with _recorder() as pipe:
+            played = _play(frames, args, node, pipe)
+            pipe.send(played.stamps[-1])
+            recorded = _answer(pipe, node, "the recorder")
+        status = _stop(node)
+    failures = _report(args, played, recorded, status)
+    _write_preview(recorded, args)
+    return 1 if failures else 0
+
+
+# ---------------------------------------------------------------------------------------------------------- the clip
+
+
+def _clip(path: Path | None, count: int) -> Iterator[np.ndarray]:
+    """(h, w, 3) uint8 RGB images. Raises InputError."""
+    if path is None:
+        return drawn_room(count)
+    return (frame.image for frame in open_recording(path, max_frames=count))
+
+
+def drawn_room(count: int, width: int = 320, height: int = 240) -> Iterator[np.ndarray]:
+    """Images of a camera that turns through a drawn room, while a ball crosses its view."""
+    generator = np.random.default_rng(0)
+    wall = np.full((height, width + 4 * count, 3), (188, 176, 160), np.uint8)
+    wall[height * 2 // 3 :] = (112, 88, 66)  # the floor
+    for _ in range(wall.shape[1] // 12):  # pictures, shelves and their shadows
+        left, top = generator.integers(0, wall.shape[1]), generator.integers(0, height * 3 // 4)
+        size = generator.integers(12, 60, 2)
+        color = generator.integers(30, 230, 3).tolist()
+        cv2.rectangle(wall, (left + 3, top + 3), (left + size[0] + 3, top + size[1] + 3), (70, 62, 54), -1)
+        cv2.rectangle(wall, (left, top), (left + size[0], top + size[1]), color, -1)
+    grain = generator.normal(0, 6, wall.shape)
+    wall = np.clip(wall + grain, 0, 255).astype(np.uint8)
+    for index in range(count):
+        image = wall[:, 2 * index : 2 * index + width].copy()
+        center = (round(width * ((0.15 + 0.02 * index) % 1)), round(height * (0.6 - 0.2 * abs(np.sin(index / 5)))))
+        cv2.circle(image, center, height // 9, (205, 60, 40), -1, cv2.LINE_AA)
+        cv2.circle(image, (center[0] - 7, center[1] - 8), height // 32, (245, 170, 150), -1, cv2.LINE_AA)
+        yield image
+
+
+# ----------------------------------------------------------------------------------------------------- the processes
+
+
+@contextlib.contextmanager
+def _node(args: argparse.Namespace) -> Iterator[subprocess.Popen]:
+    parameters = {
+        "checkpoint": args.checkpoint, "device": args.device, "every_frame": args.every_frame,
+        "child_frame": CAMERA_FRAME,
+    }
+    command = [sys.executable, "-m", "raymap3r_ros.node.stream_node", "--autostart", "--ros-args"]
+    command += ["-r", f"__ns:={NAMESPACE}"]
+    for name, value in parameters.items():
+        command += ["-p", f"{name}:={json.dumps(value)}"]
+    # In a session of its own, so that Ctrl-C reaches the camera alone, which ends the others in order.
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen) -> int:
+    """End the node; its exit status."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        return process.wait(STOP_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+@contextlib.contextmanager
+def _recorder() -> Iterator[Connection]:
+    # Spawned, because a forked copy of this process would share its DDS threads.
+    context = multiprocessing.get_context("spawn")
+    pipe, its_end = context.Pipe()
+    names = f"{NAMESPACE}/raymap3r", f"{NAMESPACE}/image", CAMERA_FRAME
+    process = context.Process(target=record, args=(its_end, *names), daemon=True)
+    # The camera's process alone decides when to end; Ctrl-C reaches the recorder too, even before it has begun.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.start()
+    signal.signal(signal.SIGINT, previous)
+    its_end.close()
+    try:
+        yield pipe
+    finally:
+        pipe.close()  # the recorder ends when nobody listens to it any more
+        process.join(STOP_LIMIT)
+
+
+def _answer(pipe: Connection, node: subprocess.Popen, who: str) -> Recorded:
+    """The next thing that the recorder says. Raises Raymap3rError where the node ends before."""
+    deadline = time.monotonic() + START_LIMIT
+    while not pipe.poll(0.2):
+        if node.poll() is not None:
+            raise Raymap3rError(f"the node has ended with status {node.returncode}; its own message is above")
+        if time.monotonic() > deadline:
+            raise Raymap3rError(f"nothing was heard of {who} for {START_LIMIT:.0f} s")
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise Raymap3rError("the recorder has ended; its own message is above") from None
+
+
+def _play(frames: Iterator[np.ndarray], args: argparse.Namespace, node: subprocess.Popen, pipe: Connection) -> Played:
+    """Send the clip as a camera would, once everybody listens."""
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    camera = rclpy.create_node("camera", namespace=NAMESPACE)
+    try:
+        reliability = ReliabilityPolicy.RELIABLE if args.every_frame else ReliabilityPolicy.BEST_EFFORT
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST, depth=100 if args.every_frame else 1, reliability=reliability
+        )
+        publisher = camera.create_publisher(Image, "image", qos)
+        print("waiting for the node ...", flush=True)
+        _answer(pipe, node, "the node")
+        while not publisher.get_subscription_count():
+            if node.poll() is not None:
+                raise Raymap3rError(f"the node has ended with status {node.returncode}; its own message is above")
+            time.sleep(0.02)
+        print(f"playing at {args.rate:g} Hz ...", flush=True)
+        stamps: list[int] = []
+        start = due = time.monotonic()
+        for image in frames:
+            time.sleep(max(0.0, due - time.monotonic()))
+            due += 1 / args.rate
+            now = camera.get_clock().now()
+            header = Header(stamp=now.to_msg(), frame_id=CAMERA_FRAME)
+            publisher.publish(image_message(header, image, "rgb8"))
+            stamps.append(now.nanoseconds)
+            size = image.shape[1], image.shape[0]
+        # A writer takes what it has not handed over yet with it.
+        publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=STOP_LIMIT))
+        return Played(stamps, time.monotonic() - start, size)
+    finally:
+        camera.destroy_node()
+        rclpy.shutdown()
+
+
+# -------------------------------------------------------------------------------------------------------- the results
+
+
+def _report(args: argparse.Namespace, played: Played, recorded: Recorded, status: int) -> list[str]:
+    """Print the table; gives the names of the checks that failed."""
+    told = recorded.told
+    sent = len(played.stamps)
+    out = len(recorded.stamps["pose"])
+    rate = (sent - 1) / (played.stamps[-1] - played.stamps[0]) * 1e9 if sent > 1 else 0.0
+    print()
+    clip = args.input or "drawn room"
+    print(f"camera     {sent} frames of {played.size[0]}x{played.size[1]} at {rate:.1f} Hz: {clip}")
+    print(f"node       {told.get('checkpoint')}, on {told.get('device')}, rule {told.get('update rule')}")
+    print(f"frames     in {told.get('frames in')}   out {out}   dropped {told.get('frames dropped')} "
+          f"(a newer one came first)   lost {told.get('frames lost')}")
+    print()
+    print(f"{'topic':<18}{'received':>9}{'p50 ms':>9}{'p95 ms':>9}   (from the camera's stamp to the recorder)")
+    for topic, latencies in recorded.latencies.items():
+        p50, p95 = np.percentile(latencies, (50, 95)) * 1e3 if latencies else (np.nan, np.nan)
+        print(f"{topic:<18}{len(latencies):>9}{p50:>9.0f}{p95:>9.0f}")
+    print()
+    failures = []
+    for text, holds in _checks(args, played, recorded, status).items():
+        print(f"{'ok  ' if holds else 'FAIL'}  {text}")
+        if not holds:
+            failures.append(text)
+    return failures
+
+
+def _checks(args: argparse.Namespace, played: Played, recorded: Recorded, status: int) -> dict[str, bool]:
+    sent, out = set(played.stamps), recorded.stamps["pose"]
+    silent = [topic for topic, stamps in recorded.stamps.items() if not stamps]
+    foreign = [topic for topic, stamps in recorded.stamps.items() if not sent.issuperset(stamps)]
+    checks = {
+        "every output was received" + _except(silent): not silent,
+        "every stamp is that of an image" + _except(foreign): not foreign,
+        f"TF equals ~/pose ({len(recorded.transforms)} transforms)": bool(out)
+        and recorded.transforms.keys() == recorded.poses.keys()
+        and all(recorded.transforms[stamp] == pose for stamp, pose in recorded.poses.items()),
+        f"every depth is finite ({recorded.not_finite} are not)": recorded.not_finite == 0,
+        f"the node ended cleanly (status {status})": status == 0,
+    }
+    if args.every_frame:
+        lost = len(sent) - len(sent.intersection(out))
+        checks[f"no frame was lost ({lost} of {len(sent)} are missing)"] = lost == 0 and out == sorted(out)
+    return checks
+
+
+def _except(topics: list[str]) -> str:
+    return f", except of {', '.join(topics)}" if topics else ""
+
+
+def _write_preview(recorded: Recorded, args: argparse.Namespace) -> None:
+    """A video of the panels and a picture of some of them."""
+    untrained = "untrained" in recorded.told.get("checkpoint", "")
+    colors = preview.DepthRange()
+    rows = []
+    for index, (image, depth, dynamic_map, mask) in enumerate(recorded.pictures):
+        asked = bool(dynamic_map.any())  # the first frames come without the ray branch
+        rows.append(
+            preview.draw_panels(
+                image, depth, dynamic_map if asked else None, mask if asked else None,
+                f"frame {index}, {args.rate:g} Hz over DDS", depth_range=colors.update(depth),
+                warning=preview.UNTRAINED if untrained else "",
+            )
+        )
+    if not rows:
+        print("no preview: no frame came with image, depth, dynamic map and mask", file=sys.stderr)
+        return
+    stamps = recorded.stamps["pose"]
+    rate = (len(stamps) - 1) / (stamps[-1] - stamps[0]) * 1e9 if len(stamps) > 1 else args.rate
+    with preview.VideoFile(args.out, "preview", rate) as video:
+        for row in rows:
+            video.write(row)
+    chosen = np.linspace(0, len(rows) - 1, min(SHEET_ROWS, len(rows))).round().astype(int)
+    write_image(args.out / "preview.png", np.concatenate([rows[index] for index in chosen]))
+    print(f"\nwrote {video.path} and {args.out / 'preview.png'}")

@@ -1,0 +1,58 @@
+"""Poses between the stream's world (optical axes) and ROS's (REP 103), and what an odometry message needs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from raymap3r_ros.streaming import cameras
+
+# Columns are the optical axes (x right, y down, z forward) written in x forward, y left, z up.
+ROS_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+
+# One network metre is believed to this share at the lowest confidence, 1; the share shrinks as confidence grows.
+UNCERTAINTY = 0.1
+UNKNOWN_VARIANCE = 1e6  # of a velocity without a predecessor
+
+
+def world_pose(camera_to_world: np.ndarray) -> np.ndarray:
+    """(4, 4) pose of the camera's optical frame in a world with REP 103 axes, from one with optical axes."""
+    pose = camera_to_world.astype(np.float64)
+    pose[:3] = ROS_FROM_OPTICAL @ pose[:3]
+    return pose
+
+
+def quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
+    """Unit quaternion (x, y, z, w), w >= 0, of a (3, 3) rotation matrix."""
+    w, x, y, z = cameras.quaternion(torch.tensor(rotation, dtype=torch.float64)).tolist()
+    return x, y, z, w
+
+
+def rotation_vector(rotation: np.ndarray) -> np.ndarray:
+    """Axis times angle, radians, of a (3, 3) rotation matrix."""
+    x, y, z, w = quaternion(rotation)
+    axis = np.array([x, y, z])
+    length = float(np.linalg.norm(axis))
+    if length < 1e-12:
+        return np.zeros(3)
+    return axis * (2 * math.atan2(length, w) / length)
+
+
+def twist(previous: np.ndarray, current: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """Linear (m/s) and angular (rad/s) velocity in the axes of the current child frame, from two (4, 4) poses."""
+    linear = current[:3, :3].T @ (current[:3, 3] - previous[:3, 3]) / seconds
+    angular = rotation_vector(previous[:3, :3].T @ current[:3, :3]) / seconds
+    return linear, angular
+
+
+def pose_variances(confidence: float, depth: float) -> tuple[float, float]:
+    """Variance of position (m^2) and of rotation (rad^2) from the median confidence and the median depth (m).
+
+    The network is taken to know its points to the share u = 0.1 / confidence of their distance (confidence is at
+    least 1). A scene that is off by u at a distance of `depth` leaves the camera uncertain by u * depth metres and
+    by u radians. These are orders of magnitude for a filter to start from, not calibrated figures.
+    """
+    share = UNCERTAINTY / max(confidence, 1.0)
+    return (share * abs(depth)) ** 2, share**2

@@ -1,0 +1,139 @@
+"""ROS parameters made from the option dataclasses: name, default, description and limits are written once, there.
+
+A nested dataclass becomes a group: field `stride` of field `points` is the parameter `points.stride`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidParameterValueException
+from rclpy.node import Node
+
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.streaming.options import StreamOptions
+
+Options = TypeVar("Options")
+
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def fields(options: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Parameter name and dataclass field of every option, groups unfolded."""
+    for item in dataclasses.fields(options):
+        if item.metadata:
+            yield prefix + item.name, item
+        else:
+            yield from fields(item.default_factory, f"{prefix}{item.name}.")
+
+
+def declare(node: Node, *options: type) -> None:
+    """Declare a parameter for every option.
+
+    A bad value from a launch file or the command line does not fail here: `read` refuses it, so that the user gets
+    one clear message from the transition that needs the value.
+    """
+    for kind in options:
+        for name, item in fields(kind):
+            # Static typing would turn `20` for a double, or any wrong type, into an exception of the constructor.
+            node.declare_parameter(name, item.default, ParameterDescriptor(dynamic_typing=True))
+            try:
+                node.set_descriptor(name, _descriptor(item))
+            except InvalidParameterValueException:
+                node.set_descriptor(name, _descriptor(item, with_range=False))
+
+
+def read(node: Node, options: type[Options], changes: dict[str, Any] | None = None) -> Options:
+    """The parameters' values, with `changes` (parameter name -> value) taken for granted.
+
+    Raises OptionError naming the parameter, its value and what is allowed.
+    """
+    return _build(options, "", lambda name: (changes or {}).get(name, node.get_parameter(name).value))
+
+
+def lock(node: Node, locked: bool, *options: type) -> None:
+    """Make every option that cannot change while the network is loaded read-only, or free it again."""
+    for kind in options:
+        for name, item in fields(kind):
+            if not item.metadata["live"]:
+                # The node hands out the descriptor it goes by; `set_descriptor` cannot free a read-only parameter.
+                node.describe_parameter(name).read_only = locked
+
+
+def yaml_file() -> str:
+    """The text of config/stream.yaml: every parameter with its default and one comment."""
+    lines = [
+        "# Parameters of the stream node, with their defaults.",
+        "# ros2 launch raymap3r_ros stream.launch.py params_file:=my_copy_of_this.yaml",
+        "/**:",
+        "  ros__parameters:",
+    ]
+    for kind in (NodeOptions, StreamOptions):
+        lines += _yaml_lines(kind, "    ")
+    return "\n".join(lines) + "\n"
+
+
+def _descriptor(item: dataclasses.Field, with_range: bool = True) -> ParameterDescriptor:
+    meta = item.metadata
+    descriptor = ParameterDescriptor(
+        description=meta["help"], additional_constraints=_constraints(item), dynamic_typing=True
+    )
+    if with_range and meta["low"] is not None:
+        if isinstance(item.default, int):
+            descriptor.integer_range = [IntegerRange(from_value=meta["low"], to_value=meta["high"])]
+        else:
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=float(meta["low"]), to_value=float(meta["high"]))
+            ]
+    return descriptor
+
+
+def _constraints(item: dataclasses.Field) -> str:
+    meta = item.metadata
+    if meta["choices"]:
+        return "one of: " + ", ".join(meta["choices"])
+    return "" if meta["low"] is None else f"{meta['low']} to {meta['high']}"
+
+
+def _build(options: type[Options], prefix: str, value_of: Any) -> Options:
+    values = {}
+    for item in dataclasses.fields(options):
+        name = prefix + item.name
+        if item.metadata:
+            values[item.name] = _typed(name, value_of(name), item)
+        else:
+            values[item.name] = _build(item.default_factory, f"{name}.", value_of)
+    try:
+        return options(**values)
+    except OptionError as error:
+        # A dataclass knows its fields' names, not the group that it is in.
+        raise OptionError(str(error) if str(error).startswith(prefix) else f"{prefix}{error}") from None
+
+
+def _typed(name: str, value: Any, item: dataclasses.Field) -> Any:
+    kind = type(item.default)
+    if kind is float and type(value) is int:
+        return float(value)
+    if value is False and "off" in item.metadata["choices"]:
+        return "off"  # what YAML makes of an unquoted off, also after -p on a command line
+    if type(value) is not kind:
+        raise OptionError(f"{name} is {value!r}; allowed: {TYPE_NAMES[kind]}")
+    return value
+
+
+def _yaml_lines(options: type, indent: str) -> Iterator[str]:
+    for item in dataclasses.fields(options):
+        if item.metadata:
+            constraints = _constraints(item)
+            comment = item.metadata["help"] + (f" ({constraints})" if constraints else "")
+            yield from textwrap.wrap(comment, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+            yield f"{indent}{item.name}: {json.dumps(item.default)}"
+        else:
+            yield f"{indent}{item.name}:"
+            yield from _yaml_lines(item.default_factory, indent + "  ")

@@ -1,0 +1,197 @@
+import array
+
+import cv2
+import numpy as np
+import pytest
+from geometry_msgs.msg import Point, Pose
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs_py import point_cloud2
+from std_msgs.msg import Header
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.node import conversions
+from raymap3r_ros.node.conversions import ENCODINGS, EncodingError
+
+COLOR = (200, 120, 40)
+GREY = round(0.299 * 200 + 0.587 * 120 + 0.114 * 40)
+HEADER = Header(frame_id="camera")
+
+
+def image(encoding, pixels, padding=0, is_bigendian=0):
+    """An Image of (h, w, bytes of a pixel) uint8."""
+    height, width, size = pixels.shape
+    rows = np.zeros((height, width * size + padding), np.uint8)
+    rows[:, : width * size] = pixels.reshape(height, -1)
+    return Image(
+        height=height, width=width, encoding=encoding, step=rows.shape[1], is_bigendian=is_bigendian,
+        data=array.array("B", rows.tobytes()),
+    )
+
+
+def plain(encoding, width=8, height=6, order="<"):
+    """What a sensor of this encoding gives when it looks at a wall of COLOR, and the grey or colour to expect."""
+    red, green, blue = COLOR
+    solid = {
+        "rgb8": (red, green, blue), "bgr8": (blue, green, red), "rgba8": (red, green, blue, 9),
+        "bgra8": (blue, green, red, 9), "mono8": (GREY,),
+    }
+    if encoding in solid:
+        return np.tile(np.array(solid[encoding], np.uint8), (height, width, 1))
+    if encoding == "mono16":
+        return np.full((height, width), GREY * 257, f"{order}u2").view(np.uint8).reshape(height, width, 2)
+    if encoding.startswith("bayer"):
+        mosaic = np.zeros((height, width), np.uint8)
+        for (row, column), letter in zip(((0, 0), (0, 1), (1, 0), (1, 1)), encoding[6:10], strict=True):
+            mosaic[row::2, column::2] = COLOR["rgb".index(letter)]
+        if encoding.endswith("16"):
+            return (mosaic.astype(f"{order}u2") * 257).view(np.uint8).reshape(height, width, 2)
+        return mosaic[..., None]
+    luma = 16 + 65.738 / 256 * red + 129.057 / 256 * green + 25.064 / 256 * blue
+    u = 128 - 37.945 / 256 * red - 74.494 / 256 * green + 112.439 / 256 * blue
+    v = 128 + 112.439 / 256 * red - 94.154 / 256 * green - 18.285 / 256 * blue
+    pair = [u, luma, v, luma] if encoding in ("yuv422", "uyvy") else [luma, u, luma, v]
+    return np.tile(np.array(pair).round().astype(np.uint8), (height, width // 2)).reshape(height, width, 2)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_becomes_rgb(encoding, padding):
+    result = conversions.image_array(image(encoding, plain(encoding), padding))
+    assert result.shape == (6, 8, 3) and result.dtype == np.uint8
+    expected = (GREY,) * 3 if encoding.startswith("mono") else COLOR
+    # The borders of a mosaic are guessed.
+    np.testing.assert_allclose(result[2:-2, 2:-2].reshape(-1, 3).astype(int), [expected] * 8, atol=3)
+
+
+@pytest.mark.parametrize("encoding", ["mono16", "bayer_rggb16"])
+def test_big_endian_pixels(encoding):
+    little = conversions.image_array(image(encoding, plain(encoding)))
+    big = conversions.image_array(image(encoding, plain(encoding, order=">"), is_bigendian=1))
+    np.testing.assert_array_equal(big, little)
+
+
+def test_pixels_keep_their_places():
+    pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    np.testing.assert_array_equal(conversions.image_array(image("rgb8", pixels, padding=2)), pixels)
+    np.testing.assert_array_equal(conversions.image_array(image("bgr8", pixels)), pixels[..., ::-1])
+
+
+def broken(**changes):
+    message = image("rgb8", np.zeros((4, 6, 3), np.uint8))
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (broken(encoding="nv21"), "encoding 'nv21' is not supported; supported: rgb8, bgr8,"),
+        (broken(encoding=""), "encoding '' is not supported"),
+        (broken(width=0), "0x4 image: has no pixels"),
+        (broken(height=0), "6x0 image: has no pixels"),
+        (broken(width=100_000), "100000x4 image: is larger than any camera's"),
+        (broken(step=17), "6x4 image: step is 17 bytes, but a row of rgb8 takes 18"),
+        (broken(data=array.array("B", [0] * 71)), "6x4 image: data is cut short, 71 bytes where step * height is 72"),
+        (CompressedImage(), "compressed image without data"),
+    ],
+)
+def test_malformed_message_is_refused_before_its_pixels_are_touched(message, text):
+    with pytest.raises(InputError, match=r".*") as caught:
+        conversions.check_image(message)
+    assert text in str(caught.value)
+    assert isinstance(caught.value, EncodingError) == ("encoding" in text)
+    with pytest.raises(InputError):
+        conversions.image_array(message)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_compressed_images(suffix):
+    pixels = np.tile(np.array(COLOR, np.uint8), (16, 24, 1))
+    data = cv2.imencode(suffix, pixels[..., ::-1])[1]
+    result = conversions.image_array(CompressedImage(data=array.array("B", data.tobytes())))
+    np.testing.assert_allclose(result.astype(int), pixels, atol=3)
+
+
+def test_compressed_garbage_is_refused():
+    with pytest.raises(InputError, match="compressed image of 3 bytes cannot be decoded"):
+        conversions.image_array(CompressedImage(data=array.array("B", [1, 2, 3])))
+
+
+def test_camera_info_in():
+    info = CameraInfo(width=64, height=48, k=[50.0, 0.0, 31.5, 0.0, 51.0, 23.5, 0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(conversions.intrinsics(info, 64, 48), [[50, 0, 31.5], [0, 51, 23.5], [0, 0, 1]])
+    assert conversions.intrinsics(CameraInfo(width=64, height=48), 64, 48) is None
+    with pytest.raises(InputError, match="camera_info is of 64x48 images, but the images are 32x24"):
+        conversions.intrinsics(info, 32, 24)
+    info.k[0] = np.nan
+    with pytest.raises(InputError, match="no usable focal length"):
+        conversions.intrinsics(info, 64, 48)
+
+
+def test_images_out():
+    depth = np.arange(12, dtype=np.float32).reshape(3, 4)
+    message = conversions.image_message(HEADER, depth, "32FC1")
+    assert (message.height, message.width, message.step, message.encoding) == (3, 4, 16, "32FC1")
+    np.testing.assert_array_equal(np.frombuffer(message.data, np.float32).reshape(3, 4), depth)
+    color = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+    # A view that is not contiguous, as a slice of a batch is.
+    message = conversions.image_message(HEADER, color[:, ::2], "rgb8")
+    assert (message.width, message.step) == (2, 6)
+    np.testing.assert_array_equal(np.frombuffer(message.data, np.uint8).reshape(3, 2, 3), color[:, ::2])
+
+
+def test_camera_info_out():
+    matrix = np.array([[50, 0, 31.5], [0, 51, 23.5], [0, 0, 1]], np.float32)
+    message = conversions.camera_info_message(HEADER, matrix, 64, 48)
+    assert (message.width, message.height, message.distortion_model) == (64, 48, "plumb_bob")
+    np.testing.assert_array_equal(message.k, matrix.ravel())
+    np.testing.assert_array_equal(message.p.reshape(3, 4), np.column_stack([matrix, np.zeros(3)]))
+    np.testing.assert_array_equal(message.r.reshape(3, 3), np.eye(3))
+
+
+def test_cloud():
+    points = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    colors = np.array([COLOR, (1, 2, 3)], np.uint8)
+    message = conversions.cloud_message(
+        HEADER, points, colors, np.array([1.5, 2.5], np.float32), np.array([False, True])
+    )
+    assert [field.name for field in message.fields] == ["x", "y", "z", "rgb", "confidence", "dynamic"]
+    assert (message.width, message.height, message.header.frame_id) == (2, 1, "camera")
+    read = point_cloud2.read_points(message)
+    np.testing.assert_array_equal(np.column_stack([read["x"], read["y"], read["z"]]), points)
+    np.testing.assert_array_equal(read["confidence"], [1.5, 2.5])
+    np.testing.assert_array_equal(read["dynamic"], [0, 1])
+    assert read["rgb"].view(np.uint32)[0] == COLOR[0] << 16 | COLOR[1] << 8 | COLOR[2]
+    assert conversions.cloud_message(
+        HEADER, points[:0], colors[:0], np.zeros(0, np.float32), np.zeros(0, bool)
+    ).width == 0
+
+
+def test_odometry():
+    pose = Pose(position=Point(x=1.0, y=2.0, z=3.0))
+    velocity = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
+    message = conversions.odometry_message(HEADER, "child", pose, (0.04, 0.01), velocity, 0.5)
+    assert (message.header.frame_id, message.child_frame_id) == ("camera", "child")
+    assert message.pose.pose == pose
+    np.testing.assert_allclose(np.diag(message.pose.covariance.reshape(6, 6)), [0.04] * 3 + [0.01] * 3)
+    assert (message.twist.twist.linear.y, message.twist.twist.angular.z) == (0.2, 0.6)
+    np.testing.assert_allclose(np.diag(message.twist.covariance.reshape(6, 6)), [0.32] * 3 + [0.08] * 3)
+    first = conversions.odometry_message(HEADER, "child", pose, (0.04, 0.01), None, 0.0)
+    assert first.twist.twist.linear.x == 0
+    assert first.twist.covariance[0] == 1e6
+
+
+def test_pose_and_transform_are_the_same():
+    matrix = np.eye(4)
+    matrix[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    matrix[:3, 3] = 1, 2, 3
+    pose = conversions.pose_message(matrix)
+    assert (pose.position.x, pose.position.y, pose.position.z) == (1, 2, 3)
+    turn = pose.orientation
+    np.testing.assert_allclose([turn.x, turn.y, turn.z, turn.w], [-0.5, 0.5, -0.5, 0.5])
+    transform = conversions.transform_message(HEADER, "child", pose)
+    assert (transform.header.frame_id, transform.child_frame_id) == ("camera", "child")
+    origin = transform.transform.translation
+    assert (origin.x, origin.y, origin.z) == (1, 2, 3)
+    assert transform.transform.rotation == pose.orientation

@@ -1,0 +1,100 @@
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from raymap3r_ros.node import diagnostics
+from raymap3r_ros.node.diagnostics import Monitor, Rate, StampRates
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The monotonic clock of the module, set by hand."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(diagnostics, "time", clock)
+    return clock
+
+
+def values(status):
+    return {item.key: item.value for item in status.values}
+
+
+def test_rate_over_the_last_seconds():
+    rate = Rate()
+    assert rate.value(0.0) == 0
+    for index in range(21):
+        rate.add(index / 10)
+    assert rate.value(2.0) == pytest.approx(10, rel=0.06)
+    for index in range(21, 101):
+        rate.add(index / 10)
+    assert rate.value(10.0) == pytest.approx(10, rel=0.03)
+    assert rate.value(12.5) == pytest.approx(5, rel=0.05)
+    assert rate.value(100.0) == 0
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.2, 5.0])
+def test_counts_and_latencies(clock, speed):
+    monitor = Monitor()
+    for index in range(20):
+        clock.now += 0.1 / speed
+        monitor.arrived(index / 10, jump=False)
+        monitor.published(0.2 + index / 1000, 0.1, {"encode": 3.0, "publish": 1.0})
+    monitor.count("frames dropped", 3)
+    status = monitor.status("/raymap3r", "active", {"device": "cpu"})
+    assert (status.level, status.message) == (DiagnosticStatus.OK, "active")
+    assert (status.name, status.hardware_id) == ("/raymap3r: stream", "cpu")
+    told = values(status)
+    counts = [told[f"frames {what}"] for what in ("in", "out", "dropped", "lost")]
+    assert counts == ["20", "20", "3", "0"]
+    assert told["latency from stamp, median (ms)"] == "209.5"
+    assert told["latency from stamp, p95 (ms)"] == "218.0"
+    assert told["latency from arrival, median (ms)"] == "100.0"
+    assert told["stage encode (ms)"] == "3.00"
+    assert float(told["rate stamped (Hz)"]) == pytest.approx(10)
+
+
+def test_images_that_the_middleware_loses_are_noticed(clock):
+    monitor = Monitor()
+    for index in range(60):
+        if index % 20 in (0, 1):
+            monitor.arrived(index / 30, jump=False)
+        monitor.camera_info(index / 30)
+    status = monitor.status("/raymap3r", "active", {})
+    assert status.level == DiagnosticStatus.WARN
+    assert "stamped at 30.0 Hz" in status.message and "config/fastdds.xml" in status.message
+
+
+def test_losses_are_seen_without_camera_info_too():
+    rates = StampRates()
+    for index in range(300):
+        if index % 10 in (0, 1):
+            rates.image(index / 30)
+    assert rates.stamped() == pytest.approx(30)
+    assert rates.arriving() == pytest.approx(6, rel=0.1)
+    rates.clear()
+    assert rates.stamped() == rates.arriving() == 0
+
+
+def test_no_images_is_a_warning_only_while_active(clock):
+    monitor = Monitor()
+    assert monitor.status("/n", "inactive", {}).level == DiagnosticStatus.OK
+    status = monitor.status("/n", "active", {})
+    assert (status.level, status.message) == (DiagnosticStatus.WARN, "no images are arriving")
+
+
+def test_errors_and_warnings_fade_but_the_last_error_stays(clock):
+    monitor = Monitor()
+    monitor.error("it broke")
+    monitor.warning("it is strange")
+    status = monitor.status("/n", "inactive", {}, standing=["untrained weights"])
+    assert status.level == DiagnosticStatus.ERROR
+    assert status.message == "it broke; untrained weights; it is strange"
+    clock.now += 10
+    status = monitor.status("/n", "inactive", {}, standing=["untrained weights"])
+    assert (status.level, status.message) == (DiagnosticStatus.WARN, "untrained weights")
+    assert values(status)["last error"] == "it broke"

@@ -1,0 +1,49 @@
+import threading
+
+from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, Put, WaitingFrame
+
+
+def frame(number):
+    return WaitingFrame(message=number, stamp=None, arrival=0.0, scene=0)
+
+
+def test_newest_frame_takes_the_place_of_the_waiting_one():
+    queue = FrameQueue()
+    assert queue.put(frame(1)) is Put.WAITING
+    assert queue.put(frame(2)) is Put.REPLACING
+    assert queue.put(frame(3)) is Put.REPLACING
+    assert len(queue) == 1
+    assert queue.get().message == 3
+    assert queue.put(frame(4)) is Put.WAITING
+
+
+def test_every_frame_waits_in_order_and_overflow_is_told():
+    queue = FrameQueue(every_frame=True)
+    assert all(queue.put(frame(number)) is Put.WAITING for number in range(DEPTH))
+    assert queue.put(frame(DEPTH)) is Put.OVERFLOW
+    assert [queue.get().message for _ in range(DEPTH)] == list(range(DEPTH))
+
+
+def test_get_waits_for_a_frame():
+    queue, got = FrameQueue(), []
+    thread = threading.Thread(target=lambda: got.append(queue.get()))
+    thread.start()
+    queue.put(frame(7))
+    thread.join(10)
+    assert got[0].message == 7
+
+
+def test_close_ends_waiting_and_forgets_what_waits():
+    queue, got = FrameQueue(every_frame=True), []
+    thread = threading.Thread(target=lambda: got.append(queue.get()))
+    thread.start()
+    assert queue.close() == 0
+    thread.join(10)
+    assert got == [None]
+
+    queue = FrameQueue(every_frame=True)
+    queue.put(frame(1))
+    queue.put(frame(2))
+    assert queue.close() == 2
+    assert queue.get() is None
+    assert queue.put(frame(3)) is Put.CLOSED

@@ -1,0 +1,158 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.node import parameters
+from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.streaming import MaskOptions, StreamOptions
+
+NAMES = {
+    "checkpoint", "device", "precision", "image_size", "update_rule", "router", "smoothing", "reset_interval",
+    "token_pooling", "world_frame", "child_frame", "publish_tf", "confidence_threshold", "points.stride",
+    "every_frame", "max_gap", "image_transport", *(f"mask.{item.name}" for item in dataclasses.fields(MaskOptions)),
+}  # fmt: skip
+
+
+def test_file_and_code_are_in_step(root):
+    text = (root / "config" / "stream.yaml").read_text()
+    assert text == parameters.yaml_file(), (
+        "write it anew: python -c 'from raymap3r_ros.node.parameters import yaml_file as y; print(y(), end=\"\")' "
+        "> config/stream.yaml"
+    )
+
+
+def test_file_holds_every_parameter_with_its_default_and_a_comment(root):
+    text = (root / "config" / "stream.yaml").read_text()
+    found = {}
+
+    def walk(values, prefix):
+        for name, value in values.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+
+    walk(yaml.safe_load(text)["/**"]["ros__parameters"], "")
+    declared = {
+        name: item.default for kind in (NodeOptions, StreamOptions) for name, item in parameters.fields(kind)
+    }
+    assert found == declared
+    lines = text.splitlines()
+    for name in declared:
+        key = name.rpartition(".")[2] + ":"
+        line = next(number for number, line in enumerate(lines) if line.strip().startswith(key))
+        assert lines[line - 1].strip().startswith("# "), name
+
+
+def test_declared_parameters_describe_themselves(make_bench):
+    node = make_bench().node
+    assert set(node.list_parameters([], 0).names) - {"use_sim_time", "start_type_description_service"} == NAMES
+    for name in NAMES:
+        assert node.describe_parameter(name).description, name
+    assert node.describe_parameter("update_rule").additional_constraints == "one of: raymap3r, ttt3r, cut3r"
+    stride = node.describe_parameter("points.stride").integer_range[0]
+    assert (stride.from_value, stride.to_value) == (1, 64)
+    high = node.describe_parameter("mask.high").floating_point_range[0]
+    assert (high.from_value, high.to_value) == (0.0, 1000.0)
+    assert parameters.read(node, NodeOptions) == NodeOptions()
+    assert parameters.read(node, StreamOptions) == StreamOptions()
+
+
+def test_values_are_read_into_the_options(make_bench):
+    node = make_bench(
+        update_rule="ttt3r", max_gap=5, mask__high=7, mask__low=1.5, points__stride=4, smoothing=False,
+        every_frame=True,
+    ).node
+    options, stream_options = parameters.read(node, NodeOptions), parameters.read(node, StreamOptions)
+    assert (options.max_gap, type(options.max_gap)) == (5.0, float)  # an integer for a double
+    assert (options.points.stride, options.every_frame) == (4, True)
+    assert (stream_options.mask.high, stream_options.mask.low) == (7.0, 1.5)
+    assert stream_options.smoothing == "off"  # an unquoted off is false in YAML
+    assert stream_options == dataclasses.replace(
+        StreamOptions(), update_rule="ttt3r", smoothing="off", mask=stream_options.mask
+    )
+
+
+def test_bad_values_are_refused_with_what_is_allowed(make_bench):
+    node = make_bench().node
+    for name, value, text in [
+        ("image_transport", "theora", "image_transport is 'theora'; allowed values: raw, compressed"),
+        ("points.stride", 65, "points.stride is 65; allowed range: 1 to 64"),
+        ("points.stride", "two", "points.stride is 'two'; allowed: a whole number"),
+        ("points.stride", True, "points.stride is True; allowed: a whole number"),
+        ("mask.low", 900.0, "mask.low is 900.0, above mask.high 6.0; allowed: low <= high"),
+        ("mask.reach", -1, "mask.reach is -1; allowed range: 0 to 200"),
+        ("max_gap", -1, "max_gap is -1.0; allowed range: 0.01 to 86400.0"),
+        ("max_gap", float("nan"), "max_gap is nan; allowed range: 0.01 to 86400.0"),
+        ("every_frame", 1, "every_frame is 1; allowed: true or false"),
+        ("reset_interval", 1, "reset_interval is 1; allowed: 0 (never) or 2 and more"),
+        ("world_frame", "/map", "world_frame is '/map'; allowed: names without a leading slash"),
+        ("world_frame", "", "world_frame is empty; allowed: any frame name"),
+        ("child_frame", "map", "child_frame is 'map', as world_frame; allowed: two different names"),
+        ("checkpoint", None, "checkpoint is None; allowed: a text"),
+    ]:
+        with pytest.raises(OptionError) as caught:
+            for kind in (NodeOptions, StreamOptions):
+                parameters.read(node, kind, {name: value})
+        assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("update_rule", "ttt4r", "update_rule is 'ttt4r'; allowed values: raymap3r, ttt3r, cut3r"),
+        ("points.stride", 0, "points.stride is 0; allowed range: 1 to 64"),
+        ("max_gap", "long", "max_gap is 'long'; allowed: a number"),
+        ("device", "tpu", "device is 'tpu'; on this machine there are: auto, cpu"),
+    ],
+)
+def test_bad_value_from_outside_fails_configure_with_one_clear_line(make_bench, name, value, text):
+    bench = make_bench(**{name.replace(".", "__"): value})
+    assert not bench.change_state("configure")
+    assert bench.state() == "unconfigured"
+    line = bench.wait_for_log("configure failed", level=40)
+    assert text in line and "\n" not in line
+    assert bench.count_logs("Traceback") == 0
+    bench.wait(lambda: text in bench.told.get("last error", ""), "error in the diagnostics")
+    # It can be put right, and then the node works.
+    good = {**dict(parameters.fields(NodeOptions)), **dict(parameters.fields(StreamOptions))}[name].default
+    assert bench.set_parameter(name, good).successful
+    assert bench.change_state("configure")
+
+
+def test_bad_value_is_refused_when_it_is_set(make_bench):
+    bench = make_bench()
+    result = bench.set_parameter("update_rule", "ttt4r")
+    assert not result.successful
+    assert result.reason == "update_rule is 'ttt4r'; allowed values: raymap3r, ttt3r, cut3r"
+    assert not bench.set_parameter("points.stride", 65).successful
+    assert not bench.set_parameter("mask.high", 1.0).successful  # under mask.low
+    assert bench.set_parameter("mask.high", 9).successful
+    assert parameters.read(bench.node, StreamOptions).mask.high == 9.0
+
+
+def test_what_is_fixed_is_read_only_from_configure_to_cleanup(make_bench):
+    bench = make_bench()
+    assert bench.set_parameter("update_rule", "ttt3r").successful
+    assert bench.change_state("configure")
+    assert bench.node.describe_parameter("update_rule").read_only
+    assert not bench.node.describe_parameter("mask.high").read_only
+    result = bench.set_parameter("update_rule", "cut3r")
+    assert not result.successful and "read-only" in result.reason
+    assert bench.set_parameter("mask.high", 8.0).successful
+    assert bench.change_state("cleanup")
+    assert bench.set_parameter("update_rule", "cut3r").successful
+
+
+def test_mask_changes_while_running(make_bench):
+    bench = make_bench()
+    bench.start("pose")
+    bench.send(0)
+    bench.wait_for("pose", 1)
+    assert bench.set_parameter("mask.high", 8.5).successful
+    bench.send(1)
+    bench.wait_for("pose", 2)
+    assert bench.node._stream.options.mask.high == 8.5
+    bench.wait_for_log("high=8.5")
