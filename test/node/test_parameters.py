@@ -82,7 +82,7 @@ def test_bad_values_are_refused_with_what_is_allowed(make_bench):
         ("points.stride", 65, "points.stride is 65; allowed range: 1 to 64"),
         ("points.stride", "two", "points.stride is 'two'; allowed: a whole number"),
         ("points.stride", True, "points.stride is True; allowed: a whole number"),
-        ("mask.low", 900.0, "mask.low is 900.0, above mask.high 6.0; allowed: low <= high"),
+        ("mask.low", 900.0, "mask.low is 900.0, above mask.high 4.0; allowed: low <= high"),
         ("mask.reach", -1, "mask.reach is -1; allowed range: 0 to 200"),
         ("max_gap", -1, "max_gap is -1.0; allowed range: 0.01 to 86400.0"),
         ("max_gap", float("nan"), "max_gap is nan; allowed range: 0.01 to 86400.0"),
@@ -128,7 +128,7 @@ def test_bad_value_is_refused_when_it_is_set(make_bench):
     assert not result.successful
     assert result.reason == "update_rule is 'ttt4r'; allowed values: raymap3r, ttt3r, cut3r"
     assert not bench.set_parameter("points.stride", 65).successful
-    assert not bench.set_parameter("mask.high", 1.0).successful  # under mask.low
+    assert not bench.set_parameter("mask.high", MaskOptions().low / 2).successful
     assert bench.set_parameter("mask.high", 9).successful
     assert parameters.read(bench.node, StreamOptions).mask.high == 9.0
 
