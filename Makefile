@@ -46,7 +46,7 @@ demo: $(VENV)/.package
 	$(ROS) $(VENV)/bin/raymap3r demo
 
 lint: $(VENV)/.package
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 clean:
 	rm -rf $(VENV) build/lib build/bdist.* *.egg-info .pytest_cache .ruff_cache demo_out

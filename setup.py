@@ -44,7 +44,7 @@ setup(
     entry_points={
         "console_scripts": [
             "raymap3r = raymap3r_ros.cli:main",
-            "stream = raymap3r_ros.node.stream_node:main",
+            "stream = raymap3r_ros.node.__main__:main",
         ],
     },
 )

@@ -31,7 +31,9 @@ def generate_launch_description() -> LaunchDescription:
     """The arguments, and the node made from them."""
     declared = [
         DeclareLaunchArgument(
-            name, default_value=default, description=description,
+            name,
+            default_value=default,
+            description=description,
             choices=TRUTH if default in TRUTH else None,
         )
         for name, (default, description) in ARGUMENTS.items()

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
-from raymap3r_ros.network import PRESETS, convert_checkpoint, load_network
+from raymap3r_ros.errors import InputError, Raymap3rError
+from raymap3r_ros.network import PRESETS, choose_device, convert_checkpoint, load_network
+from raymap3r_ros.options import Options, build_options, option_fields
 from raymap3r_ros.recording import CloudOptions, RunSummary, open_recording, run_recording
 from raymap3r_ros.streaming import StreamOptions
-
-Options = TypeVar("Options")
 
 # Options that are typed often get a short name; all others are called as their field is.
 SHORT_NAMES = {"update_rule": "rule", "image_size": "size"}
@@ -109,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
         intrinsics=args.intrinsics,
     )  # fmt: skip
-    network = load_network(args.checkpoint, pick_device(args.device))
+    network = load_network(args.checkpoint, choose_device(args.device))
     summary = run_recording(
         recording, network, args.out, options, cloud_options=cloud_options, with_preview=not args.no_preview,
         overwrite=args.overwrite,
@@ -201,32 +199,14 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`: auto, cpu, cuda or cuda:N. Raises OptionError where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise OptionError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
-
-
-def add_options(group: Any, options: type, prefix: str = "") -> None:
-    """An argument for every field made by `option`; nested dataclasses become a prefix (`mask.high`: --mask-high)."""
-    for item in dataclasses.fields(options):
+def add_options(group: Any, options: type) -> None:
+    """An argument for every field made by `option`; a group becomes a prefix (`mask.high`: --mask-high)."""
+    for name, item in option_fields(options):
         meta = item.metadata
-        if not meta:
-            add_options(group, item.default_factory, f"{prefix}{item.name}.")
-            continue
         limits = "" if meta["low"] is None else f"; {meta['low']} to {meta['high']}"
         group.add_argument(
-            _flag(prefix + item.name),
-            dest=prefix + item.name,
+            _flag(name),
+            dest=name,
             type=type(item.default),
             default=item.default,
             choices=meta["choices"] or None,
@@ -235,19 +215,9 @@ def add_options(group: Any, options: type, prefix: str = "") -> None:
         )
 
 
-def read_options(args: argparse.Namespace, options: type[Options], prefix: str = "") -> Options:
+def read_options(args: argparse.Namespace, options: type[Options]) -> Options:
     """The dataclass that `add_options` made arguments for. Raises OptionError where its values are not allowed."""
-    values = {
-        item.name: getattr(args, prefix + item.name)
-        if item.metadata
-        else read_options(args, item.default_factory, f"{prefix}{item.name}.")
-        for item in dataclasses.fields(options)
-    }
-    try:
-        return options(**values)
-    except OptionError as error:
-        # A dataclass knows its fields' names, not the group that it is in.
-        raise OptionError(str(error) if str(error).startswith(prefix) else f"{prefix}{error}") from None
+    return build_options(options, lambda name, _: getattr(args, name))
 
 
 def _flag(name: str) -> str:

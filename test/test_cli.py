@@ -12,7 +12,6 @@ from PIL import Image
 
 import raymap3r_ros
 from raymap3r_ros import cli
-from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
 from raymap3r_ros.recording import CloudOptions
 from raymap3r_ros.streaming import MaskOptions, Stream, StreamOptions
@@ -134,8 +133,7 @@ def test_bad_inputs_are_one_clear_line(images, tmp_path, capsys):
         (["--reset-interval", "1"], "reset_interval is 1; allowed: 0 (never) or 2 and more"),
         (["--max-points", "1"], "max_points is 1; allowed range: 1000 to"),
         (["--stride", "0"], "stride is 0; allowed: 1 and more"),
-        (["--device", "tpu"], "device is 'tpu'; allowed: auto, cpu, cuda, cuda:N"),
-        (["--device", "mps"], "device is 'mps'; allowed: auto"),
+        (["--device", "tpu"], "device is 'tpu'; on this machine there are: auto, cpu"),
         (["--topic", "/image"], "is no bag, so it has no topic '/image'"),
     ],
 )
@@ -155,13 +153,6 @@ def test_intrinsics_that_are_none(capsys, text):
 def test_intrinsics_become_a_matrix():
     matrix = parse_run("--intrinsics", "300,310,80.5,60").intrinsics
     assert matrix.tolist() == [[300, 0, 80.5], [0, 310, 60], [0, 0, 1]]
-
-
-def test_devices():
-    assert cli.pick_device("cpu") == torch.device("cpu")
-    assert cli.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(OptionError, match=r"device is 'cuda:99', but PyTorch sees \d+ CUDA devices"):
-        cli.pick_device("cuda:99")
 
 
 def test_convert_keeps_the_weights(tmp_path, capsys):

@@ -66,7 +66,7 @@ def test_every_import_is_declared(description, root):
 def test_commands_are_installed():
     scripts = importlib.metadata.entry_points(group="console_scripts")
     values = {script.name: script.value for script in scripts if script.value.startswith("raymap3r_ros")}
-    assert values == {"raymap3r": "raymap3r_ros.cli:main", "stream": "raymap3r_ros.node.stream_node:main"}
+    assert values == {"raymap3r": "raymap3r_ros.cli:main", "stream": "raymap3r_ros.node.__main__:main"}
 
 
 def test_share_is_installed(root):

@@ -9,15 +9,8 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from raymap3r_ros.node.options import NodeOptions
 from raymap3r_ros.node.outputs import TOPICS
+from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import StreamOptions
-
-
-def option_names(options: type, prefix: str = "") -> set[str]:
-    """Names of all options, with a dot before those of a group."""
-    names = set()
-    for name, field in options.__dataclass_fields__.items():
-        names |= {prefix + name} if field.metadata else option_names(field.default_factory, f"{name}.")
-    return names
 
 
 def code_in(path: Path, heading: str) -> set[str]:
@@ -27,7 +20,8 @@ def code_in(path: Path, heading: str) -> set[str]:
 
 
 def test_every_parameter_is_in_the_table(root: Path):
-    assert option_names(NodeOptions) | option_names(StreamOptions) <= code_in(root / "README.md", "Parameters")
+    names = {name for options in (NodeOptions, StreamOptions) for name, _ in option_fields(options)}
+    assert names <= code_in(root / "README.md", "Parameters")
 
 
 def test_every_topic_is_in_the_table(root: Path):

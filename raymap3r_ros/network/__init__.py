@@ -3,6 +3,7 @@
 from raymap3r_ros.network.checkpoint import convert_checkpoint, load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.decoder import Decoded
+from raymap3r_ros.network.device import choose_device
 from raymap3r_ros.network.model import Network
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Decoded",
     "Network",
     "NetworkConfig",
+    "choose_device",
     "convert_checkpoint",
     "load_network",
     "save_network",

@@ -141,8 +141,13 @@ def image_message(header: Header, values: np.ndarray, encoding: str) -> Image:
     """(h, w) float32 as 32FC1, (h, w) uint8 as mono8, (h, w, 3) uint8 as rgb8."""
     height, width = values.shape[:2]
     return Image(
-        header=header, height=height, width=width, encoding=encoding, is_bigendian=0,
-        step=values.nbytes // height, data=_bytes(values),
+        header=header,
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=values.nbytes // height,
+        data=_bytes(values),
     )
 
 

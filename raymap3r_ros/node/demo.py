@@ -58,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "another process, check it, and write a preview. The exit status is 1 where a check fails."
     )
     parser.add_argument(
-        "input", nargs="?", type=Path, metavar="INPUT",
+        "input",
+        nargs="?",
+        type=Path,
+        metavar="INPUT",
         help="a video, a folder of images or a ROS 2 bag (default: a drawn room with a ball that moves through it)",
     )
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the preview (default: demo_out)")
@@ -71,9 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default=defaults.checkpoint, help="weights: a file or a preset (default: %(default)s)"
     )
-    parser.add_argument(
-        "--device", default=defaults.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)"
-    )
+    parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,10 +138,12 @@ def drawn_room(count: int, width: int = 320, height: int = 240) -> Iterator[np.n
 @contextlib.contextmanager
 def _node(args: argparse.Namespace) -> Iterator[subprocess.Popen]:
     parameters = {
-        "checkpoint": args.checkpoint, "device": args.device, "every_frame": args.every_frame,
+        "checkpoint": args.checkpoint,
+        "device": args.device,
+        "every_frame": args.every_frame,
         "child_frame": CAMERA_FRAME,
     }
-    command = [sys.executable, "-m", "raymap3r_ros.node.stream_node", "--autostart", "--ros-args"]
+    command = [sys.executable, "-m", "raymap3r_ros.node", "--autostart", "--ros-args"]
     command += ["-r", f"__ns:={NAMESPACE}"]
     for name, value in parameters.items():
         command += ["-p", f"{name}:={json.dumps(value)}"]
@@ -244,8 +247,10 @@ def _report(args: argparse.Namespace, played: Played, recorded: Recorded, status
     clip = args.input or "drawn room"
     print(f"camera     {sent} frames of {played.size[0]}x{played.size[1]} at {rate:.1f} Hz: {clip}")
     print(f"node       {told.get('checkpoint')}, on {told.get('device')}, rule {told.get('update rule')}")
-    print(f"frames     in {told.get('frames in')}   out {out}   dropped {told.get('frames dropped')} "
-          f"(a newer one came first)   lost {told.get('frames lost')}")
+    print(
+        f"frames     in {told.get('frames in')}   out {out}   dropped {told.get('frames dropped')} "
+        f"(a newer one came first)   lost {told.get('frames lost')}"
+    )
     print()
     print(f"{'topic':<18}{'received':>9}{'p50 ms':>9}{'p95 ms':>9}   (from the camera's stamp to the recorder)")
     for topic, latencies in recorded.latencies.items():
@@ -292,8 +297,12 @@ def _write_preview(recorded: Recorded, args: argparse.Namespace) -> None:
         asked = bool(dynamic_map.any())  # the first frames come without the ray branch
         rows.append(
             preview.draw_panels(
-                image, depth, dynamic_map if asked else None, mask if asked else None,
-                f"frame {index}, {args.rate:g} Hz over DDS", depth_range=colors.update(depth),
+                image,
+                depth,
+                dynamic_map if asked else None,
+                mask if asked else None,
+                f"frame {index}, {args.rate:g} Hz over DDS",
+                depth_range=colors.update(depth),
                 warning=preview.UNTRAINED if untrained else "",
             )
         )

@@ -165,7 +165,12 @@ class Monitor:
                 **{
                     what: self._counts[what]
                     for what in (
-                        "frames in", "frames out", "frames dropped", "frames lost", "bad frames", "resets",
+                        "frames in",
+                        "frames out",
+                        "frames dropped",
+                        "frames lost",
+                        "bad frames",
+                        "resets",
                     )
                 },
                 **_latencies("from stamp", self._from_stamp),

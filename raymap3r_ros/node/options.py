@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.streaming.options import check_options, option
+from raymap3r_ros.options import check_options, option
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ class NodeOptions:
     child_frame: str = option("", "name of the camera's optical frame; empty: the frame_id of the images")
     publish_tf: bool = option(True, "publish world_frame -> child_frame on /tf", live=True)
     confidence_threshold: float = option(
-        1.5, "points that the network is less confident of (1 = not at all) are left out of the cloud",
-        low=1.0, high=1000.0, live=True,
+        1.5,
+        "points that the network is less confident of (1 = not at all) are left out of the cloud",
+        low=1.0,
+        high=1000.0,
+        live=True,
     )
     points: PointsOptions = field(default_factory=PointsOptions)
 

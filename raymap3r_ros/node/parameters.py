@@ -1,7 +1,4 @@
-"""ROS parameters made from the option dataclasses: name, default, description and limits are written once, there.
-
-A nested dataclass becomes a group: field `stride` of field `points` is the parameter `points.stride`.
-"""
+"""ROS parameters made from the option dataclasses: name, default, description and limits are written once, there."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import dataclasses
 import json
 import textwrap
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import InvalidParameterValueException
@@ -17,20 +14,10 @@ from rclpy.node import Node
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.options import Options, build_options, option_fields
 from raymap3r_ros.streaming.options import StreamOptions
 
-Options = TypeVar("Options")
-
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-def fields(options: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """Parameter name and dataclass field of every option, groups unfolded."""
-    for item in dataclasses.fields(options):
-        if item.metadata:
-            yield prefix + item.name, item
-        else:
-            yield from fields(item.default_factory, f"{prefix}{item.name}.")
 
 
 def declare(node: Node, *options: type) -> None:
@@ -40,7 +27,7 @@ def declare(node: Node, *options: type) -> None:
     one clear message from the transition that needs the value.
     """
     for kind in options:
-        for name, item in fields(kind):
+        for name, item in option_fields(kind):
             # Static typing would turn `20` for a double, or any wrong type, into an exception of the constructor.
             node.declare_parameter(name, item.default, ParameterDescriptor(dynamic_typing=True))
             try:
@@ -54,13 +41,18 @@ def read(node: Node, options: type[Options], changes: dict[str, Any] | None = No
 
     Raises OptionError naming the parameter, its value and what is allowed.
     """
-    return _build(options, "", lambda name: (changes or {}).get(name, node.get_parameter(name).value))
+    changes = changes or {}
+
+    def value_of(name: str, item: dataclasses.Field) -> Any:
+        return _typed(name, changes[name] if name in changes else node.get_parameter(name).value, item)
+
+    return build_options(options, value_of)
 
 
 def lock(node: Node, locked: bool, *options: type) -> None:
     """Make every option that cannot change while the network is loaded read-only, or free it again."""
     for kind in options:
-        for name, item in fields(kind):
+        for name, item in option_fields(kind):
             if not item.metadata["live"]:
                 # The node hands out the descriptor it goes by; `set_descriptor` cannot free a read-only parameter.
                 node.describe_parameter(name).read_only = locked
@@ -99,21 +91,6 @@ def _constraints(item: dataclasses.Field) -> str:
     if meta["choices"]:
         return "one of: " + ", ".join(meta["choices"])
     return "" if meta["low"] is None else f"{meta['low']} to {meta['high']}"
-
-
-def _build(options: type[Options], prefix: str, value_of: Any) -> Options:
-    values = {}
-    for item in dataclasses.fields(options):
-        name = prefix + item.name
-        if item.metadata:
-            values[item.name] = _typed(name, value_of(name), item)
-        else:
-            values[item.name] = _build(item.default_factory, f"{name}.", value_of)
-    try:
-        return options(**values)
-    except OptionError as error:
-        # A dataclass knows its fields' names, not the group that it is in.
-        raise OptionError(str(error) if str(error).startswith(prefix) else f"{prefix}{error}") from None
 
 
 def _typed(name: str, value: Any, item: dataclasses.Field) -> Any:

@@ -32,7 +32,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.network import load_network
+from raymap3r_ros.network import choose_device, load_network
 from raymap3r_ros.node import conversions, parameters
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, Put, WaitingFrame
@@ -432,17 +432,6 @@ class StreamNode(LifecycleNode):
         return True
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of this name, `auto` being a GPU where there is one. Raises OptionError naming those there are."""
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    if name == "auto":
-        return torch.device("cuda" if gpus else "cpu")
-    allowed = ["auto", "cpu", *(["cuda", *gpus] if gpus else [])]
-    if name not in allowed:
-        raise OptionError(f"device is {name!r}; on this machine there are: {', '.join(allowed)}")
-    return torch.device(name)
-
-
 def _warm_up(stream: Stream) -> None:
     """Find out now, not at the first image, whether the network runs at all; on a GPU, also load every kernel."""
     frames = METHOD.warmup_frames + 2 if stream.device.type == "cuda" else 1
@@ -470,7 +459,8 @@ def main() -> int:
     """Run the node until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="stream", description="The stream node of raymap3r_ros.")
     parser.add_argument(
-        "--autostart", action="store_true",
+        "--autostart",
+        action="store_true",
         help="configure and activate at once; end with status 1 where that fails",
     )
     # rclpy's own handlers take the context away while the worker still publishes.
@@ -508,7 +498,3 @@ def _spin(node: StreamNode, stop: threading.Event) -> None:
         end.set_result(None)
     executor.shutdown()
     spinning.result()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from raymap3r_ros.streaming.options import check_options, option
+from raymap3r_ros.options import check_options, option
 
 
 @dataclass(frozen=True)
@@ -15,18 +15,21 @@ class CloudOptions:
     """Which pixels become points, and how many points there may be."""
 
     voxel_size: float = option(
-        0.0, "edge of the cubes in which points are merged, metres; 0 = a pixel at the first frame's median depth",
-        low=0.0, high=100.0,
+        0.0,
+        "edge of the cubes in which points are merged, metres; 0 = a pixel at the first frame's median depth",
+        low=0.0,
+        high=100.0,
     )
-    max_points: int = option(
-        1_000_000, "above this many points the cubes grow", low=1000, high=100_000_000
-    )
+    max_points: int = option(1_000_000, "above this many points the cubes grow", low=1000, high=100_000_000)
     confidence_threshold: float = option(
         1.5, "pixels that the network is less sure of are left out (1 = keep all)", low=1.0, high=1000.0
     )
     max_slope: float = option(
-        8.0, "surfaces that fall away faster than this, metres of depth per metre across, are taken for the gap "
-        "between two objects", low=0.1, high=10_000.0,
+        8.0,
+        "surfaces that fall away faster than this, metres of depth per metre across, are taken for the gap "
+        "between two objects",
+        low=0.1,
+        high=10_000.0,
     )
     mask_margin: float = option(
         0.01, "how far around a moving object pixels are left out too, share of the image width", low=0.0, high=1.0

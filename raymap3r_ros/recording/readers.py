@@ -271,9 +271,7 @@ def _open_video(path: Path, rate: float, intrinsics: np.ndarray | None, limits: 
         finally:
             capture.release()
 
-    return Recording(
-        path, "video", _expected(stored, **limits), **limits, rate=fps / limits["stride"], frames=frames
-    )
+    return Recording(path, "video", _expected(stored, **limits), **limits, rate=fps / limits["stride"], frames=frames)
 
 
 # ------------------------------------------------------------------------------------------------------------- bag
@@ -282,7 +280,10 @@ def _open_video(path: Path, rate: float, intrinsics: np.ndarray | None, limits: 
 def _open_bag(path: Path, topic: str | None, intrinsics: np.ndarray | None, limits: dict) -> Recording:
     with closing(_BagReader(path)) as bag:
         images = {
-            name: info for name, info in bag.topics.items() if info.msgtype in IMAGE_TYPES and info.msgcount > 0
+            name: info
+            for name, info in bag.topics.items()
+            if info.msgtype in IMAGE_TYPES
+            and info.msgcount > 0
             # 16-bit depth in a CompressedImage message, with a header of its own before the PNG.
             and not name.endswith("/compressedDepth")
         }

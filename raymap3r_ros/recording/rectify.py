@@ -54,7 +54,9 @@ class Calibration:
             if not self._mismatch_told:
                 log.warning(
                     "calibration is for %dx%d, the image is %dx%d, which is no plain scaling: calibration ignored",
-                    *self.size, width, height,
+                    *self.size,
+                    width,
+                    height,
                 )
                 self._mismatch_told = True
             return image, None

@@ -171,9 +171,7 @@ def run_recording(
     stopped_by = asked_to_stop[0] if asked_to_stop else ""
     if failure is not None:
         stopped_by = str(failure) or type(failure).__name__
-    summary = _finish(
-        folder, recording, stream, collected, cloud, cloud_options, pictures, elapsed, stopped_by
-    )
+    summary = _finish(folder, recording, stream, collected, cloud, cloud_options, pictures, elapsed, stopped_by)
     if failure is not None:
         raise failure
     return summary
@@ -335,9 +333,7 @@ class _Pictures:
         seen_height, seen_width = (round(side * scale) for side in framing.size)
         return image[top : top + seen_height, left : left + seen_width]
 
-    def write_sheet(
-        self, summary: RunSummary, positions: np.ndarray, points: np.ndarray, colors: np.ndarray
-    ) -> None:
+    def write_sheet(self, summary: RunSummary, positions: np.ndarray, points: np.ndarray, colors: np.ndarray) -> None:
         """The whole run on one page; `positions` (n, 3), `points` (m, 3) metres, world; `colors` (m, 3) uint8."""
         options = summary.options
         moving = "no mask" if summary.moving_share is None else f"{100 * summary.moving_share:.1f} % of pixels move"

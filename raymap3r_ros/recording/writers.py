@@ -127,7 +127,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
 def write_ply(path: Path, points: np.ndarray, colors: np.ndarray) -> None:
     """Binary little-endian PLY. `points`: (n, 3) metres, world; `colors`: (n, 3) uint8 RGB."""
     vertices = np.empty(
-        len(points), dtype=[("xyz", "<f4", 3), ("rgb", "u1", 3)]  # packed: 15 bytes, as PLY lays them out
+        len(points),
+        dtype=[("xyz", "<f4", 3), ("rgb", "u1", 3)],  # packed: 15 bytes, as PLY lays them out
     )
     vertices["xyz"], vertices["rgb"] = points, colors
     properties = [f"property float {axis}" for axis in "xyz"]

@@ -1,45 +1,11 @@
-"""What a user may choose about a stream, and the constants of the method.
-
-Each option carries its meaning and its limits as field metadata; ROS parameters and command-line help are made
-from it, so nothing is written twice.
-"""
+"""What a user may choose about a stream, and the constants of the method."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
 
 from raymap3r_ros.errors import OptionError
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple = (),
-    low: float | None = None,
-    high: float | None = None,
-    live: bool = False,
-) -> Any:
-    """A dataclass field that knows its meaning, its `choices` or limits, and whether it may change while running."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "live": live})
-
-
-def check_options(options: Any) -> None:
-    """Raise OptionError, naming the allowed values, where a field made by `option` breaks its own limits."""
-    for item in dataclasses.fields(options):
-        value, meta = getattr(options, item.name), item.metadata
-        if not meta:
-            continue
-        if meta["choices"] and value not in meta["choices"]:
-            allowed = ", ".join(str(choice) for choice in meta["choices"])
-            raise OptionError(f"{item.name} is {value!r}; allowed values: {allowed}")
-        if (meta["low"] is not None or meta["high"] is not None) and not (
-            (meta["low"] is None or value >= meta["low"]) and (meta["high"] is None or value <= meta["high"])
-        ):
-            raise OptionError(f"{item.name} is {value!r}; allowed range: {meta['low']} to {meta['high']}")
-
+from raymap3r_ros.options import check_options, option
 
 UPDATE_RULES = ("raymap3r", "ttt3r", "cut3r")
 

@@ -135,9 +135,9 @@ class Bench:
         assert self.change_state("configure")
         assert self.change_state("activate")
         self.listen(*topics)
-        kind, topic = {
-            "raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")
-        }[self.node.get_parameter("image_transport").value]
+        kind, topic = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}[
+            self.node.get_parameter("image_transport").value
+        ]
         every = self.node.get_parameter("every_frame").value
         # As a camera: but reliable, so that a test counts what the node drops and not what DDS does.
         self.advertise(kind, topic, QoSProfile(depth=200 if every else 1))

@@ -23,7 +23,11 @@ def image(encoding, pixels, padding=0, is_bigendian=0):
     rows = np.zeros((height, width * size + padding), np.uint8)
     rows[:, : width * size] = pixels.reshape(height, -1)
     return Image(
-        height=height, width=width, encoding=encoding, step=rows.shape[1], is_bigendian=is_bigendian,
+        height=height,
+        width=width,
+        encoding=encoding,
+        step=rows.shape[1],
+        is_bigendian=is_bigendian,
         data=array.array("B", rows.tobytes()),
     )
 
@@ -32,8 +36,11 @@ def plain(encoding, width=8, height=6, order="<"):
     """What a sensor of this encoding gives when it looks at a wall of COLOR, and the grey or colour to expect."""
     red, green, blue = COLOR
     solid = {
-        "rgb8": (red, green, blue), "bgr8": (blue, green, red), "rgba8": (red, green, blue, 9),
-        "bgra8": (blue, green, red, 9), "mono8": (GREY,),
+        "rgb8": (red, green, blue),
+        "bgr8": (blue, green, red),
+        "rgba8": (red, green, blue, 9),
+        "bgra8": (blue, green, red, 9),
+        "mono8": (GREY,),
     }
     if encoding in solid:
         return np.tile(np.array(solid[encoding], np.uint8), (height, width, 1))
@@ -163,9 +170,10 @@ def test_cloud():
     np.testing.assert_array_equal(read["confidence"], [1.5, 2.5])
     np.testing.assert_array_equal(read["dynamic"], [0, 1])
     assert read["rgb"].view(np.uint32)[0] == COLOR[0] << 16 | COLOR[1] << 8 | COLOR[2]
-    assert conversions.cloud_message(
-        HEADER, points[:0], colors[:0], np.zeros(0, np.float32), np.zeros(0, bool)
-    ).width == 0
+    assert (
+        conversions.cloud_message(HEADER, points[:0], colors[:0], np.zeros(0, np.float32), np.zeros(0, bool)).width
+        == 0
+    )
 
 
 def test_odometry():

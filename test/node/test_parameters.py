@@ -6,6 +6,7 @@ import yaml
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node import parameters
 from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import MaskOptions, StreamOptions
 
 NAMES = {
@@ -35,9 +36,7 @@ def test_file_holds_every_parameter_with_its_default_and_a_comment(root):
                 found[prefix + name] = value
 
     walk(yaml.safe_load(text)["/**"]["ros__parameters"], "")
-    declared = {
-        name: item.default for kind in (NodeOptions, StreamOptions) for name, item in parameters.fields(kind)
-    }
+    declared = {name: item.default for kind in (NodeOptions, StreamOptions) for name, item in option_fields(kind)}
     assert found == declared
     lines = text.splitlines()
     for name in declared:
@@ -62,7 +61,12 @@ def test_declared_parameters_describe_themselves(make_bench):
 
 def test_values_are_read_into_the_options(make_bench):
     node = make_bench(
-        update_rule="ttt3r", max_gap=5, mask__high=7, mask__low=1.5, points__stride=4, smoothing=False,
+        update_rule="ttt3r",
+        max_gap=5,
+        mask__high=7,
+        mask__low=1.5,
+        points__stride=4,
+        smoothing=False,
         every_frame=True,
     ).node
     options, stream_options = parameters.read(node, NodeOptions), parameters.read(node, StreamOptions)
@@ -117,7 +121,7 @@ def test_bad_value_from_outside_fails_configure_with_one_clear_line(make_bench, 
     assert bench.count_logs("Traceback") == 0
     bench.wait(lambda: text in bench.told.get("last error", ""), "error in the diagnostics")
     # It can be put right, and then the node works.
-    good = {**dict(parameters.fields(NodeOptions)), **dict(parameters.fields(StreamOptions))}[name].default
+    good = {**dict(option_fields(NodeOptions)), **dict(option_fields(StreamOptions))}[name].default
     assert bench.set_parameter(name, good).successful
     assert bench.change_state("configure")
 

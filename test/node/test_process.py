@@ -22,7 +22,7 @@ class Process:
     """The executable, with the lines that it prints."""
 
     def __init__(self, *arguments):
-        command = [sys.executable, "-m", "raymap3r_ros.node.stream_node", *arguments]
+        command = [sys.executable, "-m", "raymap3r_ros.node", *arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines = []
         self._changed = threading.Condition()

@@ -190,8 +190,11 @@ def test_unusable_camera_info_is_left_aside_with_one_warning(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose")
     bench.send_camera_info(
-        width=640, height=480, k=[500.0, 0.0, 320.0, 0.0, 500.0, 240.0, 0.0, 0.0, 1.0],
-        d=[0.1, 0.0, 0.0, 0.0, 0.0], distortion_model="plumb_bob",
+        width=640,
+        height=480,
+        k=[500.0, 0.0, 320.0, 0.0, 500.0, 240.0, 0.0, 0.0, 1.0],
+        d=[0.1, 0.0, 0.0, 0.0, 0.0],
+        distortion_model="plumb_bob",
     )
     bench.wait_for_log("camera_info carries distortion, which is not removed yet", level=30)
     for index in range(3):

@@ -113,9 +113,7 @@ def test_depths_are_scaled_only_between_8_and_16_bits():
     # Depth in millimetres keeps its numbers on the way to another type.
     np.testing.assert_array_equal(BRIDGE.imgmsg_to_cv2(image("16UC1", every), "32FC1"), every.astype(np.float32))
     metres = np.array([[-1.0, 0.4, 0.5, 1.5, 1e9, np.nan]], np.float32)
-    np.testing.assert_array_equal(
-        BRIDGE.imgmsg_to_cv2(image("32FC1", metres), "16UC1"), [[0, 0, 0, 2, 65535, 0]]
-    )
+    np.testing.assert_array_equal(BRIDGE.imgmsg_to_cv2(image("32FC1", metres), "16UC1"), [[0, 0, 0, 2, 65535, 0]])
 
 
 @pytest.mark.parametrize(("encoding", "order"), [("yuv422", "UYVY"), ("uyvy", "UYVY"), ("yuv422_yuy2", "YUYV"),

@@ -143,9 +143,7 @@ class CvBridge:
             return image
         return convert(image, img_msg.encoding, desired_encoding)
 
-    def cv2_to_imgmsg(
-        self, cvim: np.ndarray, encoding: str = "passthrough", header: Header | None = None
-    ) -> Image:
+    def cv2_to_imgmsg(self, cvim: np.ndarray, encoding: str = "passthrough", header: Header | None = None) -> Image:
         """An image, (H, W) or (H, W, C), as a message. Nothing is converted: `encoding` says what the numbers mean.
 
         "passthrough" names the OpenCV type, such as 8UC3. Raises CvBridgeError where the array's type or channels
@@ -168,9 +166,7 @@ class CvBridge:
         else:
             expected = parse_encoding(encoding)
             if (expected.dtype, expected.channels) != (native, channels):
-                raise CvBridgeError(
-                    f"encoding specified as {encoding}, but image has incompatible type {opencv_type}"
-                )
+                raise CvBridgeError(f"encoding specified as {encoding}, but image has incompatible type {opencv_type}")
             message.encoding = encoding
         # "=" also stands for the machine's own order.
         order = cvim.dtype.byteorder

@@ -167,9 +167,7 @@ class MovingFrame:
         if parent != parent_after:  # hung over to another parent in between: nothing to interpolate
             return parent, older
         ratio = (stamp - self.stamps[index - 1]) / (self.stamps[index] - self.stamps[index - 1])
-        translation = tuple(
-            p + ratio * (q - p) for p, q in zip(older.translation, newer.translation, strict=True)
-        )
+        translation = tuple(p + ratio * (q - p) for p, q in zip(older.translation, newer.translation, strict=True))
         return parent, Transform(slerp(older.rotation, newer.rotation, ratio), translation)
 
     def latest(self) -> tuple[int, str]:

@@ -1,0 +1,18 @@
+"""The executable `stream`; also `python -m raymap3r_ros.node`."""
+
+import signal
+import sys
+
+
+def main() -> int:
+    """Run the node."""
+    # Imports take seconds. Until the node can end in order, a signal just ends the process, without a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    from raymap3r_ros.node.stream_node import main as run_node
+
+    return run_node()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

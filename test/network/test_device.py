@@ -1,0 +1,16 @@
+"""Devices by name."""
+
+import pytest
+import torch
+
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.network import choose_device
+
+
+def test_a_device_that_is_there_is_taken_and_another_refused_with_those_there_are():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(OptionError, match="device is 'cuda:99'; on this machine there are: auto, cpu"):
+        choose_device("cuda:99")
+    with pytest.raises(OptionError, match="device is 'tpu'"):
+        choose_device("tpu")
