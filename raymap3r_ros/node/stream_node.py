@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -150,6 +151,7 @@ class StreamNode(LifecycleNode):
         options = parameters.read(self, NodeOptions)
         stream_options = parameters.read(self, StreamOptions)
         device = choose_device(options.device)
+        _leave_a_core_free()
         self.get_logger().info(f"loading {options.checkpoint} on {device}")
         self._network = load_network(options.checkpoint, device)
         if not self._network.trained:
@@ -430,6 +432,15 @@ class StreamNode(LifecycleNode):
             return False
         self._last_logged[trouble] = now
         return True
+
+
+def _leave_a_core_free() -> None:
+    """Keep PyTorch off one core, unless the user has said how many threads it may have.
+
+    Its threads wait for each other, so with one on every core each message that DDS or a callback handles stops all.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
 
 
 def _warm_up(stream: Stream) -> None:
