@@ -342,7 +342,7 @@ def check_sim3(golden: Golden) -> None:
     for match in golden.names(r"(c\d+)_src"):
         case = match[1]
         fit = weighted_umeyama(
-            *(golden.tensor(f"{case}_{name}")[None] for name in ("src", "dst", "w")), scale="published"
+            *(golden.tensor(f"{case}_{name}")[None] for name in ("src", "dst", "w")), reflect_scale=False
         )
         golden.compare(f"{case}_s", fit.scale[0], 1e-5)
         golden.compare(f"{case}_R", fit.rotation[0], 2e-5)
@@ -630,7 +630,7 @@ def _check_alignment(golden: Golden, ours: list[dict[str, Any]], run: Run, align
     fit = weighted_umeyama(
         *(cloud.gather(1, keep[..., None].expand(-1, -1, 3)) for cloud in (after, before)),
         weight.gather(1, keep),
-        scale="published",
+        reflect_scale=False,
     )
     in_force = list(golden.array("sim3__frames")).index(101)
     ours_row = torch.cat((fit.scale, fit.rotation.flatten(), fit.translation.flatten()))

@@ -44,28 +44,28 @@ class Similarity:
         return assemble_pose(rotation, offset[:, 0] / self.scale[:, None])
 
 
-def weighted_umeyama(source: Tensor, target: Tensor, weight: Tensor, *, scale: str = "umeyama") -> Similarity:
-    """The similarity that takes source (B, N, 3) to target by weighted least squares, in float64.
+def weighted_umeyama(
+    source: Tensor, target: Tensor, weight: Tensor, *, scale: Tensor | None = None, reflect_scale: bool = True
+) -> Similarity:
+    """The similarity that takes source (B, N, 3) to target with the least weighted squared error, in float64.
 
-    The scale is one of: `umeyama`, of least squared error in the target (Umeyama 1991); it shrinks where both clouds
-    are noisy. `symmetric`, the ratio of the clouds' spreads (Horn 1987): no shrinking where both are equally noisy.
-    `published`, as `umeyama`, but for clouds that mirror each other as if the mirror were allowed.
-    All of it is NaN where there is nothing to fit.
+    Umeyama 1991, or with a given `scale` (B,) the best rotation and translation for it. Where the clouds mirror each
+    other the best proper rotation has a smaller scale; the published code leaves the scale as if the mirror were
+    allowed, and so does `reflect_scale=False`. All of it is NaN where there is nothing to fit.
     """
     source, target, weight = source.double(), target.double(), weight.double()
     weight = (weight / weight.sum(1, keepdim=True))[..., None]
     source_mean, target_mean = (weight * source).sum(1), (weight * target).sum(1)
     a, b = source - source_mean[:, None], target - target_mean[:, None]
-    # Without finite points the decomposition would raise; the scale below becomes NaN and tells.
+    # Without finite points the decomposition would raise; the means are NaN then, and tell.
     u, singular, vt = torch.linalg.svd(((weight * b).mT @ a).nan_to_num())
     sign = torch.ones_like(singular)
     sign[:, 2] = torch.linalg.det(u @ vt).sign()
     rotation = u * sign[:, None] @ vt
-    spread = (weight * a.square()).sum((1, 2))
-    if scale == "symmetric":
-        factor = ((weight * b.square()).sum((1, 2)) / spread).sqrt()
+    if scale is None:
+        factor = (singular * (sign if reflect_scale else 1)).sum(1) / (weight * a.square()).sum((1, 2))
     else:
-        factor = (singular * (1 if scale == "published" else sign)).sum(1) / spread
+        factor = scale.double()
     translation = target_mean - factor[:, None] * (rotation @ source_mean[..., None])[..., 0]
     return Similarity(factor.float(), rotation.float(), translation.float())
 
@@ -76,17 +76,22 @@ def align_segments(
     weight: Tensor,
     after_pose: Tensor,
     before_pose: Tensor,
+    last_scale: Tensor,
     method: Method = METHOD,
 ) -> tuple[Similarity, Tensor]:
     """The transform from a new segment's world to the stream's, from one frame seen in both.
 
     `after` and `before` are the same pixels' points (B, N, 3) in the new segment's and the stream's world, `weight`
-    (B, N) is confidence x staticness, the poses (B, 4, 4) are that frame's camera in either world. Pixels that
-    disagree with the rest (moving ones that staticness missed) lose their weight: Cauchy weights on the residual
-    relative to the distance from the camera, with a scale of twice its median.
+    (B, N) is confidence x staticness, the poses (B, 4, 4) are that frame's camera in either world, and `last_scale`
+    (B,) is the scale of the transform in force before.
 
-    Returns the transform and the median relative residual (B,). Where no finite transform of sensible scale comes
-    out, the poses alone are joined at scale 1 and the residual is NaN.
+    Scale: the weighted median over pixels of the ratio of their distances from that one camera. Umeyama's own scale
+    comes from the clouds' spread, shrinks with their noise, and would shrink further at every reset. Rotation and
+    translation: Umeyama with that scale; pixels that disagree with the rest (moving ones that staticness missed)
+    lose their weight by Cauchy's function of the residual relative to the distance, with a width of twice its median.
+
+    Returns the transform and the median relative residual (B,). Where the clouds give no finite transform, the poses
+    alone are joined at the last scale and the residual is NaN.
     """
     usable = torch.isfinite(after).all(-1) & torch.isfinite(before).all(-1) & torch.isfinite(weight)
     weight = torch.where(usable, weight, 0.0)
@@ -96,19 +101,32 @@ def align_segments(
         torch.where(usable[..., None], cloud, 0.0).gather(1, keep[..., None].expand(-1, -1, 3))
         for cloud in (after, before)
     )
-    distance = (before - before_pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-6)
+    after_distance, distance = (
+        (cloud - pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-6)
+        for cloud, pose in ((after, after_pose), (before, before_pose))
+    )
+    scale = _weighted_median(distance / after_distance, weight)
     robust = torch.ones_like(weight)
     for _ in range(method.alignment_iterations):
-        fit = weighted_umeyama(after, before, weight * robust, scale="symmetric")
+        fit = weighted_umeyama(after, before, weight * robust, scale=scale)
         residual = (fit.apply(after) - before).norm(dim=-1) / distance
         median = residual.median(dim=1, keepdim=True).values
         robust = 1 / (1 + (residual / (2 * median).clamp_min(1e-6)).square())
-    good = torch.isfinite(fit.translation).all(1) & (fit.scale > 1e-3) & (fit.scale < 1e3)
+    good = torch.isfinite(fit.translation).all(1) & torch.isfinite(scale)
     rotation = before_pose[:, :3, :3] @ after_pose[:, :3, :3].mT
-    translation = before_pose[:, :3, 3] - (rotation @ after_pose[:, :3, 3:])[..., 0]
+    translation = before_pose[:, :3, 3] - last_scale[:, None] * (rotation @ after_pose[:, :3, 3:])[..., 0]
     joined = Similarity(
-        torch.where(good, fit.scale, 1.0),
+        torch.where(good, fit.scale, last_scale),
         torch.where(good[:, None, None], fit.rotation, rotation),
         torch.where(good[:, None], fit.translation, translation),
     )
     return joined, torch.where(good, median[:, 0], torch.nan)
+
+
+def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:
+    """(B,) of values (B, N) with weights of at least 0; NaN where all are 0."""
+    ordered, order = values.sort(dim=1)
+    share = weight.gather(1, order).cumsum(1)
+    total = share[:, -1:]
+    middle = (share < total / 2).sum(1, keepdim=True).clamp(max=values.shape[1] - 1)
+    return torch.where(total > 0, ordered.gather(1, middle), torch.nan)[:, 0]

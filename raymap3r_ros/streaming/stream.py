@@ -383,7 +383,7 @@ class Stream:
         # What moves must not take part: it is at another place in either memory.
         weight = main.confidence if moving is None else main.confidence * moving.pixel_staticness
         anchor, error = align_segments(
-            cloud_after, cloud_before, weight.flatten(1), again.pose, track.pose_raw, self.method
+            cloud_after, cloud_before, weight.flatten(1), again.pose, track.pose_raw, after.anchor.scale, self.method
         )
         if record is not None:
             record.update(view_again=again, cloud_after=cloud_after)

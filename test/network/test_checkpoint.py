@@ -159,6 +159,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path: Path, function
     assert not canary.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_pickles_in_other_wrappings_run_nothing_either(tmp_path: Path, protocol: int, zipped: bool):
