@@ -136,6 +136,7 @@ def save_network(
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             whole = Path(folder) / target.name
             safetensors.torch.save_file(tensors, whole, metadata)
+            whole.chmod(0o644)  # safetensors writes files that only their owner may read
             whole.replace(target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error

@@ -207,6 +207,7 @@ def test_our_own_format_keeps_weights_and_configuration(tmp_path: Path, dtype: t
     for key, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value.to(dtype).float()), key
     assert [entry.name for entry in path.parent.iterdir()] == ["weights.safetensors"]
+    assert path.stat().st_mode & 0o444 == 0o444
 
 
 def test_conversion_gives_the_same_network(tmp_path: Path, tiny_is_public: None):
