@@ -3,6 +3,8 @@
 ros2 launch raymap3r_ros stream.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
 """
 
+from pathlib import Path
+
 from launch.action import Action
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
@@ -47,6 +49,8 @@ def _transport(context: LaunchContext) -> list[Action]:
 
 def _node(context: LaunchContext) -> list[Action]:
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    if not Path(values["params_file"]).is_file():
+        raise FileNotFoundError(f"params_file is {values['params_file']!r}, which is not a file")
     overrides = {
         # As text, or YAML would make a number of a file called 7.
         name: ParameterValue(values[name], value_type=str)

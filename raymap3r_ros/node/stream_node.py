@@ -76,6 +76,7 @@ class StreamNode(LifecycleNode):
         self._reset_asked = threading.Event()
         self._configured = threading.Lock()  # held while what a configured node has is looked at or taken away
         self._last_logged: dict[str, float] = {}
+        self._idle_state = "unconfigured"  # of the life cycle, while nothing is configured
         self._forget_times()
 
         # Images, and the timer, must go on while a transition or a service is at work in the default group.
@@ -129,6 +130,7 @@ class StreamNode(LifecycleNode):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop from any state."""
         self.close()
+        self._idle_state = "finalized"
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -279,7 +281,7 @@ class StreamNode(LifecycleNode):
     def _report(self) -> None:
         facts: dict[str, object] = {}
         warnings = []
-        state = "unconfigured"
+        state = self._idle_state
         with self._configured:
             if self._outputs is not None:
                 state = "inactive"
@@ -335,7 +337,10 @@ class StreamNode(LifecycleNode):
         started = time.monotonic()
         image = conversions.image_array(frame.message)
         options = self._current_options()
-        if frame.scene != self._processed_scene or self._reset_asked.is_set():
+        forget = "reset" if self._reset_asked.is_set() else ""
+        if frame.scene != self._processed_scene:
+            forget = "time jump"
+        if forget:
             self._processed_scene = frame.scene
             self._reset_asked.clear()
             self._stream.reset()
@@ -356,7 +361,7 @@ class StreamNode(LifecycleNode):
             self._fail("the network's output is not finite: frame not published", throttle=True)
             return
         if result.reset:
-            self._on_new_memory(result)
+            self._on_new_memory(result, forget or result.reset_reason)
         published = time.monotonic()
         self._outputs.publish(result, frame.stamp, child_frame, wanted, options)
         done = time.monotonic()
@@ -384,7 +389,7 @@ class StreamNode(LifecycleNode):
             self._warn_once(str(error))
             return None
 
-    def _on_new_memory(self, result: StepResult) -> None:
+    def _on_new_memory(self, result: StepResult, reason: str) -> None:
         if self._has_world:
             self._monitor.count("resets")
         self._has_world = True
@@ -393,7 +398,7 @@ class StreamNode(LifecycleNode):
         else:
             self._outputs.restart()
             height, width = result.depth.shape
-            self.get_logger().info(f"a new world starts ({result.reset_reason}); the network sees {width}x{height}")
+            self.get_logger().info(f"a new world starts ({reason}); the network sees {width}x{height}")
 
     # ------------------------------------------------------------------------------------------------------- notes
 
@@ -490,6 +495,9 @@ def main() -> int:
     else:
         _spin(node, stop)
         status = 0
+    # The interpreter's end puts back the default handlers, by which a second signal (launch sends one) would kill.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     node.close()
     node.destroy_node()
     rclpy.shutdown()

