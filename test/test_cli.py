@@ -19,15 +19,6 @@ from raymap3r_ros.streaming import MaskOptions, Stream, StreamOptions
 SMALL = ["--size", "48", "--no-preview", "--device", "cpu"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads of so small a network wait for each other for longer than they work, on a busy machine above all."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def images(tmp_path):
     folder = tmp_path / "images"

@@ -62,7 +62,8 @@ class DualDecoder(nn.Module):
 
         Without `want_state` the last state block is not run: nobody reads it.
         """
-        image_rope, state_rope = (self._tables(heads, grid, tokens.device) for heads in self._heads())
+        heads = self.config.decoder_heads, self.config.state_heads
+        image_rope, state_rope = (self._tables(count, grid, tokens.device) for count in heads)
         x = torch.cat((pose_token.to(tokens.dtype), self.image_embed(tokens)), dim=1)
         kept: list[tuple[Tensor, Tensor]] = []
         layers = [tokens]
@@ -82,9 +83,6 @@ class DualDecoder(nn.Module):
             attention=kept,
             grid=grid,
         )
-
-    def _heads(self) -> tuple[int, int]:
-        return self.config.decoder_heads, self.config.state_heads
 
     def _tables(self, heads: int, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Rotary tables of image side and state side, for blocks with this number of heads."""

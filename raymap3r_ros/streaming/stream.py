@@ -156,8 +156,8 @@ class Stream:
         timer.mark("pose")
 
         moving = None
-        want_tokens = options.update_rule == "raymap3r" or record is not None
-        if (want_tokens or motion) and frame >= self.method.warmup_frames:
+        gated_rule = options.update_rule == "raymap3r"
+        if (gated_rule or motion) and frame >= self.method.warmup_frames:
             ray_points, ray_confidence = self._ask_rays(before, track.pose, matrix)
             timer.mark("ray_branch")
             moving = self._find_motion(
@@ -166,7 +166,7 @@ class Stream:
                 ray_confidence,
                 want_map=motion or reset_due,
                 want_mask=motion,
-                want_tokens=want_tokens,
+                want_tokens=gated_rule or record is not None,
             )
             timer.mark("motion")
 

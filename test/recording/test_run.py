@@ -23,15 +23,6 @@ CLOUD = CloudOptions(confidence_threshold=1.0)
 COUNT = 8
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads of so small a network wait for each other for longer than they work, on a busy machine above all."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def network():
     return load_network("mini")

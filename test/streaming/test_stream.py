@@ -228,6 +228,11 @@ def test_what_is_not_asked_is_not_run_and_changes_nothing(network):
             assert [result.motion for result in results] == [motion and index >= 5 for index in range(12)]
     finally:
         handle.remove()
+    # A record adds no work that could change a result, at a reset either.
+    options = StreamOptions(update_rule="cut3r", reset_interval=8)
+    plain, recorded = Stream(network, options), Stream(network, options)
+    for image in images:
+        assert same(plain.step(image, motion=False), recorded.step(image, motion=False, record={}))
     plain, recorded, bare = (Stream(network) for _ in range(3))
     for image in images:
         result = plain.step(image)
