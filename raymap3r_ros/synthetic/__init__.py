@@ -1,0 +1,10 @@
+"""Rendered worlds with exact depth, poses and motion: what everything else is trained and judged on."""
+
+from raymap3r_ros.synthetic.render import Rendering, render
+from raymap3r_ros.synthetic.suites import RATE, SUITES, Frame, Suite, SyntheticSequence, suite_sequence
+from raymap3r_ros.synthetic.worlds import WORLDS, Recipe, Scenes, random_scenes
+
+__all__ = [
+    "RATE", "SUITES", "WORLDS", "Frame", "Recipe", "Rendering", "Scenes", "Suite", "SyntheticSequence",
+    "random_scenes", "render", "suite_sequence",
+]  # fmt: skip

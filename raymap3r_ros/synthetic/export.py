@@ -1,0 +1,284 @@
+"""Rendered sequences as files: folders in the TUM RGB-D layout with masks, and ROS 2 bags (mcap).
+
+Layout, topics, units and frames are told in docs/synthetic.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.recording.writers import partial_path
+from raymap3r_ros.streaming.cameras import pose_encoding
+
+if TYPE_CHECKING:
+    from raymap3r_ros.synthetic import Frame, SyntheticSequence
+
+FORMATS = ("tum", "bag", "both")
+
+# Seconds added to every frame's stamp: the first is 0, which in ROS means that there is no time.
+START = 1.0
+
+DEPTH_UNIT = 5000  # values of a depth PNG per metre, as TUM has it
+DEPTH_LIMIT = 65535 / DEPTH_UNIT  # metres; what 16 bits hold
+IMAGE_LISTS = {
+    "rgb": "color images",
+    "depth": "depth maps, 5000 per metre, 0 unknown",
+    "static_depth": "depth maps of the world without movers, 5000 per metre, 0 unknown",
+    "mask": "moving masks, 255 moving",
+}
+TRAJECTORY = "groundtruth.txt"
+CAMERA = "camera.txt"
+
+BAG = "bag"
+WORLD_FRAME = "world"
+CAMERA_FRAME = "camera_optical_frame"
+TOPICS = {  # in the order in which one frame's messages are written: the transform before what asks for it
+    "/tf": "tf2_msgs/msg/TFMessage",
+    "/ground_truth/odometry": "nav_msgs/msg/Odometry",
+    "/camera/camera_info": "sensor_msgs/msg/CameraInfo",
+    "/camera/image_raw": "sensor_msgs/msg/Image",
+    "/camera/depth/camera_info": "sensor_msgs/msg/CameraInfo",
+    "/camera/depth/image_rect": "sensor_msgs/msg/Image",
+    "/camera/moving_mask": "sensor_msgs/msg/Image",
+}
+UNKNOWN_VARIANCE = 1e6  # of the velocity in the odometry, which nobody computed
+
+_FILES = {*IMAGE_LISTS, *(f"{name}.txt" for name in IMAGE_LISTS), TRAJECTORY, CAMERA, BAG}
+
+
+def check_target(folder: Path, overwrite: bool = False) -> None:
+    """Raise InputError where a sequence may not be written as `folder`.
+
+    That is where it exists and `overwrite` is off, where it is no folder, or where it holds files of other origin.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; a sequence needs a folder of this name")
+    foreign = sorted({item.name for item in folder.iterdir()} - _FILES)
+    if foreign:
+        raise InputError(f"{folder}: holds {foreign[0]}, which is not part of a sequence; move it away first")
+    if not overwrite:
+        raise InputError(f"{folder}: exists already; name another folder, or allow it with --overwrite")
+
+
+def export_sequence(
+    sequence: SyntheticSequence,
+    out: Path,
+    format: str = "both",
+    *,
+    max_frames: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Render `sequence` and write it to the folder `out`/`sequence.name`, which is returned.
+
+    `format`: "tum", "bag" or "both". `max_frames`: the first so many frames only. The folder takes its name when
+    everything in it is whole; whatever ends the writing early leaves nothing behind. One frame is in memory at a
+    time, apart from what the renderer holds. `progress`: a bar on a terminal.
+
+    Raises OptionError for a format that there is not or `max_frames` below 1, and InputError where the folder cannot
+    be used (see `check_target`) or written to.
+    """
+    if format not in FORMATS:
+        raise OptionError(f"format is {format!r}; allowed values: {', '.join(FORMATS)}")
+    if max_frames is not None and max_frames < 1:
+        raise OptionError(f"frames is {max_frames}; allowed: 1 and more")
+    folder = out / sequence.name
+    check_target(folder, overwrite)
+    count = sequence.length if max_frames is None else min(max_frames, sequence.length)
+    try:
+        with _whole_folder(folder) as partial, ExitStack() as stack:
+            writers = []
+            if format in ("tum", "both"):
+                writers.append(stack.enter_context(_tum_writer(partial, sequence)))
+            if format in ("bag", "both"):
+                writers.append(stack.enter_context(_bag_writer(partial / BAG)))
+            frames = islice(sequence.frames(), count)
+            bar = tqdm(
+                frames, sequence.name, count, unit=" frames", disable=None if progress else True, dynamic_ncols=True
+            )
+            for frame in stack.enter_context(bar):
+                for write in writers:
+                    write(frame)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `folder`; it replaces `folder` at the end, or goes on any error."""
+    partial = partial_path(folder)
+    replaced = partial.with_suffix(".replaced")
+    for left_over in (partial, replaced):  # by a run that was killed
+        if left_over.exists():
+            shutil.rmtree(left_over)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+# ------------------------------------------------------------------------------------------------------- TUM RGB-D
+
+
+@contextmanager
+def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[[Frame], None]]:
+    """A function that writes a frame's images to `folder`; the lists of them are written at the end."""
+    for name in IMAGE_LISTS:
+        (folder / name).mkdir()
+    stamps: list[str] = []
+    poses: list[str] = []
+
+    def write(frame: Frame) -> None:
+        stamp = f"{START + frame.stamp:.6f}"
+        images = {
+            "rgb": cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR),
+            "depth": quantise_depth(frame.depth),
+            "static_depth": quantise_depth(frame.static_depth),
+            "mask": _mask_image(frame.moving),
+        }
+        for name, image in images.items():
+            _write_png(folder / name / f"{stamp}.png", image)
+        position, (x, y, z, w) = _position_and_quaternion(frame.pose)
+        stamps.append(stamp)
+        poses.append(f"{stamp} " + " ".join(f"{value:.9f}" for value in (*position, x, y, z, w)))
+
+    yield write
+    for name, title in IMAGE_LISTS.items():
+        lines = [f"{stamp} {name}/{stamp}.png" for stamp in stamps]
+        _write_list(folder / f"{name}.txt", title, sequence.name, "timestamp filename", lines)
+    _write_list(folder / TRAJECTORY, "ground truth trajectory", sequence.name, "timestamp tx ty tz qx qy qz qw", poses)
+    fx, fy, cx, cy = (float(sequence.intrinsics[index]) for index in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    _write_list(
+        folder / CAMERA, "pinhole camera, pixels, pixel centres integer", sequence.name, "fx fy cx cy",
+        [f"{fx} {fy} {cx} {cy}"],
+    )  # fmt: skip
+
+
+def quantise_depth(depth: np.ndarray) -> np.ndarray:
+    """Depth (H, W) metres as uint16, 5000 per metre; 0 where it is unknown or beyond 13.107 m."""
+    with np.errstate(invalid="ignore"):
+        known = np.isfinite(depth) & (depth > 0) & (depth <= DEPTH_LIMIT)
+    values = np.zeros(depth.shape, np.uint16)
+    values[known] = np.rint(depth[known].astype(np.float64) * DEPTH_UNIT)
+    return values
+
+
+def _mask_image(moving: np.ndarray) -> np.ndarray:
+    return np.where(moving, np.uint8(255), np.uint8(0))
+
+
+def _position_and_quaternion(pose: np.ndarray) -> tuple[list[float], list[float]]:
+    """Translation x y z and unit quaternion x y z w, w >= 0, of a (4, 4) pose."""
+    tx, ty, tz, w, x, y, z = pose_encoding(torch.from_numpy(np.asarray(pose, np.float64))).tolist()
+    return [tx, ty, tz], [x, y, z, w]
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    encoded, data = cv2.imencode(".png", image)
+    if not encoded:
+        raise RuntimeError(f"OpenCV cannot encode a {image.dtype} image of shape {image.shape} as PNG")
+    path.write_bytes(data)
+
+
+def _write_list(path: Path, title: str, name: str, columns: str, lines: list[str]) -> None:
+    """A text file with the three comment lines that TUM's files begin with."""
+    path.write_text("\n".join([f"# {title}", f"# file: '{name}'", f"# {columns}", *lines, ""]))
+
+
+# ------------------------------------------------------------------------------------------------------------- bag
+
+
+@contextmanager
+def _bag_writer(folder: Path) -> Iterator[Callable[[Frame], None]]:
+    """A function that writes a frame's messages to a new bag, the folder `folder`; it can be read after the end."""
+    try:
+        from rosbags.rosbag2 import StoragePlugin, Writer
+        from rosbags.typesys import Stores, get_typestore
+    except ImportError as error:
+        raise InputError(f"{folder}: writing bags needs: pip install rosbags; or ask for the format tum") from error
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    make = SimpleNamespace(**{kind.rpartition("/")[2]: message for kind, message in store.types.items()})
+    with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {topic: writer.add_connection(topic, kind, typestore=store) for topic, kind in TOPICS.items()}
+
+        def write(frame: Frame) -> None:
+            nanoseconds = round((START + frame.stamp) * 1e9)
+            messages = _messages(frame, nanoseconds, make)
+            for topic, kind in TOPICS.items():
+                writer.write(connections[topic], nanoseconds, store.serialize_cdr(messages[topic], kind))
+
+        yield write
+
+
+def _messages(frame: Frame, nanoseconds: int, make: SimpleNamespace) -> dict[str, Any]:
+    """One frame's messages by topic; `make` has the classes of messages by their short names."""
+    stamp = make.Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+    in_world = make.Header(stamp=stamp, frame_id=WORLD_FRAME)
+    in_camera = make.Header(stamp=stamp, frame_id=CAMERA_FRAME)
+
+    (tx, ty, tz), (x, y, z, w) = _position_and_quaternion(frame.pose)
+    rotation = make.Quaternion(x=x, y=y, z=z, w=w)
+    transform = make.Transform(translation=make.Vector3(x=tx, y=ty, z=tz), rotation=rotation)
+    nothing = make.Vector3(x=0.0, y=0.0, z=0.0)
+    odometry = make.Odometry(
+        header=in_world,
+        child_frame_id=CAMERA_FRAME,
+        pose=make.PoseWithCovariance(
+            pose=make.Pose(position=make.Point(x=tx, y=ty, z=tz), orientation=rotation), covariance=np.zeros(36)
+        ),
+        twist=make.TwistWithCovariance(
+            twist=make.Twist(linear=nothing, angular=nothing), covariance=UNKNOWN_VARIANCE * np.eye(6).reshape(36)
+        ),
+    )
+
+    height, width = frame.depth.shape
+    matrix = np.asarray(frame.intrinsics, np.float64)
+    camera_info = make.CameraInfo(
+        header=in_camera, height=height, width=width, distortion_model="plumb_bob", d=np.zeros(5),
+        k=matrix.reshape(9), r=np.eye(3).reshape(9), p=np.hstack([matrix, np.zeros((3, 1))]).reshape(12),
+        binning_x=0, binning_y=0,
+        roi=make.RegionOfInterest(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False),
+    )  # fmt: skip
+
+    def image(pixels: np.ndarray, encoding: str) -> Any:
+        rows = np.ascontiguousarray(pixels).view(np.uint8).reshape(height, -1)
+        return make.Image(
+            header=in_camera, height=height, width=width, encoding=encoding, is_bigendian=0, step=rows.shape[1],
+            data=rows.reshape(-1),
+        )  # fmt: skip
+
+    # REP 118: NaN where depth is unknown; infinity, further away than can be told, stays.
+    depth = np.where(frame.depth > 0, frame.depth, np.nan).astype("<f4")
+    return {
+        "/tf": make.TFMessage(
+            transforms=[make.TransformStamped(header=in_world, child_frame_id=CAMERA_FRAME, transform=transform)]
+        ),
+        "/ground_truth/odometry": odometry,
+        "/camera/camera_info": camera_info,
+        "/camera/image_raw": image(frame.image, "rgb8"),
+        "/camera/depth/camera_info": camera_info,
+        "/camera/depth/image_rect": image(depth, "32FC1"),
+        "/camera/moving_mask": image(_mask_image(frame.moving), "mono8"),
+    }

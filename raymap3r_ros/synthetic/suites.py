@@ -1,0 +1,126 @@
+"""The fixed scenes that everything is judged on. Their seeds are never used in training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.synthetic.render import intrinsics_of, render
+from raymap3r_ros.synthetic.worlds import WORLDS, Recipe, Scenes, random_scenes
+
+RATE = 10.0  # frames per second
+EVALUATION_SEEDS = 1 << 40  # seeds from here on belong to the suites; training stays below
+_CHUNK = 10  # frames rendered at once
+_TRIES = 200  # scenes looked at to find one with the wanted share of moving pixels
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named set of sequences."""
+
+    help: str
+    seed: int  # sequences are drawn from EVALUATION_SEEDS + seed * 1e6 on
+    share: tuple[float, float]  # wanted mean share of moving pixels
+    recipe: Recipe = field(default_factory=Recipe)
+    sequences: int = 24
+    frames: int = 60
+
+
+SUITES = {
+    "static": Suite("nothing moves but the camera", 1, (0.0, 0.0), Recipe(presence=0.0)),
+    "light": Suite("movers cover less than a tenth of the image", 2, (0.01, 0.1), Recipe(presence=0.5, follow=0.2)),
+    "heavy": Suite(
+        "movers cover three tenths and more",
+        3,
+        (0.3, 0.7),
+        Recipe(presence=0.9, follow=0.8, size=1.5, nearness=(0.8, 1.6)),
+    ),
+    "long": Suite("a hundred seconds, long enough for resets", 4, (0.03, 0.4), Recipe(follow=0.4), frames=1000),
+    "stopgo": Suite("one mover stops, one starts", 5, (0.01, 0.5), Recipe(presence=1.0, stopgo=True)),
+    "tune": Suite("for choosing thresholds, never reported", 6, (0.0, 0.7), Recipe(follow=0.4, size=1.2)),
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a sequence. World frame: z up; camera frame: optical (x right, y down, z forward); metres."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    depth: np.ndarray  # (H, W) float32 along z
+    static_depth: np.ndarray  # (H, W) float32 of the world without anything that can move
+    moving: np.ndarray  # (H, W) bool: moves now
+    pose: np.ndarray  # (4, 4) float64 c2w
+    intrinsics: np.ndarray  # (3, 3) float64, pixels, pixel centres integer
+    stamp: float  # seconds
+
+
+@dataclass(frozen=True)
+class SyntheticSequence:
+    """One sequence of a suite; `frames` renders it anew, the same to the bit on one device."""
+
+    name: str
+    length: int  # frames
+    rate: float  # frames per second
+    size: tuple[int, int]  # H, W
+    intrinsics: np.ndarray  # (3, 3) float64
+    scenes: Scenes  # one
+    seed: int
+
+    def frames(self) -> Iterator[Frame]:
+        """All frames in order, rendered a few at a time."""
+        device = self.scenes.room.device
+        noise = torch.Generator(device).manual_seed(self.seed)
+        for start in range(0, self.length, _CHUNK):
+            stamps = torch.arange(start, min(start + _CHUNK, self.length), dtype=torch.float64) / self.rate
+            seen = render(self.scenes, stamps.float().to(device)[None], self.size, noise)
+            columns = (seen.image, seen.depth, seen.static_depth, seen.moving, seen.pose.double())
+            arrays = [column[0].cpu().numpy() for column in columns]
+            for *values, stamp in zip(*arrays, stamps.tolist(), strict=True):
+                yield Frame(*values, intrinsics=self.intrinsics, stamp=stamp)
+
+
+def suite_sequence(
+    suite: str,
+    index: int,
+    *,
+    world: str = "varied",
+    size: tuple[int, int] = (120, 160),
+    device: torch.device | str = "cpu",
+) -> SyntheticSequence:
+    """Sequence `index` of a suite in a world, at H x W pixels. Raises OptionError where there is no such one."""
+    if suite not in SUITES:
+        raise OptionError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
+    chosen = SUITES[suite]
+    if not 0 <= index < chosen.sequences:
+        raise OptionError(f"suite {suite} has no sequence {index}; it has 0 to {chosen.sequences - 1}")
+    seed = EVALUATION_SEEDS + chosen.seed * 1_000_000 + index + 1000 * WORLDS.index(world) if world in WORLDS else 0
+    scenes = _find_scene(dataclasses.replace(chosen.recipe, world=world), chosen, seed, index)
+    return SyntheticSequence(
+        name=f"{world}-{suite}-{index:02d}",
+        length=chosen.frames,
+        rate=RATE,
+        size=size,
+        intrinsics=intrinsics_of(scenes, size)[0].double().numpy(),
+        scenes=scenes.to(device),
+        seed=seed,
+    )
+
+
+def _find_scene(recipe: Recipe, suite: Suite, seed: int, index: int) -> Scenes:
+    """The first scene of this seed whose mean share of moving pixels fits; the wanted shares are spread evenly."""
+    generator = torch.Generator().manual_seed(seed)
+    scenes = random_scenes(generator, 1 if suite.share[1] == 0 else _TRIES, recipe)
+    if suite.share[1] == 0:
+        return scenes
+    time = torch.linspace(0, suite.frames / RATE, 12).expand(_TRIES, -1)
+    seen = render(scenes, time, (12, 16), generator, with_images=False)
+    share = seen.moving.float().mean((1, 2, 3))
+    low, high = suite.share
+    wanted = low + (high - low) * (index + 0.5) / suite.sequences
+    outside = ((share < low) | (share > high)).float()
+    return scenes[((share - wanted).abs() + outside).argmin()[None]]
