@@ -33,7 +33,8 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """
     cos, sin = table
     turned = x.float()
-    swapped = turned.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
+    u_row, v_row, u_column, v_column = turned.chunk(4, dim=-1)
+    swapped = torch.cat((v_row, u_row, v_column, u_column), dim=-1)
     return torch.addcmul(turned * cos, swapped, sin).type_as(x)
 
 

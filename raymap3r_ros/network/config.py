@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from raymap3r_ros.errors import OptionError
 
 HEAD_TYPES = ("dpt", "linear")
+STEMS = ("patch", "conv")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class NetworkConfig:
 
     image_size: int = 512  # long edge of the images it was trained on, pixels
     patch_size: int = 16  # pixels along each side of one image token
+    stem: str = (
+        "patch"  # how pixels become tokens: one linear map of a `patch`, or a few `conv` layers, which learn faster
+    )
     encoder_width: int = 1024
     encoder_depth: int = 24
     encoder_heads: int = 16
@@ -44,6 +48,12 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.head_type not in HEAD_TYPES:
             raise OptionError(f"head_type is {self.head_type!r}; it can be {', '.join(HEAD_TYPES)}")
+        if self.stem not in STEMS:
+            raise OptionError(f"stem is {self.stem!r}; it can be {', '.join(STEMS)}")
+        if self.stem == "conv" and self.patch_size.bit_count() != 1:
+            raise OptionError(
+                f"patch_size is {self.patch_size}; a conv stem halves the image, so it must be 2, 4, 8, ..."
+            )
         if self.decoder_depth < 2:
             raise OptionError(f"decoder_depth is {self.decoder_depth}; the heads need at least 2 layers")
         for what, width, heads, multiple in (
@@ -86,8 +96,9 @@ PRESETS: dict[str, NetworkConfig] = {
     "cut3r_512_dpt": NetworkConfig(),
     # Our own: small enough for a live camera on two CPU cores.
     "mini": NetworkConfig(
-        image_size=80,
+        image_size=64,
         patch_size=8,
+        stem="conv",
         encoder_width=96,
         encoder_depth=4,
         encoder_heads=4,
@@ -98,7 +109,7 @@ PRESETS: dict[str, NetworkConfig] = {
         decoder_heads=4,
         state_heads=4,
         state_tokens=48,
-        memory_slots=32,
+        memory_slots=16,
         memory_depth=1,
         memory_heads=4,
         modulation_depth=1,

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,9 +21,7 @@ from tqdm import tqdm
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.recording.writers import partial_path
 from raymap3r_ros.streaming.cameras import pose_encoding
-
-if TYPE_CHECKING:
-    from raymap3r_ros.synthetic import Frame, SyntheticSequence
+from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
 
 FORMATS = ("tum", "bag", "both")
 

@@ -15,7 +15,7 @@ from raymap3r_ros.synthetic.worlds import WORLDS, Recipe, Scenes, random_scenes
 
 RATE = 10.0  # frames per second
 EVALUATION_SEEDS = 1 << 40  # seeds from here on belong to the suites; training stays below
-_CHUNK = 10  # frames rendered at once
+_CHUNK_PIXELS = 400_000  # rendered at once
 _TRIES = 200  # scenes looked at to find one with the wanted share of moving pixels
 
 
@@ -75,8 +75,9 @@ class SyntheticSequence:
         """All frames in order, rendered a few at a time."""
         device = self.scenes.room.device
         noise = torch.Generator(device).manual_seed(self.seed)
-        for start in range(0, self.length, _CHUNK):
-            stamps = torch.arange(start, min(start + _CHUNK, self.length), dtype=torch.float64) / self.rate
+        chunk = max(1, _CHUNK_PIXELS // (self.size[0] * self.size[1]))
+        for start in range(0, self.length, chunk):
+            stamps = torch.arange(start, min(start + chunk, self.length), dtype=torch.float64) / self.rate
             seen = render(self.scenes, stamps.float().to(device)[None], self.size, noise)
             columns = (seen.image, seen.depth, seen.static_depth, seen.moving, seen.pose.double())
             arrays = [column[0].cpu().numpy() for column in columns]
@@ -98,8 +99,9 @@ def suite_sequence(
     chosen = SUITES[suite]
     if not 0 <= index < chosen.sequences:
         raise OptionError(f"suite {suite} has no sequence {index}; it has 0 to {chosen.sequences - 1}")
-    seed = EVALUATION_SEEDS + chosen.seed * 1_000_000 + index + 1000 * WORLDS.index(world) if world in WORLDS else 0
-    scenes = _find_scene(dataclasses.replace(chosen.recipe, world=world), chosen, seed, index)
+    recipe = dataclasses.replace(chosen.recipe, world=world)
+    seed = EVALUATION_SEEDS + chosen.seed * 1_000_000 + WORLDS.index(world) * 1000 + index
+    scenes = _find_scene(recipe, chosen, seed, index)
     return SyntheticSequence(
         name=f"{world}-{suite}-{index:02d}",
         length=chosen.frames,

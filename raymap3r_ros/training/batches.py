@@ -1,0 +1,84 @@
+"""Training batches: rendered sequences, and what the network should say of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymap3r_ros.streaming.cameras import assemble_pose, pixel_grid
+from raymap3r_ros.synthetic import Recipe, random_scenes, render
+
+_LONGEST_TIME = 60.0  # seconds: when a sequence may begin
+_STRIDES = (0.1, 2.5)  # seconds between frames
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of T frames. Metres."""
+
+    image: Tensor  # (B, T, 3, H, W) in -1..1
+    points: Tensor  # (B, T, H, W, 3) in each frame's own camera
+    static_points: Tensor  # (B, T, H, W, 3) of the static world
+    moving: Tensor  # (B, T, H, W) bool
+    place: Tensor  # (B, T, 4, 4) c2w in the rendered world
+    intrinsics: Tensor  # (B, 3, 3) pixels
+
+    @property
+    def pose(self) -> Tensor:
+        """c2w (B, T, 4, 4) in the frame of each sequence's first camera."""
+        rotation, position = self.place[:, :1, :3, :3].mT, self.place[..., :3, 3:]
+        return assemble_pose(rotation @ self.place[..., :3, :3], (rotation @ (position - position[:, :1]))[..., 0])
+
+    def in_order(self, order: Tensor) -> Batch:
+        """The same frames in another order (T,), so with another first camera."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Batch(**{name: value if name == "intrinsics" else value[:, order] for name, value in columns.items()})
+
+
+def image_size(long_edge: int, patch: int) -> tuple[int, int]:
+    """H, W of 4:3 images of this long edge, in whole patches."""
+    return long_edge * 3 // 4 // patch * patch, long_edge // patch * patch
+
+
+def make_batch(world: str, seed: int, count: int, length: int, size: tuple[int, int], device: torch.device) -> Batch:
+    """Sequences that depend on the seed (below `EVALUATION_SEEDS`) alone, on one device."""
+    generator = torch.Generator().manual_seed(seed)
+    # Half of a batch without movers, or with a few; half crowded.
+    recipes = (Recipe(world, presence=0.3), Recipe(world, presence=0.7, follow=0.5, size=1.3, nearness=(0.8, 2.5)))
+    parts = []
+    for recipe, share in zip(recipes, (count - count // 2, count // 2), strict=True):
+        if share:
+            parts.append(_render_part(recipe, generator, share, length, size, device))
+    columns = [torch.cat(column) for column in zip(*(dataclasses.astuple(part) for part in parts), strict=True)]
+    return Batch(*columns)
+
+
+def _render_part(
+    recipe: Recipe, generator: torch.Generator, count: int, length: int, size: tuple[int, int], device: torch.device
+) -> Batch:
+    scenes = random_scenes(generator, count, recipe)
+    begin = torch.rand(count, 1, generator=generator) * _LONGEST_TIME
+    low, high = _STRIDES
+    stride = low * (high / low) ** torch.rand(count, 1, generator=generator)
+    time = begin + stride * torch.arange(length)
+    noise = torch.Generator(device).manual_seed(int(torch.randint(1 << 40, (), generator=generator)))
+    seen = render(scenes.to(device), time.to(device), size, noise)
+    return Batch(
+        image=(seen.image.movedim(-1, 2).float() / 255 - 0.5) / 0.5,
+        points=back_project(seen.depth, seen.intrinsics),
+        static_points=back_project(seen.static_depth, seen.intrinsics),
+        moving=seen.moving,
+        place=seen.pose,
+        intrinsics=seen.intrinsics,
+    )
+
+
+def back_project(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Depth (B, T, H, W) along z with intrinsics (B, 3, 3) -> points (B, T, H, W, 3) in each camera."""
+    pixels = pixel_grid((depth.shape[2], depth.shape[3]), depth.device)
+    rays = torch.cat((pixels, torch.ones_like(pixels[..., :1])), dim=-1)
+    rays = rays @ torch.linalg.inv(intrinsics)[:, None].mT
+    return rays[:, None] * depth[..., None]

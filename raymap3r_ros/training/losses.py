@@ -1,0 +1,231 @@
+"""What the network is asked in training, and how wrong it is (arXiv 2501.12387, section 3.3, in small)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raymap3r_ros.network import Decoded, Network
+from raymap3r_ros.streaming.cameras import pose_encoding, ray_map, rotation_angle
+from raymap3r_ros.training.batches import Batch
+from raymap3r_ros.training.options import TrainOptions
+
+_CONFIDENCE_WORTH = 0.2  # alpha of the confidence-weighted regression: what a unit of log confidence is worth
+_ROTATION_WORTH = 2.0  # a quaternion's error against a metre's
+
+
+class Probes(nn.Module):
+    """Linear maps that only training needs: what image tokens should tell already before they meet the state."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.place = nn.Linear(network.config.encoder_width, 3)  # metres in the rendered world
+        self.match = nn.Linear(network.config.encoder_width, 64)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the network says of a batch; K frames were asked by rays, in the order of `asked`."""
+
+    tokens: Tensor  # (B, T, N, C_e)
+    main: Decoded  # of B * T images
+    pose: Tensor  # (B, T, 7)
+    points: Tensor  # (B, T, H, W, 3)
+    confidence: Tensor  # (B, T, H, W)
+    asked: list[int]  # frames that were asked by rays too
+    ray: Decoded | None  # of B * K ray maps
+    ray_points: Tensor | None  # (B, K, H, W, 3)
+    ray_confidence: Tensor | None  # (B, K, H, W)
+
+
+def ask(network: Network, batch: Batch, asked: list[int], precision: str = "float32") -> Answers:
+    """Show each sequence frame by frame, the state carried on; ask the frames `asked` (not 0) by rays alone first.
+
+    Every frame is written as CUT3R writes it: what a gate keeps out of the memory is decided after training.
+    """
+    count, length = batch.image.shape[:2]
+    size = batch.image.shape[-2:]
+    patch = network.config.patch_size
+    grid = size[0] // patch, size[1] // patch
+    autocast = (
+        contextlib.nullcontext()
+        if precision == "float32"
+        else torch.autocast(batch.image.device.type, getattr(torch, precision))
+    )
+    with autocast:
+        tokens = network.encode_image(batch.image.flatten(0, 1)).unflatten(0, (count, length))
+        if asked:
+            poses = batch.pose[:, asked].flatten(0, 1)
+            matrices = batch.intrinsics.repeat_interleave(len(asked), dim=0)
+            ray_tokens = network.encode_rays(ray_map(poses, matrices, size)).unflatten(0, (count, len(asked)))
+        state, memory = network.initial_state(count), network.initial_memory(count)
+        main, ray = [], []
+        for t in range(length):
+            if t in asked:
+                queries = ray_tokens[:, asked.index(t)]
+                token = network.read_memory(memory, queries)
+                ray.append(network.decode(queries, grid, token, state, want_state=False))
+            seen = tokens[:, t]
+            token = network.read_memory(memory, seen) if t else network.first_pose_token.expand(count, -1, -1)
+            last = t == length - 1
+            decoded = network.decode(seen, grid, token, state, want_state=not last)
+            main.append(decoded)
+            if not last:
+                state, memory = decoded.state, network.write_memory(memory, seen, decoded.pose_token)
+    joined = _join(main)
+    points, confidence = network.self_points(joined, size)
+    ray_joined = ray_points = ray_confidence = None
+    if asked:
+        ray_joined = _join(ray)
+        ray_points, ray_confidence = network.self_points(ray_joined, size)
+        ray_points = ray_points.unflatten(0, (count, len(asked)))
+        ray_confidence = ray_confidence.unflatten(0, (count, len(asked)))
+    return Answers(
+        tokens=tokens,
+        main=joined,
+        pose=network.pose(joined).unflatten(0, (count, length)),
+        points=points.unflatten(0, (count, length)),
+        confidence=confidence.unflatten(0, (count, length)),
+        asked=asked,
+        ray=ray_joined,
+        ray_points=ray_points,
+        ray_confidence=ray_confidence,
+    )
+
+
+def _join(steps: list[Decoded]) -> Decoded:
+    """T passes over B streams as one of B * T, in float32, so that the heads run once."""
+
+    def together(parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts, dim=1).flatten(0, 1).float()
+
+    levels = tuple(together([step.levels[i] for step in steps]) for i in range(4))
+    return Decoded(levels, together([step.pose_token for step in steps]), None, [], steps[0].grid)
+
+
+def losses(
+    network: Network, probes: Probes, batch: Batch, options: TrainOptions, generator: torch.Generator, done: float
+) -> dict[str, Tensor]:
+    """Each weighted part of the loss; `done` is the share of the run behind us. `generator` chooses what is asked."""
+    length = batch.image.shape[1]
+    later = torch.randperm(length - 1, generator=generator) + 1
+    asked = sorted(later[: max(1, round(options.ray_share * (length - 1)))].tolist()) if options.ray_share else []
+    answers = ask(network, batch, asked, options.precision)
+    parts = {
+        "points": point_loss(answers.points, answers.confidence, batch.points),
+        "pose": options.pose_weight * pose_loss(answers.pose, batch.pose),
+    }
+    if asked:
+        parts["ray"] = point_loss(answers.ray_points, answers.ray_confidence, batch.static_points[:, asked])
+    total = batch.image.shape[0] * length
+    some = torch.randperm(total, generator=generator)[: round(options.world_share * total)]
+    if len(some):
+        parts["world"] = _world_loss(network, answers, batch, some)
+    if asked and options.rgb_share:
+        total = batch.image.shape[0] * len(asked)
+        some = torch.randperm(total, generator=generator)[: max(1, round(options.rgb_share * total))]
+        parts["rgb"] = _rgb_loss(network, answers, batch, some)
+    if options.place_weight:
+        parts["place"] = options.place_weight * _place_loss(probes, answers, batch)
+    fading = options.match_weight * max(0.0, 1 - 2 * done)
+    if fading:
+        parts["match"] = fading * match_loss(probes.match(answers.tokens.float()), batch, network.config.patch_size)
+    return parts
+
+
+def point_loss(points: Tensor, confidence: Tensor, target: Tensor, distance: Tensor | None = None) -> Tensor:
+    """Confidence-weighted error of points (..., 3), relative to their distance from the camera."""
+    if distance is None:
+        distance = target.norm(dim=-1)
+    error = (points - target).norm(dim=-1) / distance.clamp_min(0.1)
+    return (confidence * error - _CONFIDENCE_WORTH * confidence.log()).mean()
+
+
+def pose_loss(encoding: Tensor, pose: Tensor) -> Tensor:
+    """Error of translation and quaternion (..., 7) against c2w (..., 4, 4)."""
+    target = pose_encoding(pose)
+    # At half a turn both signs of a quaternion are right.
+    rotation = torch.minimum(
+        (encoding[..., 3:] - target[..., 3:]).norm(dim=-1), (encoding[..., 3:] + target[..., 3:]).norm(dim=-1)
+    )
+    return ((encoding[..., :3] - target[..., :3]).norm(dim=-1) + _ROTATION_WORTH * rotation).mean()
+
+
+def _world_loss(network: Network, answers: Answers, batch: Batch, some: Tensor) -> Tensor:
+    """Points in the first camera's frame, for some of the B * T frames."""
+    chosen = _choose(answers.main, some)
+    points, confidence = network.world_points(chosen, batch.image.shape[-2:])
+    own, pose = batch.points.flatten(0, 1)[some], batch.pose.flatten(0, 1)[some]
+    target = own @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
+    return point_loss(points, confidence, target, own.norm(dim=-1))
+
+
+def _rgb_loss(network: Network, answers: Answers, batch: Batch, some: Tensor) -> Tensor:
+    """Colours of the static world, for some of the B * K frames that were asked by rays."""
+    chosen = _choose(answers.ray, some)
+    colours = network.rgb(chosen, batch.image.shape[-2:])
+    target = batch.image[:, answers.asked].flatten(0, 1)[some].movedim(1, -1)
+    moving = batch.moving[:, answers.asked].flatten(0, 1)[some]
+    return ((colours - target).abs().mean(-1) * ~moving).mean()
+
+
+def _choose(decoded: Decoded, some: Tensor) -> Decoded:
+    return dataclasses.replace(
+        decoded, levels=tuple(level[some] for level in decoded.levels), pose_token=decoded.pose_token[some]
+    )
+
+
+def _token_points(batch: Batch, patch: int) -> Tensor:
+    """The point (B, T, N, 3) at each token's middle, in the first camera's frame."""
+    middle = batch.points[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2, 3)
+    return middle @ batch.pose[..., :3, :3].mT + batch.pose[..., None, :3, 3]
+
+
+def _place_loss(probes: Probes, answers: Answers, batch: Batch) -> Tensor:
+    """Where each token is in the rendered world, from the encoder alone."""
+    patch = batch.image.shape[-1] // answers.main.grid[1]
+    points = _token_points(batch, patch)
+    first = batch.place[:, :1]
+    target = points @ first[..., :3, :3].mT + first[..., None, :3, 3]
+    return (probes.place(answers.tokens.float()) - target).norm(dim=-1).mean()
+
+
+def match_loss(features: Tensor, batch: Batch, patch: int, temperature: float = 0.1) -> Tensor:
+    """Which token of the next frame shows the same point: cross-entropy over features (B, T, N, C) of both frames."""
+    points = _token_points(batch, patch)
+    features = F.normalize(features, dim=-1)
+    similarity = features[:, :-1] @ features[:, 1:].mT / temperature
+    gap, nearest = torch.cdist(points[:, :-1], points[:, 1:]).min(dim=-1)
+    depth = batch.points[:, :-1, patch // 2 :: patch, patch // 2 :: patch, 2].flatten(2, 3)
+    seen = gap < 0.05 * depth  # within about half a token
+    loss = F.cross_entropy(similarity.flatten(0, 2), nearest.flatten(), reduction="none")
+    return (loss * seen.flatten()).sum() / seen.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def measure(network: Network, batch: Batch, precision: str = "float32") -> dict[str, float]:
+    """How good the network is on a batch: relative errors of main and ray depth, and of the pose.
+
+    `position` is the mean error of later frames' positions as a share of what a camera that never moves would get,
+    `rotation` the same for angles: 1 is trivial.
+    """
+    length = batch.image.shape[1]
+    answers = ask(network, batch, list(range(1, length)), precision)
+    true, static = batch.points[..., 2], batch.static_points[:, 1:, ..., 2]
+    target = pose_encoding(batch.pose)[:, 1:]
+    still = torch.zeros_like(target[..., 3:])
+    still[..., 0] = 1
+    pose = answers.pose[:, 1:]
+    turned = rotation_angle(pose[..., 3:], target[..., 3:]).mean() / rotation_angle(still, target[..., 3:]).mean()
+    gone = (pose[..., :3] - target[..., :3]).norm(dim=-1).mean() / target[..., :3].norm(dim=-1).mean()
+    return {
+        "depth": float(((answers.points[..., 2] - true).abs() / true).mean()),
+        "ray_depth": float(((answers.ray_points[..., 2] - static).abs() / static).mean()),
+        "position": float(gone),
+        "rotation": float(turned),
+    }

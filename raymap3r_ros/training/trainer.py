@@ -1,0 +1,280 @@
+"""The training loop: resumable to the step, on a CPU, a GPU, or several processes of either (`torchrun`)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import platform
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import raymap3r_ros
+from raymap3r_ros.errors import CheckpointError, InputError
+from raymap3r_ros.network import Network
+from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
+from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
+from raymap3r_ros.training.batches import Batch, image_size, make_batch
+from raymap3r_ros.training.losses import Probes, losses, measure
+from raymap3r_ros.training.options import TrainOptions
+
+STATE_FILE = "training.pt"
+LOG_FILE = "log.jsonl"
+_LOG_EVERY = 50  # steps
+_MEASURE_EVERY = 500  # steps
+_SAVE_EVERY = 300.0  # seconds
+_MEASURED_SEQUENCES = 16
+_MEASURED_LENGTH = 8  # frames
+
+
+@dataclasses.dataclass
+class Run:
+    """All that changes while training."""
+
+    network: Network
+    probes: Probes
+    average: Network
+    optimizer: torch.optim.Optimizer
+    pictures: tuple[tuple[int, ...], Batch] | None = None  # the batch in use, and what it was made from
+    step: int = 0
+    seconds: float = 0.0  # of training, over all sittings
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [*self.network.parameters(), *self.probes.parameters()]
+
+
+def train(
+    options: TrainOptions,
+    folder: str | os.PathLike,
+    name: str,
+    device: torch.device,
+    *,
+    start: str | os.PathLike | None = None,
+    seconds: float | None = None,
+    report: Callable[[str], None] = print,
+) -> Path | None:
+    """Train until the last step, or for so many `seconds`, or until SIGINT or SIGTERM; go on from what `folder` holds.
+
+    A run that is not begun yet begins with the weights file `start`, if there is one.
+
+    Writes `training.pt` (everything to go on with), `log.jsonl` and NAME.safetensors (averaged weights, half
+    precision) there. Steps do not depend on where a run was interrupted. Returns the weights file, None in all but
+    the first of several processes. Raises InputError where the folder holds a run with other options.
+    """
+    folder = Path(folder)
+    rank, world = _join_processes(device)
+    first = rank == 0
+    run = _begin(options, start, device)
+    _resume(run, folder / STATE_FILE, options, device)
+    size = image_size(run.network.config.image_size, run.network.config.patch_size)
+    held_out = make_batch(options.world, EVALUATION_SEEDS, _MEASURED_SEQUENCES, _MEASURED_LENGTH, size, device)
+    count = sum(parameter.numel() for parameter in run.network.parameters())
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        report(
+            f"{name}: {count / 1e6:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}"
+        )
+
+    stopped: list[int] = []
+    before = {sign: signal.signal(sign, lambda number, _: stopped.append(number)) for sign in _SIGNALS}
+    started, logged, saved, sums, steps = time.monotonic(), time.monotonic(), time.monotonic(), {}, 0
+    earlier = run.seconds
+    try:
+        while run.step < options.steps:
+            for key, value in _step(run, options, size, device, rank, world).items():
+                sums[key] = sums.get(key, 0.0) + value
+            steps += 1
+            run.seconds = earlier + time.monotonic() - started
+            last = run.step == options.steps
+            if first and (run.step % _LOG_EVERY == 0 or last):
+                now = time.monotonic()
+                entry = {key: float(value) / steps for key, value in sums.items()}
+                entry = {"step": run.step, "frames_per_s": world * options.frames * steps / (now - logged), **entry}
+                if run.step % _MEASURE_EVERY == 0 or last:
+                    entry.update(measure(run.average, held_out, options.precision))
+                logged, sums, steps = time.monotonic(), {}, 0
+                _log(entry, folder / LOG_FILE, report)
+            # All processes must leave at the same step.
+            over = bool(stopped) or (seconds is not None and time.monotonic() - started > seconds)
+            if _any(over, device, world):
+                break
+            if first and time.monotonic() - saved > _SAVE_EVERY:
+                _save(run, folder, name, options, world, device)
+                saved = time.monotonic()
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+    return _save(run, folder, name, options, world, device) if first else None
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _join_processes(device: torch.device) -> tuple[int, int]:
+    """This process's number and how many there are; what torchrun says."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return int(os.environ.get("RANK", "0")), world
+
+
+def _any(value: bool, device: torch.device, world: int) -> bool:
+    if world == 1:
+        return value
+    flag = torch.tensor(float(value), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def _begin(options: TrainOptions, start: str | os.PathLike | None, device: torch.device) -> Run:
+    network = untrained_network(PRESETS[options.preset], options.seed).to(device)
+    if start is not None:
+        given = load_network(start, device)
+        if given.config != network.config:
+            raise InputError(f"{start} is a network of another shape than the preset {options.preset}")
+        network.load_state_dict(given.state_dict())
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        probes = Probes(network).to(device)
+    average = copy.deepcopy(network).requires_grad_(False).eval()
+    matrices, others = [], []
+    for parameter in [*network.parameters(), *probes.parameters()]:
+        (matrices if parameter.ndim > 1 else others).append(parameter)
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), foreach=True)
+    return Run(network, probes, average, optimizer)
+
+
+def _step(
+    run: Run, options: TrainOptions, size: tuple[int, int], device: torch.device, rank: int, world: int
+) -> dict[str, Tensor]:
+    """One step of the optimiser; everything random in it comes from its number and the process's."""
+    length = options.sequence_length(run.step)
+    batch = _batch(run, options, length, size, device, rank)
+    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
+    parts = losses(run.network, run.probes, batch, options, generator, run.step / options.steps)
+    sum(parts.values()).backward()
+    gradients = [parameter.grad for parameter in run.parameters if parameter.grad is not None]
+    if world > 1:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= world
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+    norm = torch.nn.utils.clip_grad_norm_(run.parameters, 1.0, foreach=True)
+    for group in run.optimizer.param_groups:
+        group["lr"] = _learning_rate(options, run.step)
+    if torch.isfinite(norm):  # one bad batch must not end a long run
+        run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    # Young averages must forget their beginning.
+    decay = min(options.average, run.step / (run.step + 10))
+    torch._foreach_lerp_(list(run.average.parameters()), list(run.network.parameters()), 1 - decay)
+    return {**{key: value.detach() for key, value in parts.items()}, "gradient": norm.detach()}
+
+
+def _batch(
+    run: Run, options: TrainOptions, length: int, size: tuple[int, int], device: torch.device, rank: int
+) -> Batch:
+    """The batch of this step, which its number alone decides; pictures are rendered once for a few steps."""
+    seed = (options.seed * 1_000_003 + run.step // options.reuse) * 64 + rank
+    key = seed, length
+    if run.pictures is None or run.pictures[0] != key:
+        run.pictures = key, make_batch(options.world, seed, options.frames // length, length, size, device)
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed * 1000 + run.step % options.reuse))
+    return run.pictures[1].in_order(order)
+
+
+def _learning_rate(options: TrainOptions, step: int) -> float:
+    rise = min(1.0, (step + 1) / max(1, options.warmup))
+    fall = min(1.0, (options.steps - step) / max(1.0, options.cooldown * options.steps))
+    return options.learning_rate * rise * fall
+
+
+def _log(entry: dict[str, float], path: Path, report: Callable[[str], None]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    report("  ".join(f"{key} {value:.4g}" for key, value in entry.items()))
+
+
+def _save(run: Run, folder: Path, name: str, options: TrainOptions, world: int, device: torch.device) -> Path:
+    """The whole run, and the averaged weights; each file appears under its name only when it is whole."""
+    state = {
+        "step": run.step,
+        "seconds": run.seconds,
+        "options": json.dumps(dataclasses.asdict(options)),
+        "network": run.network.state_dict(),
+        "probes": run.probes.state_dict(),
+        "average": run.average.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+    }
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        whole = Path(scratch) / STATE_FILE
+        torch.save(state, whole)
+        whole.replace(folder / STATE_FILE)
+    target = folder / f"{name}.safetensors"
+    save_network(run.average, target, torch.float16, manifest(run, name, options, world, device))
+    return target
+
+
+def manifest(run: Run, name: str, options: TrainOptions, world: int, device: torch.device) -> dict[str, str]:
+    """Where weights come from: kept in their file's metadata."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "name": name,
+        "options": json.dumps(dataclasses.asdict(options)),
+        "steps": str(run.step),
+        "frames": str(run.step * options.frames * world),
+        "hours": f"{run.seconds / 3600:.2f}",
+        "hardware": f"{world} x {hardware}",
+        "torch": torch.__version__,
+        "code": f"{raymap3r_ros.__version__} {source_digest()}",
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def source_digest() -> str:
+    """Twelve digits that change with the source of network, scenes or training."""
+    root = Path(raymap3r_ros.__file__).parent
+    digest = hashlib.sha256()
+    for room in ("network", "synthetic", "training"):
+        for path in sorted((root / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _resume(run: Run, path: Path, options: TrainOptions, device: torch.device) -> None:
+    """Take over what an earlier sitting left. Only the number of steps may have changed."""
+    if not path.is_file():
+        return
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        before = json.loads(state["options"])
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); move it away to start anew") from error
+    now = dataclasses.asdict(options)
+    changed = [
+        f"{key} ({before.get(key)} -> {now[key]})" for key in now if before.get(key) != now[key] and key != "steps"
+    ]
+    if changed:
+        raise InputError(
+            f"{path} is a run with other options: {', '.join(changed)}; use another folder, or those options"
+        )
+    run.step, run.seconds = state["step"], state["seconds"]
+    run.network.load_state_dict(state["network"])
+    run.probes.load_state_dict(state["probes"])
+    run.average.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,213 @@
+"""Training: exact targets, losses that vanish at the truth, runs that go on as if nothing had happened."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+import torch.nn.functional as F
+
+from raymap3r_ros.cli import main
+from raymap3r_ros.errors import CheckpointError, InputError, OptionError
+from raymap3r_ros.network import load_network
+from raymap3r_ros.streaming.cameras import pose_encoding
+from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
+from raymap3r_ros.training import RECIPES, TrainOptions, train, trainer
+from raymap3r_ros.training.batches import image_size, make_batch
+from raymap3r_ros.training.losses import ask, losses, match_loss, measure, point_loss, pose_loss
+
+CPU = torch.device("cpu")
+SIZE = (24, 32)
+SHORT = TrainOptions(world="one_room", steps=6, frames=4, longest=2, reuse=2, place_weight=0.5, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_batch("varied", 7, 4, 3, SIZE, CPU)
+
+
+def test_targets_are_one_geometry(batch):
+    """Static points of frame 2, taken through its pose into frame 0: there they lie on the same static world."""
+    assert torch.allclose(batch.pose[:, 0], torch.eye(4).expand(4, 4, 4), atol=1e-5)
+    again = batch.pose[:, 0] @ torch.linalg.inv(batch.place[:, 0]) @ batch.place[:, 2]
+    assert torch.allclose(batch.pose[:, 2], again, atol=1e-5)
+    pose = batch.pose[:, 2]
+    seen = batch.static_points[:, 2] @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
+    pixel = seen @ batch.intrinsics[:, None].mT
+    column, row = ((pixel[..., i] / pixel[..., 2]).round().long() for i in (0, 1))
+    inside = (seen[..., 2] > 0.1) & (column >= 0) & (column < SIZE[1]) & (row >= 0) & (row < SIZE[0])
+    assert inside.any()
+    index = (row.clamp(0, SIZE[0] - 1) * SIZE[1] + column.clamp(0, SIZE[1] - 1)).flatten(1)
+    there = batch.static_points[:, 0, ..., 2].flatten(1).gather(1, index).view_as(seen[..., 2])
+    assert ((there / seen[..., 2])[inside] - 1).abs().median() < 0.03
+    nearer = batch.points[..., 2] < batch.static_points[..., 2]
+    assert torch.equal(nearer, batch.moving)
+    assert batch.image.min() >= -1 and batch.image.max() <= 1
+
+
+def test_another_order_has_another_first_camera(batch):
+    turned = batch.in_order(torch.tensor([2, 0, 1]))
+    assert torch.equal(turned.image[:, 0], batch.image[:, 2])
+    assert torch.allclose(turned.pose[:, 0], torch.eye(4).expand(4, 4, 4), atol=1e-5)
+    assert torch.allclose(turned.pose[:, 1], torch.linalg.inv(batch.pose[:, 2]), atol=1e-4)
+
+
+def test_losses_are_least_at_the_truth(batch):
+    generator = torch.Generator().manual_seed(0)
+    assert pose_loss(pose_encoding(batch.pose), batch.pose) < 1e-5
+    flipped = pose_encoding(batch.pose)
+    flipped[..., 3:] *= -1
+    assert pose_loss(flipped, batch.pose) < 1e-5
+    noisy = pose_encoding(batch.pose) + 0.1 * torch.randn((*batch.pose.shape[:2], 7), generator=generator)
+    assert pose_loss(noisy, batch.pose) > 0.1
+
+    sure, unsure = torch.full(batch.points.shape[:-1], 20.0), torch.full(batch.points.shape[:-1], 1.01)
+    far = batch.points * 1.5
+    assert point_loss(batch.points, sure, batch.points) < point_loss(batch.points, unsure, batch.points) < 0
+    assert point_loss(far, unsure, batch.points) < point_loss(far, sure, batch.points)
+    # Where confidence is 1, what is left is the mean relative error.
+    one = torch.ones_like(sure)
+    assert point_loss(far, one, batch.points).item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_matching_tokens_are_those_that_show_the_same_point(batch):
+    patch = 4
+    middle = batch.points[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2, 3)
+    world = middle @ batch.pose[..., :3, :3].mT + batch.pose[..., None, :3, 3]
+    # Features that depend on the point alone find their match, random ones do not.
+    waves = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 4
+    telling = (world @ waves).sin()
+    random = torch.randn(telling.shape, generator=torch.Generator().manual_seed(1))
+    assert match_loss(telling, batch, patch) < 0.6 * match_loss(random, batch, patch)
+    assert F.normalize(telling, dim=-1).isfinite().all()
+
+
+def test_what_rays_are_asked_does_not_change_what_images_get(batch):
+    network = trainer._begin(SHORT, None, CPU).network
+    size = image_size(64, 8)
+    pictures = make_batch("one_room", 3, 2, 4, size, CPU)
+    with torch.no_grad():
+        asked, plain = ask(network, pictures, [1, 3]), ask(network, pictures, [])
+    assert torch.allclose(asked.points, plain.points, atol=1e-5)
+    assert torch.allclose(asked.pose, plain.pose, atol=1e-5)
+    assert asked.ray_points.shape == (2, 2, *size, 3) and plain.ray_points is None
+
+
+def test_sequences_grow_along_the_run():
+    options = TrainOptions(steps=1000, longest=16, frames=64)
+    lengths = [options.sequence_length(step) for step in range(0, 1000, 50)]
+    assert lengths == sorted(lengths) and set(lengths) == {2, 4, 8, 16}
+    assert lengths[0] == 2 and lengths[12:] == [16] * 8
+    with pytest.raises(OptionError, match="longest"):
+        TrainOptions(longest=32, frames=16)
+
+
+def test_evaluation_scenes_are_never_trained_on():
+    """The largest seed that any run can reach lies below those of the suites."""
+    limits = {field.name: field.metadata["high"] for field in dataclasses.fields(TrainOptions)}
+    assert (limits["seed"] * 1_000_003 + limits["steps"]) * 64 + 63 < EVALUATION_SEEDS
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / trainer.STATE_FILE, weights_only=True)
+
+
+def test_an_interrupted_run_ends_like_a_whole_one(tmp_path: Path):
+    train(SHORT, tmp_path / "whole", "x", CPU, report=lambda _: None)
+
+    def interrupt(line: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    trainer_log = trainer._LOG_EVERY
+    trainer._LOG_EVERY = 3
+    try:
+        # The first line comes before the first step; a step later the run stops.
+        lines = []
+        train(
+            SHORT,
+            tmp_path / "parts",
+            "x",
+            CPU,
+            report=lambda line: (lines.append(line), len(lines) == 2 and interrupt(line)),
+        )
+        assert weights(tmp_path / "parts")["step"] == 3
+    finally:
+        trainer._LOG_EVERY = trainer_log
+    assert signal.getsignal(signal.SIGINT) is handler
+    train(SHORT, tmp_path / "parts", "x", CPU, report=lambda _: None)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole["step"] == parts["step"] == 6
+    for part in ("network", "average", "probes"):
+        for key, value in whole[part].items():
+            assert torch.equal(value, parts[part][key]), key
+    assert parts["seconds"] > 0
+
+    path = tmp_path / "parts" / "x.safetensors"
+    network = load_network(path)
+    assert network.trained
+    before = trainer._begin(SHORT, None, CPU).network
+    assert any(
+        not torch.allclose(a, b, atol=1e-4) for a, b in zip(network.parameters(), before.parameters(), strict=True)
+    )
+    with safetensors.safe_open(path, framework="pt") as file:
+        manifest = file.metadata()
+    assert manifest["steps"] == "6" and manifest["frames"] == "24"
+    assert json.loads(manifest["options"]) == dataclasses.asdict(SHORT)
+    assert {"code", "date", "hardware", "hours", "torch"} <= manifest.keys()
+
+    with pytest.raises(InputError, match="learning_rate"):
+        train(dataclasses.replace(SHORT, learning_rate=0.5), tmp_path / "parts", "x", CPU, report=lambda _: None)
+    (tmp_path / "parts" / trainer.STATE_FILE).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train(SHORT, tmp_path / "parts", "x", CPU, report=lambda _: None)
+
+
+def test_training_learns(tmp_path: Path):
+    """Thirty steps on the same two pictures: what is asked of them is answered far better than before."""
+    options = dataclasses.replace(SHORT, steps=60, warmup=1, learning_rate=2e-3)
+    run = trainer._begin(options, None, CPU)
+    pictures = make_batch("one_room", 1, 2, 2, image_size(64, 8), CPU)
+    generator = torch.Generator().manual_seed(0)
+
+    def total() -> torch.Tensor:
+        return sum(losses(run.network, run.probes, pictures, options, generator, 0.0).values())
+
+    before = measure(run.network, pictures)
+    for _ in range(30):
+        total().backward()
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    after = measure(run.network, pictures)
+    for name, most in (("depth", 0.85), ("ray_depth", 0.7), ("position", 0.3), ("rotation", 0.5)):
+        assert after[name] < most * before[name], (name, before, after)
+
+
+def test_a_run_can_begin_with_weights(tmp_path: Path):
+    first = train(dataclasses.replace(SHORT, steps=1), tmp_path / "first", "x", CPU, report=lambda _: None)
+    run = trainer._begin(SHORT, first, CPU)
+    given = load_network(first)
+    assert all(torch.equal(a, b) for a, b in zip(run.network.parameters(), given.parameters(), strict=True))
+    other = dataclasses.replace(SHORT, preset="cut3r_512_dpt")
+    with pytest.raises(InputError, match="another shape"), torch.device("meta"):
+        trainer._begin(other, first, torch.device("meta"))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture):
+    arguments = ["train", "one_room", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*arguments, "--steps", "1", "--frames", "4", "--longest", "2"]) == 0
+    assert "one_room.safetensors" in capsys.readouterr().out
+    assert load_network(tmp_path / "one_room.safetensors").trained
+    assert main([*arguments, "--frames", "1"]) == 2
+    assert "frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipes_are_whole(name: str):
+    text, options = RECIPES[name]
+    assert text and options.frames % options.longest == 0
+    assert options.sequence_length(0) == 2 and options.sequence_length(options.steps - 1) == options.longest
