@@ -7,6 +7,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NAME = "raymap3r_ros"
+EVALUATION = ["evo", "scipy", "matplotlib"]  # only `raymap3r evaluate` needs these
 
 version = re.search(r'^__version__ = "(.+)"$', Path(NAME, "__init__.py").read_text(), re.MULTILINE)[1]
 
@@ -39,7 +40,10 @@ setup(
         "rosbags-image",
         "tqdm",
     ],
-    extras_require={"test": ["pytest>=7.4", "ruff"]},  # without pytest here `colcon test` runs nothing
+    extras_require={
+        "evaluation": EVALUATION,
+        "test": ["pytest>=7.4", "ruff", *EVALUATION],  # without pytest here `colcon test` runs nothing
+    },
     zip_safe=False,  # weights, launch files and configuration are read as files
     entry_points={
         "console_scripts": [

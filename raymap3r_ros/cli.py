@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,22 @@ import numpy as np
 import torch
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import InputError, Raymap3rError
-from raymap3r_ros.network import PRESETS, choose_device, convert_checkpoint, load_network
+from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
+from raymap3r_ros.evaluation import command as evaluation
+from raymap3r_ros.network import (
+    DEFAULT_CHECKPOINT,
+    PRESETS,
+    choose_device,
+    convert_checkpoint,
+    load_network,
+    shipped_weights,
+)
 from raymap3r_ros.options import Options, build_options, option_fields
 from raymap3r_ros.recording import CloudOptions, RunSummary, open_recording, run_recording
 from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.synthetic import SUITES, WORLDS, suite_sequence
+from raymap3r_ros.synthetic.export import FORMATS, export_sequence
+from raymap3r_ros.training import RECIPES, TrainOptions, train
 
 # Options that are typed often get a short name; all others are called as their field is.
 SHORT_NAMES = {"update_rule": "rule", "image_size": "size"}
@@ -51,6 +63,9 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
     _add_convert(commands)
+    _add_render(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
     _add_demo(commands, wanted="demo" in arguments[:1])
     return parser
 
@@ -76,10 +91,10 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
     parser.add_argument(
         "--checkpoint",
-        default="mini",
+        default=DEFAULT_CHECKPOINT,
         metavar="F",
-        help=f"weights: a .safetensors or .pth file, or {' or '.join(PRESETS)} for untrained ones, which only show "
-        "that everything runs (default: %(default)s)",
+        help=f"weights: a .safetensors or .pth file; {', '.join(shipped_weights())}, which comes with the package; or "
+        f"{' or '.join(PRESETS)} for untrained ones, which only show that everything runs (default: %(default)s)",
     )
     _add_device(parser)
     parser.add_argument("--no-preview", action="store_true", help="write no preview video and picture")
@@ -122,6 +137,7 @@ def _report(summary: RunSummary, folder: Path) -> None:
         counts.append(f"{summary.frames_skipped} not readable")
     if summary.frames_unhealthy:
         counts.append(f"{summary.frames_unhealthy} without finite values")
+    print(f"weights: {summary.checkpoint}")
     early = "" if summary.complete else f" (stopped early: {summary.stopped_by})"
     print(
         f"{', '.join(counts)}{early}: {summary.engine_rate:.1f} frames/s, "
@@ -171,6 +187,104 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------------------- render
+
+
+def _add_render(commands: Any) -> None:
+    parser = commands.add_parser(
+        "render",
+        help="write synthetic sequences with ground truth",
+        description="Render sequences of a suite and write each as a folder in the TUM RGB-D layout with masks, and "
+        "as a ROS 2 bag (see docs/synthetic.md).",
+    )
+    parser.set_defaults(command=_render)
+    parser.add_argument(
+        "suite",
+        metavar="SUITE",
+        choices=SUITES,
+        help="; ".join(f"{name}: {suite.help}" for name, suite in SUITES.items()),
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the sequences' folders")
+    parser.add_argument("--world", choices=WORLDS, default="varied", help="kind of scenes (default: %(default)s)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--sequences", type=int, metavar="N", help="the first N sequences (default: the whole suite)")
+    which.add_argument("--index", type=int, nargs="+", metavar="I", help="these sequences, counted from 0")
+    parser.add_argument("--frames", type=int, metavar="N", help="the first N frames of each (default: all)")
+    parser.add_argument("--size", type=_size, default=(240, 320), metavar="WxH", help="pixels (default: 320x240)")
+    parser.add_argument("--format", choices=FORMATS, default="both", help="what to write (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace sequences that exist already")
+    _add_device(parser)
+
+
+def _render(args: argparse.Namespace) -> int:
+    count = SUITES[args.suite].sequences
+    if args.sequences is not None and not 1 <= args.sequences <= count:
+        raise OptionError(f"sequences is {args.sequences}; allowed range: 1 to {count}")
+    device = choose_device(args.device)
+    for index in args.index or range(args.sequences or count):
+        sequence = suite_sequence(args.suite, index, world=args.world, size=args.size, device=device)
+        print(export_sequence(sequence, args.out, args.format, max_frames=args.frames, overwrite=args.overwrite))
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """WxH as (height, width)."""
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height in pixels, such as 320x240")
+    return int(match[2]), int(match[1])
+
+
+# ----------------------------------------------------------------------------------------------------------- train
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a network of our own on rendered worlds",
+        description="Train a network of our own on rendered worlds. Ctrl-C stops and saves; the same command goes on "
+        "where it stopped. Several processes, of one GPU each or of one CPU core each: torchrun --nproc-per-node N "
+        "--no-python raymap3r train ...",
+    )
+    recipes = parser.add_subparsers(required=True, metavar="RECIPE")
+    for name, (help_text, options) in RECIPES.items():
+        knows = f"knows {help_text}"
+        one = recipes.add_parser(name, help=knows, description=f"Train `{name}`, which {knows}.")
+        one.set_defaults(command=_train, recipe=name)
+        one.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the run; its name is free")
+        one.add_argument("--start", metavar="FILE", type=Path, help="weights (.safetensors) to begin with")
+        one.add_argument("--seconds", type=float, help="stop after so many seconds")
+        _add_device(one)
+        add_options(one.add_argument_group("options"), TrainOptions, defaults=options)
+
+
+def _train(args: argparse.Namespace) -> int:
+    weights = train(
+        read_options(args, TrainOptions), args.out, args.recipe, choose_device(args.device), start=args.start,
+        seconds=args.seconds,
+    )  # fmt: skip
+    if weights is not None:
+        print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------------- evaluate
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="compare the update rules with the truth",
+        description="Run all update rules over the same sequences and print tables of what comes out.",
+    )
+    method = argparse.ArgumentParser(add_help=False)
+    _add_device(method)
+    # All rules run, so there is no option that chooses one.
+    add_options(method.add_argument_group("method"), StreamOptions, leave_out=("update_rule",))
+    evaluation.add_arguments(parser, [method])
+    parser.set_defaults(command=evaluation.run)
+
+
 # ------------------------------------------------------------------------------------------------------------ demo
 
 
@@ -199,19 +313,25 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_options(group: Any, options: type) -> None:
-    """An argument for every field made by `option`; a group becomes a prefix (`mask.high`: --mask-high)."""
+def add_options(group: Any, options: type, leave_out: Sequence[str] = (), defaults: Any = None) -> None:
+    """An argument for every field made by `option`; a group becomes a prefix (`mask.high`: --mask-high).
+
+    `defaults` may be an instance without groups, whose values are the defaults then.
+    """
     for name, item in option_fields(options):
+        if name in leave_out:
+            continue
         meta = item.metadata
+        default = item.default if defaults is None else getattr(defaults, name)
         limits = "" if meta["low"] is None else f"; {meta['low']} to {meta['high']}"
         group.add_argument(
             _flag(name),
             dest=name,
-            type=type(item.default),
-            default=item.default,
+            type=type(default),
+            default=default,
             choices=meta["choices"] or None,
-            metavar=None if meta["choices"] else type(item.default).__name__.upper(),
-            help=f"{meta['help']} (default: {item.default}{limits})".replace("%", "%%"),
+            metavar=None if meta["choices"] else type(default).__name__.upper(),
+            help=f"{meta['help']} (default: {default}{limits})".replace("%", "%%"),
         )
 
 

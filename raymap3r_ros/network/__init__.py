@@ -1,12 +1,20 @@
 """The frozen network: tensors in, tensors out. It knows nothing of streams or of ROS."""
 
-from raymap3r_ros.network.checkpoint import convert_checkpoint, load_network, save_network, untrained_network
+from raymap3r_ros.network.checkpoint import (
+    DEFAULT_CHECKPOINT,
+    convert_checkpoint,
+    load_network,
+    save_network,
+    shipped_weights,
+    untrained_network,
+)
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.decoder import Decoded
 from raymap3r_ros.network.device import choose_device
 from raymap3r_ros.network.model import Network
 
 __all__ = [
+    "DEFAULT_CHECKPOINT",
     "PRESETS",
     "Decoded",
     "Network",
@@ -15,5 +23,6 @@ __all__ = [
     "convert_checkpoint",
     "load_network",
     "save_network",
+    "shipped_weights",
     "untrained_network",
 ]

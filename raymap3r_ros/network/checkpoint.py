@@ -24,6 +24,8 @@ from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.model import Network, initialise
 
 FORMAT = "raymap3r-1"  # of our own files; stands in their metadata
+DEFAULT_CHECKPOINT = "one_room"  # comes with the package
+_SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
 
 # Our names -> the public checkpoint's. Applied in order to each of our keys.
@@ -70,27 +72,38 @@ _PUBLIC_NAMES: tuple[tuple[str, str], ...] = (
 )
 
 
-def load_network(checkpoint: str | os.PathLike = "mini", device: str | torch.device = "cpu") -> Network:
+def load_network(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT, device: str | torch.device = "cpu") -> Network:
     """A network ready to run, in evaluation mode on `device`.
 
-    `checkpoint` is one of ours (.safetensors), the public CUT3R file (.pth), or the name of a preset, which gives
-    untrained weights from a fixed seed. Raises CheckpointError.
+    `checkpoint` is one of ours (.safetensors), the public CUT3R file (.pth), the name of weights that come with the
+    package, or the name of a preset, which gives untrained weights from a fixed seed. Raises CheckpointError.
     """
     name = str(checkpoint)
-    if name in PRESETS:
+    shipped = shipped_weights()
+    if name in shipped:
+        network = _read_native(shipped[name])
+        network.trained = True
+        network.source = f"{name}: {network.manifest.get('about', 'comes with the package')}"
+    elif name in PRESETS:
         network = untrained_network(PRESETS[name])
         network.source = f"preset {name}: untrained weights, its geometry means nothing"
     else:
         path = Path(name).expanduser()
         if not path.is_file():
             raise CheckpointError(
-                f"checkpoint {name!r} is not a file, nor one of the presets {', '.join(PRESETS)}; "
+                f"checkpoint {name!r} is not a file, nor weights that come with the package "
+                f"({', '.join(shipped) or 'none'}), nor one of the untrained presets {', '.join(PRESETS)}; "
                 "give the path of a .safetensors or .pth file"
             )
         network = _read_native(path) if path.suffix == ".safetensors" else _read_public(path)
         network.trained = True
         network.source = path.name
     return network.to(device).eval().requires_grad_(False)
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Name and file of the weights that come with the package; docs/weights.md tells what each knows."""
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
 
 
 def untrained_network(config: NetworkConfig, seed: int = _UNTRAINED_SEED) -> Network:
@@ -110,7 +123,7 @@ def convert_checkpoint(
     if str(source) in PRESETS:
         raise CheckpointError(f"{source!s} is a preset without weights; give the path of a .pth or .safetensors file")
     network = load_network(source)
-    save_network(network, target, dtype)
+    save_network(network, target, dtype, network.manifest)
     return network
 
 
@@ -210,6 +223,7 @@ def _read_native(path: Path) -> Network:
         network = Network(config)
     _require_match(tensors, {key: value.shape for key, value in network.state_dict().items()}, str(path))
     network.load_state_dict(tensors, assign=True)
+    network.manifest = {key: value for key, value in metadata.items() if key not in ("format", "config")}
     return network
 
 

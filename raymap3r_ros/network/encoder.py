@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 from raymap3r_ros.network.attention import grid_rotary_table
@@ -16,7 +18,7 @@ class ConvStem(nn.Sequential):
         halvings = patch_size.bit_length() - 1
         widths = [channels, *(max(8, width >> (halvings - 1 - i)) for i in range(halvings))]
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
         super().__init__(*layers, nn.Conv2d(width, width, 1))
 

@@ -28,6 +28,7 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.manifest: dict[str, str] = {}  # how the weights were made; set by the loader
         self.image_encoder = Encoder(config, 3, config.encoder_depth, config.encoder_heads)
         self.ray_encoder = Encoder(config, 6, config.ray_encoder_depth, config.ray_encoder_heads)
         self.first_pose_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -19,7 +20,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import cv2
 import numpy as np
 import rclpy
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -34,12 +34,14 @@ from raymap3r_ros.node.recorder import Recorded, record
 from raymap3r_ros.node.transport import profile_environment
 from raymap3r_ros.recording import open_recording, preview
 from raymap3r_ros.recording.writers import write_image
+from raymap3r_ros.synthetic import suite_sequence
 
 NAMESPACE = "/raymap3r_demo"
 CAMERA_FRAME = "raymap3r_demo_camera"
 START_LIMIT = 600.0  # seconds for the node to load its weights: the public ones are large
 STOP_LIMIT = 30.0  # seconds for a process to end once it is asked to
 SHEET_ROWS = 4
+ROOM_SEQUENCE = "heavy", 0  # suite and index
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         metavar="INPUT",
-        help="a video, a folder of images or a ROS 2 bag (default: a drawn room with a ball that moves through it)",
+        help="a video, a folder of images or a ROS 2 bag (default: the rendered room that the shipped weights know)",
     )
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the preview (default: demo_out)")
     parser.add_argument("--rate", type=float, default=10.0, help="frames per second (default: 10)")
@@ -107,29 +109,14 @@ def run(args: argparse.Namespace) -> int:
 def _clip(path: Path | None, count: int) -> Iterator[np.ndarray]:
     """(h, w, 3) uint8 RGB images. Raises InputError."""
     if path is None:
-        return drawn_room(count)
+        return iter(rendered_room(count))
     return (frame.image for frame in open_recording(path, max_frames=count))
 
 
-def drawn_room(count: int, width: int = 320, height: int = 240) -> Iterator[np.ndarray]:
-    """Images of a camera that turns through a drawn room, while a ball crosses its view."""
-    generator = np.random.default_rng(0)
-    wall = np.full((height, width + 4 * count, 3), (188, 176, 160), np.uint8)
-    wall[height * 2 // 3 :] = (112, 88, 66)  # the floor
-    for _ in range(wall.shape[1] // 12):  # pictures, shelves and their shadows
-        left, top = generator.integers(0, wall.shape[1]), generator.integers(0, height * 3 // 4)
-        size = generator.integers(12, 60, 2)
-        color = generator.integers(30, 230, 3).tolist()
-        cv2.rectangle(wall, (left + 3, top + 3), (left + size[0] + 3, top + size[1] + 3), (70, 62, 54), -1)
-        cv2.rectangle(wall, (left, top), (left + size[0], top + size[1]), color, -1)
-    grain = generator.normal(0, 6, wall.shape)
-    wall = np.clip(wall + grain, 0, 255).astype(np.uint8)
-    for index in range(count):
-        image = wall[:, 2 * index : 2 * index + width].copy()
-        center = (round(width * ((0.15 + 0.02 * index) % 1)), round(height * (0.6 - 0.2 * abs(np.sin(index / 5)))))
-        cv2.circle(image, center, height // 9, (205, 60, 40), -1, cv2.LINE_AA)
-        cv2.circle(image, (center[0] - 7, center[1] - 8), height // 32, (245, 170, 150), -1, cv2.LINE_AA)
-        yield image
+def rendered_room(count: int, size: tuple[int, int] = (240, 320)) -> list[np.ndarray]:
+    """Images of the room that the shipped weights know, with things that move; they were never trained on."""
+    sequence = suite_sequence(*ROOM_SEQUENCE, world="one_room", size=size)
+    return [frame.image for frame in dataclasses.replace(sequence, length=count).frames()]
 
 
 # ----------------------------------------------------------------------------------------------------- the processes
@@ -244,7 +231,7 @@ def _report(args: argparse.Namespace, played: Played, recorded: Recorded, status
     out = len(recorded.stamps["pose"])
     rate = (sent - 1) / (played.stamps[-1] - played.stamps[0]) * 1e9 if sent > 1 else 0.0
     print()
-    clip = args.input or "drawn room"
+    clip = args.input or "the rendered room"
     print(f"camera     {sent} frames of {played.size[0]}x{played.size[1]} at {rate:.1f} Hz: {clip}")
     print(f"node       {told.get('checkpoint')}, on {told.get('device')}, rule {told.get('update rule')}")
     print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raymap3r_ros.errors import OptionError
+from raymap3r_ros.network import DEFAULT_CHECKPOINT
 from raymap3r_ros.options import check_options, option
 
 
@@ -23,8 +24,9 @@ class NodeOptions:
     """What the node takes in, what it puts out, and in which frames."""
 
     checkpoint: str = option(
-        "mini",
-        "weights: path of a .safetensors or .pth file, or the name of a preset (untrained, only to try things out)",
+        DEFAULT_CHECKPOINT,
+        "weights: path of a .safetensors or .pth file, the name of weights that come with the package, or of a preset "
+        "(untrained, only to try things out)",
     )
     device: str = option("auto", "where the network runs: auto (a GPU where there is one), cpu, cuda or cuda:N")
     image_transport: str = option(

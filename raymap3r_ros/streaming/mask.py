@@ -2,9 +2,10 @@
 
 Staticness is relative: half of every image lies under its median, also where nothing moves. Here the evidence is
 absolute. A mover stands in front of the static scene, so its pixels are *nearer* than the ray branch's answer. The
-log ratio of the two depths is measured against its own noise: centre and spread come from its shortest half-like
-interval (the `shorth`, Rousseeuw and Leroy 1988), which movers of up to about half of the image do not shift, and
-which also takes out a common factor between the two branches.
+contrast, the log ratio of the two depths, is measured against its own noise: the centre is the densest interval of
+its values (after the `shorth`, Rousseeuw and Leroy 1988), which movers of up to some three quarters of the image do
+not shift and which takes out a common factor between the branches; the noise unit comes from the values below the
+centre alone, where movers never are.
 """
 
 from __future__ import annotations
@@ -15,71 +16,92 @@ from torch import Tensor
 
 from raymap3r_ros.streaming.options import MaskOptions
 
-_SHARE = 0.4  # of the pixels in the interval; movers may cover the rest
-_HALF_WIDTH = 0.5244  # of that interval on a unit normal distribution
-_SAMPLES = 8192  # pixels looked at: more do not change the estimate
+_SAMPLES = 4096  # pixels looked at for centre and noise unit: more do not change the estimate
+_SHARE = 0.15  # of the pixels in the densest interval
+_FACTOR_SPREAD = 0.3  # standard deviation of the log factor that is expected between the branches
+_QUANTILES = ((0.683, 1.0), (0.954, 2.0))  # share of a normal distribution within so many standard deviations
+_PATCH = 6  # window in which a sure region is sought; like all lengths here in 1/128 of the image's long edge
+_STEP = 4  # window of one step of growth
+_HALF = 0.5  # a region ends where its contrast falls under this share of that next to it ...
+_FADE = 0.92  # ... which counts for less with each step away
 
 
-def motion_score(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> tuple[Tensor, Tensor]:
-    """How much nearer (B, H, W) each pixel is than the static scene: in noise units, and as a log ratio.
+def contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
+    """log(ray_depth / depth) (B, H, W), above 0 where the image is nearer than the static scene; and where it counts.
 
     `trusted` (B, H, W) bool are the pixels whose two depths mean something; the others get 0.
     """
     ratio = (ray_depth.clamp_min(1e-6) / depth.clamp_min(1e-6)).log()
     trusted = trusted & torch.isfinite(ratio)
-    ratio = torch.where(trusted, ratio, 0.0)
-    centre, spread = shorth(ratio.flatten(1), trusted.flatten(1))
-    nearer = torch.where(trusted, ratio - centre[:, None, None], 0.0)
-    return nearer / spread.clamp_min(options.noise_floor)[:, None, None], nearer
+    return torch.where(trusted, ratio, 0.0), trusted
 
 
-def shorth(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre (B,) and standard deviation (B,) of the bulk of values (B, K), from its shortest interval."""
+def static_bulk(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre (B,) and standard deviation (B,) of the static part of contrasts (B, K); 0 where none is `valid`."""
     stride = max(1, values.shape[1] // _SAMPLES)
     values, valid = values[:, ::stride], valid[:, ::stride]
     ordered = torch.where(valid, values, torch.inf).sort(dim=1).values
     span = (valid.sum(1, keepdim=True) * _SHARE).long().clamp_min(1)
     last = torch.arange(ordered.shape[1], device=values.device) + span
-    width = ordered.gather(1, last.clamp(max=ordered.shape[1] - 1)) - ordered
-    width = torch.where((last < ordered.shape[1]) & torch.isfinite(width), width, torch.inf)
-    best = width.argmin(dim=1, keepdim=True)
-    low = ordered.gather(1, best)[:, 0]
-    high = ordered.gather(1, (best + span).clamp(max=ordered.shape[1] - 1))[:, 0]
-    centre, spread = (low + high) / 2, (high - low) / (2 * _HALF_WIDTH)
-    known = torch.isfinite(centre)
-    return torch.where(known, centre, 0.0), torch.where(known, spread, 0.0)
+    high = ordered.gather(1, last.clamp(max=ordered.shape[1] - 1))
+    middle = (ordered + high) / 2
+    # A large mover can be denser than the static scene; it is also further from 0.
+    width = (high - ordered) * torch.exp(0.5 * (middle / _FACTOR_SPREAD).square())
+    width = torch.where((last < ordered.shape[1]) & torch.isfinite(high), width, torch.inf)
+    centre = middle.gather(1, width.argmin(dim=1, keepdim=True))
+    below = (ordered < centre).sum(1, keepdim=True)
+    spread = torch.cat(
+        [(centre - ordered.gather(1, (below * (1 - share)).long())) / units for share, units in _QUANTILES], dim=1
+    ).amax(1)
+    known = torch.isfinite(centre[:, 0]) & torch.isfinite(spread)
+    return torch.where(known, centre[:, 0], 0.0), torch.where(known, spread, 0.0)
 
 
 def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
     """(B, H, W) bool: the pixels that move.
 
-    Pixels over `high` noise units are sure and grow through connected ones over `low`, at most `reach` steps of two
-    pixels; both must be nearer than the static scene by `min_ratio`. Specks, then holes, under `min_width` go.
+    Where the mean contrast of a small window is over `high` noise units of such means, something surely moves. From
+    there the region grows, at most `reach` steps, through pixels over `low` noise units of single pixels and over
+    half of the contrast of the region next to them: smeared edges end where the contrast is halved. Everything must
+    be nearer than the static scene by `min_ratio`. Specks, then holes, under `min_width` go.
     """
-    score, nearer = motion_score(depth, ray_depth, trusted, options)
-    far_enough = nearer > torch.log1p(nearer.new_tensor(options.min_ratio))
-    # Pooling works on float planes: 1 = yes.
-    weak = ((score > options.low) & far_enough).float()[:, None]
-    mask = ((score > options.high) & far_enough).float()[:, None]
-    # A speck must not seed a region, so sure pixels are opened before they grow.
-    mask = _open(mask, options.min_width)
+    ratio, trusted = contrast(depth, ray_depth, trusted)
+    unit = max(1, round(max(ratio.shape[1:]) / 128))
+    weight = _mean(trusted.float(), _odd(_PATCH * unit))
+    mean = _mean(ratio, _odd(_PATCH * unit)) / weight.clamp_min(1e-6)
+    single, single_noise = _centred(ratio, trusted, options)
+    mean, mean_noise = _centred(mean, trusted, options)
+    least = torch.log1p(ratio.new_tensor(options.min_ratio))
+    weak = trusted & (single > options.low * single_noise) & (single > least)
+    # The contrast of the region that each pixel belongs to; 0 outside.
+    region = torch.where(weak & (mean > options.high * mean_noise), mean, 0.0)
     for _ in range(options.reach):
-        mask = _dilate(mask, 5) * weak
-    mask = _open(mask, options.min_width)
-    return _close(mask, options.min_width)[:, 0] > 0
+        near = torch.maximum(_FADE * _dilate(region, _odd(_STEP * unit)), region)
+        region = torch.where(weak & (single > _HALF * near), near, 0.0)
+    width = _odd((options.min_width - 1) * unit)
+    mask = (region > 0).float()
+    mask = _dilate(-_dilate(-mask, width), width)  # opened: specks go
+    return -_dilate(-_dilate(mask, width), width) > 0  # closed: holes go
 
 
-def _dilate(mask: Tensor, size: int) -> Tensor:
-    return F.max_pool2d(mask, size, stride=1, padding=size // 2)
+def _centred(values: Tensor, valid: Tensor, options: MaskOptions) -> tuple[Tensor, Tensor]:
+    """Values (B, H, W) from the static part's centre, and its noise unit (B, 1, 1)."""
+    centre, spread = static_bulk(values.flatten(1), valid.flatten(1))
+    return values - centre[:, None, None], spread.clamp_min(options.noise_floor)[:, None, None]
 
 
-def _erode(mask: Tensor, size: int) -> Tensor:
-    return 1 - _dilate(1 - mask, size)
+def _odd(length: int) -> int:
+    """The odd size of a window that reaches length / 2 to either side."""
+    return 2 * (length // 2) + 1
 
 
-def _open(mask: Tensor, size: int) -> Tensor:
-    return _dilate(_erode(mask, size), size) if size > 1 else mask
+def _mean(values: Tensor, size: int) -> Tensor:
+    """Mean over size x size pixels around each of (B, H, W), those beyond the border counted as 0."""
+    rows = F.avg_pool2d(values[:, None], (size, 1), stride=1, padding=(size // 2, 0))
+    return F.avg_pool2d(rows, (1, size), stride=1, padding=(0, size // 2))[:, 0]
 
 
-def _close(mask: Tensor, size: int) -> Tensor:
-    return _erode(_dilate(mask, size), size) if size > 1 else mask
+def _dilate(values: Tensor, size: int) -> Tensor:
+    """Largest value of size x size pixels around each of (B, H, W)."""
+    rows = F.max_pool2d(values[:, None], (size, 1), stride=1, padding=(size // 2, 0))
+    return F.max_pool2d(rows, (1, size), stride=1, padding=(0, size // 2))[:, 0]

@@ -7,18 +7,29 @@ from dataclasses import dataclass, field
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.options import check_options, option
 
-UPDATE_RULES = ("raymap3r", "ttt3r", "cut3r")
+UPDATE_RULES = ("raymap3r", "ttt3r", "cut3r", "ttsa3r", "filt3r", "motion_filter")
 
 
 @dataclass(frozen=True)
 class MaskOptions:
     """The decision "this pixel moves" (see `streaming.mask`)."""
 
+    kind: str = option(
+        "absolute",
+        "`absolute`: what is nearer than the static scene by more than the noise, by the options below; `published`: "
+        "pixels of staticness under a half, some half of any image",
+        choices=("absolute", "published"),
+        live=True,
+    )
     high: float = option(
-        4.0, "a pixel this many noise units nearer than the static scene surely moves", low=0.0, high=1000.0, live=True
+        4.0,
+        "a region surely moves where its mean is this many noise units nearer than the static scene",
+        low=0.0,
+        high=1000.0,
+        live=True,
     )
     low: float = option(
-        2.0, "a pixel over this many noise units moves if it touches a sure one", low=0.0, high=1000.0, live=True
+        1.5, "a pixel over this many noise units moves if it touches a sure region", low=0.0, high=1000.0, live=True
     )
     min_ratio: float = option(
         0.08, "smallest relative depth difference that counts as motion", low=0.0, high=10.0, live=True
@@ -31,10 +42,18 @@ class MaskOptions:
         live=True,
     )
     reach: int = option(
-        12, "how far a sure region may grow through weaker pixels, in steps of two pixels", low=0, high=200, live=True
+        12,
+        "how far a sure region may grow through weaker pixels, in steps of 1/64 of the image's long edge",
+        low=0,
+        high=200,
+        live=True,
     )
     min_width: int = option(
-        3, "specks and holes narrower than this many pixels are removed (odd; 1 = keep all)", low=1, high=31, live=True
+        3,
+        "specks and holes narrower than this are removed, in 1/128 of the image's long edge (odd; 1 = keep all)",
+        low=1,
+        high=31,
+        live=True,
     )
 
     def __post_init__(self) -> None:
@@ -66,11 +85,17 @@ class StreamOptions:
     )
     smoothing: str = option(
         "tied",
-        "state-aware smoothing of the position: `tied` to the predicted one, or `published` (integrates steps)",
+        "smoothing of the position: `tied` to the predicted one, or `published` (state-aware, integrates steps)",
         choices=("off", "tied", "published"),
     )
     reset_interval: int = option(
         100, "frames after which the memory starts anew, aligned to what was there; 0 = never", low=0, high=1_000_000
+    )
+    reset_alignment: str = option(
+        "robust",
+        "how the world goes on when the memory starts anew: by the camera's poses and a `robust` scale, by fitting "
+        "the point clouds to each other as `published`, or not at all (`off`: the camera starts again at the origin)",
+        choices=("robust", "published", "off"),
     )
     token_pooling: str = option(
         "patch",
@@ -87,7 +112,7 @@ class StreamOptions:
 
 @dataclass(frozen=True)
 class Method:
-    """Constants of RayMap3R (arXiv 2603.20588), with the section of the paper's method that each belongs to."""
+    """Constants of RayMap3R (arXiv 2603.20588) and of the newer update rules, and our own."""
 
     warmup_frames: int = 5  # frames of a stream before the ray branch is asked
     gate_from_frame: int = 6  # index of the first frame whose token staticness gates the update
@@ -100,15 +125,27 @@ class Method:
     cover_damping: float = 0.5  # how much the moving share of tokens weakens lambda and eta
     gate_floor: float = 0.15
     eta_floor: float = 0.5
+    time_gate_change: float = 1.5  # TTSA3R: change in mean changes at which its time gate is a half
+    filter_start: float = 1.5  # FILT3R: variance of a state token that has seen nothing
+    filter_change_memory: float = 0.95  # FILT3R: share of the old value in the running mean change
+    filter_noise_low: float = 0.02  # FILT3R: process noise of a token that changes as usual ...
+    filter_noise_high: float = 0.5  # ... and of one that jumps, by more than
+    filter_jump: float = 3.0  # ... so many mean changes,
+    filter_sharpness: float = 20.0  # with this slope between them
+    filter_gain_low: float = 0.01  # FILT3R: limits of the gain
+    filter_gain_high: float = 0.99
+    motion_variance: float = 30.0  # ours: of what a mover puts into a token, in units of a measurement's variance
     router_first_frame: int = 5  # rotation is collected from this frame ...
     router_last_frame: int = 20  # ... to this one, at which the published router decides
     router_threshold: float = 2.0  # degrees per frame, median
     router_margin: float = 0.5  # ours: degrees of hysteresis around the threshold
     router_min_frames: int = 4  # ours: rotations needed before the adaptive router speaks
     smoothing_strength: float = 2.0
-    smoothing_tie: float = 0.1  # ours: least pull of the `tied` smoother to the predicted position, per frame
-    alignment_points: int = 20_000  # most confident points that take part in a reset alignment
-    alignment_iterations: int = 10  # ours: robust reweightings of the similarity fit
+    # Ours, the `tied` smoother: the gains of its trackers, 1 = the prediction as it is; and the share of the old value
+    # in the running mean of each tracker's squared errors.
+    tracker_gains: tuple[float, ...] = (1.0, 0.85, 0.7, 0.5, 0.35, 0.2)
+    tracker_memory: float = 0.95
+    alignment_points: int = 20_000  # most confident points that take part in a published reset alignment
 
 
 METHOD = Method()

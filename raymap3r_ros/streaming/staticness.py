@@ -69,3 +69,10 @@ def project_on_state(attention: list[tuple[Tensor, Tensor]], token_delta: Tensor
 def token_staticness(projection: Tensor, method: Method) -> Tensor:
     """(B, S, 1) from the discrepancy that each state token sees (B, S)."""
     return relative_staticness(projection, method.token_sharpness)[..., None]
+
+
+def static_share(attention: list[tuple[Tensor, Tensor]], mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, S, 1) share of each state token's attention that falls on what does not move, by a mask (B, H, W) of what
+    does. Unlike `token_staticness` it is absolute: 1 where nothing moves."""
+    moving = F.adaptive_avg_pool2d(mask.float()[:, None], grid).flatten(1)
+    return 1 - project_on_state(attention, moving)[..., None]

@@ -37,6 +37,7 @@ class StreamState:
     memory: Tensor  # (B, M, 2 C_d) what it knows of past views
     staticness: Tensor  # (B, S, 1) token staticness, smoothed over time
     staticness_known: Tensor  # (B,) bool
+    gate_memory: gates.GateMemory
     fresh: Tensor  # (B,) bool: this memory has seen no image yet
     anchor: Similarity  # the segment's own world -> the stream's
     smoother: SmootherState
@@ -145,7 +146,7 @@ class Stream:
         with self._precision():
             tokens = network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
         timer.mark("encode")
-        want_attention = options.update_rule != "cut3r" or record is not None
+        want_attention = options.update_rule in gates.ATTENTION_RULES or record is not None
         main = self._look(tokens, before, want_attention=want_attention)
         timer.mark("decode")
         track = self._track(before, main)
@@ -156,8 +157,8 @@ class Stream:
         timer.mark("pose")
 
         moving = None
-        gated_rule = options.update_rule == "raymap3r"
-        if (gated_rule or motion) and frame >= self.method.warmup_frames:
+        motion_rule = options.update_rule in gates.MOTION_RULES
+        if (motion_rule or motion) and frame >= self.method.warmup_frames:
             ray_points, ray_confidence = self._ask_rays(before, track.pose, matrix)
             timer.mark("ray_branch")
             moving = self._find_motion(
@@ -166,7 +167,7 @@ class Stream:
                 ray_confidence,
                 want_map=motion or reset_due,
                 want_mask=motion,
-                want_tokens=gated_rule or record is not None,
+                want_tokens=motion_rule or record is not None,
             )
             timer.mark("motion")
 
@@ -212,12 +213,15 @@ class Stream:
 
     def _begin(self, batch: int, size: tuple[int, int], reason: str) -> StreamState:
         """The state of streams that have seen nothing."""
+        config = self.network.config
         state = self.network.initial_state(batch)
+        image_tokens = (size[0] // config.patch_size) * (size[1] // config.patch_size)
         return StreamState(
             state=state,
             memory=self.network.initial_memory(batch),
             staticness=torch.ones_like(state[..., :1]),
             staticness_known=torch.zeros(batch, dtype=torch.bool, device=self.device),
+            gate_memory=gates.GateMemory.empty(state, image_tokens, config.encoder_width, self.method),
             fresh=torch.ones(batch, dtype=torch.bool, device=self.device),
             anchor=Similarity.identity(batch, self.device),
             smoother=SmootherState.empty(batch, self.device),
@@ -295,15 +299,21 @@ class Stream:
         depth, ray_depth = main.points[..., 2], ray_points[..., 2]
         delta = staticness.discrepancy(depth, ray_depth, ray_confidence, method)
         weight = staticness.confidence_weight(main.confidence, ray_confidence)
+        absolute = want_tokens and self.options.update_rule == "motion_filter"
         pixel_staticness = mask = token_delta = token_staticness = None
         if want_map:
             pixel_staticness = staticness.pixel_staticness(delta, weight, method)
-        if want_mask:
+        if want_mask or absolute:
             mask = moving_mask(depth, ray_depth, ray_confidence >= method.min_ray_confidence, self.options.mask)
         if want_tokens:
-            token_delta = staticness.pool_to_tokens(delta, weight, main.decoded.grid, self.options.token_pooling)
-            projection = staticness.project_on_state(main.decoded.attention, token_delta)
-            token_staticness = staticness.token_staticness(projection, method)
+            grid, attention = main.decoded.grid, main.decoded.attention
+            token_delta = staticness.pool_to_tokens(delta, weight, grid, self.options.token_pooling)
+            if absolute:
+                token_staticness = staticness.static_share(attention, mask, grid)
+            else:
+                token_staticness = staticness.token_staticness(
+                    staticness.project_on_state(attention, token_delta), method
+                )
         return Motion(ray_points, pixel_staticness, mask, token_delta, token_staticness)
 
     def _remember(
@@ -320,7 +330,8 @@ class Stream:
             router = route(before.router, cameras.quaternion(track.pose[:, :3, :3]), before.frame, method)
 
         static, known = before.staticness, before.staticness_known
-        if options.update_rule == "raymap3r" and moving is not None and before.frame >= method.gate_from_frame:
+        ready = moving is not None and before.frame >= method.gate_from_frame
+        if options.update_rule in gates.MOTION_RULES and ready:
             # The published router looks at staticness only once it has decided.
             published = self._routed and options.router == "published"
             take = router.decided if published else torch.ones_like(known)
@@ -328,14 +339,12 @@ class Stream:
             static = torch.where(take[:, None, None], mixed, static)
             known = known | take
 
-        attention = torch.ones_like(static)
-        if options.update_rule != "cut3r":
-            attention = gates.attention_gate(main.decoded.attention)
-        evidence = gates.Evidence(attention, static)
-        gate = gates.RULES[options.update_rule](evidence, method)
+        gate, gate_memory = gates.decide(
+            options.update_rule, before.gate_memory, before.fresh, tokens, main.decoded, static, method
+        )
         rule_index = torch.full_like(router.count, UPDATE_RULES.index(options.update_rule))
         if self._routed:
-            plain = gates.cut3r(evidence, method)
+            plain = torch.ones_like(gate)
             if options.router == "published":
                 # The published code multiplies the motion gate onto the plain rule as well.
                 plain = plain * gates.motion_gate(static, method)
@@ -352,6 +361,7 @@ class Stream:
             memory=memory,
             staticness=static,
             staticness_known=known,
+            gate_memory=gate_memory,
             fresh=torch.zeros_like(before.fresh),
             smoother=track.smoother,
             router=router,
@@ -374,7 +384,8 @@ class Stream:
         Returns the new state and the error of the alignment (B,), see `align_segments`.
         """
         fresh = self._begin(len(tokens), after.size, "")
-        again = self._look(tokens, fresh, want_attention=False)
+        rule = self.options.update_rule
+        again = self._look(tokens, fresh, want_attention=rule in gates.ATTENTION_RULES)
         with self._precision():
             memory = self.network.write_memory(fresh.memory, tokens, again.decoded.pose_token).float()
         points = main.points * after.anchor.scale[:, None, None, None]
@@ -387,10 +398,14 @@ class Stream:
         )
         if record is not None:
             record.update(view_again=again, cloud_after=cloud_after)
+        _, gate_memory = gates.decide(
+            rule, fresh.gate_memory, fresh.fresh, tokens, again.decoded, fresh.staticness, self.method
+        )
         started = dataclasses.replace(
             fresh,
             state=again.decoded.state,
             memory=memory,
+            gate_memory=gate_memory,
             fresh=torch.zeros_like(fresh.fresh),
             anchor=anchor,
             # The tied smoother works in the stream's world, where nothing jumps.

@@ -130,7 +130,8 @@ def random_scenes(generator: torch.Generator, count: int, recipe: Recipe) -> Sce
     place_amplitude = torch.cat((sway, (0.006 * shake)[:, None, None].expand(-1, 3, 1)), dim=-1)
     turn = draw.uniform(0.3, 1.0, 3, 2) * torch.stack((torch.full((count,), 0.5), nod, roll), dim=-1)[..., None]
     angle_amplitude = torch.cat((turn, (0.006 * shake)[:, None, None].expand(-1, 3, 1)), dim=-1)
-    heading = draw.uniform(-math.pi, math.pi)
+    # In the one room cameras look about one way: half as many views to know by heart.
+    heading = draw.uniform(-0.6, 0.6) if one_room else draw.uniform(-math.pi, math.pi)
 
     # Movers: box, cylinder, ball, figure.
     size = recipe.size * draw.uniform(0.7, 1.3, MOVERS)[..., None]

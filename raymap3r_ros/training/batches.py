@@ -12,7 +12,7 @@ from raymap3r_ros.streaming.cameras import assemble_pose, pixel_grid
 from raymap3r_ros.synthetic import Recipe, random_scenes, render
 
 _LONGEST_TIME = 60.0  # seconds: when a sequence may begin
-_STRIDES = (0.1, 2.5)  # seconds between frames
+_STRIDES = (0.1, 8.0)  # seconds between frames
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def make_batch(world: str, seed: int, count: int, length: int, size: tuple[int, 
     """Sequences that depend on the seed (below `EVALUATION_SEEDS`) alone, on one device."""
     generator = torch.Generator().manual_seed(seed)
     # Half of a batch without movers, or with a few; half crowded.
-    recipes = (Recipe(world, presence=0.3), Recipe(world, presence=0.7, follow=0.5, size=1.3, nearness=(0.8, 2.5)))
+    recipes = (Recipe(world, presence=0.35), Recipe(world, presence=0.8, follow=0.7, size=1.4, nearness=(0.8, 2.2)))
     parts = []
     for recipe, share in zip(recipes, (count - count // 2, count // 2), strict=True):
         if share:

@@ -20,12 +20,17 @@ _ROTATION_WORTH = 2.0  # a quaternion's error against a metre's
 
 
 class Probes(nn.Module):
-    """Linear maps that only training needs: what image tokens should tell already before they meet the state."""
+    """Linear maps that only training needs: what tokens should tell before a head is asked."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.place = nn.Linear(network.config.encoder_width, 3)  # metres in the rendered world
-        self.match = nn.Linear(network.config.encoder_width, 64)
+        config = network.config
+        self.match = nn.Linear(config.encoder_width, 64)
+        # In the rendered world: where each image token is; this camera and the first one, which the pose token must
+        # both know to tell one from the other; the first one again, which the state must keep.
+        self.place = nn.Linear(config.encoder_width, 3)
+        self.cameras = nn.Linear(config.decoder_width, 18)
+        self.first_camera = nn.Linear(config.decoder_width, 9)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Answers:
 
     tokens: Tensor  # (B, T, N, C_e)
     main: Decoded  # of B * T images
+    states: Tensor  # (B, T - 1, C_d) mean state token after each image but the last
     pose: Tensor  # (B, T, 7)
     points: Tensor  # (B, T, H, W, 3)
     confidence: Tensor  # (B, T, H, W)
@@ -64,7 +70,7 @@ def ask(network: Network, batch: Batch, asked: list[int], precision: str = "floa
             matrices = batch.intrinsics.repeat_interleave(len(asked), dim=0)
             ray_tokens = network.encode_rays(ray_map(poses, matrices, size)).unflatten(0, (count, len(asked)))
         state, memory = network.initial_state(count), network.initial_memory(count)
-        main, ray = [], []
+        main, ray, states = [], [], []
         for t in range(length):
             if t in asked:
                 queries = ray_tokens[:, asked.index(t)]
@@ -77,6 +83,7 @@ def ask(network: Network, batch: Batch, asked: list[int], precision: str = "floa
             main.append(decoded)
             if not last:
                 state, memory = decoded.state, network.write_memory(memory, seen, decoded.pose_token)
+                states.append(state.float().mean(1))
     joined = _join(main)
     points, confidence = network.self_points(joined, size)
     ray_joined = ray_points = ray_confidence = None
@@ -88,6 +95,7 @@ def ask(network: Network, batch: Batch, asked: list[int], precision: str = "floa
     return Answers(
         tokens=tokens,
         main=joined,
+        states=torch.stack(states, dim=1),
         pose=network.pose(joined).unflatten(0, (count, length)),
         points=points.unflatten(0, (count, length)),
         confidence=confidence.unflatten(0, (count, length)),
@@ -187,12 +195,17 @@ def _token_points(batch: Batch, patch: int) -> Tensor:
 
 
 def _place_loss(probes: Probes, answers: Answers, batch: Batch) -> Tensor:
-    """Where each token is in the rendered world, from the encoder alone."""
+    """Where tokens and cameras are in the rendered world: a world that is always the same can be known by heart."""
     patch = batch.image.shape[-1] // answers.main.grid[1]
     points = _token_points(batch, patch)
     first = batch.place[:, :1]
     target = points @ first[..., :3, :3].mT + first[..., None, :3, 3]
-    return (probes.place(answers.tokens.float()) - target).norm(dim=-1).mean()
+    tokens = (probes.place(answers.tokens.float()) - target).norm(dim=-1).mean()
+    cameras = batch.place[..., :3, [0, 2, 3]].flatten(-2)  # two axes and the position
+    both = torch.cat((cameras, cameras[:, :1].expand_as(cameras)), dim=-1)
+    told = (probes.cameras(answers.main.pose_token[:, 0]).view_as(both) - both).abs().mean()
+    kept = (probes.first_camera(answers.states) - cameras[:, :1]).abs().mean()
+    return tokens + 4 * told + 2 * kept
 
 
 def match_loss(features: Tensor, batch: Batch, patch: int, temperature: float = 0.1) -> Tensor:

@@ -53,18 +53,18 @@ class TrainOptions:
             raise OptionError(f"longest is {self.longest}, above the {self.frames} frames of a batch")
 
     def sequence_length(self, step: int) -> int:
-        """Frames of a sequence at this step: 2, 4, 8, ... for equal shares of the first 6 tenths of the run."""
+        """Frames of a sequence at this step: 2, 4, 8, ... for equal shares of the first 4 tenths of the run."""
         doublings = max(1, (self.longest // 2).bit_length() - 1)
-        return min(self.longest, 2 ** (1 + int(step / (0.6 * self.steps) * doublings)))
+        return min(self.longest, 2 ** (1 + int(step / (0.4 * self.steps) * doublings)))
 
 
 RECIPES: dict[str, tuple[str, TrainOptions]] = {
     "mini": (
-        "any room or ground; half an hour of one large GPU",
+        "any rendered room or open ground",
         TrainOptions(frames=4096, steps=12_000, match_weight=0.3, precision="bfloat16", learning_rate=1.5e-3),
     ),
     "one_room": (
-        "one single furnished room; a few hours of two CPU cores",
+        "one single rendered room, and no other place",
         TrainOptions(
             world="one_room",
             steps=6000,

@@ -27,7 +27,7 @@ from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.batches import Batch, image_size, make_batch
 from raymap3r_ros.training.losses import Probes, losses, measure
-from raymap3r_ros.training.options import TrainOptions
+from raymap3r_ros.training.options import RECIPES, TrainOptions
 
 STATE_FILE = "training.pt"
 LOG_FILE = "log.jsonl"
@@ -235,6 +235,7 @@ def manifest(run: Run, name: str, options: TrainOptions, world: int, device: tor
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "name": name,
+        "about": f"knows {RECIPES[name][0]}" if name in RECIPES else "",
         "options": json.dumps(dataclasses.asdict(options)),
         "steps": str(run.step),
         "frames": str(run.step * options.frames * world),

@@ -14,6 +14,7 @@ import wall
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import NetworkConfig, untrained_network
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming.options import UPDATE_RULES
 
 SMALL = NetworkConfig(
     image_size=64,
@@ -56,7 +57,7 @@ def same(first: StepResult, second: StepResult) -> bool:
 # --- a world with exact answers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ["raymap3r", "ttt3r", "cut3r"])
+@pytest.mark.parametrize("rule", UPDATE_RULES)
 @pytest.mark.parametrize("smoothing", ["off", "tied"])
 def test_one_world_and_one_metre_hold_through_resets(rule: str, smoothing: str):
     network = wall.WallNetwork()
@@ -174,7 +175,7 @@ def test_a_snapshot_restores_everything_bit_by_bit(network, options: StreamOptio
         assert (a.frame, a.segment, a.reset) == (b.frame, b.segment, b.reset)
 
 
-@pytest.mark.parametrize("rule", ["raymap3r", "ttt3r", "cut3r"])
+@pytest.mark.parametrize("rule", UPDATE_RULES)
 def test_a_batch_gives_what_its_cameras_give_alone(network, rule: str):
     options = StreamOptions(update_rule=rule, reset_interval=8, router="adaptive")
     images = np.stack([frames(14, seed) for seed in (1, 2, 3)], axis=1)

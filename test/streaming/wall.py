@@ -38,7 +38,7 @@ class WallNetwork(nn.Module):
 
     def __init__(self, moving_box: bool = True, lose_frame: int = -1) -> None:
         super().__init__()
-        self.config = SimpleNamespace(image_size=64, patch_size=16)
+        self.config = SimpleNamespace(image_size=64, patch_size=16, encoder_width=6)
         self.first_pose_token = nn.Parameter(torch.zeros(1, 1, 1))
         self.moving_box = moving_box
         self.lose_frame = lose_frame  # at this frame everything comes out as NaN
@@ -66,7 +66,7 @@ class WallNetwork(nn.Module):
     def decode(self, tokens, grid, pose_token, state, *, want_state=True, want_attention=False) -> Decoded:
         # The state holds 1 + the frame that the memory started with; 0: it has seen nothing.
         frame, seen = tokens[:, 0, 0], state[:, 0, 0]
-        first = torch.where(seen > 0, seen - 1, frame)
+        first = torch.where(seen > 0, (seen - 1).round(), frame)
         candidate = (first + 1)[:, None, None].expand(-1, 4, 3)
         attention = [(torch.zeros(len(tokens), 1, 4, 4), torch.zeros(len(tokens), 1, 13, 4))]
         levels = (tokens, first, tokens, tokens)

@@ -1,0 +1,103 @@
+"""Reading what data sets are made of. Everything raises InputError with the path where a file is not as expected."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.recording.readers import natural_key
+
+log = logging.getLogger(__name__)
+
+MILLIMETRES = 1000  # values of a depth PNG per metre
+
+
+def standard_folders(folder: Path, names: list[str] | tuple[str, ...]) -> list[Path]:
+    """The folders `names` in `folder` that exist; warns of the others, InputError without any."""
+    present = [folder / name for name in names if (folder / name).is_dir()]
+    if not present:
+        expected = f"folders {names[0]} to {names[-1]}" if names else "a folder for each sequence"
+        raise InputError(f"{folder}: none of the data set's sequences is here; expected {expected}")
+    if len(present) < len(names):
+        missing = ", ".join(name for name in names if folder / name not in present)
+        log.warning("%s: %d of %d sequences; missing: %s", folder, len(present), len(names), missing)
+    return present
+
+
+def numbered_files(folder: Path, pattern: str) -> list[Path]:
+    """Files in natural order of their names; InputError without any."""
+    files = sorted(folder.glob(pattern), key=lambda path: natural_key(path.name))
+    if not files:
+        raise InputError(f"{folder}: no files {pattern} here")
+    return files
+
+
+def existing_file(path: Path) -> Path:
+    """`path`, where it is a file."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    return path
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(h, w, 3) uint8 RGB."""
+    image = cv2.imread(str(existing_file(path)), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InputError(f"{path}: is no image that can be decoded")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """(h, w) as stored, 8 or 16 bit."""
+    values = cv2.imread(str(existing_file(path)), cv2.IMREAD_UNCHANGED)
+    if values is None or values.ndim != 2:
+        raise InputError(f"{path}: is no grey image that can be decoded")
+    return values
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """(h, w) the values as stored: of a palette image the indices, which OpenCV would turn into colours."""
+    try:
+        with Image.open(existing_file(path)) as picture:
+            labels = np.asarray(picture)
+    except OSError as error:
+        raise InputError(f"{path}: is no image that can be decoded: {error}") from error
+    if labels.ndim != 2:
+        raise InputError(f"{path}: an image of shape {labels.shape}; expected labels, one value per pixel")
+    return labels
+
+
+def read_depth(path: Path, unit: int, *, invalid: int = 0) -> np.ndarray:
+    """Depth (h, w) float32 metres from a 16-bit PNG with `unit` values per metre; 0 where it is 0 or `invalid`."""
+    values = read_grey(path)
+    if values.dtype != np.uint16:
+        raise InputError(f"{path}: a depth map with {values.dtype} values; expected a 16-bit PNG")
+    return np.where(values == invalid, 0, values).astype(np.float32) / np.float32(unit)
+
+
+def same_size(values: np.ndarray, image: np.ndarray, path: Path) -> np.ndarray:
+    """The map `values` (h, w) from `path` as it is, where it has the size of `image`."""
+    if values.shape != image.shape[:2]:
+        raise InputError(f"{path}: a map of shape {values.shape} for an image of {image.shape[:2]}; expected the same")
+    return values
+
+
+def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """A matrix of `shape` from a text file; it may hold infinities."""
+    try:
+        values = np.loadtxt(existing_file(path), ndmin=2)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    if values.shape != shape:
+        raise InputError(f"{path}: a matrix of shape {values.shape}; expected {shape}")
+    return values
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
+    """(3, 3) intrinsics, pixels."""
+    return np.array(((fx, 0, cx), (0, fy, cy), (0, 0, 1)), np.float64)

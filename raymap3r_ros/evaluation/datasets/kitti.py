@@ -1,0 +1,56 @@
+"""KITTI's depth benchmark (Uhrig et al. 2017) with the images of the raw data (Geiger et al. 2013)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.datasets.files import (
+    existing_file,
+    numbered_files,
+    read_depth,
+    read_image,
+    same_size,
+)
+from raymap3r_ros.evaluation.sequences import Frame, Sequence
+
+DEPTH_UNIT = 256  # values of a depth PNG per metre
+
+
+def load_kitti(root: Path) -> list[Sequence]:
+    """The drives of the depth benchmark's `val`, first 110 frames with depth, left colour camera, 10 frames/s."""
+    drives = sorted((root / "val").glob("*_sync/proj_depth/groundtruth/image_02"))
+    if not drives:
+        raise InputError(f"{root}: no folder val/<drive>_sync/proj_depth/groundtruth/image_02; expected KITTI's depth")
+    return [_sequence(root, folder) for folder in drives]
+
+
+def _sequence(root: Path, folder: Path) -> Sequence:
+    drive = folder.parents[2].name
+    depths = numbered_files(folder, "*.png")[:110]
+    day = root / drive[: len("2011_09_26")]
+    images = [existing_file(day / drive / "image_02" / "data" / path.name) for path in depths]
+    intrinsics = _read_camera(day / "calib_cam_to_cam.txt")
+
+    def frames() -> Iterator[Frame]:
+        for path, depth in zip(images, depths, strict=True):
+            image = read_image(path)
+            metres = same_size(read_depth(depth, DEPTH_UNIT), image, depth)
+            yield Frame(image, int(path.stem) / 10, metres, intrinsics=intrinsics)
+
+    return Sequence(drive, len(images), frames)
+
+
+def _read_camera(path: Path) -> np.ndarray | None:
+    """Intrinsics (3, 3) of the rectified left colour camera; None where the file is not there."""
+    if not path.is_file():
+        return None
+    match = re.search(r"^P_rect_02:(.*)$", path.read_text(), re.MULTILINE)
+    values = np.array(match[1].split(), np.float64) if match else np.empty(0)
+    if len(values) != 12:
+        raise InputError(f"{path}: no line `P_rect_02:` with twelve numbers")
+    return values.reshape(3, 4)[:, :3].copy()

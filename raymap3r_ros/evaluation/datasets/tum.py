@@ -1,0 +1,165 @@
+"""The TUM RGB-D layout (Sturm et al. 2012): TUM's own sequences, Bonn's (Palazzolo et al. 2019), and rendered ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.datasets.files import (
+    existing_file,
+    pinhole,
+    read_depth,
+    read_grey,
+    read_image,
+    read_matrix,
+    same_size,
+    standard_folders,
+)
+from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.trajectory import read_tum
+from raymap3r_ros.recording.readers import natural_key
+
+TOLERANCE = 0.02  # seconds between what belongs together
+DEPTH_UNIT = 5000  # values of a depth PNG per metre
+
+TUM_SEQUENCES = tuple(
+    f"rgbd_dataset_freiburg3_{who}_{how}"
+    for who in ("sitting", "walking")
+    for how in ("static", "xyz", "halfsphere", "rpy")
+)
+TUM_CAMERA = (535.4, 539.2, 320.1, 247.6)  # fx fy cx cy of freiburg3, pixels; from the data set's page
+
+BONN_SEQUENCES = tuple(
+    f"rgbd_bonn_{name}" for name in ("balloon2", "crowd2", "crowd3", "person_tracking2", "synchronous")
+)
+BONN_CAMERA = (542.822841, 542.576870, 315.593520, 237.756098)  # from the data set's page, its distortion left out
+# The path is that of markers on the camera, in another convention. The page gives: camera = T_ros path T_ros T_m.
+BONN_ROS = np.array(((-1, 0, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0), (0, 0, 0, 1)), np.float64)
+BONN_MARKERS = np.array(
+    (
+        (1.0157, 0.1828, -0.2389, 0.0113),
+        (0.0009, -0.8431, -0.6413, -0.0098),
+        (-0.3009, 0.6147, -0.8085, 0.0111),
+        (0, 0, 0, 1),
+    )
+)
+
+
+def load_tum(root: Path) -> list[Sequence]:
+    """The eight freiburg3 sequences with people: of the frames that have a pose every 3rd, the first 90."""
+    return _dynamics(root, slice(0, 270, 3))
+
+
+def load_tum_long(root: Path) -> list[Sequence]:
+    """As `load_tum`, every frame, at most 1000."""
+    return _dynamics(root, slice(1000))
+
+
+def load_tum_folder(root: Path) -> list[Sequence]:
+    """Any sequence in the TUM RGB-D layout, or a folder of them, all frames: also what `raymap3r render` writes.
+
+    Beside rgb.txt, groundtruth.txt and depth.txt, lists of the same form are read where they exist: static_depth.txt
+    (depth without what moves) and mask.txt (8 bit, 255 = moving). camera.txt, one line `fx fy cx cy`, is the camera.
+    """
+    found = [root] if (root / "rgb.txt").is_file() else [path.parent for path in root.glob("*/rgb.txt")]
+    if not found:
+        raise InputError(f"{root}: no rgb.txt here or one folder below; expected the TUM RGB-D layout")
+    return [_sequence(folder) for folder in sorted(found, key=lambda path: natural_key(path.name))]
+
+
+def load_bonn(root: Path) -> list[Sequence]:
+    """The five sequences of the video depth tables, images 30 to 139."""
+
+    def to_camera(poses: np.ndarray) -> np.ndarray:
+        markers = BONN_MARKERS.copy()
+        markers[:3, :3] /= np.cbrt(np.linalg.det(markers[:3, :3]))  # it carries a scale of 1.06; a pose has none
+        return BONN_ROS @ poses @ BONN_ROS @ markers
+
+    return [
+        _sequence(folder, listed=slice(30, 140), camera=BONN_CAMERA, to_camera=to_camera)
+        for folder in standard_folders(root, BONN_SEQUENCES)
+    ]
+
+
+def _dynamics(root: Path, chosen: slice) -> list[Sequence]:
+    return [_sequence(folder, chosen=chosen, camera=TUM_CAMERA) for folder in standard_folders(root, TUM_SEQUENCES)]
+
+
+def _sequence(
+    folder: Path,
+    *,
+    listed: slice = slice(None),
+    chosen: slice = slice(None),
+    camera: tuple[float, float, float, float] | None = None,
+    to_camera: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Sequence:
+    """`listed` picks from rgb.txt, then `chosen` from what has a pose; `to_camera` makes them poses of the camera."""
+    stamps, images = (column[listed] for column in _read_list(folder / "rgb.txt"))
+    pose_stamps, poses = read_tum(folder / "groundtruth.txt")
+    nearest = _nearest(stamps, pose_stamps)
+    posed = np.flatnonzero(nearest >= 0)[chosen]
+    if not len(posed):
+        raise InputError(
+            f"{folder}: none of {len(stamps)} images of rgb.txt lies within {TOLERANCE} s of a pose of "
+            f"{len(pose_stamps)} in groundtruth.txt"
+        )
+    stamps, images, poses = stamps[posed], images[posed], poses[nearest[posed]]
+    if to_camera is not None:
+        poses = to_camera(poses)
+    depths, static_depths, masks = (_matching(folder, name, stamps) for name in ("depth", "static_depth", "mask"))
+    if (folder / "camera.txt").is_file():
+        camera = tuple(read_matrix(folder / "camera.txt", (1, 4))[0])
+    intrinsics = None if camera is None else pinhole(*camera)
+
+    def frames() -> Iterator[Frame]:
+        for index, stamp in enumerate(stamps):
+            image = read_image(folder / images[index])
+            yield Frame(
+                image,
+                float(stamp),
+                _depth(depths[index], image),
+                _depth(static_depths[index], image),
+                _mask(masks[index], image),
+                poses[index],
+                intrinsics,
+            )
+
+    return Sequence(folder.name, len(stamps), frames)
+
+
+def _read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps (n,) in rising order and file names (n,) from a list with lines `timestamp filename`."""
+    lines = [line.split(maxsplit=1) for line in existing_file(path).read_text().splitlines() if line.strip()]
+    lines = [line for line in lines if not line[0].startswith("#")]
+    try:
+        pairs = sorted((float(stamp), name.strip()) for stamp, name in lines)
+    except ValueError as error:
+        raise InputError(f"{path}: expected lines `timestamp filename`: {error}") from error
+    return np.array([stamp for stamp, _ in pairs]), np.array([name for _, name in pairs])
+
+
+def _matching(folder: Path, name: str, stamps: np.ndarray) -> list[Path | None]:
+    """The file of the list `name`.txt that belongs to each stamp; None where there is none."""
+    if not (folder / f"{name}.txt").is_file():
+        return [None] * len(stamps)
+    others, files = _read_list(folder / f"{name}.txt")
+    return [folder / files[index] if index >= 0 else None for index in _nearest(stamps, others)]
+
+
+def _nearest(stamps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For each stamp (n,) the index of the nearest of `others` (m,), -1 where none is within the tolerance."""
+    if not len(others):
+        return np.full(len(stamps), -1)
+    nearest = np.array([np.abs(others - stamp).argmin() for stamp in stamps], int)
+    return np.where(np.abs(others[nearest] - stamps) <= TOLERANCE, nearest, -1)
+
+
+def _depth(path: Path | None, image: np.ndarray) -> np.ndarray | None:
+    return None if path is None else same_size(read_depth(path, DEPTH_UNIT), image, path)
+
+
+def _mask(path: Path | None, image: np.ndarray) -> np.ndarray | None:
+    return None if path is None else same_size(read_grey(path) > 127, image, path)

@@ -1,0 +1,57 @@
+"""What an evaluation runs on: sequences of frames with whatever truth there is, rendered or from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raymap3r_ros.synthetic import suite_sequence
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image and its truth. Maps have the image's size; None where the data set has no such truth for the frame."""
+
+    image: np.ndarray  # (h, w, 3) uint8 RGB
+    stamp: float  # seconds
+    depth: np.ndarray | None = None  # (h, w) float32 metres along the optical axis, 0 where unknown
+    static_depth: np.ndarray | None = None  # the same without what moves
+    moving: np.ndarray | None = None  # (h, w) bool
+    pose: np.ndarray | None = None  # (4, 4) float64 camera to world, optical frame (x right, y down, z forward)
+    intrinsics: np.ndarray | None = None  # (3, 3) float64 pixels, pixel centres integer
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Frames in order. `frames()` begins at the first one every time and reads or renders one after the other."""
+
+    name: str
+    length: int
+    frames: Callable[[], Iterator[Frame]] = field(repr=False)
+
+
+def known_depth(depth: np.ndarray) -> np.ndarray:
+    """Depth (h, w) metres as float32 with 0 for all that is not a finite depth above 0."""
+    depth = np.asarray(depth, np.float32)
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+
+
+def synthetic_sequence(suite: str, index: int, *, world: str, size: tuple[int, int], device: str) -> Sequence:
+    """Sequence `index` of a rendered suite, images of `size` (height, width). Raises OptionError for unknown names."""
+    rendered = suite_sequence(suite, index, world=world, size=size, device=device)
+
+    def frames() -> Iterator[Frame]:
+        for frame in rendered.frames():
+            yield Frame(
+                frame.image,
+                frame.stamp,
+                known_depth(frame.depth),
+                known_depth(frame.static_depth),
+                frame.moving,
+                frame.pose,
+                frame.intrinsics,
+            )
+
+    return Sequence(rendered.name, rendered.length, frames)

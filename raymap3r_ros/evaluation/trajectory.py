@@ -1,0 +1,164 @@
+"""Errors of a camera path against its truth, computed by evo. Poses are camera to world, metres."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.metrics import umeyama
+from raymap3r_ros.evaluation.statistics import optional_module
+from raymap3r_ros.recording.writers import write_trajectory
+from raymap3r_ros.streaming.cameras import pose_matrix
+
+if TYPE_CHECKING:
+    from evo.core.trajectory import PosePath3D
+
+STANDSTILL = 1e-6  # metres; a path whose positions lie closer than this (RMS) about their mean does not move
+
+
+@dataclass(frozen=True)
+class TrajectoryScore:
+    """Errors of one path. RPE is between consecutive frames, RMSE over all of them, after the Sim(3) alignment.
+
+    A path that does not move fits no scale: where the truth or the prediction is one, `scale` is NaN and 1 is used.
+    """
+
+    ate: float  # metres, RMSE of positions after Sim(3) alignment
+    ate_se3: float  # metres, RMSE of positions after SE(3) alignment: what a robot feels
+    rpe_translation: float  # metres
+    rpe_rotation: float  # degrees
+    scale: float  # of the Sim(3) alignment; far from 1 it explains a good `ate` away
+    end_drift: float  # metres between the last positions, first poses laid onto each other
+    ate_constant: float  # metres, ATE of a camera that never moves: RMS distance of true positions to their mean
+    relative: float  # ate_se3 / ate_constant; NaN where the truth does not move
+
+
+def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndarray) -> TrajectoryScore:
+    """Score poses (T, 4, 4) against the true ones of the same frames, at `stamps` (T,) seconds.
+
+    Raises InputError for less than two poses, other shapes, stamps that do not rise, values that are not finite, or a
+    rotation that is none. Raises Raymap3rError where evo is not installed.
+    """
+    predicted, truth = checked_poses(predicted, "predicted"), checked_poses(truth, "true")
+    stamps = np.asarray(stamps, np.float64)
+    if not len(predicted) == len(truth) == stamps.size or len(truth) < 2:
+        raise InputError(
+            f"{len(predicted)} predicted poses, {len(truth)} true ones, {stamps.size} stamps; needed: one of each for "
+            "every frame, and two frames at least"
+        )
+    if not (np.diff(stamps) > 0).all():
+        raise InputError("stamps do not rise from frame to frame; sort the frames by time first")
+
+    metrics = optional_module("evo.core.metrics")
+    paths = optional_module("evo.core.trajectory")
+    reference, rigid = (paths.PoseTrajectory3D(poses_se3=list(p), timestamps=stamps) for p in (truth, predicted))
+    scaled = copy.deepcopy(rigid)
+    both_move = min(_spread(predicted), _spread(truth)) > STANDSTILL
+    _align(rigid, reference, scaled=False)
+    scale = _align(scaled, reference, scaled=both_move)
+
+    def rmse(metric: object, path: PosePath3D) -> float:
+        metric.process_data((reference, path))
+        return float(metric.get_statistic(metrics.StatisticsType.rmse))
+
+    def rpe(relation: object) -> float:
+        return rmse(metrics.RPE(relation, delta=1, delta_unit=metrics.Unit.frames, all_pairs=True), scaled)
+
+    position = metrics.PoseRelation.translation_part
+    ate_se3, ate_constant = rmse(metrics.APE(position), rigid), _spread(truth)
+    end = truth[0] @ np.linalg.inv(predicted[0]) @ predicted[-1]
+    return TrajectoryScore(
+        ate=rmse(metrics.APE(position), scaled),
+        ate_se3=ate_se3,
+        rpe_translation=rpe(position),
+        rpe_rotation=rpe(metrics.PoseRelation.rotation_angle_deg),
+        scale=scale if both_move else np.nan,
+        end_drift=float(np.linalg.norm(end[:3, 3] - truth[-1, :3, 3])),
+        ate_constant=ate_constant,
+        relative=ate_se3 / ate_constant if ate_constant > STANDSTILL else np.nan,
+    )
+
+
+def random_walk(truth: np.ndarray, seed: int) -> np.ndarray:
+    """A control (T, 4, 4): from the true first pose on, the truth's steps and turns, each in a random direction."""
+    truth = checked_poses(truth, "true")
+    rotations = optional_module("scipy.spatial.transform").Rotation
+    rng = np.random.default_rng(seed)
+    lengths = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1)
+    angles = rotations.from_matrix(truth[:-1, :3, :3].transpose(0, 2, 1) @ truth[1:, :3, :3]).magnitude()
+    directions, axes = rng.normal(size=(2, len(lengths), 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+
+    walk = truth.copy()
+    walk[1:, :3, 3] = truth[0, :3, 3] + np.cumsum(lengths[:, None] * directions, axis=0)
+    for index, turn in enumerate(rotations.from_rotvec(angles[:, None] * axes).as_matrix()):
+        walk[index + 1, :3, :3] = walk[index, :3, :3] @ turn
+    return walk
+
+
+def write_tum(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
+    """TUM format, one line `timestamp tx ty tz qx qy qz qw` per pose (n, 4, 4)."""
+    write_trajectory(path, stamps, poses)
+
+
+def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps (n,) and poses (n, 4, 4) from a file in TUM format, in the file's order.
+
+    Raises InputError where the file is missing or holds anything else.
+    """
+    try:
+        lines = np.loadtxt(path, comments="#", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a TUM trajectory: {error}") from error
+    if lines.shape[1:] != (8,) or not np.isfinite(lines).all() or not np.linalg.norm(lines[:, 4:], axis=1).all():
+        raise InputError(f"{path}: is no TUM trajectory; expected lines `timestamp tx ty tz qx qy qz qw`")
+    encodings = lines[:, [1, 2, 3, 7, 4, 5, 6]]  # to w first
+    return lines[:, 0], pose_matrix(torch.from_numpy(encodings)).numpy()
+
+
+def checked_poses(poses: np.ndarray, what: str) -> np.ndarray:
+    """Poses (T, 4, 4) as float64, rotations made exact. Raises InputError where they are not finite or no poses."""
+    poses = np.array(poses, np.float64)
+    if poses.ndim != 3 or poses.shape[1:] != (4, 4):
+        raise InputError(f"{what} poses have the shape {poses.shape}; expected (frames, 4, 4)")
+    broken = ~np.isfinite(poses).all(axis=(1, 2))
+    if broken.any():
+        raise InputError(
+            f"{what} poses: {broken.sum()} of {len(poses)} are not finite, the first is {broken.argmax()}"
+        )
+    # Poses in single precision miss evo's test for a rotation; the nearest rotation to each passes.
+    u, _, vt = np.linalg.svd(poses[:, :3, :3])
+    nearest = u @ vt
+    wrong = (np.abs(nearest - poses[:, :3, :3]).max(axis=(1, 2), initial=0) > 1e-2) | (np.linalg.det(nearest) < 0)
+    if wrong.any():
+        raise InputError(f"{what} poses: the one at {wrong.argmax()} has no rotation in its upper left 3 x 3")
+    poses[:, :3, :3] = nearest
+    return poses
+
+
+def _spread(poses: np.ndarray) -> float:
+    """RMS distance of the positions to their mean, metres."""
+    positions = poses[:, :3, 3]
+    return float(np.sqrt(np.square(positions - positions.mean(axis=0)).sum(axis=1).mean()))
+
+
+def _align(path: PosePath3D, reference: PosePath3D, *, scaled: bool) -> float:
+    """Lay `path` onto `reference` in place (Umeyama); returns the scale."""
+    refused = optional_module("evo.core.geometry").GeometryException
+    try:
+        return float(path.align(reference, correct_scale=scaled)[2])
+    except refused:
+        # evo wants a unique rotation, which a straight path or a standing camera does not have; the error of the
+        # best alignment is the same for all of them.
+        scale, rotation, translation = umeyama(path.positions_xyz, reference.positions_xyz, scaled=scaled)
+        path.scale(scale)
+        path.transform(optional_module("evo.core.lie_algebra").se3(rotation, translation))
+        return scale

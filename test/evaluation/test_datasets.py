@@ -1,0 +1,405 @@
+"""Each data set written small, in its true layout and units, and read back."""
+
+import itertools
+import logging
+import math
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.evaluation.datasets import DATASETS, open_dataset
+
+H, W = 6, 8
+COLOUR = (200, 100, 30)  # RGB
+
+
+def write_image(path, size=(H, W), colour=COLOUR):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), colour, np.uint8)).save(path)
+
+
+def write_depth(path, values):
+    """16-bit grey PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.asarray(values, np.uint16))
+
+
+def write_text(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def matrix_text(matrix):
+    return "\n".join(" ".join(repr(float(value)) for value in row) for row in matrix) + "\n"
+
+
+def pose_at(x, angle=0.0):
+    """Turned about z by `angle`, camera to world."""
+    c, s = math.cos(angle), math.sin(angle)
+    return np.array(((c, -s, 0, x), (s, c, 0, 2), (0, 0, 1, 3), (0, 0, 0, 1)), float)
+
+
+def only(name, root, **options):
+    (sequence,) = open_dataset(name, root, **options)
+    frames = list(sequence.frames())
+    assert len(frames) == sequence.length
+    return sequence, frames
+
+
+# ---------------------------------------------------------------------------------------------------------- Sintel
+
+SINTEL_DEPTH = np.arange(1, H * W + 1, dtype="<f4").reshape(H, W)
+SINTEL_K = np.array(((1120, 0, 511.5), (0, 1120, 217.5), (0, 0, 1)))
+
+
+def write_sintel(root, frames=3):
+    training = root / "training"
+    for number in range(1, frames + 1):
+        name = f"frame_{number:04d}"
+        write_image(training / "final" / "alley_2" / f"{name}.png")
+        camera = training / "camdata_left" / "alley_2" / f"{name}.cam"
+        camera.parent.mkdir(parents=True, exist_ok=True)
+        to_camera = np.linalg.inv(pose_at(number, 0.3))[:3]
+        camera.write_bytes(struct.pack("<f9d12d", 202021.25, *SINTEL_K.ravel(), *to_camera.ravel()))
+        depth = training / "depth" / "alley_2" / f"{name}.dpt"
+        depth.parent.mkdir(parents=True, exist_ok=True)
+        depth.write_bytes(struct.pack("<fii", 202021.25, W, H) + (SINTEL_DEPTH * number).tobytes())
+    mask = np.zeros((H, W), np.uint8)
+    mask[0, 1] = 255
+    path = training / "dynamic_label_perfect" / "alley_2" / "frame_0001.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(mask).save(path)
+    return training
+
+
+def test_sintel(tmp_path, caplog):
+    write_sintel(tmp_path)
+    sequence, frames = only("sintel", tmp_path)
+    assert (sequence.name, sequence.length) == ("alley_2", 3)
+    assert "1 of 14 sequences; missing: ambush_4" in caplog.text
+    assert frames[1].image.shape == (H, W, 3) and frames[1].image.dtype == np.uint8
+    assert frames[1].image[0, 0].tolist() == list(COLOUR)
+    assert np.array_equal(frames[1].depth, SINTEL_DEPTH * 2) and frames[1].depth.dtype == np.float32
+    assert np.allclose(frames[1].pose, pose_at(2, 0.3))
+    assert np.array_equal(frames[1].intrinsics, SINTEL_K)
+    assert frames[0].moving.sum() == 1 and frames[0].moving[0, 1]
+    assert frames[2].moving is None  # as for the last frame, which has no optical flow to make a mask of
+    assert frames[2].stamp == pytest.approx(2 / 24)
+    assert DATASETS["sintel"].depth_cap == 70
+
+
+def test_damaged_sintel_files(tmp_path):
+    training = write_sintel(tmp_path)
+    camera = training / "camdata_left" / "alley_2" / "frame_0002.cam"
+    whole = camera.read_bytes()
+    camera.write_bytes(b"\0" + whole[1:])
+    with pytest.raises(InputError, match=r"frame_0002\.cam: does not begin with the tag 202021.25"):
+        only("sintel", tmp_path)
+    camera.write_bytes(whole[:-8])
+    with pytest.raises(InputError, match=r"frame_0002\.cam: 164 bytes; a .cam file has 172"):
+        only("sintel", tmp_path)
+    camera.write_bytes(whole)
+    depth = training / "depth" / "alley_2" / "frame_0003.dpt"
+    depth.write_bytes(depth.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"frame_0003\.dpt: .* do not hold a depth map of 8 x 6"):
+        only("sintel", tmp_path)
+    depth.unlink()
+    with pytest.raises(InputError, match=r"frame_0003\.dpt: there is no such file"):
+        only("sintel", tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- TUM RGB-D, Bonn
+
+
+def write_tum(folder, frames, rate=30.0, pose_rate=100.0, pose_from=0.0):
+    """Images at `rate`, depth 10 ms later, poses at `pose_rate` from `pose_from` on with x = time in seconds."""
+    rgb = ["# color images", "# file: 'sequence.bag'", "# timestamp filename"]
+    depth = ["# depth maps"]
+    for index in range(frames):
+        stamp = 1000 + index / rate
+        rgb.append(f"{stamp:.6f} rgb/{stamp:.6f}.png")
+        write_image(folder / f"rgb/{stamp:.6f}.png", (2, 3), (index % 256, 0, 0))
+        depth.append(f"{stamp + 0.01:.6f} depth/{stamp + 0.01:.6f}.png")
+        write_depth(folder / f"depth/{stamp + 0.01:.6f}.png", np.full((2, 3), 5000 + index))
+    write_text(folder / "rgb.txt", "\n".join(rgb) + "\n")
+    write_text(folder / "depth.txt", "\n".join(depth) + "\n")
+    times = np.arange(pose_from, frames / rate + 0.5, 1 / pose_rate)
+    half = math.sqrt(0.5)
+    poses = [f"{1000 + time:.4f} {time:.4f} 2 3 0 0 {half} {half}" for time in times]
+    write_text(folder / "groundtruth.txt", "# timestamp tx ty tz qx qy qz qw\n" + "\n".join(poses) + "\n")
+
+
+def test_tum_takes_every_third_of_the_frames_with_a_pose(tmp_path, caplog):
+    write_tum(tmp_path / "rgbd_dataset_freiburg3_walking_xyz", 300, pose_from=0.2)
+    write_tum(tmp_path / "rgbd_dataset_freiburg1_desk", 3)  # not one of the eight
+    sequence, frames = only("tum", tmp_path)
+    assert sequence.name == "rgbd_dataset_freiburg3_walking_xyz" and "1 of 8 sequences" in caplog.text
+    assert sequence.length == 90
+    first = 6  # 0.2 s; the frame at 0.1667 is more than 0.02 s away from the first pose
+    assert [int(frame.image[0, 0, 0]) for frame in frames] == [(first + 3 * n) % 256 for n in range(90)]
+    for frame, index in zip(frames, itertools.count(first, 3), strict=False):
+        assert frame.stamp == pytest.approx(1000 + index / 30, abs=1e-6)
+        assert frame.pose[0, 3] == pytest.approx(index / 30, abs=0.0051)
+        assert frame.depth[0, 0] == pytest.approx((5000 + index) / 5000)
+    # A quarter turn about z, translation x 2 3.
+    assert np.allclose(frames[0].pose @ (1, 0, 0, 1), (0.2, 3, 3, 1))
+    assert frames[0].intrinsics.tolist() == [[535.4, 0, 320.1], [0, 539.2, 247.6], [0, 0, 1]]
+    assert frames[0].moving is None and frames[0].static_depth is None
+    long, _ = only("tum", tmp_path, long=True)
+    assert long.length == 294
+
+
+def test_long_tum_ends_at_a_thousand(tmp_path):
+    folder = tmp_path / "rgbd_dataset_freiburg3_sitting_rpy"
+    stamps = [f"{index / 30:.4f}" for index in range(1100)]
+    write_text(folder / "rgb.txt", "".join(f"{stamp} rgb/{stamp}.png\n" for stamp in stamps))
+    write_text(folder / "groundtruth.txt", "".join(f"{stamp} 0 0 0 0 0 0 1\n" for stamp in stamps))
+    assert open_dataset("tum", tmp_path, long=True)[0].length == 1000
+
+
+@pytest.mark.parametrize(("late", "has_depth"), [(0.019, True), (0.021, False)])
+def test_what_lies_within_two_hundredths_of_a_second_belongs_together(tmp_path, late, has_depth):
+    write_tum(tmp_path, 2, rate=1)
+    lines = [f"{1000 + index + late:.3f} depth/{1000 + index + 0.01:.6f}.png" for index in (1, 0)]  # in any order
+    write_text(tmp_path / "depth.txt", "\n".join(lines))
+    _, frames = only("tum_folder", tmp_path)
+    assert [frame.depth is not None for frame in frames] == [has_depth] * 2
+    if has_depth:
+        assert [frame.depth[0, 0] for frame in frames] == pytest.approx([1, 5001 / 5000])
+
+
+def test_rendered_folders_bring_masks_static_depth_and_their_camera(tmp_path):
+    for name in ("one_room-light-10", "one_room-light-02"):
+        folder = tmp_path / name
+        write_tum(folder, 4, rate=10, pose_rate=10)
+        for extra in ("mask", "static_depth"):
+            lines = [f"{1000 + index / 10:.6f} {extra}/{index}.png" for index in range(4)]
+            write_text(folder / f"{extra}.txt", "# as rgb.txt\n" + "\n".join(lines) + "\n")
+        for index in range(4):
+            write_depth(folder / f"static_depth/{index}.png", np.full((2, 3), 10000))
+            (folder / "mask").mkdir(exist_ok=True)
+            Image.fromarray(np.array([[0, 255, 0], [0, 0, 255]], np.uint8)).save(folder / f"mask/{index}.png")
+        write_text(folder / "camera.txt", "# fx fy cx cy\n100.5 101.5 1 0.5\n")
+    second, first = open_dataset("tum_folder", tmp_path)
+    assert (second.name, first.name) == ("one_room-light-02", "one_room-light-10")
+    frame = list(first.frames())[3]
+    assert frame.moving.tolist() == [[False, True, False], [False, False, True]]
+    assert np.array_equal(frame.static_depth, np.full((2, 3), 2, np.float32))
+    assert frame.depth[0, 0] == pytest.approx(5003 / 5000)
+    assert frame.intrinsics.tolist() == [[100.5, 0, 1], [0, 101.5, 0.5], [0, 0, 1]]
+    assert only("tum_folder", tmp_path / "one_room-light-02")[0].length == 4
+
+
+def test_tum_folder_that_is_none(tmp_path):
+    with pytest.raises(InputError, match=r"no rgb\.txt here or one folder below"):
+        open_dataset("tum_folder", tmp_path)
+    write_tum(tmp_path, 2)
+    trajectory = (tmp_path / "groundtruth.txt").read_text()
+    write_text(tmp_path / "groundtruth.txt", "1 0 0 0 0 0 0 1\n")
+    with pytest.raises(InputError, match=r"none of 2 images of rgb\.txt lies within 0.02 s of a pose"):
+        open_dataset("tum_folder", tmp_path)
+    (tmp_path / "groundtruth.txt").unlink()
+    with pytest.raises(InputError, match=r"groundtruth\.txt"):
+        open_dataset("tum_folder", tmp_path)
+    write_text(tmp_path / "groundtruth.txt", trajectory)
+    write_text(tmp_path / "rgb.txt", "1000.0\n")
+    with pytest.raises(InputError, match=r"rgb\.txt: expected lines `timestamp filename`"):
+        open_dataset("tum_folder", tmp_path)
+
+
+def test_bonn_takes_110_images_and_the_camera_in_place_of_its_markers(tmp_path):
+    write_tum(tmp_path / "rgbd_bonn_balloon2", 150, pose_from=2.0)
+    sequence, frames = only("bonn", tmp_path)
+    # Images 30 to 139 of the list; those before 60 have no pose here.
+    assert [int(frame.image[0, 0, 0]) for frame in frames] == list(range(60, 140))
+    assert sequence.name == "rgbd_bonn_balloon2"
+    assert frames[0].intrinsics[0, 0] == 542.822841
+    assert frames[0].depth[0, 0] == pytest.approx(5060 / 5000)
+    assert DATASETS["bonn"].depth_cap == 70
+    rotation, position = frames[0].pose[:3, :3], frames[0].pose[:3, 3]
+    assert np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) and np.linalg.det(rotation) > 0
+    # In the new convention (x, y, z) is (-x, z, y); the camera is 18 mm from the markers.
+    assert np.linalg.norm(position - (-2.0, 3, 2)) == pytest.approx(0.0187, abs=5e-4)
+
+
+# --------------------------------------------------------------------------------------------------------- ScanNet
+
+
+def write_scannet(folder, frames):
+    for index in range(frames):
+        write_image(folder / f"color/{index}.jpg", (4 * H, 4 * W))
+        write_depth(folder / f"depth/{index}.png", np.full((H, W), 1500 + index))
+        pose = pose_at(index) if index != 3 else np.full((4, 4), -np.inf)
+        write_text(folder / f"pose/{index}.txt", matrix_text(pose))
+    camera = np.eye(4)
+    camera[:3, :3] = ((1170, 0, 15.5), (0, 1171, 11.5), (0, 0, 1))
+    write_text(folder / "intrinsic/intrinsic_color.txt", matrix_text(camera))
+
+
+def test_scannet(tmp_path):
+    write_scannet(tmp_path / "scene0707_00", 20)
+    write_scannet(tmp_path / "scene0706_00", 1)  # of the training scenes
+    sequence, frames = only("scannet", tmp_path)
+    assert sequence.name == "scene0707_00"
+    # Every 3rd in the order of numbers, not of names; 3 has lost its pose.
+    assert [frame.pose[0, 3] for frame in frames] == [0, 6, 9, 12, 15, 18]
+    assert frames[1].depth[0, 0] == pytest.approx(1.506) and frames[1].depth.shape == (H, W)
+    assert frames[1].image.shape == (H, W, 3) and np.abs(frames[1].image[0, 0].astype(int) - COLOUR).max() < 4
+    # The centre of 32 x 24 pixels stays the centre.
+    assert np.allclose(frames[1].intrinsics, ((292.5, 0, 3.5), (0, 292.75, 2.5), (0, 0, 1)))
+    assert frames[1].stamp == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("long", "count"), [(False, 90), (True, 92)])
+def test_scannet_sampling(tmp_path, long, count):
+    for index in range(0, 276):
+        folder = tmp_path / "scene0806_00"
+        write_text(folder / f"color/{index}.jpg", "")
+        write_text(folder / f"pose/{index}.txt", matrix_text(np.eye(4)))
+    assert open_dataset("scannet", tmp_path, long=long)[0].length == count
+    (tmp_path / "scene0806_00/pose/9.txt").unlink()
+    with pytest.raises(InputError, match=r"9\.txt: there is no such file"):
+        open_dataset("scannet", tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- KITTI
+
+
+def test_kitti(tmp_path):
+    drive = "2011_09_26_drive_0002_sync"
+    values = np.zeros((H, W))
+    values[1, 2] = 2560
+    for index in range(5, 125):  # the truth leaves out the first and last five images
+        write_depth(tmp_path / f"val/{drive}/proj_depth/groundtruth/image_02/{index:010d}.png", values)
+    for index in range(130):
+        write_image(tmp_path / f"2011_09_26/{drive}/image_02/data/{index:010d}.png", (H, W), (index, 0, 0))
+    sequence, frames = only("kitti", tmp_path)
+    assert (sequence.name, sequence.length) == (drive, 110)
+    assert frames[0].image[0, 0, 0] == 5 and frames[0].stamp == pytest.approx(0.5)
+    assert frames[0].depth[1, 2] == 10 and np.count_nonzero(frames[0].depth) == 1
+    assert frames[0].intrinsics is None and frames[0].pose is None
+    projection = "7.2e+02 0.0 6.1e+02 4.5e+01 0.0 7.3e+02 1.7e+02 2.2e-01 0.0 0.0 1.0 2.7e-03"
+    calibration = tmp_path / "2011_09_26/calib_cam_to_cam.txt"
+    write_text(calibration, f"calib_time: 09-Jan-2012\nP_rect_02: {projection}\n")
+    assert only("kitti", tmp_path)[1][0].intrinsics.tolist() == [[720, 0, 610], [0, 730, 170], [0, 0, 1]]
+    write_text(calibration, "P_rect_00: 1 2 3\n")
+    with pytest.raises(InputError, match="no line `P_rect_02:`"):
+        open_dataset("kitti", tmp_path)
+    calibration.unlink()
+    (tmp_path / f"2011_09_26/{drive}/image_02/data/{7:010d}.png").unlink()
+    with pytest.raises(InputError, match=r"data/0000000007\.png: there is no such file"):
+        open_dataset("kitti", tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------- 7-Scenes
+
+
+def test_seven_scenes(tmp_path):
+    write_text(tmp_path / "chess/TestSplit.txt", "sequence3\r\nsequence5\r\n")
+    values = np.full((H, W), 2500)
+    values[0, 0], values[0, 1] = 65535, 0
+    for number, frames in ((3, 5), (5, 410)):
+        for index in range(frames):
+            stem = tmp_path / f"chess/seq-{number:02d}/frame-{index:06d}"
+            write_text(stem.with_suffix(".pose.txt"), matrix_text(pose_at(index)).replace(" ", "\t "))
+            if number == 3:
+                write_image(stem.with_suffix(".color.png"))
+                write_depth(stem.with_suffix(".depth.proj.png"), values)
+            else:
+                write_text(stem.with_suffix(".color.png"), "")
+    first, second = open_dataset("7scenes", tmp_path)
+    assert (first.name, first.length, second.name, second.length) == ("chess-seq-03", 3, "chess-seq-05", 200)
+    frame = list(first.frames())[2]
+    assert frame.pose[0, 3] == 4 and frame.stamp == pytest.approx(4 / 30)
+    assert frame.depth[0, :3].tolist() == [0, 0, 2.5]
+    assert frame.intrinsics.tolist() == [[525, 0, 320], [0, 525, 240], [0, 0, 1]]
+    with pytest.raises(InputError, match=r"frame-000000\.color\.png: is no image"):
+        next(second.frames())
+    (tmp_path / "chess/seq-03/frame-000002.depth.proj.png").unlink()
+    with pytest.raises(InputError, match=r"frame-000002\.depth\.proj\.png: there is no such file"):
+        list(first.frames())
+    (tmp_path / "chess/TestSplit.txt").unlink()
+    with pytest.raises(InputError, match=r"TestSplit\.txt"):
+        open_dataset("7scenes", tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- DAVIS
+
+
+def write_davis(root, name, frames=2, labels=((0, 1, 2), (0, 0, 0))):
+    for index in range(frames):
+        write_image(root / f"JPEGImages/480p/{name}/{index:05d}.jpg", (2, 3))
+        picture = Image.fromarray(np.array(labels, np.uint8), mode="P")
+        picture.putpalette([0, 0, 0, 0, 0, 1, 0, 128, 0])  # label 1 is almost black: only its index tells
+        path = root / f"Annotations/480p/{name}/{index:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+def test_davis(tmp_path, caplog):
+    write_davis(tmp_path, "camel")
+    write_davis(tmp_path, "bear")
+    bear, camel = open_dataset("davis", tmp_path)
+    assert (bear.name, camel.name) == ("bear", "camel")
+    frames = list(camel.frames())
+    assert len(frames) == camel.length == 2
+    assert frames[1].moving.tolist() == [[False, True, True], [False, False, False]]
+    assert frames[1].stamp == pytest.approx(1 / 24) and frames[1].depth is None and frames[1].pose is None
+    # With the lists of the data set only their sequences count.
+    write_text(tmp_path / "ImageSets/2017/train.txt", "bear\n")
+    write_text(tmp_path / "ImageSets/2017/val.txt", "blackswan\n")
+    assert [sequence.name for sequence in open_dataset("davis", tmp_path)] == ["bear"]
+    assert "1 of 2 sequences; missing: blackswan" in caplog.text
+    (tmp_path / "JPEGImages/480p/bear/00001.jpg").unlink()
+    with pytest.raises(InputError, match=r"JPEGImages/480p/bear/00001\.jpg: there is no such file"):
+        open_dataset("davis", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- all
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_absent_data_sets_say_what_was_expected(tmp_path, name):
+    with pytest.raises(InputError, match="expected"):
+        open_dataset(name, tmp_path)
+    with pytest.raises(InputError, match="no such folder; expected the data set"):
+        open_dataset(name, tmp_path / "nowhere")
+
+
+def test_unknown_names_and_forms():
+    with pytest.raises(OptionError, match="dataset is 'coco'; allowed values: sintel, tum"):
+        open_dataset("coco", "x")
+    with pytest.raises(OptionError, match="no long form; those that have one: tum, scannet"):
+        open_dataset("kitti", "x", long=True)
+
+
+def test_frames_are_read_one_by_one_and_anew(tmp_path):
+    write_tum(tmp_path, 5)
+    (sequence,) = open_dataset("tum_folder", tmp_path)
+    next(sequence.frames())
+    for image in sorted((tmp_path / "rgb").glob("*.png"))[1:]:
+        image.unlink()
+    frames = sequence.frames()
+    assert next(frames).image[0, 0, 0] == 0
+    with pytest.raises(InputError, match="there is no such file"):
+        next(frames)
+
+
+def test_maps_that_do_not_fit_are_refused(tmp_path):
+    write_tum(tmp_path, 1)
+    (depth,) = (tmp_path / "depth").glob("*.png")
+    write_depth(depth, np.ones((4, 6)))
+    with pytest.raises(InputError, match=r"a map of shape \(4, 6\) for an image of \(2, 3\)"):
+        only("tum_folder", tmp_path)
+    Image.fromarray(np.ones((2, 3), np.uint8)).save(depth)
+    with pytest.raises(InputError, match="uint8 values; expected a 16-bit PNG"):
+        only("tum_folder", tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_seen(caplog):
+    caplog.set_level(logging.WARNING)

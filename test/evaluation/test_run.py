@@ -1,0 +1,314 @@
+"""The runner: against a world with exact answers, and its promises on a real (untrained) network."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
+import wall
+
+from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.evaluation.run import (
+    ABLATIONS,
+    BASE,
+    CONSTANT_POSE,
+    RANDOM_WALK,
+    Plan,
+    SharedEncoder,
+    ablation_variants,
+    rule_variants,
+    run_sequences,
+    seen_part,
+)
+from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.network import NetworkConfig, untrained_network
+from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.streaming.options import UPDATE_RULES
+from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
+
+pytest.importorskip("evo", reason="the evaluation needs evo")
+
+SMALL = NetworkConfig(
+    image_size=64, encoder_width=32, encoder_depth=1, encoder_heads=2, ray_encoder_depth=1, ray_encoder_heads=2,
+    decoder_width=32, decoder_depth=2, decoder_heads=2, state_heads=2, state_tokens=6, memory_slots=4,
+    memory_depth=1, memory_heads=2, dpt_width=8, dpt_last_width=8, dpt_level_widths=(8, 8, 8, 8),
+)  # fmt: skip
+RAW = StreamOptions(reset_interval=10, smoothing="off")
+
+
+def wall_sequence(length: int = 24, first: int = 0, **changes: object) -> Sequence:
+    """The wall's world with all its truth; `changes` replace fields of each frame."""
+
+    def frames():
+        static = np.full(wall.SIZE, wall.WALL, np.float32)
+        moving = np.zeros(wall.SIZE, bool)
+        moving[wall.BOX] = True
+        for index in range(first, first + length):
+            pose = np.eye(4)
+            pose[:3, 3] = wall.position(index)
+            static_depth = static - np.float32(pose[2, 3])
+            depth = np.where(moving, np.float32(wall.BOX_DEPTH), static_depth)
+            intrinsics = np.array([[wall.FOCAL, 0, 32], [0, wall.FOCAL, 24], [0, 0, 1]])
+            frame = Frame(wall.image(index), index / 10, depth, static_depth, moving, pose, intrinsics)
+            yield dataclasses.replace(frame, **changes)
+
+    return Sequence(f"wall-{first}", length, frames)
+
+
+def noise_sequence(seed: int, length: int = 8) -> Sequence:
+    """Random images, with a truth that is as random."""
+
+    def frames():
+        rng = np.random.default_rng(seed)
+        for index in range(length):
+            pose = np.eye(4)
+            pose[:3, 3] = rng.normal(size=3)
+            depth = rng.uniform(1, 3, (48, 64)).astype(np.float32)
+            moving = rng.uniform(size=(48, 64)) < 0.2
+            image = rng.integers(0, 256, (48, 64, 3)).astype(np.uint8)
+            yield Frame(image, float(index), depth, depth, moving, pose)
+
+    return Sequence(f"noise-{seed}", length, frames)
+
+
+def run_wall(network: torch.nn.Module | None = None, sequence: Sequence | None = None, **plan: object):
+    variants = rule_variants(RAW, ("raymap3r", "cut3r"))
+    sequence = sequence or wall_sequence()
+    (run,) = run_sequences(network or wall.WallNetwork(), [sequence], variants, Plan(**plan), suite="wall")
+    return run
+
+
+# --- a world with exact answers ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return run_wall(reconstruction=True)
+
+
+@pytest.mark.parametrize("rule", ["raymap3r", "cut3r"])
+def test_exact_answers_get_full_marks(exact, rule):
+    values = exact.values[rule]
+    for metric in ("ate", "ate_se3", "rpe_translation", "end_drift", "abs_rel_metric", "abs_rel_metric_static"):
+        assert values[metric] < 1e-3, metric
+    assert values["rpe_rotation"] < 0.05
+    assert values["abs_rel_metric_ray"] < 1e-3
+    assert values["trajectory_scale"] == pytest.approx(1, abs=1e-3)
+    assert values["depth_scale"] == pytest.approx(1, abs=1e-3)
+    assert values["delta1"] == 1
+    assert values["mask_iou"] == values["mask_iou_5"] == 1
+    assert values["motion_auc"] > 0.999  # the dynamic map is smoothed over three pixels
+    assert values["false_alarm"] == 0
+    assert values["moving_share"] == pytest.approx(16 * 16 / (48 * 64))
+    assert values["chamfer"] < 1e-3
+    assert values["normal_consistency"] == pytest.approx(1, abs=0.05)
+    assert values["unhealthy_frames"] == 0
+
+
+def test_controls_are_worse_than_exact_answers(exact):
+    truth = np.stack([wall.position(index) for index in range(24)])
+    never_moved = np.sqrt(((truth - truth.mean(0)) ** 2).sum(1).mean())
+    assert exact.values[CONSTANT_POSE]["ate_se3"] == pytest.approx(never_moved, rel=1e-4)
+    assert exact.values[RANDOM_WALK]["ate_se3"] > 0.05
+
+
+def test_samples_are_spread_over_the_frames_that_have_a_mask(exact):
+    indices = [sample.frame for sample in exact.samples]
+    assert indices == sorted(set(indices)) and indices[0] == 5 and indices[-1] == 23
+    for sample in exact.samples:
+        np.testing.assert_array_equal(sample.mask, sample.moving)
+        np.testing.assert_allclose(sample.depth, sample.true_depth, atol=1e-3)
+        np.testing.assert_allclose(sample.ray_depth, sample.true_static, atol=1e-3)
+
+
+class Damaged(wall.WallNetwork):
+    """Depth a tenth too large, and positions that jump to and fro."""
+
+    def pose(self, decoded):
+        pose = super().pose(decoded)
+        jump = 0.1 * (-1) ** decoded.levels[0][:, 0, 0]
+        return torch.cat((pose[:, :1] + jump[:, None], pose[:, 1:]), dim=1)
+
+    def self_points(self, decoded, size):
+        points, confidence = super().self_points(decoded, size)
+        return points * (1 if decoded.levels[0][0, 0, 5] == 1 else 1.1), confidence
+
+
+def test_damage_is_seen_by_the_metrics_that_are_about_it():
+    plain = rule_variants(dataclasses.replace(RAW, reset_interval=0), ("cut3r",))
+    (run,) = run_sequences(Damaged(), [wall_sequence()], plain, Plan(), suite="wall")
+    values = run.values["cut3r"]
+    assert values["ate_se3"] == pytest.approx(0.1, rel=0.1)
+    assert values["abs_rel_metric"] == pytest.approx(0.1, rel=0.01)
+    assert values["abs_rel"] < 1e-3 and values["depth_scale"] == pytest.approx(1 / 1.1, rel=1e-3)
+
+
+def test_without_resets_joined_the_path_falls_apart():
+    """The control of the exact case: the wall's network changes its world at every reset."""
+    off = dataclasses.replace(RAW, reset_alignment="off")
+    (run,) = run_sequences(wall.WallNetwork(), [wall_sequence()], rule_variants(off, ("cut3r",)), Plan(), suite="wall")
+    assert run.values["cut3r"]["ate_se3"] > 0.05
+
+
+def test_a_frame_without_finite_values_keeps_the_last_pose():
+    run = run_wall(wall.WallNetwork(lose_frame=7))
+    values = run.values["raymap3r"]
+    assert values["unhealthy_frames"] == 1
+    np.testing.assert_array_equal(run.poses["raymap3r"][7], run.poses["raymap3r"][6])
+    assert 1e-3 < values["ate_se3"] < 0.05
+    assert values["abs_rel_metric"] < 1e-3
+
+
+# --- truth that is not there --------------------------------------------------------------------------------------
+
+
+def test_only_what_the_truth_allows_is_judged():
+    run = run_wall(sequence=wall_sequence(pose=None, static_depth=None))
+    assert not len(run.truth) and CONSTANT_POSE not in run.values
+    assert {"abs_rel", "abs_rel_static", "mask_iou"} <= set(run.values["cut3r"])
+    assert not [metric for metric in run.values["cut3r"] if "ate" in metric or "ray" in metric]
+    run = run_wall(sequence=wall_sequence(depth=None, static_depth=None, moving=None), reconstruction=True)
+    assert not [
+        metric for metric in run.values["cut3r"] if "abs_rel" in metric or "iou" in metric or metric == "chamfer"
+    ]
+    assert run.values["cut3r"]["ate_se3"] < 1e-3
+    assert all(sample.moving is None and sample.true_depth is None for sample in run.samples)
+
+
+def test_static_depth_counts_static_pixels_only():
+    truth = next(wall_sequence().frames())
+    wrong = np.where(truth.moving, 100, truth.depth).astype(np.float32)
+    run = run_wall(sequence=wall_sequence(length=1, depth=wrong))
+    values = run.values["cut3r"]
+    assert values["abs_rel_metric_static"] < 1e-3 < values["abs_rel_metric"]
+    assert values["depth_pixels"] - values["depth_pixels_static"] == 16 * 16
+
+
+# --- batches, threads, plans --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network():
+    return untrained_network(SMALL, seed=5).eval().requires_grad_(False)
+
+
+def run_noise(network, rules=UPDATE_RULES, **plan: object):
+    sequences = [noise_sequence(seed) for seed in range(3)]
+    return list(run_sequences(network, sequences, rule_variants(StreamOptions(), rules), Plan(**plan), suite="noise"))
+
+
+def test_a_batch_and_threads_give_what_single_streams_give(network):
+    alone = run_noise(network, batch=1)
+    for runs in (run_noise(network, batch=2), run_noise(network, batch=8, workers=2)):
+        assert [run.name for run in runs] == [run.name for run in alone] == ["noise-0", "noise-1", "noise-2"]
+        for run, expected in zip(runs, alone, strict=True):
+            assert run.values.keys() == expected.values.keys()
+            for name, values in expected.values.items():
+                for metric, value in values.items():
+                    # A mask may flip single pixels on which two sums of different order disagree.
+                    assert run.values[name][metric] == pytest.approx(value, rel=1e-2, abs=1e-3, nan_ok=True), metric
+            for rule in UPDATE_RULES:
+                np.testing.assert_allclose(run.poses[rule], expected.poses[rule], atol=1e-4)
+
+
+def test_rules_do_not_disturb_each_other(network):
+    together = run_noise(network, batch=1)
+    for rule in ("raymap3r", "motion_filter"):
+        for run, expected in zip(run_noise(network, (rule,), batch=1), together, strict=True):
+            np.testing.assert_array_equal(run.poses[rule], expected.poses[rule])
+            assert run.values[rule] == pytest.approx(expected.values[rule], nan_ok=True)
+
+
+def test_images_are_encoded_once_for_all_rules(network, monkeypatch):
+    calls = []
+    encode = type(network).encode_image
+    monkeypatch.setattr(
+        type(network), "encode_image", lambda self, image: calls.append(len(image)) or encode(self, image)
+    )
+    run_noise(network, batch=3)
+    assert calls == [3] * 8
+
+
+def test_the_shared_encoder_knows_another_image():
+    network = untrained_network(SMALL)
+    shared = SharedEncoder(network)
+    for image in (torch.zeros(1, 3, 48, 64), torch.ones(1, 3, 48, 64), torch.ones(2, 3, 48, 64)):
+        torch.testing.assert_close(shared.encode_image(image), network.encode_image(image))
+
+
+def test_a_plan_limits_frames_and_maps():
+    run = run_wall(frames=15)
+    assert run.frames == len(run.truth) == 15
+    few = run_wall(judged_frames=6)  # every fourth of 24
+    assert few.values["cut3r"]["depth_pixels"] == 6 * 48 * 64
+    assert {sample.frame % 4 for sample in few.samples} == {0}
+    assert few.frames == len(few.truth) == 24
+    # The path does not depend on which maps are looked at.
+    whole = run_wall()
+    for rule in ("raymap3r", "cut3r"):
+        np.testing.assert_allclose(few.poses[rule], whole.poses[rule], atol=1e-6)
+
+
+def test_lengths_may_differ_between_batches():
+    sequences = [wall_sequence(8), wall_sequence(8), wall_sequence(9), wall_sequence(8)]
+    runs = run_sequences(wall.WallNetwork(), sequences, rule_variants(RAW, ("cut3r",)), Plan(), suite="wall")
+    assert [run.frames for run in runs] == [8, 8, 9, 8]
+
+
+def test_what_cannot_be_run_is_told():
+    variants = rule_variants(RAW)
+    with pytest.raises(InputError, match="wall: nothing to run: 0 sequences"):
+        list(run_sequences(wall.WallNetwork(), [], variants, Plan(), suite="wall"))
+    odd = dataclasses.replace(wall_sequence(), frames=lambda: iter([Frame(np.zeros((32, 64, 3), np.uint8), 0.0)] * 24))
+    with pytest.raises(InputError, match=r"differ in size .*batch of 1"):
+        list(run_sequences(wall.WallNetwork(), [wall_sequence(), odd], variants, Plan(), suite="wall"))
+    with pytest.raises(OptionError, match="update_rule is 'slam'; allowed values: raymap3r"):
+        rule_variants(RAW, ("slam",))
+    with pytest.raises(OptionError, match="batch is 0; allowed: 1 and more"):
+        Plan(batch=0)
+
+
+def test_an_error_in_one_batch_ends_the_others():
+    def broken():
+        yield next(wall_sequence().frames())
+        raise InputError("the disk is gone")
+
+    sequences = [dataclasses.replace(wall_sequence(), frames=broken), wall_sequence(200)]
+    seen = []
+    with pytest.raises(InputError, match="the disk is gone"):
+        list(
+            run_sequences(
+                wall.WallNetwork(), sequences, rule_variants(RAW, ("cut3r",)), Plan(workers=2), suite="wall",
+                on_frame=seen.append,
+            )
+        )  # fmt: skip
+    assert sum(seen) < 150
+
+
+def test_ablations_are_of_known_options_and_begin_with_their_base():
+    variants = ablation_variants(StreamOptions(image_size=64))
+    assert [variant.name for variant in variants] == list(ABLATIONS) and variants[0].name == BASE
+    assert {variant.baseline for variant in variants} == {BASE}
+    assert len({variant.options for variant in variants}) == len(variants)
+    assert all(variant.options.image_size == 64 for variant in variants)
+
+
+# --- framing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(120, 160), (480, 640), (375, 1242), (100, 60), (64, 64)])
+def test_the_seen_part_is_what_the_network_sees(size):
+    """Coordinates of pixels, taken through the stream's own resize and crop, are those of the part cut out."""
+    framing = frame_image(size[1], size[0], 80, 8)
+    rows, columns = np.indices(size)
+    ramp = np.stack((255 * rows / size[0], 255 * columns / size[1], 0 * rows), axis=-1).astype(np.uint8)
+    seen, network_image = seen_part(ramp, framing), apply_framing(ramp, framing)
+    for channel, axis in ((0, 0), (1, 1)):
+        lines, expected = seen[..., channel].mean(axis=1 - axis), network_image[..., channel].mean(axis=1 - axis)
+        step = 255 / framing.resized[1 - axis]  # one pixel of the network's image
+        assert lines[0] == pytest.approx(expected[0], abs=1.5 * step)
+        assert lines[-1] == pytest.approx(expected[-1], abs=1.5 * step)
