@@ -310,8 +310,9 @@ def _settings_text(settings: dict[str, Any], options: StreamOptions) -> str:
     return "\n".join(
         (
             f"{settings['checkpoint']}, on {settings['device']} in {settings['seconds']:.0f} s ({versions})",
-            f"all rules: router {options.router}, smoothing {options.smoothing}, reset every "
-            f"{options.reset_interval} frames, token pooling {options.token_pooling}; intrinsics "
+            f"all rules: router {options.router}, smoothing {options.smoothing}, a reset every "
+            f"{options.reset_interval} frames, alignment {options.reset_alignment}, token pooling "
+            f"{options.token_pooling}, mask {options.mask.kind}; intrinsics "
             f"{'given' if plan['known_intrinsics'] else 'estimated'}",
             "mean over sequences (95 % interval by bootstrap over sequences); * best of its group",
         )

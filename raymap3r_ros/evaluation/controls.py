@@ -34,7 +34,8 @@ def map_controls(runs: list[SequenceRun], options: MaskOptions) -> list[dict[str
     - its depth against the true static depth;
     - saturation or brightness over, or under, the threshold that is best for all sequences.
 
-    True depths are brought to the network's scale, by the median ratio over the static pixels of each frame.
+    True depths are brought to the network's scale, by the median ratio over the static pixels of each frame. Masks of
+    backgrounds are by the absolute decision, whatever kind `options` names.
     """
     controls: list[dict[str, dict[str, float]]] = [{} for _ in runs]
     best = _median_background(runs)

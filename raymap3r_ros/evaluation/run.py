@@ -14,6 +14,7 @@ from collections.abc import Sequence as Sequenced
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from raymap3r_ros.evaluation.metrics import (
 from raymap3r_ros.evaluation.sequences import Frame, Sequence
 from raymap3r_ros.evaluation.trajectory import random_walk, trajectory_metrics
 from raymap3r_ros.network import Network
+from raymap3r_ros.options import build_options
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.options import METHOD, UPDATE_RULES
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_intrinsics
@@ -121,15 +123,18 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "all, adaptive router": {**_FULL, "router": "adaptive"},
     "all, published router": {**_FULL, "router": "published"},
     "all, raster pooling": {**_FULL, "token_pooling": "raster"},
+    "all, published mask": {**_FULL, "mask.kind": "published"},
     "all, no resets": {**_FULL, "reset_interval": 0},
 }
 
 
 def ablation_variants(options: StreamOptions) -> list[Variant]:
     """The variants of ABLATIONS; what one does not name is as in `options`."""
-    return [
-        Variant(name, "ablation", dataclasses.replace(options, **changes), BASE) for name, changes in ABLATIONS.items()
-    ]
+
+    def changed(changes: dict[str, Any]) -> StreamOptions:
+        return build_options(StreamOptions, lambda name, _: changes.get(name, attrgetter(name)(options)))
+
+    return [Variant(name, "ablation", changed(changes), BASE) for name, changes in ABLATIONS.items()]
 
 
 def run_sequences(
@@ -230,8 +235,8 @@ def _run_batch(
 ) -> list[_Judge]:
     length = sequence_length(batch[0], plan)
     shared = SharedEncoder(network)
-    # Two names may stand for the same options: those run once.
-    streams = {variant.options: Stream(shared, variant.options) for variant in variants}
+    # Variants that cannot differ in so many frames run once.
+    streams = {options: Stream(shared, options) for options in (_in_effect(v.options, length) for v in variants)}
     step = -(-length // plan.judged_frames)
     judges = [_Judge(variants, plan, length, step) for _ in batch]
     sources = [islice(sequence.frames(), length) for sequence in batch]
@@ -259,6 +264,13 @@ def _run_batch(
                 judge.take(options, result.camera(place), None if ray_depth is None else ray_depth[place], judged)
         on_frame(len(batch))
     return judges
+
+
+def _in_effect(options: StreamOptions, length: int) -> StreamOptions:
+    """The same for all options that differ only in resets that so many frames do not reach."""
+    if 0 < options.reset_interval < length:
+        return options
+    return dataclasses.replace(options, reset_interval=0, reset_alignment=StreamOptions.reset_alignment)
 
 
 def _stack(images: list[np.ndarray], batch: list[Sequence]) -> np.ndarray:
@@ -313,9 +325,10 @@ class _Judge:
     """Takes in one sequence frame by frame, truth first, and says at the end how good each variant was."""
 
     def __init__(self, variants: Sequenced[Variant], plan: Plan, length: int, step: int) -> None:
-        self._variants = variants
+        self._options = {variant.name: _in_effect(variant.options, length) for variant in variants}
+        self._sampled_options = self._options[variants[0].name]
         self._plan = plan
-        self._predictions = {variant.options: _Prediction() for variant in variants}
+        self._predictions = {options: _Prediction() for options in self._options.values()}
         self._stamps: list[float] = []
         self._posed: list[int] = []  # frames with a true pose
         self._poses: list[np.ndarray] = []
@@ -348,7 +361,7 @@ class _Judge:
         self._truth[index] = _TrueMaps(depth, static_depth, moving, cloud)
 
     def take(self, options: StreamOptions, result: StepResult, ray_depth: Tensor | None, judged: bool) -> None:
-        """What the variant with these options says of that frame; `ray_depth` (H, W) where the rays were asked."""
+        """What a stream with these options says of that frame; `ray_depth` (H, W) where the rays were asked."""
         prediction, index = self._predictions[options], len(self._stamps) - 1
         if not result.healthy:
             # A robot would go on believing the last pose that it got.
@@ -373,7 +386,7 @@ class _Judge:
         if truth.moving is not None:
             discrepancy = np.abs(depth - rays) / np.maximum(np.abs(depth), 1e-6)
             prediction.motion.append(motion_metrics(maps["dynamic_map"], mask, truth.moving, discrepancy))
-        if index in self._sampled and options == self._variants[0].options:
+        if index in self._sampled and options == self._sampled_options:
             self._samples.append(_sample(index, maps, rays, truth))
 
     def finish(self, name: str, suite: str, world: str) -> SequenceRun:
@@ -382,11 +395,11 @@ class _Judge:
         stamps = np.array(self._stamps)[self._posed]
         poses: dict[str, np.ndarray] = {}
         values: dict[str, dict[str, float]] = {}
-        for variant in self._variants:
-            prediction = self._predictions[variant.options]
-            poses[variant.name] = np.stack(prediction.poses)[self._posed]
-            values[variant.name] = {
-                **_trajectory_values(poses[variant.name], truth, stamps),
+        for variant, options in self._options.items():
+            prediction = self._predictions[options]
+            poses[variant] = np.stack(prediction.poses)[self._posed]
+            values[variant] = {
+                **_trajectory_values(poses[variant], truth, stamps),
                 **self._depth_values(prediction),
                 **motion_values(prediction.motion),
                 **self._reconstruction_values(prediction),

@@ -231,7 +231,8 @@ def _heading(title: str, rows: list[Row]) -> str:
     moving = [row.value for row in rows if row.metric == "moving_share" and row.kind != CONTROL]
     share = f", {100 * moving[0]:.1f} % of pixels move" if moving else ""
     place = " ".join(part for part in (rows[0].world, rows[0].suite) if part)
-    return f"{place}: {title} ({max(row.n for row in rows)} sequences{share})"
+    count = max(row.n for row in rows)
+    return f"{place}: {title} ({count} sequence{'s' if count > 1 else ''}{share})"
 
 
 def _table(rows: list[Row], metrics: list[str]) -> str:

@@ -44,14 +44,12 @@ class Similarity:
         return assemble_pose(rotation, offset[:, 0] / self.scale[:, None])
 
 
-def weighted_umeyama(
-    source: Tensor, target: Tensor, weight: Tensor, *, scale: Tensor | None = None, reflect_scale: bool = True
-) -> Similarity:
+def weighted_umeyama(source: Tensor, target: Tensor, weight: Tensor, *, reflect_scale: bool = True) -> Similarity:
     """The similarity that takes source (B, N, 3) to target with the least weighted squared error, in float64.
 
-    Umeyama 1991, or with a given `scale` (B,) the best rotation and translation for it. Where the clouds mirror each
-    other the best proper rotation has a smaller scale; the published code leaves the scale as if the mirror were
-    allowed, and so does `reflect_scale=False`. All of it is NaN where there is nothing to fit.
+    Umeyama 1991. Where the clouds mirror each other the best proper rotation has a smaller scale; the published code
+    leaves the scale as if the mirror were allowed, and so does `reflect_scale=False`. All of it is NaN where there is
+    nothing to fit.
     """
     source, target, weight = source.double(), target.double(), weight.double()
     weight = (weight / weight.sum(1, keepdim=True))[..., None]
@@ -62,15 +60,13 @@ def weighted_umeyama(
     sign = torch.ones_like(singular)
     sign[:, 2] = torch.linalg.det(u @ vt).sign()
     rotation = u * sign[:, None] @ vt
-    if scale is None:
-        factor = (singular * (sign if reflect_scale else 1)).sum(1) / (weight * a.square()).sum((1, 2))
-    else:
-        factor = scale.double()
+    factor = (singular * (sign if reflect_scale else 1)).sum(1) / (weight * a.square()).sum((1, 2))
     translation = target_mean - factor[:, None] * (rotation @ source_mean[..., None])[..., 0]
     return Similarity(factor.float(), rotation.float(), translation.float())
 
 
 def align_segments(
+    kind: str,
     after: Tensor,
     before: Tensor,
     weight: Tensor,
@@ -82,45 +78,51 @@ def align_segments(
     """The transform from a new segment's world to the stream's, from one frame seen in both.
 
     `after` and `before` are the same pixels' points (B, N, 3) in the new segment's and the stream's world, `weight`
-    (B, N) is confidence x staticness, the poses (B, 4, 4) are that frame's camera in either world, and `last_scale`
-    (B,) is the scale of the transform in force before.
+    (B, N) is what they count; the poses (B, 4, 4) are that frame's camera in either world, and `last_scale` (B,) is
+    the scale of the transform in force before. `kind` is `robust` (`join_segments`) or `published`, the weighted
+    similarity fit of the most confident points.
 
-    Scale: the weighted median over pixels of the ratio of their distances from that one camera. Umeyama's own scale
-    comes from the clouds' spread, shrinks with their noise, and would shrink further at every reset. Rotation and
-    translation: Umeyama with that scale; pixels that disagree with the rest (moving ones that staticness missed)
-    lose their weight by Cauchy's function of the residual relative to the distance, with a width of twice its median.
-
-    Returns the transform and the median relative residual (B,). Where the clouds give no finite transform, the poses
-    alone are joined at the last scale and the residual is NaN.
+    Returns the transform and the weighted median (B,) of the points' distance after it, relative to their distance
+    from the camera. Where nothing can be found, the poses are joined at the last scale and the residual is NaN.
     """
     usable = torch.isfinite(after).all(-1) & torch.isfinite(before).all(-1) & torch.isfinite(weight)
     weight = torch.where(usable, weight, 0.0)
-    keep = weight.topk(min(method.alignment_points, weight.shape[1]), dim=1).indices
-    weight = weight.gather(1, keep)
-    after, before = (
-        torch.where(usable[..., None], cloud, 0.0).gather(1, keep[..., None].expand(-1, -1, 3))
-        for cloud in (after, before)
-    )
+    after, before = (torch.where(usable[..., None], cloud, 0.0) for cloud in (after, before))
+    transform = join_segments(after, before, weight, after_pose, before_pose, last_scale)
+    if kind == "published":
+        keep = weight.topk(min(method.alignment_points, weight.shape[1]), dim=1).indices
+        weight = weight.gather(1, keep)
+        after, before = (cloud.gather(1, keep[..., None].expand(-1, -1, 3)) for cloud in (after, before))
+        fit = weighted_umeyama(after, before, weight)
+        good = torch.isfinite(fit.scale) & torch.isfinite(fit.translation).all(1)
+        transform = Similarity(
+            torch.where(good, fit.scale, transform.scale),
+            torch.where(good[:, None, None], fit.rotation, transform.rotation),
+            torch.where(good[:, None], fit.translation, transform.translation),
+        )
+    distance = (before - before_pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-6)
+    return transform, _weighted_median((transform.apply(after) - before).norm(dim=-1) / distance, weight)
+
+
+def join_segments(
+    after: Tensor, before: Tensor, weight: Tensor, after_pose: Tensor, before_pose: Tensor, last_scale: Tensor
+) -> Similarity:
+    """Our transform between segments; arguments as of `align_segments`, all finite.
+
+    It is one camera, so its two poses join the worlds but for the scale. The points add nothing to that: they hang on
+    the same poses, and errors of depth that differ between the two sides would only turn and shift the world. Scale:
+    the weighted median over pixels of the ratio of their distances from the camera. A scale fitted together with the
+    rest comes from the clouds' spread, shrinks with their noise, and would shrink further at every reset.
+    """
     after_distance, distance = (
         (cloud - pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-6)
         for cloud, pose in ((after, after_pose), (before, before_pose))
     )
     scale = _weighted_median(distance / after_distance, weight)
-    robust = torch.ones_like(weight)
-    for _ in range(method.alignment_iterations):
-        fit = weighted_umeyama(after, before, weight * robust, scale=scale)
-        residual = (fit.apply(after) - before).norm(dim=-1) / distance
-        median = residual.median(dim=1, keepdim=True).values
-        robust = 1 / (1 + (residual / (2 * median).clamp_min(1e-6)).square())
-    good = torch.isfinite(fit.translation).all(1) & torch.isfinite(scale)
+    scale = torch.where(torch.isfinite(scale), scale, last_scale)
     rotation = before_pose[:, :3, :3] @ after_pose[:, :3, :3].mT
-    translation = before_pose[:, :3, 3] - last_scale[:, None] * (rotation @ after_pose[:, :3, 3:])[..., 0]
-    joined = Similarity(
-        torch.where(good, fit.scale, last_scale),
-        torch.where(good[:, None, None], fit.rotation, rotation),
-        torch.where(good[:, None], fit.translation, translation),
-    )
-    return joined, torch.where(good, median[:, 0], torch.nan)
+    translation = before_pose[:, :3, 3] - scale[:, None] * (rotation @ after_pose[:, :3, 3:])[..., 0]
+    return Similarity(scale, rotation, translation)
 
 
 def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from raymap3r_ros.streaming.options import MaskOptions
 
 _SAMPLES = 4096  # pixels looked at for centre and noise unit: more do not change the estimate
 _SHARE = 0.15  # of the pixels in the densest interval
-_FACTOR_SPREAD = 0.3  # standard deviation of the log factor that is expected between the branches
+_FACTOR_SPREAD = 0.4  # standard deviation of the log factor that is expected between the branches
+_NEARER = 1.2  # a denser interval this much higher up is worth as much as one e times as wide
+_SHIFTS = 2  # steps of the centre to the mean of what is within a standard deviation of it
 _QUANTILES = ((0.683, 1.0), (0.954, 2.0))  # share of a normal distribution within so many standard deviations
 _PATCH = 6  # window in which a sure region is sought; like all lengths here in 1/128 of the image's long edge
 _STEP = 4  # window of one step of growth
@@ -36,25 +38,41 @@ def contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor) -> tuple[Tensor,
     return torch.where(trusted, ratio, 0.0), trusted
 
 
-def static_bulk(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre (B,) and standard deviation (B,) of the static part of contrasts (B, K); 0 where none is `valid`."""
-    stride = max(1, values.shape[1] // _SAMPLES)
-    values, valid = values[:, ::stride], valid[:, ::stride]
-    ordered = torch.where(valid, values, torch.inf).sort(dim=1).values
-    span = (valid.sum(1, keepdim=True) * _SHARE).long().clamp_min(1)
+def static_centre(values: Tensor, valid: Tensor) -> Tensor:
+    """Centre (B,) of the static part of contrasts (B, K); 0 where none is `valid`."""
+    ordered = _in_order(values, valid)
+    span = (torch.isfinite(ordered).sum(1, keepdim=True) * _SHARE).long().clamp_min(1)
     last = torch.arange(ordered.shape[1], device=values.device) + span
     high = ordered.gather(1, last.clamp(max=ordered.shape[1] - 1))
     middle = (ordered + high) / 2
-    # A large mover can be denser than the static scene; it is also further from 0.
-    width = (high - ordered) * torch.exp(0.5 * (middle / _FACTOR_SPREAD).square())
+    # A large mover can be denser than the static scene. But it is above it, and mostly further from 0.
+    width = (high - ordered) * torch.exp(0.5 * (middle / _FACTOR_SPREAD).square() + middle / _NEARER)
     width = torch.where((last < ordered.shape[1]) & torch.isfinite(high), width, torch.inf)
     centre = middle.gather(1, width.argmin(dim=1, keepdim=True))
+    for _ in range(_SHIFTS):
+        near = (ordered - centre).abs() < _spread_below(ordered, centre)
+        centre = torch.where(near, ordered, 0.0).sum(1, keepdim=True) / near.sum(1, keepdim=True).clamp_min(1)
+    return torch.where(valid.any(1) & torch.isfinite(centre[:, 0]), centre[:, 0], 0.0)
+
+
+def static_noise(values: Tensor, valid: Tensor) -> Tensor:
+    """Standard deviation (B,) of the static part of contrasts (B, K) from their centre; 0 where none is `valid`."""
+    spread = _spread_below(_in_order(values, valid), torch.zeros_like(values[:, :1]))[:, 0]
+    return torch.where(torch.isfinite(spread), spread, 0.0)
+
+
+def _in_order(values: Tensor, valid: Tensor) -> Tensor:
+    """A sample of the valid values of each row of (B, K), ascending, then infinities."""
+    stride = max(1, values.shape[1] // _SAMPLES)
+    return torch.where(valid, values, torch.inf)[:, ::stride].sort(dim=1).values
+
+
+def _spread_below(ordered: Tensor, centre: Tensor) -> Tensor:
+    """Standard deviation (B, 1) of values (B, K) in ascending order, from those below their centre (B, 1) alone."""
     below = (ordered < centre).sum(1, keepdim=True)
-    spread = torch.cat(
+    return torch.cat(
         [(centre - ordered.gather(1, (below * (1 - share)).long())) / units for share, units in _QUANTILES], dim=1
-    ).amax(1)
-    known = torch.isfinite(centre[:, 0]) & torch.isfinite(spread)
-    return torch.where(known, centre[:, 0], 0.0), torch.where(known, spread, 0.0)
+    ).amax(1, keepdim=True)
 
 
 def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
@@ -65,13 +83,17 @@ def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: Mask
     half of the contrast of the region next to them: smeared edges end where the contrast is halved. Everything must
     be nearer than the static scene by `min_ratio`. Specks, then holes, under `min_width` go.
     """
-    ratio, trusted = contrast(depth, ray_depth, trusted)
-    unit = max(1, round(max(ratio.shape[1:]) / 128))
-    weight = _mean(trusted.float(), _odd(_PATCH * unit))
-    mean = _mean(ratio, _odd(_PATCH * unit)) / weight.clamp_min(1e-6)
-    single, single_noise = _centred(ratio, trusted, options)
-    mean, mean_noise = _centred(mean, trusted, options)
-    least = torch.log1p(ratio.new_tensor(options.min_ratio))
+    single, trusted = contrast(depth, ray_depth, trusted)
+    centre = static_centre(single.flatten(1), trusted.flatten(1))
+    single = torch.where(trusted, single - centre[:, None, None], 0.0)
+    unit = max(1, round(max(single.shape[1:]) / 128))
+    mean, weight = (_mean(plane, _odd(_PATCH * unit)) for plane in (single, trusted.float()))
+    mean = mean / weight.clamp_min(1e-6)
+    single_noise, mean_noise = (
+        static_noise(values.flatten(1), trusted.flatten(1)).clamp_min(options.noise_floor)[:, None, None]
+        for values in (single, mean)
+    )
+    least = torch.log1p(single.new_tensor(options.min_ratio))
     weak = trusted & (single > options.low * single_noise) & (single > least)
     # The contrast of the region that each pixel belongs to; 0 outside.
     region = torch.where(weak & (mean > options.high * mean_noise), mean, 0.0)
@@ -82,12 +104,6 @@ def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: Mask
     mask = (region > 0).float()
     mask = _dilate(-_dilate(-mask, width), width)  # opened: specks go
     return -_dilate(-_dilate(mask, width), width) > 0  # closed: holes go
-
-
-def _centred(values: Tensor, valid: Tensor, options: MaskOptions) -> tuple[Tensor, Tensor]:
-    """Values (B, H, W) from the static part's centre, and its noise unit (B, 1, 1)."""
-    centre, spread = static_bulk(values.flatten(1), valid.flatten(1))
-    return values - centre[:, None, None], spread.clamp_min(options.noise_floor)[:, None, None]
 
 
 def _odd(length: int) -> int:

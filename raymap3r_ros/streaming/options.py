@@ -22,7 +22,7 @@ class MaskOptions:
         live=True,
     )
     high: float = option(
-        4.0,
+        4.25,
         "a region surely moves where its mean is this many noise units nearer than the static scene",
         low=0.0,
         high=1000.0,

@@ -35,8 +35,8 @@ class StepResult:
     healthy: Tensor  # () bool: every network output is finite; if not, the memory was left as it was
     intrinsics_known: Tensor  # () bool: given or well estimated; False: a field of view had to be assumed
     rule_index: Tensor  # () position in UPDATE_RULES of the rule in force
-    # () median relative residual of the reset alignment at this frame; NaN: the clouds could not be fitted and the
-    # poses alone were joined. None at other frames.
+    # () median relative residual of the reset alignment at this frame; NaN: no point told the scale and the last one
+    # was kept. None at other frames, and without alignment.
     alignment_error: Tensor | None
     frame: int  # index in the stream, from 0
     segment: int  # how many times the memory was started anew

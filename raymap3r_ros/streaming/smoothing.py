@@ -86,7 +86,7 @@ def smooth(
 def _track(before: SmootherState, position: Tensor, method: Method) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Frames, positions, velocities and surprise of the trackers after a predicted position (B, 3)."""
     gain = position.new_tensor(method.tracker_gains)
-    # Critically damped for each gain (Gray and Murray 1993), and never more than the last step itself.
+    # What is optimal together with this gain (Kalata 1984), but never more than the last step itself.
     velocity_gain = (2 * (2 - gain) - 4 * (1 - gain).sqrt()).clamp(max=1)
     # The first frames are fitted by a line through all of them: the same recursion with gains that fall with n.
     n = (before.frames + 1)[:, None]

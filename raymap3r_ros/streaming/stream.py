@@ -120,8 +120,8 @@ class Stream:
         `image` is RGB uint8 (h, w, 3), or (B, h, w, 3) for B cameras; any size, resized and cropped here. A change
         of size starts a new world. `intrinsics` (3, 3) or (B, 3, 3) are in pixels of that image, pixel centres
         integer; without them the focal length is estimated. `stamp` is handed through. Without `motion` the ray
-        branch is asked only where the update rule needs it. What happens inside is put into `record` where it is
-        given, for inspection.
+        branch is asked only where the update rule or an alignment needs it. What happens inside is put into `record`
+        where it is given, for inspection.
 
         Raises InputError where image or intrinsics cannot be used; nothing is forgotten then.
         """
@@ -158,15 +158,16 @@ class Stream:
 
         moving = None
         motion_rule = options.update_rule in gates.MOTION_RULES
-        if (motion_rule or motion) and frame >= self.method.warmup_frames:
+        # What moves must not take part in the alignment, whether anybody looks at the mask or not.
+        aligned_by_mask = reset_due and options.reset_alignment == "robust"
+        if (motion_rule or motion or aligned_by_mask) and frame >= self.method.warmup_frames:
             ray_points, ray_confidence = self._ask_rays(before, track.pose, matrix)
             timer.mark("ray_branch")
             moving = self._find_motion(
                 main,
                 ray_points,
                 ray_confidence,
-                want_map=motion or reset_due,
-                want_mask=motion,
+                want_maps=motion or aligned_by_mask,
                 want_tokens=motion_rule or record is not None,
             )
             timer.mark("motion")
@@ -224,7 +225,7 @@ class Stream:
             gate_memory=gates.GateMemory.empty(state, image_tokens, config.encoder_width, self.method),
             fresh=torch.ones(batch, dtype=torch.bool, device=self.device),
             anchor=Similarity.identity(batch, self.device),
-            smoother=SmootherState.empty(batch, self.device),
+            smoother=SmootherState.empty(batch, self.device, self.method),
             router=RouterState.empty(batch, self.device, self.options.router),
             frame=0,
             segment=0,
@@ -290,30 +291,30 @@ class Stream:
         ray_points: Tensor,
         ray_confidence: Tensor,
         *,
-        want_map: bool,
-        want_mask: bool,
+        want_maps: bool,
         want_tokens: bool,
     ) -> Motion:
         """Compare the image's answer with the static scene's."""
-        method = self.method
+        method, options = self.method, self.options
         depth, ray_depth = main.points[..., 2], ray_points[..., 2]
         delta = staticness.discrepancy(depth, ray_depth, ray_confidence, method)
         weight = staticness.confidence_weight(main.confidence, ray_confidence)
-        absolute = want_tokens and self.options.update_rule == "motion_filter"
+        absolute_tokens = want_tokens and options.update_rule == "motion_filter"
         pixel_staticness = mask = token_delta = token_staticness = None
-        if want_map:
+        if want_maps or absolute_tokens:
             pixel_staticness = staticness.pixel_staticness(delta, weight, method)
-        if want_mask or absolute:
-            mask = moving_mask(depth, ray_depth, ray_confidence >= method.min_ray_confidence, self.options.mask)
+            if options.mask.kind == "published":
+                mask = pixel_staticness < 0.5
+            else:
+                mask = moving_mask(depth, ray_depth, ray_confidence >= method.min_ray_confidence, options.mask)
         if want_tokens:
             grid, attention = main.decoded.grid, main.decoded.attention
-            token_delta = staticness.pool_to_tokens(delta, weight, grid, self.options.token_pooling)
-            if absolute:
+            token_delta = staticness.pool_to_tokens(delta, weight, grid, options.token_pooling)
+            if absolute_tokens:
                 token_staticness = staticness.static_share(attention, mask, grid)
             else:
-                token_staticness = staticness.token_staticness(
-                    staticness.project_on_state(attention, token_delta), method
-                )
+                projection = staticness.project_on_state(attention, token_delta)
+                token_staticness = staticness.token_staticness(projection, method)
         return Motion(ray_points, pixel_staticness, mask, token_delta, token_staticness)
 
     def _remember(
@@ -378,10 +379,10 @@ class Stream:
         track: Track,
         moving: Motion | None,
         record: dict[str, Any] | None,
-    ) -> tuple[StreamState, Tensor]:
+    ) -> tuple[StreamState, Tensor | None]:
         """Start the memory anew with this same frame, and tie the new segment's world to the stream's.
 
-        Returns the new state and the error of the alignment (B,), see `align_segments`.
+        Returns the new state and the error of the alignment (B,), see `align_segments`; None without alignment.
         """
         fresh = self._begin(len(tokens), after.size, "")
         rule = self.options.update_rule
@@ -391,11 +392,21 @@ class Stream:
         points = main.points * after.anchor.scale[:, None, None, None]
         cloud_before = cameras.transform_points(track.pose_raw, points).flatten(1, 2)
         cloud_after = cameras.transform_points(again.pose, again.points).flatten(1, 2)
-        # What moves must not take part: it is at another place in either memory.
-        weight = main.confidence if moving is None else main.confidence * moving.pixel_staticness
-        anchor, error = align_segments(
-            cloud_after, cloud_before, weight.flatten(1), again.pose, track.pose_raw, after.anchor.scale, self.method
-        )
+        kind, anchor, error = self.options.reset_alignment, fresh.anchor, None
+        if kind != "off":
+            weight = main.confidence
+            if kind == "robust" and moving is not None:
+                weight = weight * moving.pixel_staticness * ~moving.mask
+            anchor, error = align_segments(
+                kind,
+                cloud_after,
+                cloud_before,
+                weight.flatten(1),
+                again.pose,
+                track.pose_raw,
+                after.anchor.scale,
+                self.method,
+            )
         if record is not None:
             record.update(view_again=again, cloud_after=cloud_after)
         _, gate_memory = gates.decide(
@@ -408,8 +419,8 @@ class Stream:
             gate_memory=gate_memory,
             fresh=torch.zeros_like(fresh.fresh),
             anchor=anchor,
-            # The tied smoother works in the stream's world, where nothing jumps.
-            smoother=after.smoother if self.options.smoothing == "tied" else fresh.smoother,
+            # The tied smoother works in the stream's world, where nothing jumps, if it is held together.
+            smoother=after.smoother if self.options.smoothing == "tied" and kind != "off" else fresh.smoother,
             router=after.router,
             frame=after.frame,
             segment=after.segment + 1,

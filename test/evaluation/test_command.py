@@ -80,7 +80,7 @@ def test_tables_of_rendered_suites(weights, tmp_path, capsys):
 def test_the_same_command_gives_the_same_numbers(weights, tmp_path, capsys):
     rows = []
     for name in ("a.json", "b.json"):
-        arguments = ["synthetic", "--suite", "light", *SHORT, "--rules", "cut3r", "--json", tmp_path / name]
+        arguments = ["synthetic", "--suite", "static", *SHORT, "--rules", "cut3r", "--json", tmp_path / name]
         assert cli.main(["evaluate", *map(str, arguments), "--checkpoint", str(weights)]) == 0
         rows.append(json.loads((tmp_path / name).read_text())["rows"])
     assert rows[0] == rows[1]
@@ -120,7 +120,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
     arguments = ["tum_folder", folder, "--rules", "cut3r", "--checkpoint", weights, "--device", "cpu"]
     assert cli.main(["evaluate", *map(str, arguments), "--json", str(tmp_path / "a.json")]) == 0
     text = capsys.readouterr().out
-    assert "tum_folder: trajectory (1 sequences, 18.75 % of pixels move)" in text.replace("18.8", "18.75")
+    assert "tum_folder: trajectory (1 sequence, 18.75 % of pixels move)" in text.replace("18.8", "18.75")
     assert "tum_folder: depth" in text and "intrinsics estimated" in text
     rows = {
         row["metric"]: row for row in json.loads((tmp_path / "a.json").read_text())["rows"] if row["rule"] == "cut3r"

@@ -19,6 +19,7 @@ from raymap3r_ros.evaluation.run import (
     RANDOM_WALK,
     Plan,
     SharedEncoder,
+    Variant,
     ablation_variants,
     rule_variants,
     run_sequences,
@@ -197,30 +198,33 @@ def network():
 
 
 def run_noise(network, rules=UPDATE_RULES, **plan: object):
-    sequences = [noise_sequence(seed) for seed in range(3)]
+    sequences = [noise_sequence(seed) for seed in range(2)]
     return list(run_sequences(network, sequences, rule_variants(StreamOptions(), rules), Plan(**plan), suite="noise"))
 
 
-def test_a_batch_and_threads_give_what_single_streams_give(network):
-    alone = run_noise(network, batch=1)
-    for runs in (run_noise(network, batch=2), run_noise(network, batch=8, workers=2)):
-        assert [run.name for run in runs] == [run.name for run in alone] == ["noise-0", "noise-1", "noise-2"]
-        for run, expected in zip(runs, alone, strict=True):
-            assert run.values.keys() == expected.values.keys()
-            for name, values in expected.values.items():
-                for metric, value in values.items():
-                    # A mask may flip single pixels on which two sums of different order disagree.
-                    assert run.values[name][metric] == pytest.approx(value, rel=1e-2, abs=1e-3, nan_ok=True), metric
-            for rule in UPDATE_RULES:
-                np.testing.assert_allclose(run.poses[rule], expected.poses[rule], atol=1e-4)
+@pytest.fixture(scope="module")
+def alone(network):
+    return run_noise(network, batch=1)
 
 
-def test_rules_do_not_disturb_each_other(network):
-    together = run_noise(network, batch=1)
-    for rule in ("raymap3r", "motion_filter"):
-        for run, expected in zip(run_noise(network, (rule,), batch=1), together, strict=True):
-            np.testing.assert_array_equal(run.poses[rule], expected.poses[rule])
-            assert run.values[rule] == pytest.approx(expected.values[rule], nan_ok=True)
+@pytest.mark.parametrize("plan", [{"batch": 2}, {"workers": 2}])
+def test_a_batch_and_threads_give_what_single_streams_give(network, alone, plan):
+    runs = run_noise(network, **plan)
+    assert [run.name for run in runs] == [run.name for run in alone] == ["noise-0", "noise-1"]
+    for run, expected in zip(runs, alone, strict=True):
+        assert run.values.keys() == expected.values.keys()
+        for name, values in expected.values.items():
+            for metric, value in values.items():
+                # A mask may flip single pixels on which two sums of different order disagree.
+                assert run.values[name][metric] == pytest.approx(value, rel=1e-2, abs=1e-3, nan_ok=True), metric
+        for rule in UPDATE_RULES:
+            np.testing.assert_allclose(run.poses[rule], expected.poses[rule], atol=1e-4)
+
+
+def test_rules_do_not_disturb_each_other(network, alone):
+    for run, expected in zip(run_noise(network, ("motion_filter",), batch=1), alone, strict=True):
+        np.testing.assert_array_equal(run.poses["motion_filter"], expected.poses["motion_filter"])
+        assert run.values["motion_filter"] == pytest.approx(expected.values["motion_filter"], nan_ok=True)
 
 
 def test_images_are_encoded_once_for_all_rules(network, monkeypatch):
@@ -229,12 +233,30 @@ def test_images_are_encoded_once_for_all_rules(network, monkeypatch):
     monkeypatch.setattr(
         type(network), "encode_image", lambda self, image: calls.append(len(image)) or encode(self, image)
     )
-    run_noise(network, batch=3)
-    assert calls == [3] * 8
+    run_noise(network, ("ttt3r", "cut3r"), frames=3)
+    assert calls == [2] * 3
 
 
-def test_the_shared_encoder_knows_another_image():
-    network = untrained_network(SMALL)
+def test_variants_that_cannot_differ_run_once(network, monkeypatch):
+    calls = []
+    decode = type(network).decode
+    monkeypatch.setattr(type(network), "decode", lambda *args, **named: calls.append(1) or decode(*args, **named))
+
+    def count(frames: int) -> tuple[int, list[bool]]:
+        calls.clear()
+        options = (StreamOptions(update_rule="cut3r", reset_interval=interval) for interval in (0, 4, 7))
+        variants = [Variant(str(option.reset_interval), "ablation", option, "0") for option in options]
+        (run,) = run_sequences(network, [noise_sequence(0)], variants, Plan(frames=frames), suite="noise")
+        same = [np.array_equal(run.poses["0"], run.poses[name]) for name in ("4", "7")]
+        return len(calls), same
+
+    assert count(4) == (4, [True, True])  # the reset after four frames is at a fifth one
+    # At the reset the frame is decoded once more, and the frame after it lies in the new segment; both streams ask
+    # the rays at the sixth frame.
+    assert count(6) == (2 * 6 + 1 + 2, [False, True])
+
+
+def test_the_shared_encoder_knows_another_image(network):
     shared = SharedEncoder(network)
     for image in (torch.zeros(1, 3, 48, 64), torch.ones(1, 3, 48, 64), torch.ones(2, 3, 48, 64)):
         torch.testing.assert_close(shared.encode_image(image), network.encode_image(image))

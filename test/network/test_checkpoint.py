@@ -178,7 +178,7 @@ def test_pickles_in_other_wrappings_run_nothing_either(tmp_path: Path, protocol:
 
 
 def test_files_that_are_no_checkpoint_are_named(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"checkpoint '/nowhere/x\.pth' is not a file, nor weights that come with"):
+    with pytest.raises(CheckpointError, match=r"'/nowhere/x\.pth' is not a file, nor weights that come with"):
         load_network("/nowhere/x.pth")
     text = tmp_path / "notes.pth"
     text.write_text("not a checkpoint")

@@ -9,7 +9,10 @@ from raymap3r_ros.streaming import MaskOptions, StreamOptions
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StreamOptions(update_rule="best"), "update_rule is 'best'; allowed values: raymap3r, ttt3r, cut3r"),
+        (
+            lambda: StreamOptions(update_rule="best"),
+            "update_rule is 'best'; allowed values: raymap3r, ttt3r, cut3r, ttsa3r",
+        ),
         (lambda: StreamOptions(reset_interval=-1), "reset_interval is -1; allowed range: 0 to 1000000"),
         (lambda: StreamOptions(reset_interval=1), "allowed: 0 .never. or 2 and more"),
         (lambda: MaskOptions(low=7.0, high=6.0), "mask.low is 7.0, above mask.high 6.0"),

@@ -1,0 +1,81 @@
+"""The shipped weights are as good as they are said to be; nothing broken passes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("evo", reason="evo is not installed: pip install 'raymap3r_ros[evaluation]'")
+pytest.importorskip("scipy", reason="scipy is not installed: pip install 'raymap3r_ros[evaluation]'")
+
+from raymap3r_ros.evaluation.run import Plan, rule_variants, run_sequences
+from raymap3r_ros.evaluation.sequences import synthetic_sequence
+from raymap3r_ros.network import DEFAULT_CHECKPOINT, Network, load_network, shipped_weights
+from raymap3r_ros.streaming import StreamOptions
+
+SUITES = ("static", "heavy")
+INDICES = (2, 11)
+FRAMES = 30
+# Metric of a suite -> the worst mean over its sequences that passes; the figures of docs/weights.md are better.
+BOUNDS = {
+    ("static", "ate_relative"): 0.45,
+    ("static", "abs_rel_metric"): 0.12,
+    ("static", "abs_rel_metric_ray"): 0.18,
+    ("static", "false_alarm"): 0.08,
+    ("heavy", "ate_relative"): 0.55,
+    ("heavy", "1 - mask_iou"): 0.45,
+}
+
+
+def measured(network: Network) -> dict[tuple[str, str], float]:
+    """The figures that BOUNDS names."""
+    figures = {}
+    for suite in SUITES:
+        sequences = [synthetic_sequence(suite, i, world="one_room", size=(48, 64), device="cpu") for i in INDICES]
+        variants = rule_variants(StreamOptions(), ["raymap3r"])
+        runs = list(run_sequences(network, sequences, variants, Plan(frames=FRAMES), suite=suite, world="one_room"))
+        for name in runs[0].values["raymap3r"]:
+            figures[suite, name] = sum(run.values["raymap3r"][name] for run in runs) / len(runs)
+        figures[suite, "1 - mask_iou"] = 1 - figures[suite, "mask_iou"]
+    return {key: figures[key] for key in BOUNDS}
+
+
+def test_they_are_small_and_tell_where_they_come_from():
+    path = shipped_weights()[DEFAULT_CHECKPOINT]
+    assert path.stat().st_size < 30e6
+    network = load_network()
+    assert network.trained and "one single rendered room" in network.source
+    assert {"options", "steps", "frames", "hours", "hardware", "code", "date"} <= network.manifest.keys()
+
+
+def test_they_are_good_in_their_room():
+    figures = measured(load_network())
+    worse = {key: value for key, value in figures.items() if not value < BOUNDS[key]}
+    assert not worse, f"allowed: {BOUNDS}"
+
+
+@pytest.mark.parametrize("part", ["decoder.state_blocks", "ray_encoder", "pose_head"])
+def test_a_broken_network_does_not_pass(part: str):
+    """Each part of the network matters to one of the bounds at least: turn its weights around."""
+    network = load_network()
+    network.load_state_dict(
+        {key: value.flip(0) if key.startswith(part) else value for key, value in network.state_dict().items()}
+    )
+    figures = measured(network)
+    assert any(not value < BOUNDS[key] for key, value in figures.items()), figures
+
+
+def test_a_still_memory_does_not_pass(monkeypatch: pytest.MonkeyPatch):
+    """Without what the first frames wrote there is nothing that a pose can be told against."""
+    network = load_network()
+    write = type(network).decode
+
+    def forgetful(self, *args, **kwargs):
+        decoded = write(self, *args, **kwargs)
+        state = None if decoded.state is None else self.initial_state(len(decoded.state)).clone()
+        return dataclasses.replace(decoded, state=state)
+
+    monkeypatch.setattr(type(network), "decode", forgetful)
+    with torch.inference_mode():
+        figures = measured(network)
+    assert any(not value < BOUNDS[key] for key, value in figures.items()), figures
