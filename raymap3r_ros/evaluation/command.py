@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.evaluation import tables
+from raymap3r_ros.evaluation import simulated, tables
 from raymap3r_ros.evaluation.controls import map_controls
 from raymap3r_ros.evaluation.datasets import DATASETS, open_dataset
 from raymap3r_ros.evaluation.pictures import draw_pictures
@@ -102,6 +102,15 @@ def add_arguments(parser: argparse.ArgumentParser, parents: Sequenced[argparse.A
     )
     _add_common(synthetic, intrinsics="given", batch=8)
     synthetic.set_defaults(parts=_synthetic_parts, depth_cap=None, cloud_crop=0)
+    alone = whats.add_parser(
+        "simulated",
+        help="mask, gate, reset alignment and smoothing alone, on true geometry with noise",
+        description="Judge the parts of the method without any network, on true depths and poses with noise.",
+    )
+    alone.add_argument("--sequences", type=int, default=12, metavar="N", help="of each suite (default: %(default)s)")
+    alone.add_argument("--world", choices=WORLDS, default="varied", help="kind of scenes (default: %(default)s)")
+    alone.add_argument("--picture", type=Path, metavar="FILE", help="draw masks at each noise into a PNG")
+    alone.set_defaults(command=_run_simulated)
     for name, dataset in DATASETS.items():
         recorded = whats.add_parser(
             name, parents=parents, help=dataset.help, description=f"Run every update rule over {dataset.help}."
@@ -112,6 +121,13 @@ def add_arguments(parser: argparse.ArgumentParser, parents: Sequenced[argparse.A
         # As the published tables are made; images may differ in size from sequence to sequence.
         _add_common(recorded, intrinsics="estimated", batch=1)
         recorded.set_defaults(parts=_recorded_parts, dataset=name, depth_cap=dataset.depth_cap, cloud_crop=CLOUD_CROP)
+
+
+def _run_simulated(args: argparse.Namespace) -> int:
+    print(simulated.format_rows(simulated.run_simulated(args.sequences, args.world)))
+    if args.picture:
+        simulated.draw_masks(args.picture)
+    return 0
 
 
 def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int) -> None:

@@ -16,7 +16,7 @@ from raymap3r_ros.synthetic.worlds import WORLDS, Recipe, Scenes, random_scenes
 RATE = 10.0  # frames per second
 EVALUATION_SEEDS = 1 << 40  # seeds from here on belong to the suites; training stays below
 _CHUNK_PIXELS = 400_000  # rendered at once
-_TRIES = 200  # scenes looked at to find one with the wanted share of moving pixels
+_TRIES = 100  # scenes looked at to find one with the wanted share of moving pixels
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _find_scene(recipe: Recipe, suite: Suite, seed: int, index: int) -> Scenes:
     scenes = random_scenes(generator, 1 if suite.share[1] == 0 else _TRIES, recipe)
     if suite.share[1] == 0:
         return scenes
-    time = torch.linspace(0, suite.frames / RATE, 12).expand(_TRIES, -1)
+    time = torch.linspace(0, suite.frames / RATE, 8).expand(_TRIES, -1)
     seen = render(scenes, time, (12, 16), generator, with_images=False)
     share = seen.moving.float().mean((1, 2, 3))
     low, high = suite.share

@@ -12,7 +12,7 @@ from raymap3r_ros.streaming.options import UPDATE_RULES
 
 NAMES = {
     "checkpoint", "device", "precision", "image_size", "update_rule", "router", "smoothing", "reset_interval",
-    "token_pooling", "world_frame", "child_frame", "publish_tf", "confidence_threshold", "points.stride",
+    "reset_alignment", "token_pooling", "world_frame", "child_frame", "publish_tf", "confidence_threshold", "points.stride",
     "every_frame", "max_gap", "image_transport", *(f"mask.{item.name}" for item in dataclasses.fields(MaskOptions)),
 }  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_bad_values_are_refused_with_what_is_allowed(make_bench):
         ("points.stride", 65, "points.stride is 65; allowed range: 1 to 64"),
         ("points.stride", "two", "points.stride is 'two'; allowed: a whole number"),
         ("points.stride", True, "points.stride is True; allowed: a whole number"),
-        ("mask.low", 900.0, "mask.low is 900.0, above mask.high 4.0; allowed: low <= high"),
+        ("mask.low", 900.0, "mask.low is 900.0, above mask.high 4.25; allowed: low <= high"),
         ("mask.reach", -1, "mask.reach is -1; allowed range: 0 to 200"),
         ("max_gap", -1, "max_gap is -1.0; allowed range: 0.01 to 86400.0"),
         ("max_gap", float("nan"), "max_gap is nan; allowed range: 0.01 to 86400.0"),
