@@ -113,7 +113,7 @@ def _clip(path: Path | None, count: int) -> Iterator[np.ndarray]:
     return (frame.image for frame in open_recording(path, max_frames=count))
 
 
-def rendered_room(count: int, size: tuple[int, int] = (240, 320)) -> list[np.ndarray]:
+def rendered_room(count: int, size: tuple[int, int] = (120, 160)) -> list[np.ndarray]:
     """Images of the room that the shipped weights know, with things that move; they were never trained on."""
     sequence = suite_sequence(*ROOM_SEQUENCE, world="one_room", size=size)
     return [frame.image for frame in dataclasses.replace(sequence, length=count).frames()]

@@ -75,7 +75,7 @@ def test_unusable_arguments_are_refused(texts, message, tmp_path):
 def test_rendered_room_has_something_that_moves():
     images = demo.rendered_room(3)
     assert len(images) == 3
-    assert all(image.shape == (240, 320, 3) and image.dtype == np.uint8 for image in images)
+    assert all(image.shape == (120, 160, 3) and image.dtype == np.uint8 for image in images)
     assert np.abs(images[0].astype(int) - images[2]).mean() > 1
 
 

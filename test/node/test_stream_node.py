@@ -100,7 +100,7 @@ def test_every_output(make_bench):
 
 
 def test_untrained_weights_are_said_plainly(make_bench):
-    bench = make_bench()
+    bench = make_bench(checkpoint="mini")
     assert bench.change_state("configure")
     bench.wait_for_log("untrained weights", level=30)
     bench.wait(lambda: any("untrained weights" in text for _, text in bench.statuses), "diagnostics")
@@ -484,7 +484,7 @@ def test_unusable_checkpoint_fails_configure_with_one_clear_line(make_bench, tmp
         safetensors.torch.save_file({"somebody.elses": torch.zeros(3)}, path, metadata)
         text = f"configure failed: {path} does not hold this network"
     else:
-        text = f"configure failed: checkpoint '{path}' is not a file, nor one of the presets"
+        text = f"configure failed: checkpoint '{path}' is not a file, nor weights that come with the package"
     bench = make_bench(checkpoint=str(path))
     assert not bench.change_state("configure")
     assert bench.state() == "unconfigured"

@@ -91,7 +91,7 @@ def test_hysteresis_takes_the_weak_flank_of_a_sure_mover_but_no_weak_region_alon
     depth[:, 20:40, 40:50] /= 1.1  # weak, touching: log(1.1) / 0.02 lies between 3 and 6
     depth[:, 60:80, 80:100] /= 1.1  # weak, alone
     trusted = torch.ones_like(depth, dtype=torch.bool)
-    mask = moving_mask(depth, ray_depth, trusted, MaskOptions(high=6.0, low=3.0))
+    mask = moving_mask(depth, ray_depth, trusted, MaskOptions(high=6.0, low=3.0, min_ratio=0.05))
     assert mask[:, 22:38, 22:48].all() and not mask[:, 60:80, 80:100].any()
 
 
