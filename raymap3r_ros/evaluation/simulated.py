@@ -1,6 +1,4 @@
-"""The method measured without a network: exact scenes, made as wrong as a network makes them.
-
-    python -m raymap3r_ros.evaluation.simulated
+"""The method measured without a network (`raymap3r evaluate simulated`): exact scenes, made as wrong as by a network.
 
 Depth and poses come from rendered scenes and get the errors below; what the stream does with a network's answers is
 then done with these, by the same functions, in the published way and in ours. The errors:
@@ -15,10 +13,8 @@ then done with these, by the same functions, in the published way and in ours. T
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +30,9 @@ from raymap3r_ros.recording.preview import DepthRange, color_depth, overlay_mask
 from raymap3r_ros.recording.writers import whole_file
 from raymap3r_ros.streaming import METHOD, MaskOptions, Method, cameras, gates, staticness
 from raymap3r_ros.streaming.alignment import Similarity, align_segments
-from raymap3r_ros.streaming.mask import moving_mask
+from raymap3r_ros.streaming.mask import moving_mask, stillness
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
-from raymap3r_ros.synthetic import RATE, Rendering, render, suite_sequence
+from raymap3r_ros.synthetic import RATE, SUITES, Rendering, Scenes, render, suite_sequence
 from raymap3r_ros.synthetic.worlds import camera_poses
 
 SIZE = (120, 160)  # H, W of the simulated answers
@@ -152,8 +148,9 @@ def _render(suite: str, sequences: int, world: str, times: Tensor) -> Rendering:
     return Rendering(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
-def _scenes(suite: str, sequences: int, world: str) -> Iterator:
-    for index in np.linspace(0, 23, sequences).round().astype(int).tolist():
+def _scenes(suite: str, sequences: int, world: str) -> Iterator[Scenes]:
+    last = SUITES[suite].sequences - 1
+    for index in np.linspace(0, last, sequences).round().astype(int).tolist():
         yield suite_sequence(suite, index, world=world, size=SIZE).scenes
 
 
@@ -171,10 +168,10 @@ def published_staticness(answers: Answers, method: Method = METHOD) -> Tensor:
     return staticness.pixel_staticness(delta, weight, method)
 
 
-def our_mask(answers: Answers, options: MaskOptions | None = None) -> Tensor:
+def our_mask(answers: Answers) -> Tensor:
     """(B, H, W) bool: what moves."""
     trusted = answers.ray_confidence >= METHOD.min_ray_confidence
-    return moving_mask(answers.depth, answers.ray_depth, trusted, options or MaskOptions())
+    return moving_mask(answers.depth, answers.ray_depth, trusted, MaskOptions())
 
 
 def mask_rows(scenes: dict[str, Rendering]) -> list[SimulatedRow]:
@@ -324,7 +321,9 @@ def chain_errors(seen: Rendering, kind: str, noise: float) -> tuple[Tensor, Tens
         ).flatten(1, 2)
         weight = old.confidence
         if kind == "robust":
-            weight = weight * published_staticness(old) * ~our_mask(old)
+            trusted = old.ray_confidence >= METHOD.min_ray_confidence
+            weight = weight * published_staticness(old)
+            weight = weight * stillness(old.depth, old.ray_depth, trusted, MaskOptions())
         if kind == "off":
             anchor = Similarity.identity(batch, pose.device)
         else:
@@ -493,22 +492,3 @@ def draw_masks(path: Path, suite: str = "light", index: int = 18, world: str = "
         axis.set_title(title, fontsize=10)
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=100)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print all tables, and draw the picture where one is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sequences", type=int, default=12, metavar="N", help="of each suite (default: %(default)s)")
-    parser.add_argument("--world", default="varied", help="kind of scenes (default: %(default)s)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw masks at each noise into a PNG")
-    args = parser.parse_args(arguments)
-    begin = time.perf_counter()
-    print(format_rows(run_simulated(args.sequences, args.world)))
-    print(f"\nmeans over sequences with 95 % intervals; {time.perf_counter() - begin:.0f} s")
-    if args.picture:
-        draw_masks(args.picture)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

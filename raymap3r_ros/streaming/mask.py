@@ -22,6 +22,7 @@ _FACTOR_SPREAD = 0.4  # standard deviation of the log factor that is expected be
 _NEARER = 1.2  # a denser interval this much higher up is worth as much as one e times as wide
 _SHIFTS = 2  # steps of the centre to the mean of what is within a standard deviation of it
 _QUANTILES = ((0.683, 1.0), (0.954, 2.0))  # share of a normal distribution within so many standard deviations
+_STILL = 0.5  # noise units within which a pixel passes for surely static
 _PATCH = 6  # window in which a sure region is sought; like all lengths here in 1/128 of the image's long edge
 _STEP = 4  # window of one step of growth
 _HALF = 0.5  # a region ends where its contrast falls under this share of that next to it ...
@@ -29,13 +30,14 @@ _FADE = 0.92  # ... which counts for less with each step away
 
 
 def contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
-    """log(ray_depth / depth) (B, H, W), above 0 where the image is nearer than the static scene; and where it counts.
-
-    `trusted` (B, H, W) bool are the pixels whose two depths mean something; the others get 0.
+    """How much nearer than the static scene each pixel is (B, H, W): log(ray_depth / depth) from its static part's
+    centre; and where it counts. `trusted` (B, H, W) bool are the pixels whose two depths mean something; the others
+    get 0.
     """
     ratio = (ray_depth.clamp_min(1e-6) / depth.clamp_min(1e-6)).log()
     trusted = trusted & torch.isfinite(ratio)
-    return torch.where(trusted, ratio, 0.0), trusted
+    centre = static_centre(torch.where(trusted, ratio, 0.0).flatten(1), trusted.flatten(1))
+    return torch.where(trusted, ratio - centre[:, None, None], 0.0), trusted
 
 
 def static_centre(values: Tensor, valid: Tensor) -> Tensor:
@@ -84,15 +86,10 @@ def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: Mask
     be nearer than the static scene by `min_ratio`. Specks, then holes, under `min_width` go.
     """
     single, trusted = contrast(depth, ray_depth, trusted)
-    centre = static_centre(single.flatten(1), trusted.flatten(1))
-    single = torch.where(trusted, single - centre[:, None, None], 0.0)
     unit = max(1, round(max(single.shape[1:]) / 128))
     mean, weight = (_mean(plane, _odd(_PATCH * unit)) for plane in (single, trusted.float()))
     mean = mean / weight.clamp_min(1e-6)
-    single_noise, mean_noise = (
-        static_noise(values.flatten(1), trusted.flatten(1)).clamp_min(options.noise_floor)[:, None, None]
-        for values in (single, mean)
-    )
+    single_noise, mean_noise = (_noise_unit(values, trusted, options) for values in (single, mean))
     least = torch.log1p(single.new_tensor(options.min_ratio))
     weak = trusted & (single > options.low * single_noise) & (single > least)
     # The contrast of the region that each pixel belongs to; 0 outside.
@@ -104,6 +101,19 @@ def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: Mask
     mask = (region > 0).float()
     mask = _dilate(-_dilate(-mask, width), width)  # opened: specks go
     return -_dilate(-_dilate(mask, width), width) > 0  # closed: holes go
+
+
+def stillness(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
+    """(B, H, W) 0..1: how surely a pixel is static. Nearer and farther count alike, so what is left is not biased."""
+    single, trusted = contrast(depth, ray_depth, trusted)
+    score = single / (_STILL * _noise_unit(single, trusted, options))
+    return trusted * torch.exp(-0.5 * score.square())
+
+
+def _noise_unit(values: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
+    """(B, 1, 1) of contrasts (B, H, W), or of their means."""
+    noise = static_noise(values.flatten(1), trusted.flatten(1))
+    return noise.clamp_min(options.noise_floor)[:, None, None]
 
 
 def _odd(length: int) -> int:

@@ -20,7 +20,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import Decoded, Network
 from raymap3r_ros.streaming import cameras, gates, staticness
 from raymap3r_ros.streaming.alignment import Similarity, align_segments
-from raymap3r_ros.streaming.mask import moving_mask
+from raymap3r_ros.streaming.mask import moving_mask, stillness
 from raymap3r_ros.streaming.options import METHOD, UPDATE_RULES, Method, StreamOptions
 from raymap3r_ros.streaming.preprocessing import Framing, apply_framing, frame_image, frame_intrinsics
 from raymap3r_ros.streaming.result import StepResult
@@ -76,6 +76,7 @@ class Motion:
     ray_points: Tensor  # (B, H, W, 3) the static scene's answer, in the camera frame
     pixel_staticness: Tensor | None  # (B, H, W)
     mask: Tensor | None  # (B, H, W) bool
+    stillness: Tensor | None  # (B, H, W) 0..1, see `mask.stillness`
     token_delta: Tensor | None  # (B, N) discrepancy of image tokens
     token_staticness: Tensor | None  # (B, S, 1)
 
@@ -158,16 +159,17 @@ class Stream:
 
         moving = None
         motion_rule = options.update_rule in gates.MOTION_RULES
-        # What moves must not take part in the alignment, whether anybody looks at the mask or not.
-        aligned_by_mask = reset_due and options.reset_alignment == "robust"
-        if (motion_rule or motion or aligned_by_mask) and frame >= self.method.warmup_frames:
+        # What moves must not take part in an alignment, whether anybody looks at the mask or not.
+        want_stillness = reset_due and options.reset_alignment == "robust"
+        if (motion_rule or motion or want_stillness) and frame >= self.method.warmup_frames:
             ray_points, ray_confidence = self._ask_rays(before, track.pose, matrix)
             timer.mark("ray_branch")
             moving = self._find_motion(
                 main,
                 ray_points,
                 ray_confidence,
-                want_maps=motion or aligned_by_mask,
+                want_maps=motion,
+                want_stillness=want_stillness,
                 want_tokens=motion_rule or record is not None,
             )
             timer.mark("motion")
@@ -292,6 +294,7 @@ class Stream:
         ray_confidence: Tensor,
         *,
         want_maps: bool,
+        want_stillness: bool,
         want_tokens: bool,
     ) -> Motion:
         """Compare the image's answer with the static scene's."""
@@ -300,13 +303,17 @@ class Stream:
         delta = staticness.discrepancy(depth, ray_depth, ray_confidence, method)
         weight = staticness.confidence_weight(main.confidence, ray_confidence)
         absolute_tokens = want_tokens and options.update_rule == "motion_filter"
-        pixel_staticness = mask = token_delta = token_staticness = None
-        if want_maps or absolute_tokens:
+        trusted = ray_confidence >= method.min_ray_confidence
+        pixel_staticness = mask = still = token_delta = token_staticness = None
+        if want_maps or want_stillness or absolute_tokens:
             pixel_staticness = staticness.pixel_staticness(delta, weight, method)
+        if want_maps or absolute_tokens:
             if options.mask.kind == "published":
                 mask = pixel_staticness < 0.5
             else:
-                mask = moving_mask(depth, ray_depth, ray_confidence >= method.min_ray_confidence, options.mask)
+                mask = moving_mask(depth, ray_depth, trusted, options.mask)
+        if want_stillness:
+            still = stillness(depth, ray_depth, trusted, options.mask)
         if want_tokens:
             grid, attention = main.decoded.grid, main.decoded.attention
             token_delta = staticness.pool_to_tokens(delta, weight, grid, options.token_pooling)
@@ -315,7 +322,7 @@ class Stream:
             else:
                 projection = staticness.project_on_state(attention, token_delta)
                 token_staticness = staticness.token_staticness(projection, method)
-        return Motion(ray_points, pixel_staticness, mask, token_delta, token_staticness)
+        return Motion(ray_points, pixel_staticness, mask, still, token_delta, token_staticness)
 
     def _remember(
         self, before: StreamState, tokens: Tensor, main: View, track: Track, moving: Motion | None
@@ -396,7 +403,7 @@ class Stream:
         if kind != "off":
             weight = main.confidence
             if kind == "robust" and moving is not None:
-                weight = weight * moving.pixel_staticness * ~moving.mask
+                weight = weight * moving.pixel_staticness * moving.stillness
             anchor, error = align_segments(
                 kind,
                 cloud_after,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raymap3r_ros.streaming import MaskOptions
-from raymap3r_ros.streaming.mask import moving_mask, static_centre, static_noise
+from raymap3r_ros.streaming.mask import moving_mask, static_centre, static_noise, stillness
 
 SIZE = (96, 128)
 
@@ -127,3 +127,20 @@ def test_the_static_part_is_found_beside_a_large_majority():
     assert static_noise(values - centre, valid).item() == pytest.approx(0.05, rel=0.25)
     valid[:] = False
     assert static_centre(values, valid) == static_noise(values, valid) == 0
+
+
+def test_stillness_is_high_on_the_static_scene_low_on_movers_and_not_biased():
+    depth, ray_depth = scene(0.1, 1.2)
+    truth = torch.zeros(1, *SIZE, dtype=torch.bool)
+    truth[:, 20:, 10:70] = True
+    static = depth.clone()
+    depth[truth] *= 0.6
+    trusted = torch.ones_like(truth)
+    trusted[:, :5] = False
+    still = stillness(depth, ray_depth, trusted, MaskOptions())
+    assert still[truth].mean() < 0.05 * still[~truth & trusted].mean() and (still[:, :5] == 0).all()
+    # Weighted so, the depth of what stands still is as far off as it is on all of it.
+    room = 3 + 2 * torch.linspace(0, 1, SIZE[1]).expand(SIZE)[None]
+    error, use = (static / room).log(), ~truth & trusted
+    weighted = (still * error)[use].sum() / still[use].sum()
+    assert abs(weighted - error[use].mean()) < 0.02

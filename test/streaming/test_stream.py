@@ -13,7 +13,7 @@ import wall
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import NetworkConfig, untrained_network
-from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import MaskOptions, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.options import UPDATE_RULES
 
 SMALL = NetworkConfig(
@@ -98,6 +98,65 @@ def test_rays_are_asked_in_the_segments_own_world():
         assert torch.equal(result.dynamic_mask, mask)
         # By definition a share of the median: the box is under it, the wall over.
         assert result.staticness[24, 32] < 0.2 < result.staticness[5, 5]
+
+
+@pytest.mark.parametrize("motion", [True, False])
+def test_without_alignment_each_segment_starts_at_the_origin(motion: bool):
+    stream = Stream(wall.WallNetwork(), StreamOptions(reset_interval=10, reset_alignment="off"))
+    for frame in range(25):
+        result = stream.step(wall.image(frame), motion=motion)
+        start = max(0, (frame - 1) // 10) * 10
+        truth = torch.from_numpy(wall.position(frame) - wall.position(start)) / wall.METRES[start // 10]
+        torch.testing.assert_close(result.pose[:3, 3], truth, atol=2e-2, rtol=0)
+        torch.testing.assert_close(result.pose_raw[:3, 3], truth, atol=2e-4, rtol=0)
+        assert result.scale == 1 and result.alignment_error is None
+
+
+def test_the_published_alignment_finds_an_exact_world_too():
+    stream = Stream(wall.WallNetwork(), StreamOptions(reset_interval=10, reset_alignment="published"))
+    for frame in range(25):
+        result = stream.step(wall.image(frame))
+    torch.testing.assert_close(result.pose_raw[:3, 3], torch.from_numpy(wall.position(24)), atol=1e-3, rtol=0)
+
+
+def test_the_published_mask_calls_half_of_a_static_image_moving():
+    options = StreamOptions(mask=MaskOptions(kind="published"))
+    network = untrained_network(SMALL, seed=5).eval().requires_grad_(False)
+    stream, ours = Stream(network, options), Stream(network)
+    for image in frames(8):
+        result, plain = stream.step(image), ours.step(image)
+    assert torch.equal(result.dynamic_mask, result.staticness < 0.5)
+    assert result.dynamic_mask.float().mean() > 0.4
+    assert torch.equal(result.staticness, plain.staticness)  # the map is one, only the decision differs
+
+
+def test_the_motion_filter_holds_back_what_moves_and_is_filt3r_where_nothing_does():
+    gates = {}
+    for rule in ("filt3r", "motion_filter"):
+        for moving_box in (False, True):
+            stream = Stream(wall.WallNetwork(moving_box), StreamOptions(update_rule=rule))
+            gates[rule, moving_box] = torch.stack([stream.step(wall.image(frame)).gate for frame in range(20)])
+    plain, ours = gates["filt3r", True], gates["motion_filter", True]
+    assert torch.equal(gates["filt3r", False], gates["motion_filter", False])
+    assert torch.equal(ours[:6], plain[:6]) and (ours[6:] < plain[6:]).all()
+    # Every token looks at the whole image alike: the box is the share of it that moves.
+    share = (16 * 16) / (48 * 64)
+    variance = plain[5, 0] + 0.02  # a gain that was not cut is the variance that it leaves
+    torch.testing.assert_close(ours[6, 0], variance / (variance + 1 + 30 * share**2), rtol=0.02, atol=0)
+
+
+def test_what_the_rules_remember_begins_anew_with_a_segment():
+    stream = Stream(wall.WallNetwork(), StreamOptions(update_rule="filt3r", reset_interval=10))
+    gates = torch.stack([stream.step(wall.image(frame)).gate for frame in range(21)])
+    # The frame of the reset is the new segment's first, the one after it its second.
+    torch.testing.assert_close(gates[11:21], gates[1:11])
+
+
+def test_the_path_does_not_depend_on_who_looks_at_the_mask(network):
+    images = frames(20)
+    seen, unseen = (Stream(network, StreamOptions(update_rule="cut3r", reset_interval=8)) for _ in range(2))
+    for image in images:
+        assert torch.equal(seen.step(image).pose, unseen.step(image, motion=False).pose)
 
 
 def test_nothing_moves_in_a_static_world():
@@ -218,6 +277,9 @@ def test_what_is_not_asked_is_not_run_and_changes_nothing(network):
         for rule, motion, expected in (
             ("cut3r", False, 0),
             ("ttt3r", False, 0),
+            ("ttsa3r", False, 0),
+            ("filt3r", False, 0),
+            ("motion_filter", False, 7),
             ("cut3r", True, 7),
             ("raymap3r", False, 7),
             ("raymap3r", True, 7),
