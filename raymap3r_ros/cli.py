@@ -252,7 +252,7 @@ def _add_train(commands: Any) -> None:
         one = recipes.add_parser(name, help=knows, description=f"Train `{name}`, which {knows}.")
         one.set_defaults(command=_train, recipe=name)
         one.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the run; its name is free")
-        one.add_argument("--start", metavar="FILE", type=Path, help="weights (.safetensors) to begin with")
+        one.add_argument("--weights", metavar="FILE", type=Path, help="weights (.safetensors) to begin with")
         one.add_argument("--seconds", type=float, help="stop after so many seconds")
         _add_device(one)
         add_options(one.add_argument_group("options"), TrainOptions, defaults=options)
@@ -260,7 +260,7 @@ def _add_train(commands: Any) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     weights = train(
-        read_options(args, TrainOptions), args.out, args.recipe, choose_device(args.device), start=args.start,
+        read_options(args, TrainOptions), args.out, args.recipe, choose_device(args.device), start=args.weights,
         seconds=args.seconds,
     )  # fmt: skip
     if weights is not None:

@@ -19,6 +19,7 @@ class TrainOptions:
     seed: int = option(0, "of the first weights and of all scenes", low=0, high=10_000)
     steps: int = option(100_000, "steps of the optimiser", low=1, high=1_000_000)
     frames: int = option(64, "frames in a batch of one process: sequences times their length", low=2, high=65_536)
+    shortest: int = option(2, "frames of the first sequences", low=2, high=256)
     longest: int = option(16, "frames of the longest sequences", low=2, high=256)
     ray_share: float = option(0.5, "share of the frames that are also asked by rays alone", low=0.0, high=1.0)
     reuse: int = option(4, "batches made of the same pictures, in another order each time", low=1, high=1000)
@@ -48,13 +49,16 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.longest > self.frames:
-            raise OptionError(f"longest is {self.longest}, above the {self.frames} frames of a batch")
+        if not self.shortest <= self.longest <= self.frames:
+            raise OptionError(
+                f"shortest is {self.shortest} and longest {self.longest}: they must rise, to at most the "
+                f"{self.frames} frames of a batch"
+            )
 
     def sequence_length(self, step: int) -> int:
-        """Frames of a sequence at this step: 2, 4, 8, ... for equal shares of the first 4 tenths of the run."""
-        doublings = max(1, (self.longest // 2).bit_length() - 1)
-        return min(self.longest, 2 ** (1 + int(step / (0.4 * self.steps) * doublings)))
+        """Frames of a sequence at this step: doubled again and again in the first 4 tenths of the run."""
+        doublings = max(1, (self.longest // self.shortest).bit_length() - 1)
+        return min(self.longest, self.shortest * 2 ** int(step / (0.4 * self.steps) * doublings))
 
 
 RECIPES: dict[str, tuple[str, TrainOptions]] = {

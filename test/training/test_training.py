@@ -102,8 +102,11 @@ def test_sequences_grow_along_the_run():
     lengths = [options.sequence_length(step) for step in range(0, 1000, 50)]
     assert lengths == sorted(lengths) and set(lengths) == {2, 4, 8, 16}
     assert lengths[0] == 2 and lengths[8:] == [16] * 12
-    with pytest.raises(OptionError, match="longest"):
-        TrainOptions(longest=32, frames=16)
+    later = dataclasses.replace(options, shortest=8)
+    assert [later.sequence_length(step) for step in (0, 399, 400, 999)] == [8, 8, 16, 16]
+    for wrong in ({"longest": 32, "frames": 16}, {"shortest": 16, "longest": 8}):
+        with pytest.raises(OptionError, match="longest"):
+            TrainOptions(**wrong)
 
 
 def test_evaluation_scenes_are_never_trained_on():
