@@ -46,7 +46,7 @@ def test_demo_without_a_clip_runs_live(tmp_path):
 
 
 def test_node_that_cannot_start_ends_the_demo(tmp_path):
-    done = run("--checkpoint", "/nowhere.pth", "--out", tmp_path)
+    done = run("--checkpoint", "/nowhere.pth", "--frames", 1, "--out", tmp_path)
     assert done.returncode == 2
     assert "configure failed: checkpoint '/nowhere.pth' is not a file" in done.stdout
     assert "the node has ended with status 1; its own message is above" in done.stdout

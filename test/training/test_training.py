@@ -25,6 +25,12 @@ SIZE = (24, 32)
 SHORT = TrainOptions(world="one_room", steps=6, frames=4, longest=2, reuse=2, place_weight=0.5, warmup=2)
 
 
+@pytest.fixture(autouse=True)
+def few_held_out_frames(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainer, "_MEASURED_SEQUENCES", 2)
+    monkeypatch.setattr(trainer, "_MEASURED_LENGTH", 3)
+
+
 @pytest.fixture(scope="module")
 def batch():
     return make_batch("varied", 7, 4, 3, SIZE, CPU)
