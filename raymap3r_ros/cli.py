@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
         intrinsics=args.intrinsics,
     )  # fmt: skip
-    network = load_network(args.checkpoint, choose_device(args.device))
+    network = load_network(args.checkpoint, choose_device(args.device), options.precision)
     summary = run_recording(
         recording, network, args.out, options, cloud_options=cloud_options, with_preview=not args.no_preview,
         overwrite=args.overwrite,

@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
         cloud_crop=args.cloud_crop,
     )
     _check(args)
-    network = load_network(args.checkpoint, device)
+    network = load_network(args.checkpoint, device, options.precision)
     if not network.trained:
         log.warning(UNTRAINED_WARNING)
     parts = args.parts(args, network, options)

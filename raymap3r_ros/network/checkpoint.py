@@ -72,8 +72,12 @@ _PUBLIC_NAMES: tuple[tuple[str, str], ...] = (
 )
 
 
-def load_network(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT, device: str | torch.device = "cpu") -> Network:
-    """A network ready to run, in evaluation mode on `device`.
+def load_network(
+    checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+) -> Network:
+    """A network ready to run, in evaluation mode on `device`, with weights of the `precision` that it will run in.
 
     `checkpoint` is one of ours (.safetensors), the public CUT3R file (.pth), the name of weights that come with the
     package, or the name of a preset, which gives untrained weights from a fixed seed. Raises CheckpointError.
@@ -98,6 +102,8 @@ def load_network(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT, device: str
         network = _read_native(path) if path.suffix == ".safetensors" else _read_public(path)
         network.trained = True
         network.source = path.name
+    if precision != "float32":
+        network.lower_precision(precision)
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -24,6 +24,7 @@ class Network(nn.Module):
 
     trained: bool = False  # whether the weights were ever trained; set by the loader
     source: str = "untrained weights"  # where they came from, for people; set by the loader
+    precision: str = "float32"  # of the weights of encoders, decoder and pose memory; see `lower_precision`
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -41,6 +42,23 @@ class Network(nn.Module):
         self.modulation = nn.ModuleList(
             ModulatedBlock(config, config.decoder_width, config.decoder_heads) for _ in range(config.modulation_depth)
         )
+
+    def lower_precision(self, precision: str) -> None:
+        """Keep the matrices of encoders, decoder and pose memory in `bfloat16` or `float16`.
+
+        To be run under autocast of that type, which then need not convert them for every frame. Norms, tokens and
+        heads stay float32.
+        """
+        for part in (self.image_encoder, self.ray_encoder, self.decoder, self.pose_memory):
+            for module in part.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.to(getattr(torch, precision))
+        self.precision = precision
+
+    def compile_hot_parts(self) -> None:
+        """Let PyTorch make kernels for what is run for every frame; they are made at the first call of each size."""
+        for part in (self.image_encoder, self.ray_encoder, self.decoder, self.self_head):
+            part.compile(dynamic=False)
 
     def initial_state(self, batch: int) -> Tensor:
         """(B, S, C_d): the state that has seen nothing."""

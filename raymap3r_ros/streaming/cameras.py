@@ -5,9 +5,14 @@ Camera frames are optical (x right, y down, z forward), poses camera to world (c
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_CAMERA_NUMBERS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2))  # fx, skew, cx, fy, cy
+_FOCAL_VOTES = 4096  # pixels that vote for a focal length: more do not change the median
 
 
 def pose_matrix(encoding: Tensor) -> Tensor:
@@ -27,8 +32,15 @@ def pose_matrix(encoding: Tensor) -> Tensor:
 def assemble_pose(rotation: Tensor, translation: Tensor) -> Tensor:
     """Rotation (..., 3, 3) and translation (..., 3) -> c2w (..., 4, 4)."""
     pose = torch.cat((rotation, translation[..., None]), dim=-1)
-    bottom = torch.tensor((0.0, 0.0, 0.0, 1.0), dtype=pose.dtype, device=pose.device)
+    bottom = constant((0.0, 0.0, 0.0, 1.0), pose.device, pose.dtype)
     return torch.cat((pose, bottom.expand(*pose.shape[:-2], 1, 4)), dim=-2)
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(K,) numbers on a device, copied there once: each copy would make a GPU wait."""
+    with torch.inference_mode(False):  # cached tensors must also serve under autograd
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def pose_encoding(pose: Tensor) -> Tensor:
@@ -73,15 +85,17 @@ def transform_points(pose: Tensor, points: Tensor) -> Tensor:
     return (flat @ pose[:, :3, :3].mT + pose[:, None, :3, 3]).view_as(points)
 
 
+@functools.lru_cache(maxsize=16)
 def pixel_grid(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(column, row) of every pixel of an H x W image: (H, W, 2), float32."""
+    """(column, row) of every pixel of an H x W image: (H, W, 2), float32. Not to be written to."""
     height, width = size
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32),
-        torch.arange(width, device=device, dtype=torch.float32),
-        indexing="ij",
-    )
-    return torch.stack((columns, rows), dim=-1)
+    with torch.inference_mode(False):
+        rows, columns = torch.meshgrid(
+            torch.arange(height, device=device, dtype=torch.float32),
+            torch.arange(width, device=device, dtype=torch.float32),
+            indexing="ij",
+        )
+        return torch.stack((columns, rows), dim=-1)
 
 
 def focal_from_points(points: Tensor, iterations: int) -> Tensor:
@@ -103,14 +117,15 @@ def focal_from_points(points: Tensor, iterations: int) -> Tensor:
 
 def median_focal_from_points(points: Tensor) -> Tensor:
     """As `focal_from_points`, by the median over pixels: coarser, but single wild points do not matter."""
-    votes = _centred_pixels(points) * points[..., 2:] / points[..., :2]
-    return votes.flatten(1).nanmedian(dim=1).values.clamp_min(0)
+    step = max(1, round((points.shape[1] * points.shape[2] / _FOCAL_VOTES) ** 0.5))
+    points, pixels = points[:, ::step, ::step], _centred_pixels(points)[::step, ::step]
+    return (pixels * points[..., 2:] / points[..., :2]).flatten(1).nanmedian(dim=1).values.clamp_min(0)
 
 
 def _centred_pixels(points: Tensor) -> Tensor:
     """(column, row) of every pixel of a point map (B, H, W, 3) from its principal point: (H, W, 2)."""
     height, width = points.shape[1:3]
-    return pixel_grid((height, width), points.device) - points.new_tensor((width // 2, height // 2))
+    return pixel_grid((height, width), points.device) - constant((width // 2, height // 2), points.device)
 
 
 def pinhole(focal: Tensor, size: tuple[int, int]) -> Tensor:
@@ -121,22 +136,34 @@ def pinhole(focal: Tensor, size: tuple[int, int]) -> Tensor:
     return matrix
 
 
+@functools.lru_cache(maxsize=16)
 def assumed_intrinsics(size: tuple[int, int], device: torch.device) -> Tensor:
     """(3, 3) for an H x W image about whose lens nothing is known: the diagonal as focal length (53 degrees)."""
     height, width = size
     diagonal = (height**2 + width**2) ** 0.5
-    return torch.tensor(
-        ((diagonal, 0, (width - 1) / 2), (0, diagonal, (height - 1) / 2), (0, 0, 1)),
-        dtype=torch.float32,
-        device=device,
-    )
+    with torch.inference_mode(False):
+        return torch.tensor(
+            ((diagonal, 0, (width - 1) / 2), (0, diagonal, (height - 1) / 2), (0, 0, 1)),
+            dtype=torch.float32,
+            device=device,
+        )
+
+
+def pixel_rays(intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+    """K^-1 (column, row, 1) of every pixel of an H x W image: (B, H, W, 3), z = 1, from K (B, 3, 3).
+
+    K is upper triangular with 1 as its last element, so it needs no solver, which would make a GPU wait.
+    """
+    fx, skew, cx, fy, cy = (intrinsics[:, row, column, None, None] for row, column in _CAMERA_NUMBERS)
+    columns, rows = pixel_grid(size, intrinsics.device).unbind(-1)
+    y = (rows - cy) / fy
+    x = (columns - cx - skew * y) / fx
+    return torch.stack((x, y, torch.ones_like(x)), dim=-1)
 
 
 def ray_map(pose: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     """Camera centre and ray through each pixel, in the world: (B, H, W, 6) from c2w (B, 4, 4) and K (B, 3, 3)."""
-    pixels = pixel_grid(size, pose.device)
-    pixels = torch.cat((pixels, torch.ones_like(pixels[..., :1])), dim=-1)
-    directions = pixels @ torch.linalg.inv(intrinsics)[:, None].mT
+    directions = pixel_rays(intrinsics, size)
     # The whole pose is applied to the direction, its translation too, before normalising: not a ray's geometry,
     # but what the public weights were trained with.
     directions = transform_points(pose, directions)

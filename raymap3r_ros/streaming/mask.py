@@ -10,6 +10,8 @@ centre alone, where movers never are.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,7 +92,7 @@ def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: Mask
     mean, weight = (_mean(plane, _odd(_PATCH * unit)) for plane in (single, trusted.float()))
     mean = mean / weight.clamp_min(1e-6)
     single_noise, mean_noise = (_noise_unit(values, trusted, options) for values in (single, mean))
-    least = torch.log1p(single.new_tensor(options.min_ratio))
+    least = math.log1p(options.min_ratio)
     weak = trusted & (single > options.low * single_noise) & (single > least)
     # The contrast of the region that each pixel belongs to; 0 outside.
     region = torch.where(weak & (mean > options.high * mean_noise), mean, 0.0)

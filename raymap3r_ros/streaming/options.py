@@ -78,6 +78,13 @@ class StreamOptions:
         "arithmetic of encoders and decoder (heads are always float32)",
         choices=("float32", "bfloat16", "float16"),
     )
+    execution: str = option(
+        "auto",
+        "how a GPU is told what to do: `graph`, one recorded graph for a whole frame; `compile`, the same with "
+        "kernels that are made for this network at the start, which takes minutes, also on a CPU; `plain`, step by "
+        "step; `auto`: graph on a GPU, plain on a CPU",
+        choices=("auto", "graph", "compile", "plain"),
+    )
     update_rule: str = option("raymap3r", "how much each state token takes in of a frame", choices=UPDATE_RULES)
     router: str = option(
         "off",

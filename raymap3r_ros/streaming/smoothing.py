@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raymap3r_ros.streaming.cameras import constant
 from raymap3r_ros.streaming.options import METHOD, Method
 
 
@@ -68,7 +69,7 @@ def smooth(
     if tied:
         frames, tracked, velocity, surprise = _track(before, position, method)
         share = _shares(surprise)
-        trust = (share * share.new_tensor(method.tracker_gains)).sum(1)
+        trust = (share * constant(method.tracker_gains, share.device)).sum(1)
         smoothed = torch.where(started, (share[..., None] * tracked).sum(1), position)
         step = torch.where(started, smoothed - before.position, 0.0)
     else:
@@ -85,7 +86,7 @@ def smooth(
 
 def _track(before: SmootherState, position: Tensor, method: Method) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Frames, positions, velocities and surprise of the trackers after a predicted position (B, 3)."""
-    gain = position.new_tensor(method.tracker_gains)
+    gain = constant(method.tracker_gains, position.device)
     # What is optimal together with this gain (Kalata 1984), but never more than the last step itself.
     velocity_gain = (2 * (2 - gain) - 4 * (1 - gain).sqrt()).clamp(max=1)
     # The first frames are fitted by a line through all of them: the same recursion with gains that fall with n.

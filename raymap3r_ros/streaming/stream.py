@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raymap3r_ros.errors import InputError
+from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.network import Decoded, Network
 from raymap3r_ros.streaming import cameras, gates, staticness
 from raymap3r_ros.streaming.alignment import Similarity, align_segments
+from raymap3r_ros.streaming.graphs import Graphs, copy_of
 from raymap3r_ros.streaming.mask import moving_mask, stillness
 from raymap3r_ros.streaming.options import METHOD, UPDATE_RULES, Method, StreamOptions
-from raymap3r_ros.streaming.preprocessing import Framing, apply_framing, frame_image, frame_intrinsics
-from raymap3r_ros.streaming.result import StepResult
+from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_images, frame_intrinsics
+from raymap3r_ros.streaming.result import Estimate, StepResult
 from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_published
 from raymap3r_ros.streaming.smoothing import Smoothed, SmootherState, smooth
 from raymap3r_ros.streaming.timing import StageTimer
@@ -81,6 +81,17 @@ class Motion:
     token_staticness: Tensor | None  # (B, S, 1)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is done with a frame: all that is decided on the host."""
+
+    options: StreamOptions
+    method: Method
+    ask_rays: bool  # the ray branch is run
+    motion: bool  # staticness and mask are made
+    reset: bool  # the memory starts anew with this frame
+
+
 class Stream:
     """B cameras of one size looked at frame by frame, with constant memory.
 
@@ -93,6 +104,15 @@ class Stream:
         self.method = method
         self.device = next(network.parameters()).device
         self._state: StreamState | None = None
+        self._graphs = Graphs() if self.device.type == "cuda" else None
+        if network.precision not in ("float32", self.options.precision):
+            raise OptionError(
+                f"precision is {self.options.precision}, but the network's weights are {network.precision}"
+            )
+        if self.options.execution == "graph" and self._graphs is None:
+            raise OptionError(f"execution is graph, which needs a GPU; the network is on {self.device}")
+        if self.options.execution == "compile":
+            network.compile_hot_parts()
 
     def reset(self) -> None:
         """Forget everything: the next frame starts a new world."""
@@ -100,11 +120,11 @@ class Stream:
 
     def snapshot(self) -> StreamState | None:
         """A copy of all that is remembered, for `restore`; None before the first frame."""
-        return None if self._state is None else _map_tensors(torch.clone, self._state)
+        return copy_of(self._state)
 
     def restore(self, snapshot: StreamState | None) -> None:
         """Go on from a `snapshot` of this stream, or of another with the same network. The snapshot stays whole."""
-        self._state = None if snapshot is None else _map_tensors(torch.clone, snapshot)
+        self._state = copy_of(snapshot)
 
     @torch.inference_mode()
     def step(
@@ -127,97 +147,130 @@ class Stream:
         Raises InputError where image or intrinsics cannot be used; nothing is forgotten then.
         """
         timer = StageTimer(self.device)
-        options, network = self.options, self.network
+        options, config = self.options, self.network.config
         images, single = _image_batch(image)
         batch, height, width = images.shape[:3]
-        framing = frame_image(
-            width, height, options.image_size or network.config.image_size, network.config.patch_size
-        )
+        framing = frame_image(width, height, options.image_size or config.image_size, config.patch_size)
         given = self._framed_intrinsics(intrinsics, batch, width, height, framing)
-        pixels = torch.from_numpy(np.stack([apply_framing(one, framing) for one in images])).to(self.device)
+        pixels = frame_images(images, framing, self.device)
         before = self._state
         if before is None:
             before = self._begin(batch, framing.size, "start")
         elif before.size != framing.size or len(before.state) != batch:
             before = self._begin(batch, framing.size, "size")
-        frame = before.frame
-        reset_due = bool(frame and options.reset_interval and frame % options.reset_interval == 0)
         timer.mark("preprocess")
 
+        plan = self._plan(before.frame, motion)
+        # The first frames of a stream differ from each other; those after them are all of one kind.
+        steady = before.frame > self.method.router_last_frame and not plan.reset
+        if steady and self._graphs is not None and options.execution != "plain" and record is None:
+            estimate, after = self._graphs.run(self._advance, plan, (pixels, given), before)
+            timer.mark("network")
+        else:
+            estimate, after = self._advance(plan, (pixels, given), before, timer, record)
+        self._state = dataclasses.replace(
+            after, frame=before.frame + 1, segment=before.segment + plan.reset, reset_reason=""
+        )
+        result = StepResult(
+            **vars(estimate),
+            image=pixels,
+            frame=before.frame,
+            segment=before.segment,
+            stamp=stamp,
+            motion=plan.motion,
+            reset=before.frame == 0 or plan.reset,
+            reset_reason="interval" if plan.reset else before.reset_reason,
+            timer=timer,
+        )
+        return result.camera(0) if single else result
+
+    def _plan(self, frame: int, motion: bool) -> Plan:
+        options = self.options
+        reset = bool(frame and options.reset_interval and frame % options.reset_interval == 0)
+        # What moves must not take part in an alignment, whether anybody looks at the mask or not.
+        align = reset and options.reset_alignment == "robust"
+        asked = motion or align or options.update_rule in gates.MOTION_RULES
+        ask_rays = asked and frame >= self.method.warmup_frames
+        return Plan(options, self.method, ask_rays, motion and ask_rays, reset)
+
+    def _advance(
+        self,
+        plan: Plan,
+        inputs: tuple[Tensor, Tensor | None],
+        before: StreamState,
+        timer: StageTimer | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> tuple[Estimate, StreamState]:
+        """One frame, pixels (B, H, W, 3) uint8 and intrinsics (B, 3, 3) if they are given: tensors in, tensors out.
+
+        Nothing here looks at a tensor's values on the host, so that a GPU is never waited for; but for the frames
+        at which the published alignment is asked for.
+        """
+        options, network = plan.options, self.network
+        pixels, given = inputs
+        mark = timer.mark if timer is not None else _no_mark
         with self._precision():
             tokens = network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
-        timer.mark("encode")
+        mark("encode")
         want_attention = options.update_rule in gates.ATTENTION_RULES or record is not None
         main = self._look(tokens, before, want_attention=want_attention)
-        timer.mark("decode")
+        mark("decode")
         track = self._track(before, main)
         if given is None:
             matrix, known = self._estimate_intrinsics(main.points)
         else:
             matrix, known = given, torch.ones_like(before.fresh)
-        timer.mark("pose")
+        mark("pose")
 
         moving = None
-        motion_rule = options.update_rule in gates.MOTION_RULES
-        # What moves must not take part in an alignment, whether anybody looks at the mask or not.
-        want_stillness = reset_due and options.reset_alignment == "robust"
-        if (motion_rule or motion or want_stillness) and frame >= self.method.warmup_frames:
+        if plan.ask_rays:
             ray_points, ray_confidence = self._ask_rays(before, track.pose, matrix)
-            timer.mark("ray_branch")
+            mark("ray_branch")
             moving = self._find_motion(
                 main,
                 ray_points,
                 ray_confidence,
-                want_maps=motion,
-                want_stillness=want_stillness,
-                want_tokens=motion_rule or record is not None,
+                want_maps=plan.motion,
+                want_stillness=plan.reset and options.reset_alignment == "robust",
+                want_tokens=options.update_rule in gates.MOTION_RULES or record is not None,
             )
-            timer.mark("motion")
+            mark("motion")
 
         gate, rule_index, after = self._remember(before, tokens, main, track, moving)
-        timer.mark("update")
+        mark("update")
         if record is not None:
             record.update(view=main, track=track, motion=moving, after=after)
         alignment_error = None
-        if reset_due:
+        if plan.reset:
             after, alignment_error = self._start_segment(after, tokens, main, track, moving, record)
-            timer.mark("reset")
+            mark("reset")
         outputs = main.decoded.state, main.pose, main.points, main.confidence
         healthy = _all_finite(*outputs, after.state, after.memory)
-        self._state = _choose(healthy, after, before)
 
         scale = before.anchor.scale
-        maps = moving if moving is not None and motion else None
-        result = StepResult(
+        estimate = Estimate(
             pose=track.pose,
             pose_raw=track.pose_raw,
             depth=main.points[..., 2] * scale[:, None, None],
             points=main.points * scale[:, None, None, None],
             confidence=main.confidence,
-            staticness=maps.pixel_staticness if maps else torch.ones_like(main.confidence),
-            dynamic_mask=maps.mask if maps else torch.zeros_like(main.confidence, dtype=torch.bool),
+            staticness=moving.pixel_staticness if plan.motion else torch.ones_like(main.confidence),
+            dynamic_mask=moving.mask if plan.motion else torch.zeros_like(main.confidence, dtype=torch.bool),
             intrinsics=matrix,
-            image=pixels,
             gate=gate[..., 0],
-            scale=scale,
+            scale=scale.clone(),  # what is remembered may be overwritten
             healthy=healthy,
             intrinsics_known=known,
             rule_index=rule_index,
             alignment_error=alignment_error,
-            frame=frame,
-            segment=before.segment,
-            stamp=stamp,
-            motion=maps is not None,
-            reset=frame == 0 or reset_due,
-            reset_reason="interval" if reset_due else before.reset_reason,
-            timer=timer,
         )
-        return result.camera(0) if single else result
+        return estimate, _choose(healthy, after, before)
 
     def _begin(self, batch: int, size: tuple[int, int], reason: str) -> StreamState:
         """The state of streams that have seen nothing."""
         config = self.network.config
-        state = self.network.initial_state(batch)
+        with self._precision():
+            state = self.network.initial_state(batch).float()
         image_tokens = (size[0] // config.patch_size) * (size[1] // config.patch_size)
         return StreamState(
             state=state,
@@ -373,8 +426,6 @@ class Stream:
             fresh=torch.zeros_like(before.fresh),
             smoother=track.smoother,
             router=router,
-            frame=before.frame + 1,
-            reset_reason="",
         )
         return gate, rule_index, after
 
@@ -429,8 +480,6 @@ class Stream:
             # The tied smoother works in the stream's world, where nothing jumps, if it is held together.
             smoother=after.smoother if self.options.smoothing == "tied" and kind != "off" else fresh.smoother,
             router=after.router,
-            frame=after.frame,
-            segment=after.segment + 1,
         )
         return started, error
 
@@ -480,6 +529,10 @@ def _image_batch(image: np.ndarray | Tensor) -> tuple[np.ndarray, bool]:
     return image[None] if single else image, single
 
 
+def _no_mark(stage: str) -> None:
+    """Nobody measures."""
+
+
 def _in_float32(decoded: Decoded) -> Decoded:
     """Heads, gates and the state are float32 whatever the decoder ran in."""
     return dataclasses.replace(
@@ -495,18 +548,13 @@ def _all_finite(*tensors: Tensor) -> Tensor:
     return torch.stack([torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors]).all(0)
 
 
-def _map_tensors(function: Callable[..., Tensor], *states: Any) -> Any:
-    """The first dataclass with `function` applied to the tensors that stand in the same place of all."""
-    changed = {}
-    for field in dataclasses.fields(states[0]):
-        values = [getattr(state, field.name) for state in states]
-        if isinstance(values[0], Tensor):
-            changed[field.name] = function(*values)
-        elif dataclasses.is_dataclass(values[0]):
-            changed[field.name] = _map_tensors(function, *values)
-    return dataclasses.replace(states[0], **changed)
-
-
-def _choose(healthy: Tensor, after: StreamState, before: StreamState) -> StreamState:
+def _choose(healthy: Tensor, after: Any, before: Any) -> Any:
     """`after` for the streams that are healthy (B,), what they remembered before for the others."""
-    return _map_tensors(lambda new, old: torch.where(healthy.view(-1, *[1] * (new.ndim - 1)), new, old), after, before)
+    if isinstance(after, Tensor):
+        return torch.where(healthy.view(-1, *[1] * (after.ndim - 1)), after, before)
+    if not dataclasses.is_dataclass(after):
+        return after
+    names = [field.name for field in dataclasses.fields(after)]
+    return dataclasses.replace(
+        after, **{name: _choose(healthy, getattr(after, name), getattr(before, name)) for name in names}
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymap3r_ros.streaming.cameras import assemble_pose, pixel_grid
+from raymap3r_ros.streaming.cameras import assemble_pose, pixel_rays
 from raymap3r_ros.synthetic import Recipe, random_scenes, render
 
 _LONGEST_TIME = 60.0  # seconds: when a sequence may begin
@@ -78,7 +78,5 @@ def _render_part(
 
 def back_project(depth: Tensor, intrinsics: Tensor) -> Tensor:
     """Depth (B, T, H, W) along z with intrinsics (B, 3, 3) -> points (B, T, H, W, 3) in each camera."""
-    pixels = pixel_grid((depth.shape[2], depth.shape[3]), depth.device)
-    rays = torch.cat((pixels, torch.ones_like(pixels[..., :1])), dim=-1)
-    rays = rays @ torch.linalg.inv(intrinsics)[:, None].mT
+    rays = pixel_rays(intrinsics, (depth.shape[2], depth.shape[3]))
     return rays[:, None] * depth[..., None]

@@ -11,7 +11,7 @@ from raymap3r_ros.streaming import MaskOptions, StreamOptions
 from raymap3r_ros.streaming.options import UPDATE_RULES
 
 NAMES = {
-    "checkpoint", "device", "precision", "image_size", "update_rule", "router", "smoothing", "reset_interval",
+    "checkpoint", "device", "precision", "execution", "image_size", "update_rule", "router", "smoothing", "reset_interval",
     "reset_alignment", "token_pooling", "world_frame", "child_frame", "publish_tf", "confidence_threshold",
     "points.stride", "every_frame", "max_gap", "image_transport",
     *(f"mask.{item.name}" for item in dataclasses.fields(MaskOptions)),

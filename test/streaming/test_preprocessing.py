@@ -1,9 +1,16 @@
 """Resize, crop and intrinsics."""
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
-from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image, frame_intrinsics
+from raymap3r_ros.streaming.preprocessing import (
+    apply_framing,
+    apply_framing_on_device,
+    frame_image,
+    frame_intrinsics,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +42,27 @@ def test_a_point_keeps_its_place_under_the_framed_intrinsics(width: int, height:
 def test_an_image_of_the_right_size_is_not_touched():
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     assert np.array_equal(apply_framing(image, frame_image(64, 48, 64, 16)), image)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "edge"), [(640, 480, 512), (1280, 720, 512), (401, 303, 512), (300, 500, 512), (160, 120, 64)]
+)
+def test_the_filters_of_the_gpu_are_those_of_pillow(width: int, height: int, edge: int):
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (2, height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    images = np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_CUBIC) for one in coarse])
+    images[generator.random((2, height, width)) < 0.05] = 255
+    framing = frame_image(width, height, edge, 16)
+    ours = apply_framing_on_device(torch.from_numpy(images), framing).numpy()
+    assert ours.shape == (2, *framing.size, 3) and ours.dtype == np.uint8
+    for image, framed in zip(images, ours, strict=True):
+        difference = np.abs(apply_framing(image, framing).astype(int) - framed)
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_the_gpu_only_crops_what_has_the_right_size():
+    images = np.random.default_rng(0).integers(0, 256, (1, 90, 128, 3), np.uint8)
+    framing = frame_image(128, 90, 128, 16)
+    assert np.array_equal(
+        apply_framing_on_device(torch.from_numpy(images), framing)[0], apply_framing(images[0], framing)
+    )

@@ -34,7 +34,7 @@ def image(frame: int) -> np.ndarray:
 class WallNetwork(nn.Module):
     """Stands in for the network: same methods, geometry instead of weights."""
 
-    trained, source = True, "a wall"
+    trained, source, precision = True, "a wall", "float32"
 
     def __init__(self, moving_box: bool = True, lose_frame: int = -1) -> None:
         super().__init__()
