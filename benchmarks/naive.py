@@ -1,0 +1,282 @@
+"""The network run the way that the public implementation runs it: the baseline of `engine.py`.
+
+float32; the attention matrix is made in every layer, and the decoder's logits are kept for all layers; all three
+dense heads in both branches; the ray branch's state computed to the end and thrown away; focal length and rays in
+numpy on the host; every result copied to numpy from unpinned memory; nothing compiled. One stream, one frame at a
+time. The weights are those of the network that is given, so the answers are the same. Formulas are written out here
+from the papers, so that nothing that is made faster elsewhere makes the baseline faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raymap3r_ros.network import Decoded, Network
+from raymap3r_ros.network.attention import Attention
+from raymap3r_ros.streaming import METHOD, Method
+from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
+from raymap3r_ros.streaming.timing import StageTimer
+
+NAIVE_RULES = ("raymap3r", "ttt3r", "cut3r")
+
+
+@dataclass(frozen=True)
+class NaiveResult:
+    """What one frame gives, in host memory; the public code copies all of it."""
+
+    pose: np.ndarray  # (4, 4) c2w
+    points: np.ndarray  # (H, W, 3) metres, in the camera frame
+    confidence: np.ndarray  # (H, W)
+    world_points: np.ndarray  # (H, W, 3) metres, in the first camera's frame
+    world_confidence: np.ndarray  # (H, W)
+    rgb: np.ndarray  # (H, W, 3) -1..1
+    staticness: np.ndarray | None  # (H, W) 0..1; None where the rays were not asked
+    timer: StageTimer
+
+    @property
+    def depth(self) -> np.ndarray:
+        """(H, W) metres along z."""
+        return self.points[..., 2]
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Milliseconds per stage."""
+        return self.timer.milliseconds()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One branch: everything that the decoder and all heads give. B = 1."""
+
+    decoded: Decoded
+    logits: dict[Attention, Tensor]  # of every attention of the decoder: (1, heads, queries, keys)
+    encoding: Tensor  # (1, 7) pose
+    points: Tensor  # (1, H, W, 3)
+    confidence: Tensor  # (1, H, W)
+    world_points: Tensor  # (1, H, W, 3)
+    world_confidence: Tensor  # (1, H, W)
+    rgb: Tensor  # (1, H, W, 3)
+
+
+class NaiveStream:
+    """One stream, without router, smoothing and resets, with tokens pooled along the raster.
+
+    `rule` is `raymap3r`, whose public code asks the rays from the sixth frame on, or `ttt3r` or `cut3r`, whose public
+    codes know nothing of them. Frames of one size only.
+    """
+
+    def __init__(self, network: Network, rule: str = "raymap3r", image_size: int = 0, method: Method = METHOD) -> None:
+        if rule not in NAIVE_RULES:
+            raise ValueError(f"rule is {rule!r}; the naive mode has {', '.join(NAIVE_RULES)}")
+        if network.precision != "float32":
+            raise ValueError(f"the network's weights are {network.precision}; the naive mode needs float32")
+        self.rule = rule
+        self.method = method
+        self.image_size = image_size or network.config.image_size
+        self.device = next(network.parameters()).device
+        # Modules of our own around the same weights: what is done to them stays in here.
+        with torch.device("meta"):
+            self.network = Network(network.config)
+        self.network.load_state_dict(network.state_dict(), assign=True)
+        self.network.eval().requires_grad_(False)
+        self._logits: dict[Attention, Tensor] = {}
+        kept = set(self.network.decoder.modules())
+        for module in self.network.modules():
+            if isinstance(module, Attention):
+                module.attend = functools.partial(self._attend, module, module in kept)
+        with torch.inference_mode():
+            self._state = self.network.initial_state(1)
+            self._memory = self.network.initial_memory(1)
+        self._token_staticness: Tensor | None = None
+        self._frame = 0
+
+    @torch.inference_mode()
+    def step(self, image: np.ndarray) -> NaiveResult:
+        """Take in one RGB uint8 image (h, w, 3)."""
+        with _public_matmul(self.device):
+            return self._step(image)
+
+    def _step(self, image: np.ndarray) -> NaiveResult:
+        timer = StageTimer(self.device)
+        network, method = self.network, self.method
+        height, width = image.shape[:2]
+        framing = frame_image(width, height, self.image_size, network.config.patch_size)
+        pixels = torch.from_numpy(np.ascontiguousarray(apply_framing(image, framing)))
+        planes = (pixels.permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+        planes = planes.to(self.device)
+        timer.mark("preprocess")
+
+        tokens = network.encode_image(planes)
+        timer.mark("encode")
+        pose_token = network.first_pose_token if self._frame == 0 else network.read_memory(self._memory, tokens)
+        main = self._answer(tokens, pose_token, framing.size)
+        timer.mark("decode")
+
+        pixel_staticness = token_staticness = None
+        if self.rule == "raymap3r" and self._frame >= method.warmup_frames:
+            rays = self._host_rays(main)
+            ray_tokens = network.encode_rays(rays)
+            ray = self._answer(ray_tokens, network.read_memory(self._memory, ray_tokens), framing.size)
+            timer.mark("ray_branch")
+            pixel_staticness, token_staticness = self._staticness(main, ray)
+            timer.mark("motion")
+
+        gate = self._gate(main, token_staticness)
+        self._memory = network.write_memory(self._memory, tokens, main.decoded.pose_token)
+        self._state = gate * main.decoded.state + (1 - gate) * self._state
+        self._frame += 1
+        timer.mark("update")
+
+        names = ("points", "confidence", "world_points", "world_confidence", "rgb")
+        result = NaiveResult(
+            pose=pose_of(main.encoding[0].cpu().numpy()),
+            **{name: getattr(main, name)[0].cpu().numpy() for name in names},
+            staticness=None if pixel_staticness is None else pixel_staticness[0].cpu().numpy(),
+            timer=timer,
+        )
+        timer.mark("copy")
+        self._logits = {}
+        return result
+
+    def _attend(self, attention: Attention, keep: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`Attention.attend` by an explicit matrix."""
+        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if keep:
+            self._logits[attention] = logits
+        return attention.proj((logits.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+
+    def _answer(self, tokens: Tensor, pose_token: Tensor, size: tuple[int, int]) -> _Answer:
+        """Decode tokens (1, N, C_e) against the state, and run every head."""
+        network = self.network
+        patch = network.config.patch_size
+        self._logits = {}
+        decoded = network.decode(tokens, (size[0] // patch, size[1] // patch), pose_token, self._state)
+        return _Answer(
+            decoded,
+            self._logits,
+            network.pose(decoded),
+            *network.self_points(decoded, size),
+            *network.world_points(decoded, size),
+            network.rgb(decoded, size),
+        )
+
+    def _host_rays(self, main: _Answer) -> Tensor:
+        """The ray map (1, H, W, 6) of this frame's camera, by way of the host."""
+        points = main.points[0].cpu().numpy()
+        pose = pose_of(main.encoding[0].cpu().numpy())
+        # Untrained weights may see a mirrored world, which has no focal length; then the image's diagonal.
+        focal = focal_of(points, self.method.focal_iterations) or float(np.hypot(*points.shape[:2]))
+        return torch.from_numpy(rays_of(pose, focal, points.shape[:2]))[None].to(self.device)
+
+    def _staticness(self, main: _Answer, ray: _Answer) -> tuple[Tensor, Tensor]:
+        """Staticness of pixels (1, H, W) and of state tokens (1, S, 1)."""
+        method = self.method
+        depth, ray_depth = main.points[..., 2], ray.points[..., 2]
+        delta = (depth - ray_depth).abs() / depth.abs().clamp_min(1e-6)
+        delta = torch.where(torch.isfinite(delta) & (ray.confidence >= method.min_ray_confidence), delta, 0.0)
+        weight = torch.minimum(main.confidence, ray.confidence).log()
+        weight = (weight - weight.min()) / (weight.max() - weight.min() + 1e-6)
+        pixel = _relative(delta.flatten(), method.pixel_sharpness).view_as(delta) * (0.5 + 0.5 * weight)
+        pixel = F.avg_pool2d(pixel[:, None], 3, stride=1, padding=1)[:, 0]
+
+        tokens = main.decoded.grid[0] * main.decoded.grid[1]
+        pooled, total = (F.adaptive_avg_pool1d(x.flatten(1), tokens)[0] for x in (weight * delta, weight))
+        attention = self._state_logits(main).softmax(dim=-1)[..., 1:]
+        attention = (attention / attention.sum(dim=-1, keepdim=True)).mean(dim=(0, 1))  # (S, N)
+        projection = attention @ (pooled / total.clamp_min(1e-6)) / attention.sum(dim=1)
+        return pixel, _relative(projection, method.token_sharpness)[None, :, None]
+
+    def _gate(self, main: _Answer, token_staticness: Tensor | None) -> Tensor | float:
+        """How much of its candidate each state token takes in: (1, S, 1), or 1."""
+        method = self.method
+        if token_staticness is not None and self._frame >= method.gate_from_frame:
+            keep, before = method.staticness_memory, self._token_staticness
+            self._token_staticness = (
+                token_staticness if before is None else keep * before + (1 - keep) * token_staticness
+            )
+        if self._frame == 0 or self.rule == "cut3r":
+            return 1.0
+        gate = self._state_logits(main).mean(dim=(0, 1, 3)).sigmoid()[None, :, None]
+        if self._token_staticness is not None:
+            damping = 1 - method.cover_damping * (1 - self._token_staticness).mean()
+            strength = (method.gate_strength * damping).clamp(0, 1)
+            motion = (1 - strength + strength * self._token_staticness).clamp_min(method.gate_floor)
+            gate = gate * motion * damping.clamp(method.eta_floor, 1)
+        return gate
+
+    def _state_logits(self, answer: _Answer) -> Tensor:
+        """Cross-attention logits of the state side, all layers stacked: (layers, heads, S, 1 + N)."""
+        return torch.cat([answer.logits[block.cross_attn] for block in self.network.decoder.state_blocks])
+
+
+@contextlib.contextmanager
+def _public_matmul(device: torch.device) -> Iterator[None]:
+    """The public code switches TF32 on for the matrix products of a GPU."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _relative(values: Tensor, sharpness: float) -> Tensor:
+    """(K,) -> sigmoid of how far each value lies under the median, in interquartile ranges."""
+    low, middle, high = torch.quantile(values, values.new_tensor((0.25, 0.5, 0.75)))
+    return torch.sigmoid(sharpness / (high - low).clamp_min(1e-6) * (middle - values))
+
+
+def pose_of(encoding: np.ndarray) -> np.ndarray:
+    """Translation and quaternion (w, x, y, z) (7,) -> c2w (4, 4)."""
+    w, x, y, z = encoding[3:] / np.linalg.norm(encoding[3:])
+    pose = np.eye(4, dtype=encoding.dtype)
+    pose[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    pose[:3, 3] = encoding[:3]
+    return pose
+
+
+def focal_of(points: np.ndarray, iterations: int) -> float:
+    """Focal length in pixels of a point map (H, W, 3), by Weiszfeld iterations from the least-squares value.
+
+    0 where the best one is negative.
+    """
+    height, width = points.shape[:2]
+    column, row = np.meshgrid(np.arange(width) - width // 2, np.arange(height) - height // 2)
+    offset = np.stack((column, row), axis=-1).reshape(-1, 2).astype(points.dtype)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (points[..., :2] / points[..., 2:]).reshape(-1, 2)
+    slope = np.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+    along, square = (slope * offset).sum(axis=1), (slope * slope).sum(axis=1)
+    focal = along.sum() / square.sum()
+    for _ in range(iterations):
+        weight = 1 / np.maximum(np.linalg.norm(offset - focal * slope, axis=1), 1e-8)
+        focal = (weight * along).sum() / (weight * square).sum()
+    return max(0.0, float(focal))
+
+
+def rays_of(pose: np.ndarray, focal: float, size: tuple[int, int]) -> np.ndarray:
+    """The ray map (H, W, 6) float32 of a camera at `pose` (4, 4) c2w, principal point (W // 2, H // 2)."""
+    height, width = size
+    column, row = np.meshgrid(np.arange(width), np.arange(height))
+    matrix = np.array([[focal, 0, width // 2], [0, focal, height // 2], [0, 0, 1]])
+    directions = np.stack((column, row, np.ones_like(row)), axis=-1) @ np.linalg.inv(matrix).T
+    # The translation is added before normalising, as the weights were trained.
+    directions = directions @ pose[:3, :3].T + pose[:3, 3]
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True) + 1e-8
+    centre = np.broadcast_to(pose[:3, 3], directions.shape)
+    return np.concatenate((centre, directions), axis=-1).astype(np.float32)

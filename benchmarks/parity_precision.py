@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""Measure what each precision, and each way to run the network, changes along a stream, against plain float32.
+
+    python benchmarks/parity_precision.py [--checkpoint F | --preset P] [--frames N] [--json FILE]
+
+All run the same rendered sequence side by side, with the options of a live robot (smoothing, a reset every 100
+frames). Position errors are in per cent of the length of the path that plain float32 sees. The last row is plain
+float32 too, with one pixel of the first image one level brighter: what is under it means nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import common
+import numpy as np
+import torch
+
+from raymap3r_ros.errors import OptionError, Raymap3rError
+from raymap3r_ros.evaluation.trajectory import checked_poses
+from raymap3r_ros.network import choose_device, load_network
+from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.synthetic import SUITES, suite_sequence
+
+SUITE, WORLD = "long", "one_room"
+CONTROL = "one pixel changed"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to run the network."""
+
+    precision: str
+    execution: str
+    changed: bool = False  # one pixel of the first image
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.precision} {self.execution}" + (f", {CONTROL}" if self.changed else "")
+
+
+REFERENCE = Mode("float32", "plain")
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one mode is from the reference, over a stream."""
+
+    drift_worst_percent: float  # error of the position, of the path's length; largest of all frames
+    drift_final_percent: float  # at the last frame
+    rotation_worst_deg: float
+    rotation_final_deg: float
+    depth_median_percent: float  # median over frames of the median relative error of a frame's pixels
+    depth_worst_percent: float  # of the worst frame
+    mask_iou: float  # of the moving pixels of all frames together; 1 where neither shows any
+    unhealthy_frames: int  # frames that were not finite; they keep the last pose, and count for nothing else
+
+
+@dataclass
+class Record:
+    """What one mode says of a stream."""
+
+    poses: list[np.ndarray] = field(default_factory=list)
+    depth_errors: list[float] = field(default_factory=list)  # median of a frame, relative
+    both: int = 0  # pixels that both masks mark
+    either: int = 0
+    unhealthy: int = 0
+
+    def take(self, result: StepResult, reference: StepResult) -> None:
+        """The next frame, and the same of the reference."""
+        ours, theirs = (one.numpy("pose", "depth", "dynamic_mask", "healthy") for one in (result, reference))
+        if not theirs["healthy"]:
+            raise Raymap3rError(f"frame {reference.frame}: plain float32 itself is not finite; use other weights")
+        if not ours["healthy"]:
+            self.unhealthy += 1
+            self.poses.append(self.poses[-1] if self.poses else np.eye(4))
+            return
+        self.poses.append(ours["pose"])
+        depth = theirs["depth"]
+        self.depth_errors.append(float(np.median(np.abs(ours["depth"] - depth) / np.maximum(np.abs(depth), 1e-6))))
+        self.both += int(np.count_nonzero(ours["dynamic_mask"] & theirs["dynamic_mask"]))
+        self.either += int(np.count_nonzero(ours["dynamic_mask"] | theirs["dynamic_mask"]))
+
+    def deviation(self, reference: Record) -> Deviation:
+        """From a reference that looked at the same frames. Raises Raymap3rError where its camera stands still."""
+        poses, truth = checked_poses(self.poses, "measured"), checked_poses(reference.poses, "reference")
+        path = path_length(truth)
+        if not path > 0:
+            raise Raymap3rError("the camera stands still in plain float32; there is no path to compare with")
+        drift = 100 * np.linalg.norm(poses[:, :3, 3] - truth[:, :3, 3], axis=1) / path
+        rotation = angles(poses, truth)
+        errors = self.depth_errors or [np.nan]
+        return Deviation(
+            drift_worst_percent=float(drift.max()),
+            drift_final_percent=float(drift[-1]),
+            rotation_worst_deg=float(rotation.max()),
+            rotation_final_deg=float(rotation[-1]),
+            depth_median_percent=100 * float(np.median(errors)),
+            depth_worst_percent=100 * float(np.max(errors)),
+            mask_iou=self.both / self.either if self.either else 1.0,
+            unhealthy_frames=self.unhealthy,
+        )
+
+
+def path_length(poses: np.ndarray) -> float:
+    """Sum of the steps of a path (T, 4, 4), metres."""
+    return float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
+
+
+def angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Degrees (T,) between the rotations of poses (T, 4, 4)."""
+    # From the chord |A - B| = sqrt(8) sin(angle / 2), which keeps small angles exact where an arc cosine loses them.
+    chord = np.linalg.norm(first[:, :3, :3] - second[:, :3, :3], axis=(1, 2))
+    return np.degrees(2 * np.arcsin(np.clip(chord / np.sqrt(8), 0, 1)))
+
+
+def compare(
+    checkpoint: str, modes: Sequence[Mode], frames: int, long_edge: int, device: torch.device
+) -> tuple[dict[Mode, Deviation], float]:
+    """Run all modes beside the reference; their deviations, and the length of the reference's path, metres."""
+    keys = {mode: common.variant(mode.precision, mode.execution) for mode in (REFERENCE, *modes)}
+    network = load_network(checkpoint)
+    networks = common.variants_of(network, device, keys.values())
+    size = common.image_size(network.config, long_edge)
+    sequence = suite_sequence(SUITE, 0, world=WORLD, size=size, device=device)
+    streams, records = {}, {}
+    for mode in (REFERENCE, *modes):
+        options = StreamOptions(precision=mode.precision, execution=mode.execution, image_size=long_edge)
+        streams[mode], records[mode] = Stream(networks[keys[mode]], options), Record()
+    for index, frame in enumerate(islice(sequence.frames(), frames)):
+        results = {}
+        for mode, stream in streams.items():
+            image = brighter_pixel(frame.image) if mode.changed and index == 0 else frame.image
+            results[mode] = stream.step(image)
+        for mode, result in results.items():
+            records[mode].take(result, results[REFERENCE])
+    reference = records.pop(REFERENCE)
+    deviations = {mode: record.deviation(reference) for mode, record in records.items()}
+    return deviations, path_length(checked_poses(reference.poses, "reference"))
+
+
+def brighter_pixel(image: np.ndarray) -> np.ndarray:
+    """A copy with the middle pixel one level off."""
+    changed = image.copy()
+    middle = changed.shape[0] // 2, changed.shape[1] // 2
+    changed[middle] = np.where(changed[middle] < 255, changed[middle] + 1, 254)
+    return changed
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what is asked, print and write it."""
+    device = choose_device(args.device)
+    common.check_targets(args.json)
+    if not 2 <= args.frames <= SUITES[SUITE].frames:
+        raise OptionError(f"frames is {args.frames}; allowed range: 2 to {SUITES[SUITE].frames}")
+    executions = args.execution or (
+        ["plain"] if device.type == "cpu" else [name for name in common.EXECUTIONS if name != "auto"]
+    )
+    modes = [Mode(precision, execution) for precision in args.precision for execution in executions]
+    modes = [mode for mode in dict.fromkeys(modes) if mode != REFERENCE]
+    modes.append(dataclasses.replace(REFERENCE, changed=True))
+    checkpoint = args.preset or args.checkpoint
+    machine = common.machine(device)
+    deviations, path = compare(checkpoint, modes, args.frames, args.size, device)
+    name = Path(checkpoint).stem
+    print(f"{machine.device}, {machine.threads} CPU threads, torch {machine.torch}")
+    print(f"{name}, {args.frames} frames of {WORLD}-{SUITE}-00, path {path:.2f} m; against plain float32:\n")
+    common.print_table(
+        (
+            "", "drift worst %", "final %", "rotation worst deg", "final deg", "depth median %", "worst frame %",
+            "mask IoU", "not finite",
+        ),
+        [(mode.name, *dataclasses.astuple(deviation)) for mode, deviation in deviations.items()],
+    )  # fmt: skip
+    rows = [
+        {
+            "network": name,
+            **dataclasses.asdict(mode),
+            "frames": args.frames,
+            "path_m": path,
+            **dataclasses.asdict(deviation),
+            **dataclasses.asdict(machine),
+        }
+        for mode, deviation in deviations.items()
+    ]
+    common.save({"rows": rows}, args.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    common.add_network_arguments(parser)
+    common.add_common_arguments(parser)
+    parser.add_argument(
+        "--frames", type=common.positive, default=300, metavar="N", help="of the stream (default: 300)"
+    )
+    parser.add_argument("--size", type=common.positive, default=0, metavar="N", help="long edge, pixels")
+    precisions = f"default: all: {', '.join(common.PRECISIONS)}"
+    executions = f"default: all; on a CPU plain: {', '.join(common.EXECUTIONS)}"
+    parser.add_argument(
+        "--precision", nargs="+", choices=common.PRECISIONS, default=common.PRECISIONS, metavar="X", help=precisions
+    )
+    parser.add_argument("--execution", nargs="+", choices=common.EXECUTIONS, metavar="X", help=executions)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    return common.exit_status("parity_precision.py", lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,387 @@
+"""The benchmarks: the baseline does the same work, the figures are what they say, and every script runs."""
+
+import csv
+import dataclasses
+import gc
+import importlib
+import json
+import math
+import sys
+from itertools import islice
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from raymap3r_ros.network import NetworkConfig, load_network, save_network, untrained_network
+from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, cameras
+from raymap3r_ros.synthetic import suite_sequence
+
+TINY = NetworkConfig(
+    image_size=32,
+    patch_size=8,
+    encoder_width=16,
+    encoder_depth=1,
+    encoder_heads=2,
+    ray_encoder_depth=1,
+    ray_encoder_heads=2,
+    decoder_width=16,
+    decoder_depth=2,
+    decoder_heads=2,
+    state_heads=4,
+    state_tokens=6,
+    memory_slots=4,
+    memory_depth=1,
+    memory_heads=2,
+    modulation_depth=1,
+    head_type="linear",
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def scripts(root: Path):
+    """The benchmarks as modules that can import each other."""
+    folder = str(root / "benchmarks")
+    sys.path.insert(0, folder)
+    names = ("common", "naive", "engine", "parity_precision", "scaling")
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    sys.path.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a network that takes no time."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_network(untrained_network(TINY), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network():
+    return load_network()
+
+
+@pytest.fixture(scope="module")
+def images(network):
+    edge = network.config.image_size
+    sequence = suite_sequence("static", 0, world="one_room", size=(edge * 3 // 4, edge))
+    return [frame.image for frame in islice(sequence.frames(), 10)]
+
+
+# --- the naive mode ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["raymap3r", "ttt3r", "cut3r"])
+def test_the_naive_mode_gives_the_same_answers(scripts, network, images, rule: str):
+    rays = rule == "raymap3r"
+    options = StreamOptions(update_rule=rule, smoothing="off", reset_interval=0, token_pooling="raster")
+    stream, naive = Stream(network, options), scripts.naive.NaiveStream(network, rule)
+    for frame, image in enumerate(images):
+        ours, theirs = stream.step(image, motion=rays), naive.step(image)
+        np.testing.assert_allclose(theirs.pose, ours.pose, atol=1e-4)
+        np.testing.assert_allclose(theirs.depth, ours.depth, rtol=1e-4)
+        np.testing.assert_allclose(theirs.points, ours.points, atol=1e-3)
+        np.testing.assert_allclose(theirs.confidence, ours.confidence, rtol=1e-3)
+        if rays and frame >= METHOD.warmup_frames:
+            np.testing.assert_allclose(theirs.staticness, ours.staticness, atol=2e-3)
+        else:
+            assert theirs.staticness is None
+
+
+def test_the_answers_depend_on_the_rule(scripts, network, images):
+    """Otherwise the test above would say little."""
+    naive = [scripts.naive.NaiveStream(network, rule) for rule in ("raymap3r", "ttt3r", "cut3r")]
+    for image in images:
+        depths = [stream.step(image).depth for stream in naive]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not np.allclose(depths[first], depths[second], rtol=1e-3)
+
+
+def test_the_naive_mode_makes_every_attention_matrix_and_leaves_the_network_alone(
+    scripts, network, images, monkeypatch: pytest.MonkeyPatch
+):
+    naive, stream = scripts.naive.NaiveStream(network), Stream(network)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("fused attention")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(F, "scaled_dot_product_attention", refuse)
+        for image in images[: METHOD.warmup_frames + 2]:
+            naive.step(image)
+        with pytest.raises(AssertionError, match="fused attention"):
+            stream.step(images[0])
+    stream.step(images[0])
+
+
+def test_the_naive_mode_runs_all_heads_in_both_branches_on_the_same_weights(scripts, network, images):
+    naive = scripts.naive.NaiveStream(network)
+    given = {parameter.data_ptr() for parameter in network.parameters()}
+    assert {parameter.data_ptr() for parameter in naive.network.parameters()} == given
+    calls = []
+    for name in ("self_head", "world_head", "rgb_head", "pose_head"):
+        getattr(naive.network, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    naive.network.decoder.state_blocks[-1].register_forward_hook(lambda *_: calls.append("last state block"))
+    for frame, image in enumerate(images[:7]):
+        calls.clear()
+        naive.step(image)
+        branches = 2 if frame >= METHOD.warmup_frames else 1
+        assert len(set(calls)) == 5 and len(calls) == 5 * branches
+
+
+def test_host_geometry_agrees_with_the_streams_own(scripts):
+    encoding = torch.tensor([0.1, -0.2, 0.3, 0.9, 0.1, -0.3, 0.2])
+    pose = cameras.pose_matrix(encoding)
+    np.testing.assert_allclose(scripts.naive.pose_of(encoding.numpy()), pose, atol=1e-6)
+    size, focal = (24, 32), 27.0
+    matrix = cameras.pinhole(torch.tensor([focal]), size)
+    rays = cameras.ray_map(pose[None], matrix, size)[0]
+    np.testing.assert_allclose(scripts.naive.rays_of(pose.numpy(), focal, size), rays, atol=1e-6)
+    row, column = np.mgrid[:24, :32].astype(np.float32)
+    depth = 2 + np.sin(row) + 0.1 * column
+    points = np.stack(((column - 16) / focal * depth, (row - 12) / focal * depth, depth), axis=-1)
+    assert scripts.naive.focal_of(points, 10) == pytest.approx(focal, rel=1e-5)
+    points[:3] *= [1.5, 1.5, 1]  # an eighth of outliers, which a least-squares fit would follow
+    robust = scripts.naive.focal_of(points, 10)
+    assert robust == pytest.approx(focal, rel=0.02)
+    assert robust == pytest.approx(cameras.focal_from_points(torch.from_numpy(points)[None], 10).item(), rel=1e-4)
+
+
+# --- the figures ------------------------------------------------------------------------------------------------
+
+
+def test_contestants_take_turns_and_only_timed_frames_count(scripts):
+    log: list[tuple[str, int]] = []
+
+    def contestant(name: str):
+        def step(index: int):
+            log.append((name, index))
+            return SimpleNamespace(timings={"a": 0.001, "b": 0.0})
+
+        return scripts.common.Contestant(lambda: step)
+
+    pair = [contestant("A"), contestant("B")]
+    rounds = scripts.common.ROUNDS
+    frames = 3 * rounds + 1
+    scripts.common.take_turns(pair, frames, warmup=3, device=CPU)
+    turns = [name for (name, _), (before, _) in zip(log[1:], log, strict=False) if name != before]
+    assert "".join(turns) == "BA" * rounds + "B"  # after A's warm-up
+    for name, one in zip("AB", pair, strict=True):
+        assert [index for who, index in log if who == name] == list(range(3 + frames + rounds))
+        assert len(one.latencies) == len(one.stages) == frames
+        medians = one.stage_medians()
+        assert medians["a"] == 0.001 and medians["b"] == 0
+        assert medians["rest"] == pytest.approx(np.median(one.latencies) - 0.001)
+        assert one.peak > 1e6  # this process is larger than that
+
+
+def test_latency_of_known_times(scripts):
+    latency = scripts.common.Latency.of(list(range(1, 102)), streams=2)
+    assert (latency.median_ms, latency.p95_ms, latency.p99_ms) == (51, 96, 100)
+    assert latency.frames_per_second == pytest.approx(2 * 1000 / 51)  # the mean of 1..101 is 51 ms
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process cannot be reset")
+def test_peak_memory_is_of_what_ran_since_its_reset(scripts):
+    if "since it began" in scripts.common.memory_kind(CPU):
+        pytest.skip("the peak cannot be reset here")
+    gc.collect()  # nothing large may go meanwhile
+    scripts.common.reset_peak(CPU)
+    before = scripts.common.peak_memory(CPU)
+    block = np.ones(100_000_000, np.uint8)
+    during = scripts.common.peak_memory(CPU)
+    del block
+    assert scripts.common.peak_memory(CPU) >= during - 1e6  # a peak stays
+    scripts.common.reset_peak(CPU)
+    assert during - before > 90e6 and during - scripts.common.peak_memory(CPU) > 90e6
+
+
+def test_each_row_is_compared_with_the_mode_that_does_the_same(scripts):
+    setting = scripts.engine.Setting("net", 64)
+    variants = {
+        (rule, motion): dataclasses.replace(setting, rule=rule, motion=motion).baseline()
+        for rule in ("raymap3r", "motion_filter", "filt3r", "cut3r")
+        for motion in ("on", "off")
+    }
+    without_rays = {key for key, baseline in variants.items() if baseline.rule == "ttt3r"}
+    assert without_rays == {("filt3r", "off"), ("cut3r", "off")}
+    assert all(baseline.mode == "naive" and baseline.precision == "float32" for baseline in variants.values())
+    asked = {"precision": ("float32", "bfloat16"), "streams": (1, 2, 4)}
+    rows = scripts.engine.combinations(setting, asked)
+    assert len(set(rows)) == 6 and {row.rule for row in rows} == {"raymap3r"}
+    suited = scripts.engine.suited(setting, torch.device("cuda"), 8)
+    assert len(set(suited)) == len(suited) > 10
+    assert {row.streams for row in suited} == {1, 2, 4, 8} and {row.size for row in suited} == {64, 48, 32}
+
+
+def test_deviation_of_known_paths(scripts):
+    parity = scripts.parity_precision
+    straight = np.tile(np.eye(4), (11, 1, 1))
+    straight[:, 2, 3] = np.arange(11)  # ten metres
+    other = straight.copy()
+    other[5, 0, 3] = 0.4
+    other[10, 1, 3] = 0.1
+    turn = np.radians(0.02)
+    other[3, :3, :3] = [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]
+    reference = parity.Record(poses=list(straight))
+    measured = parity.Record(poses=list(other), depth_errors=[0.01, 0.02, 0.06], both=30, either=40)
+    deviation = measured.deviation(reference)
+    assert deviation.drift_worst_percent == pytest.approx(4)
+    assert deviation.drift_final_percent == pytest.approx(1)
+    assert deviation.rotation_worst_deg == pytest.approx(0.02, rel=1e-4)
+    assert deviation.rotation_final_deg == 0
+    assert deviation.depth_median_percent == pytest.approx(2)
+    assert deviation.depth_worst_percent == pytest.approx(6)
+    assert deviation.mask_iou == 0.75
+
+
+def test_a_frame_that_is_not_finite_is_counted_and_nothing_else(scripts):
+    parity = scripts.parity_precision
+
+    def result(depth: float, healthy: bool, moving: int = 2):
+        arrays = {
+            "pose": np.eye(4),
+            "depth": np.full((2, 3), depth),
+            "dynamic_mask": np.arange(6).reshape(2, 3) < moving,
+            "healthy": np.array(healthy),
+        }
+        return SimpleNamespace(frame=0, numpy=lambda *names: {name: arrays[name] for name in names})
+
+    record = parity.Record()
+    record.take(result(2.2, True, moving=3), result(2.0, True))
+    record.take(result(np.nan, False), result(2.0, True))
+    assert record.unhealthy == 1 and len(record.poses) == 2
+    assert record.depth_errors == [pytest.approx(0.1)]
+    assert (record.both, record.either) == (2, 3)
+    with pytest.raises(scripts.parity_precision.Raymap3rError, match="frame 0"):
+        record.take(result(2.0, True), result(np.nan, False))
+
+
+def test_a_slope_and_a_power_are_found(scripts):
+    rng = np.random.default_rng(0)
+    times = 5 + 0.002 * np.arange(5000) + rng.normal(0, 0.05, 5000)
+    times[::100] += 50  # now and then a slow frame
+    found, error = scripts.scaling.slope(list(times))
+    assert found == pytest.approx(0.002, abs=4 * error) and error < 1e-5
+    assert scripts.scaling.exponent([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
+
+
+# --- the scripts ------------------------------------------------------------------------------------------------
+
+
+def run(script: ModuleType, *arguments: object) -> None:
+    assert script.main([str(argument) for argument in ("--device", "cpu", *arguments)]) == 0
+
+
+def finite_rows(path: Path, part: str = "rows") -> list[dict]:
+    """What a script wrote, every number of it finite."""
+    rows = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in {path}"))[part]
+    for row in rows:
+        assert all(math.isfinite(value) for value in row.values() if isinstance(value, int | float))
+    return rows
+
+
+def test_engine_runs(scripts, tiny, tmp_path, capsys):
+    target, table = tmp_path / "engine.json", tmp_path / "engine.csv"
+    run(
+        scripts.engine, "--checkpoint", tiny, "--precision", "float32", "bfloat16", "--rule", "raymap3r", "filt3r",
+        "--motion", "off", "--streams", 1, 2, "--frames", 2, "--warmup", 7, "--json", target, "--csv", table,
+    )  # fmt: skip
+    rows = finite_rows(target)
+    assert [row["mode"] for row in rows] == ["naive"] * 2 + ["engine"] * 8
+    for row in rows:
+        assert row["pixels"] == "32x24" and row["frames"] == 2 and row["network"] == "tiny"
+        assert 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["torch"] == torch.__version__ and row["device"] and row["memory_mb"] > 0
+        assert row["stage_encode_ms"] > 0
+        # Rays are asked where the rule needs them, though nobody looks at what moves.
+        assert (row.get("stage_ray_branch_ms", 0) > 0) == (row["rule"] == "raymap3r")
+        base = rows[0 if row["rule"] == "raymap3r" else 1]
+        assert row["ratio_to_naive"] == pytest.approx(row["frames_per_second"] / base["frames_per_second"])
+    with table.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["median_ms"]) for line in lines] == [row["median_ms"] for row in rows]
+    printed = capsys.readouterr().out
+    assert "naive raymap3r" in printed and "filt3r bfloat16" in printed and torch.__version__ in printed
+
+
+def test_engine_without_wishes_measures_the_everyday_row_and_the_least(scripts, tiny, tmp_path):
+    target = tmp_path / "engine.json"
+    run(scripts.engine, "--checkpoint", tiny, "--frames", 2, "--warmup", 7, "--json", target)
+    assert [(row["mode"], row["rule"], row["motion"]) for row in finite_rows(target)] == [
+        ("naive", "raymap3r", "on"), ("naive", "ttt3r", "off"), ("engine", "raymap3r", "on"),
+        ("engine", "filt3r", "off"),
+    ]  # fmt: skip
+
+
+def test_parity_precision_runs(scripts, tiny, tmp_path, capsys):
+    target = tmp_path / "parity.json"
+    run(scripts.parity_precision, "--checkpoint", tiny, "--frames", 8, "--execution", "plain", "--json", target)
+    rows = finite_rows(target)
+    assert [(row["precision"], row["changed"]) for row in rows] == [
+        ("bfloat16", False), ("float16", False), ("float32", True),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["drift_worst_percent"] >= row["drift_final_percent"] >= 0 and 0 <= row["mask_iou"] <= 1
+        assert row["unhealthy_frames"] == 0 and row["path_m"] > 0
+    # Eight bits of mantissa against eleven.
+    assert rows[0]["depth_median_percent"] > rows[1]["depth_median_percent"] > 0
+    assert "bfloat16 plain" in capsys.readouterr().out
+
+
+def test_scaling_runs(scripts, tiny, tmp_path, capsys):
+    target, table = tmp_path / "scaling.json", tmp_path / "scaling.csv"
+    run(
+        scripts.scaling, "--checkpoint", tiny, "--frames", 10, "--samples", 1, "--warmup", 7,
+        "--json", target, "--csv", table,
+    )  # fmt: skip
+    rows, trends = finite_rows(target), finite_rows(target, "trends")
+    values = {over: [row["value"] for row in rows if row["over"] == over] for over in scripts.scaling.TITLES}
+    assert values == {
+        "frames": list(range(1, 11)),
+        "pixels": [16 * 8, 24 * 16, 32 * 24, 48 * 32],
+        "streams": [1, 2, 4, 8],
+        "state": [3, 6, 12, 24],
+    }
+    assert [trend["over"] for trend in trends] == list(values)
+    assert "slope_ms_per_1000_frames" in trends[0] and "time_exponent" in trends[1]
+    with table.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    assert "per 1000 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("engine", ["--device", "gpu"], "device is 'gpu'"),
+        ("engine", ["--checkpoint", "none.pth"], "'none.pth' is not a file"),
+        ("engine", ["--warmup", "3"], "warmup is 3"),
+        ("engine", ["--json", "no/such/folder.json"], "no/such/folder.json: cannot be written"),
+        ("engine", ["--size", "9999"], "image_size is 9999"),
+        ("parity_precision", ["--frames", "1001"], "frames is 1001; allowed range: 2 to 1000"),
+        ("parity_precision", ["--checkpoint", "none.pth"], "'none.pth' is not a file"),
+        ("scaling", ["--frames", "9"], "frames is 9"),
+        ("scaling", ["--csv", "."], ".: cannot be written"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(scripts, capsys, name: str, arguments: list[str], message: str):
+    assert getattr(scripts, name).main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"{name}.py: error: ") and message in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["engine", "parity_precision", "scaling"])
+def test_help_explains_every_option(scripts, capsys, name: str):
+    with pytest.raises(SystemExit) as stopped:
+        getattr(scripts, name).main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for option in ("--preset", "--checkpoint", "--device", "--json", "--precision", "--execution", "--frames"):
+        assert f"\n  {option} " in printed
+    with pytest.raises(SystemExit) as stopped:
+        getattr(scripts, name).main(["--frames", "0"])
+    assert stopped.value.code == 2 and "'0' is not a whole number above 0" in capsys.readouterr().err
