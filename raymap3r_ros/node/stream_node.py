@@ -155,12 +155,12 @@ class StreamNode(LifecycleNode):
         device = choose_device(options.device)
         _leave_a_core_free()
         self.get_logger().info(f"loading {options.checkpoint} on {device}")
-        self._network = load_network(options.checkpoint, device)
+        self._network = load_network(options.checkpoint, device, stream_options.precision)
         if not self._network.trained:
             self.get_logger().warning(f"{self._network.source}")
-        _warm_up(Stream(self._network, stream_options))
-        self._options = options
         self._stream = Stream(self._network, stream_options)
+        _warm_up(self._stream)
+        self._options = options
         self._outputs = Outputs(self)
         self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
         self._warned: set[str] = set()
@@ -357,18 +357,29 @@ class StreamNode(LifecycleNode):
             self._intrinsics(image),
             motion=not wanted.isdisjoint(MOTION_TOPICS),
         )
-        if not bool(result.healthy):
+        returned = time.monotonic()
+        glance = self._outputs.look(result, wanted, options)
+        if not glance.healthy:
             self._fail("the network's output is not finite: frame not published", throttle=True)
             return
         if result.reset:
             self._on_new_memory(result, forget or result.reset_reason)
         published = time.monotonic()
-        self._outputs.publish(result, frame.stamp, child_frame, wanted, options)
+        self._outputs.publish(result, glance, frame.stamp, child_frame, wanted, options)
         done = time.monotonic()
 
-        self._rule = result.rule
-        self._intrinsics_from = _intrinsics_origin(result, self._info is not None)
-        stages = {"convert": (stepped - started) * 1e3, **result.timings, "publish": (done - published) * 1e3}
+        self._rule = glance.rule
+        self._intrinsics_from = _intrinsics_origin(glance.intrinsics_known, self._info is not None)
+        timings, total = result.timings, (done - started) * 1e3
+        # A GPU may still be at work when `step` returns; its own clock knows for how long.
+        stream = max((returned - stepped) * 1e3, sum(timings.values()))
+        stages = {
+            "convert": (stepped - started) * 1e3,
+            **timings,
+            "publish": (done - published) * 1e3,
+            "node": total - stream,  # conversion, publishing and all else that is not the stream's
+            "whole frame": total,
+        }
         from_stamp = self.get_clock().now().nanoseconds * 1e-9 - conversions.seconds(frame.stamp)
         self._monitor.published(from_stamp, done - frame.arrival, stages)
 
@@ -449,15 +460,19 @@ def _leave_a_core_free() -> None:
 
 
 def _warm_up(stream: Stream) -> None:
-    """Find out now, not at the first image, whether the network runs at all; on a GPU, also load every kernel."""
-    frames = METHOD.warmup_frames + 2 if stream.device.type == "cuda" else 1
+    """Find out now, not at the first image, whether the network runs at all; on a GPU, also load every kernel and
+    record the graphs of 4:3 images: with and without camera_info, with and without listeners to what moves."""
     side = stream.options.image_size or stream.network.config.image_size
-    for _ in range(frames):
-        stream.step(np.full((side * 3 // 4, side, 3), 128, np.uint8))
+    image = np.full((side * 3 // 4, side, 3), 128, np.uint8)
+    intrinsics = np.array([[side, 0.0, side / 2], [0.0, side, side * 3 / 8], [0.0, 0.0, 1.0]])
+    frames = METHOD.router_last_frame + 5 if stream.device.type == "cuda" else 1
+    for index in range(frames):
+        stream.step(image, intrinsics=intrinsics if index % 4 > 1 else None, motion=index % 2 == 0)
+    stream.reset()
 
 
-def _intrinsics_origin(result: StepResult, info_arrived: bool) -> str:
-    if not bool(result.intrinsics_known):
+def _intrinsics_origin(known: bool, info_arrived: bool) -> str:
+    if not known:
         return "assumed: no camera_info, and the points give no focal length"
     return "camera_info" if info_arrived else "estimated from the points"
 

@@ -264,7 +264,9 @@ class Stream:
             rule_index=rule_index,
             alignment_error=alignment_error,
         )
-        return estimate, _choose(healthy, after, before)
+        after = _choose(healthy, after, before)
+        mark("outputs")
+        return estimate, after
 
     def _begin(self, batch: int, size: tuple[int, int], reason: str) -> StreamState:
         """The state of streams that have seen nothing."""

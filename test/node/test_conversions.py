@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from geometry_msgs.msg import Point, Pose
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointField
 from sensor_msgs_py import point_cloud2
 from std_msgs.msg import Header
 
@@ -81,6 +81,19 @@ def test_pixels_keep_their_places():
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     np.testing.assert_array_equal(conversions.image_array(image("rgb8", pixels, padding=2)), pixels)
     np.testing.assert_array_equal(conversions.image_array(image("bgr8", pixels)), pixels[..., ::-1])
+    np.testing.assert_array_equal(conversions.image_array(image("bgr8", pixels, padding=2)), pixels[..., ::-1])
+    wide = np.arange(5 * 7 * 4, dtype=np.uint8).reshape(5, 7, 4)
+    np.testing.assert_array_equal(conversions.image_array(image("rgba8", wide, padding=3)), wide[..., :3])
+    np.testing.assert_array_equal(conversions.image_array(image("bgra8", wide)), wide[..., 2::-1])
+
+
+def test_rgb_is_not_copied_and_padding_once():
+    pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    message = image("rgb8", pixels)
+    result = conversions.image_array(message)
+    assert np.shares_memory(result, np.frombuffer(message.data, np.uint8))
+    assert result.flags.c_contiguous and result.flags.writeable
+    assert conversions.image_array(image("rgb8", pixels, padding=2)).flags.c_contiguous
 
 
 def broken(**changes):
@@ -157,23 +170,24 @@ def test_camera_info_out():
     np.testing.assert_array_equal(message.r.reshape(3, 3), np.eye(3))
 
 
-def test_cloud():
-    points = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
-    colors = np.array([COLOR, (1, 2, 3)], np.uint8)
-    message = conversions.cloud_message(
-        HEADER, points, colors, np.array([1.5, 2.5], np.float32), np.array([False, True])
-    )
-    assert [field.name for field in message.fields] == ["x", "y", "z", "rgb", "confidence", "dynamic"]
-    assert (message.width, message.height, message.header.frame_id) == (2, 1, "camera")
-    read = point_cloud2.read_points(message)
-    np.testing.assert_array_equal(np.column_stack([read["x"], read["y"], read["z"]]), points)
-    np.testing.assert_array_equal(read["confidence"], [1.5, 2.5])
-    np.testing.assert_array_equal(read["dynamic"], [0, 1])
-    assert read["rgb"].view(np.uint32)[0] == COLOR[0] << 16 | COLOR[1] << 8 | COLOR[2]
-    assert (
-        conversions.cloud_message(HEADER, points[:0], colors[:0], np.zeros(0, np.float32), np.zeros(0, bool)).width
-        == 0
-    )
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_cloud_is_what_sensor_msgs_py_makes(count):
+    random = np.random.default_rng(0)
+    colors = random.integers(0, 256, (count, 3), np.uint32)
+    points = np.zeros(count, [(name, np.float32) for name in ("x", "y", "z", "rgb", "confidence", "dynamic")])
+    for name in ("x", "y", "z", "confidence"):
+        points[name] = random.normal(size=count)
+    points["dynamic"] = np.arange(count) % 2
+    points["rgb"] = (colors[:, 0] << 16 | colors[:, 1] << 8 | colors[:, 2]).view(np.float32)
+    fields = [
+        PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
+        for index, name in enumerate(points.dtype.names)
+    ]
+    rows = points.view(np.float32).reshape(count, 6)
+    message = conversions.cloud_message(HEADER, rows)
+    assert message == point_cloud2.create_cloud(HEADER, fields, points)
+    assert (message.width, message.height, message.point_step) == (count, 1, 24)
+    np.testing.assert_array_equal(point_cloud2.read_points(message)["rgb"].view(np.uint32) >> 16, colors[:, 0])
 
 
 def test_odometry():

@@ -11,9 +11,9 @@ from raymap3r_ros.streaming import MaskOptions, StreamOptions
 from raymap3r_ros.streaming.options import UPDATE_RULES
 
 NAMES = {
-    "checkpoint", "device", "precision", "execution", "image_size", "update_rule", "router", "smoothing", "reset_interval",
-    "reset_alignment", "token_pooling", "world_frame", "child_frame", "publish_tf", "confidence_threshold",
-    "points.stride", "every_frame", "max_gap", "image_transport",
+    "checkpoint", "device", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
+    "reset_interval", "reset_alignment", "token_pooling", "world_frame", "child_frame", "publish_tf",
+    "confidence_threshold", "points.stride", "every_frame", "max_gap", "image_transport",
     *(f"mask.{item.name}" for item in dataclasses.fields(MaskOptions)),
 }  # fmt: skip
 

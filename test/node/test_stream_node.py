@@ -14,16 +14,18 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs_py.point_cloud2 import read_points
 from std_msgs.msg import Header
 
 from raymap3r_ros.network import load_network
-from raymap3r_ros.node import conversions
+from raymap3r_ros.node import conversions, outputs
 from raymap3r_ros.node.frame_queue import DEPTH
 from raymap3r_ros.node.outputs import TOPICS
 
 EVERYTHING = (*TOPICS, "tf")
 WIDTH, HEIGHT = 64, 48  # of the images sent, and as the network sees them
 IMAGES = ("depth", "depth_static", "confidence", "dynamic_mask", "dynamic_map", "rgb")
+TRAJECTORIES = ("trajectory", "trajectory_raw")  # not published with every frame
 
 
 @pytest.fixture
@@ -40,6 +42,15 @@ def numbers(position, orientation):
     return [position.x, position.y, position.z, orientation.x, orientation.y, orientation.z, orientation.w]
 
 
+def wait_for_end(bench, sent, topic="trajectory"):
+    """Wait for the trajectory that ends at this image; how many poses it has."""
+    bench.wait(
+        lambda: bench.messages[topic] and bench.messages[topic][-1].header.stamp == sent.header.stamp,
+        f"{topic} up to {sent.header.stamp}",
+    )
+    return len(bench.messages[topic][-1].poses)
+
+
 # ------------------------------------------------------------------------------------------------------------ outputs
 
 
@@ -47,13 +58,19 @@ def test_every_output(make_bench):
     bench = make_bench(every_frame=True)
     bench.start(*EVERYTHING)
     sent = [bench.send(index).header.stamp for index in range(8)]
-    for topic in TOPICS:
-        bench.wait_for(topic, len(sent))
-    bench.wait_for("tf", len(sent))
+    for topic in EVERYTHING:
+        if topic not in TRAJECTORIES:
+            bench.wait_for(topic, len(sent))
+    for topic in TRAJECTORIES:
+        assert wait_for_end(bench, bench.messages["pose"][-1], topic) == len(sent)
 
     for topic in TOPICS:
-        assert [message.header.stamp for message in bench.messages[topic]] == sent, topic
-        frame = "map" if topic in ("pose", "odometry", "trajectory", "trajectory_raw") else "camera"
+        stamps = [message.header.stamp for message in bench.messages[topic]]
+        if topic in TRAJECTORIES:
+            assert stamps == [stamp for stamp in sent if stamp in stamps], topic
+        else:
+            assert stamps == sent, topic
+        frame = "map" if topic in ("pose", "odometry", *TRAJECTORIES) else "camera"
         assert {message.header.frame_id for message in bench.messages[topic]} == {frame}, topic
     for message, pose, odometry in zip(
         bench.messages["tf"], bench.messages["pose"], bench.messages["odometry"], strict=True
@@ -87,14 +104,14 @@ def test_every_output(make_bench):
     path = bench.messages["trajectory"][-1]
     assert [pose.header.stamp for pose in path.poses] == sent
     assert path.poses[-1].pose == bench.messages["pose"][-1].pose
-    assert len(bench.messages["trajectory_raw"][-1].poses) == len(sent)
 
     bench.wait_for_told("frames out", len(sent))
     told = bench.told
     assert (told["frames in"], told["frames dropped"], told["frames lost"]) == ("8", "0", "0")
     assert float(told["rate in (Hz)"]) > 0 and float(told["rate out (Hz)"]) > 0
     assert float(told["latency from arrival, median (ms)"]) > 0
-    assert {"stage decode (ms)", "stage ray_branch (ms)", "stage publish (ms)"} <= told.keys()
+    assert {"stage convert (ms)", "stage publish (ms)", "stage decode (ms)", "stage ray_branch (ms)"} <= told.keys()
+    assert 0 < float(told["stage node (ms)"]) < float(told["stage whole frame (ms)"])
     assert told["update rule"] == "raymap3r" and told["device"] == "cpu"
     assert told["resets"] == "0" and told["last error"] == ""
 
@@ -110,21 +127,27 @@ def test_what_nobody_wants_is_not_computed(make_bench, monkeypatch):
     bench = make_bench(every_frame=True, update_rule="ttt3r")
     bench.start("pose")
     stream, copied, motions = bench.node._stream, [], []
-    step = stream.step
+    step, to_host = stream.step, outputs.to_host
 
-    def spy(*args, motion, **kwargs):
+    def step_spy(*args, motion, **kwargs):
         motions.append(motion)
-        result = step(*args, motion=motion, **kwargs)
-        copy = type(result).numpy
-        monkeypatch.setattr(type(result), "numpy", lambda self, *names: copied.append(names) or copy(self, *names))
-        return result
+        copied.append([])
+        return step(*args, motion=motion, **kwargs)
 
-    stream.step = spy
+    def to_host_spy(tensors):
+        arrays = to_host(tensors)
+        copied[-1].append(sum(array.nbytes for array in arrays))
+        return arrays
+
+    stream.step = step_spy
+    monkeypatch.setattr(outputs, "to_host", to_host_spy)
     for index in range(7):
         bench.send(index)
     bench.wait_for("pose", 7)
     assert motions == [False] * 7
-    assert {name for names in copied for name in names} == {"pose", "pose_raw"}
+    bench.wait_for_told("frames out", 7)
+    two_poses = 2 * 16 * 4
+    assert all(two_poses < few < two_poses + 32 and many == 0 for few, many in copied)
     bench.wait_for_told("subscribed outputs", "pose")
     assert "stage ray_branch (ms)" not in bench.told
 
@@ -132,7 +155,35 @@ def test_what_nobody_wants_is_not_computed(make_bench, monkeypatch):
     bench.send(7)
     bench.wait_for("dynamic_mask", 1)
     assert motions[-1]
-    assert {name for names in copied for name in names} == {"pose", "pose_raw", "dynamic_mask"}
+    few, many = copied[-1]
+    assert few < two_poses + 32 and many == WIDTH * HEIGHT
+
+
+def test_points_are_the_maps_where_the_network_is_confident(make_bench):
+    bench = make_bench(every_frame=True)
+    topics = ("points", "depth", "confidence", "dynamic_mask", "rgb", "camera_info")
+    bench.start(*topics)
+    for index in range(7):
+        bench.send(index)
+    bench.wait_for("points", 7)
+    middle = float(np.median(values(bench.messages["confidence"][-1])))
+    assert bench.set_parameter("confidence_threshold", middle).successful
+    bench.send(7)
+    cloud, depth, confidence, mask, rgb, info = (bench.wait_for(topic, 8) for topic in topics)
+    chosen = values(confidence) >= middle
+    assert 0 < chosen.sum() < chosen.size
+    points = read_points(cloud)
+    np.testing.assert_array_equal(points["z"], values(depth)[chosen])
+    np.testing.assert_array_equal(points["confidence"], values(confidence)[chosen])
+    np.testing.assert_array_equal(points["dynamic"] * 255, values(mask, np.uint8)[chosen])
+    bits = points["rgb"].copy().view(np.uint32)
+    colors = np.stack([bits >> 16, bits >> 8 & 255, bits & 255], -1)
+    np.testing.assert_array_equal(colors, values(rgb, np.uint8)[chosen])
+    # Every point lies about where its pixel looks.
+    rows, columns = np.nonzero(chosen)
+    fx, fy = info.k[0], info.k[4]
+    assert np.corrcoef(points["x"] / points["z"] * fx, columns)[0, 1] > 0.9
+    assert np.corrcoef(points["y"] / points["z"] * fy, rows)[0, 1] > 0.9
 
 
 def test_points_are_strided_and_filtered(make_bench):
@@ -152,6 +203,19 @@ def test_late_subscriber_gets_the_trajectory(make_bench):
     bench.wait_for("pose")
     bench.listen("trajectory")
     assert len(bench.wait_for("trajectory").poses) == 1
+
+
+def test_trajectories_come_twice_a_second_of_stamps_and_at_their_end(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("pose", "trajectory")
+    for index in range(24):
+        last = bench.send(index)
+    bench.wait_for("pose", 24)
+    assert wait_for_end(bench, last) == 24
+    times = bench.times("trajectory")
+    # Between them the timer may have sent some, one in a second of real time.
+    assert {0.0, 0.5, 1.0, 1.5, 2.0, 2.3} <= set(times)
+    assert len(times) < 24 and times == sorted(set(times))
 
 
 # ------------------------------------------------------------------------------------------------------------- inputs
@@ -242,12 +306,12 @@ def test_change_of_size_starts_a_new_world(make_bench):
     bench.start("pose", "depth", "trajectory")
     bench.send(0)
     bench.send(1)
-    bench.send(2, size=(48, 64))
+    last = bench.send(2, size=(48, 64))
     bench.wait_for("depth", 3)
     sizes = [(depth.width, depth.height) for depth in bench.messages["depth"]]
     assert sizes == [(WIDTH, HEIGHT), (WIDTH, HEIGHT), (HEIGHT, WIDTH)]
     bench.wait_for_log("a new world starts (size)")
-    assert len(bench.wait_for("trajectory", 3).poses) == 1
+    assert wait_for_end(bench, last) == 1
 
 
 def test_frames_without_a_name(make_bench):
@@ -291,9 +355,14 @@ def test_stamps_that_jump_start_a_new_scene_with_one_line(make_bench):
         1.02, 1.1,  # late by a little: no jump
     ]  # fmt: skip
     for index, offset in enumerate(offsets):
-        bench.send(index, time=offset)
-    bench.wait_for("trajectory", len(offsets))
-    assert [len(path.poses) for path in bench.messages["trajectory"]] == [1, 2, 3, 1, 2, 1, 2, 3, 4, 5]
+        last = bench.send(index, time=offset)
+    bench.wait_for("pose", len(offsets))
+    assert wait_for_end(bench, last) == 5
+    grown = iter(zip(offsets, [1, 2, 3, 1, 2, 1, 2, 3, 4, 5], strict=True))
+    lengths = [len(path.poses) for path in bench.messages["trajectory"]]
+    came = list(zip(bench.times("trajectory"), lengths, strict=True))
+    assert all(pair in grown for pair in came)  # in this order, with some left out
+    assert [pair for pair in came if pair[1] == 1] == [(0.0, 1), (50.0, 1), (0.0, 1)]
     assert bench.times("pose") == offsets
     assert bench.count_logs("stamps jump") == 2
     bench.wait_for_log("stamps jump forward by 49.800 s: a new scene is started", level=30)
@@ -428,9 +497,9 @@ def test_deactivate_keeps_the_scene_and_cleanup_forgets_it(make_bench):
     assert bench.change_state("activate")
     bench.wait_for_match()
     # A pause of minutes is no jump of the stamps.
-    bench.send(4, time=300.0)
+    sent = bench.send(4, time=300.0)
     bench.wait_for("pose", 4)
-    assert len(bench.wait_for("trajectory", 4).poses) == 4
+    assert wait_for_end(bench, sent) == 4
     assert bench.node._stream.snapshot().frame == 4
     assert bench.count_logs("a new world starts") == 1
 
@@ -442,8 +511,8 @@ def test_deactivate_keeps_the_scene_and_cleanup_forgets_it(make_bench):
     assert bench.change_state("configure") and bench.change_state("activate")
     bench.wait_for_match()
     bench.wait(lambda: bench.node._outputs.wanted() >= {"pose", "trajectory"}, "match of the outputs")
-    bench.send(5)
-    assert len(bench.wait_for("trajectory", 5).poses) == 1
+    sent = bench.send(5)
+    assert wait_for_end(bench, sent) == 1
     assert bench.change_state("shutdown") and bench.state() == "finalized"
 
 
@@ -452,11 +521,11 @@ def test_reset_starts_a_new_world(make_bench):
     bench.start("pose", "trajectory")
     for index in range(3):
         bench.send(index)
-    bench.wait_for("trajectory", 3)
+    bench.wait_for("pose", 3)
     answer = bench.reset()
     assert answer.success and "the next image starts a new world" in answer.message
-    bench.send(0, time=0.3)
-    assert len(bench.wait_for("trajectory", 4).poses) == 1
+    sent = bench.send(0, time=0.3)
+    assert wait_for_end(bench, sent) == 1
     first, *_, again = bench.messages["pose"]
     assert numbers(again.pose.position, again.pose.orientation) == numbers(first.pose.position, first.pose.orientation)
     bench.wait_for_told("resets", 1)
@@ -466,8 +535,8 @@ def test_memory_that_starts_anew_at_its_interval_keeps_the_world(make_bench):
     bench = make_bench(every_frame=True, reset_interval=4)
     bench.start("trajectory")
     for index in range(6):
-        bench.send(index)
-    assert len(bench.wait_for("trajectory", 6).poses) == 6
+        last = bench.send(index)
+    assert wait_for_end(bench, last) == 6
     bench.wait_for_log("the memory starts anew, aligned to what was there")
     bench.wait_for_told("resets", 1)
 
@@ -571,7 +640,7 @@ def test_output_that_is_not_finite_is_not_published(make_bench):
     assert bench.times("pose") == [0.1]
     bench.wait_for_log("the network's output is not finite: frame not published", level=40)
     bench.wait_for_told("last error", "the network's output is not finite: frame not published")
-    assert bench.told["frames out"] == "1"
+    bench.wait_for_told("frames out", 1)
 
 
 def test_best_effort_camera_is_heard(make_bench):

@@ -344,7 +344,7 @@ def test_reset_starts_a_new_world(network):
 def test_a_stamp_is_handed_through_and_stages_are_timed(network):
     result = Stream(network).step(frames(1)[0], stamp=12.5)
     assert result.stamp == 12.5
-    assert {"preprocess", "encode", "decode", "pose", "update"} == set(result.timings)
+    assert {"preprocess", "encode", "decode", "pose", "update", "outputs"} == set(result.timings)
     assert all(value > 0 for value in result.timings.values())
 
 
