@@ -71,14 +71,14 @@ RECIPES: dict[str, tuple[str, TrainOptions]] = {
         # Twice as many frames a step from two processes: torchrun --nproc-per-node 2.
         TrainOptions(
             world="one_room",
-            steps=4500,
-            frames=32,
-            longest=8,
+            steps=6000,
+            frames=48,
+            world_share=0.05,
             place_weight=0.5,
             pose_weight=2.0,
             rgb_share=0.0,
             warmup=200,
-            cooldown=0.4,
+            cooldown=0.6,
             average=0.998,
         ),
     ),

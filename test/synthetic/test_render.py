@@ -88,6 +88,16 @@ def test_pictures_have_something_to_match():
     assert (grey.flatten(2).mean(-1) > 20).all()
 
 
+def test_movers_of_the_one_room_have_known_sizes():
+    """Whatever the recipe: what is there is as large as in every other scene; in varied worlds it never is."""
+    generator = torch.Generator().manual_seed(0)
+    for world, same in (("one_room", True), ("varied", False)):
+        small, large = (random_scenes(generator, 20, Recipe(world, presence=0.9, size=size)) for size in (0.8, 1.6))
+        box = torch.cat((small.mover_half[:, 0], large.mover_half[:, 0]))
+        box = box[box[:, 0] > 0]
+        assert len(box) > 20 and bool((box.std(0) < 1e-6).all()) is same
+
+
 def test_one_room_is_one_place_and_varied_is_not():
     for world, same in (("one_room", True), ("varied", False)):
         scenes, _ = rendered(Recipe(world), count=3, frames=1)
