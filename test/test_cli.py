@@ -96,7 +96,7 @@ def test_interrupted_run_gives_the_status_of_ctrl_c(images, tmp_path, capsys, mo
     step = Stream.step
 
     def interrupted(self, *args, **kwargs):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(Stream, "step", interrupted)

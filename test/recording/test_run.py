@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import threading
 
@@ -150,7 +149,7 @@ def test_intrinsics_are_handed_to_the_stream(images, network, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_signal_finishes_the_files(images, network, stepped, tmp_path, number, capfd):
-    stepped.before = lambda index: os.kill(os.getpid(), number) if index == 2 else None
+    stepped.before = lambda index: signal.raise_signal(number) if index == 2 else None
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     summary = run_recording(open_recording(images), network, tmp_path / "out", OPTIONS, progress=False)
     assert (summary.frames, summary.complete, summary.stopped_by) == (3, False, signal.Signals(number).name)
@@ -163,8 +162,8 @@ def test_stop_signal_finishes_the_files(images, network, stepped, tmp_path, numb
 def test_second_ctrl_c_stops_at_once(images, network, stepped, tmp_path):
     def twice(index):
         if index == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     stepped.before = twice
     with pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -129,7 +128,7 @@ def test_an_interrupted_run_ends_like_a_whole_one(tmp_path: Path):
     train(SHORT, tmp_path / "whole", "x", CPU, report=lambda _: None)
 
     def interrupt(line: str) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
     trainer_log = trainer._LOG_EVERY
