@@ -17,18 +17,14 @@ the messages.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import itertools
-import json
-import multiprocessing
 import os
 import signal
 import struct
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -46,11 +42,11 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
-from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, choose_device
 from raymap3r_ros.node.conversions import image_message
 from raymap3r_ros.node.demo import rendered_room
 from raymap3r_ros.node.outputs import RELIABLE, TOPICS
+from raymap3r_ros.node.processes import answer, camera_node, listening, running_node
 from raymap3r_ros.node.transport import profile_environment
 from raymap3r_ros.streaming import METHOD
 
@@ -63,8 +59,6 @@ RATES = (10.0, 30.0, 60.0)  # Hz
 # Frames before those that count: the first ones ask no rays, and only then are they all alike for a GPU.
 WARM_UP = METHOD.router_last_frame + 5
 IMAGES = 16  # different ones, shown to and fro
-START_LIMIT = 600.0  # seconds for a node to load its weights
-STOP_LIMIT = 30.0  # seconds for a process to end once it is asked to
 QUIET = 3.0  # seconds without an output after which a frame's missing ones are given up
 DEPTH = 100  # messages that may wait: the listener must not be what loses them
 STAGES = {"convert": "convert", "publish": "publish", "node": "node", "whole frame": "frame"}  # told as, called here
@@ -187,68 +181,7 @@ class _Listener:
                 self._reports += 1
 
 
-# ------------------------------------------------------------------------------------------------------ the processes
-
-
-@contextlib.contextmanager
-def _node(args: argparse.Namespace) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "raymap3r_ros.node", "--autostart", "--ros-args", "--log-level", "warn"]
-    command += ["-r", f"__ns:={NAMESPACE}"]
-    given = {"checkpoint": args.checkpoint, "device": args.device, "image_size": args.size}
-    for parameter in (*(f"{name}:={json.dumps(value)}" for name, value in given.items()), *args.parameter):
-        command += ["-p", parameter]
-    # In a session of its own, so that Ctrl-C reaches the camera alone, which ends the others in order.
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextlib.contextmanager
-def _listener(subscribed: str) -> Iterator[Connection]:
-    context = multiprocessing.get_context("spawn")  # a forked copy of this process would share its DDS threads
-    pipe, its_end = context.Pipe()
-    process = context.Process(target=listen, args=(its_end, subscribed), daemon=True)
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # handed on to the child
-    process.start()
-    signal.signal(signal.SIGINT, previous)
-    its_end.close()
-    try:
-        yield pipe
-    finally:
-        pipe.close()
-        process.join(STOP_LIMIT)
-
-
-def _answer(pipe: Connection, node: subprocess.Popen) -> Any:
-    """The next thing that the listener says. Raises Raymap3rError where a process ends before."""
-    deadline = time.monotonic() + START_LIMIT
-    while not pipe.poll(0.2):
-        if node.poll() is not None:
-            raise Raymap3rError(f"the node has ended with status {node.returncode}; its own message is above")
-        if time.monotonic() > deadline:
-            raise Raymap3rError(f"nothing was heard of the node for {START_LIMIT:.0f} s")
-    try:
-        return pipe.recv()
-    except EOFError:
-        raise Raymap3rError("the listener has ended; its own message is above") from None
-
-
-@contextlib.contextmanager
-def _camera() -> Iterator[Node]:
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    camera = rclpy.create_node("camera", namespace=NAMESPACE)
-    try:
-        yield camera
-    finally:
-        camera.destroy_node()
-        rclpy.shutdown()
+# ---------------------------------------------------------------------------------------------------------- measuring
 
 
 def camera_messages(width: int, height: int) -> list[Image]:
@@ -257,19 +190,22 @@ def camera_messages(width: int, height: int) -> list[Image]:
     return [image_message(Header(frame_id="benchmark_camera"), image, "rgb8") for image in images]
 
 
-# ---------------------------------------------------------------------------------------------------------- measuring
-
-
 def measure(subscribed: str, messages: list[Image], args: argparse.Namespace) -> tuple[list[Run], Parts]:
     """All rates, with these outputs subscribed to. Raises Raymap3rError where a process ends early."""
-    with _node(args) as node, _camera() as camera, _listener(subscribed) as pipe:
+    parameters = {"checkpoint": args.checkpoint, "device": args.device, "image_size": args.size}
+    more = [argument for parameter in args.parameter for argument in ("-p", parameter)]
+    with (
+        running_node(NAMESPACE, parameters, *more, "--log-level", "warn") as node,
+        camera_node(NAMESPACE) as camera,
+        listening(listen, subscribed) as pipe,
+    ):
         publisher = camera.create_publisher(Image, "image", qos_profile_sensor_data)
-        _answer(pipe, node)
+        answer(pipe, node, "the node", "the listener")
         runs = []
         for rate in args.rates:
             stamps = _play(camera, publisher, messages, rate, args.frames)
             pipe.send(stamps[-1])
-            heard = _answer(pipe, node)
+            heard = answer(pipe, node, "the node", "the listener")
             runs.append(evaluate(subscribed, rate, stamps[WARM_UP:], heard.arrivals))
         told = {name: float(heard.told.get(f"stage {stage} (ms)", "nan")) for stage, name in STAGES.items()}
         return runs, Parts(subscribed, **told)

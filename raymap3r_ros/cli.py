@@ -279,8 +279,8 @@ def _add_evaluate(commands: Any) -> None:
     )
     method = argparse.ArgumentParser(add_help=False)
     _add_device(method)
-    # All rules run, so there is no option that chooses one.
-    add_options(method.add_argument_group("method"), StreamOptions, leave_out=("update_rule",))
+    # All rules run, side by side with what they share, which can only be done step by step.
+    add_options(method.add_argument_group("method"), StreamOptions, leave_out=("update_rule", "execution"))
     evaluation.add_arguments(parser, [method])
     parser.set_defaults(command=evaluation.run)
 

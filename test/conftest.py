@@ -1,11 +1,14 @@
 """What all tests share. The environment is set here, before any test module imports rclpy or torch."""
 
+import importlib
 import importlib.util
 import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -47,6 +50,15 @@ def pytest_report_header() -> str:
 def root() -> Path:
     """The checkout's root: package.xml, launch/ and config/ are in it."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def benchmark_script(root: Path) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script of benchmarks/ by its name, as a module that can import those beside it."""
+    folder = str(root / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import gc
-import importlib
 import json
 import math
 import sys
@@ -43,13 +42,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def scripts(root: Path):
-    """The benchmarks as modules that can import each other."""
-    folder = str(root / "benchmarks")
-    sys.path.insert(0, folder)
+def scripts(benchmark_script):
     names = ("common", "naive", "engine", "parity_precision", "scaling")
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path.remove(folder)
+    return SimpleNamespace(**{name: benchmark_script(name) for name in names})
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """Parity with the public code, on the golden case of the reference data; and the checker itself."""
 
-import importlib.util
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +19,8 @@ def all_cores():
 
 
 @pytest.fixture(scope="module")
-def checker(root: Path):
-    path = root / "benchmarks" / "check_golden.py"
-    spec = importlib.util.spec_from_file_location("check_golden", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def checker(benchmark_script):
+    return benchmark_script("check_golden")
 
 
 def test_every_comparable_stage_and_stream_agrees(checker, shared: Path, capsys: pytest.CaptureFixture):

@@ -1,22 +1,13 @@
 """The mask decision on a real video, and the benchmark that measures it."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 
 
 @pytest.fixture(scope="module")
-def longboard(root: Path):
-    path = root / "benchmarks" / "longboard_mask.py"
-    spec = importlib.util.spec_from_file_location("longboard_mask", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def longboard(benchmark_script):
+    return benchmark_script("longboard_mask")
 
 
 def _iou(printed: str, name: str) -> float:

@@ -193,7 +193,7 @@ class _StoppedError(Exception):
 class SharedEncoder:
     """A network that encodes a batch of images once, however many streams look at it one after the other.
 
-    The streams must run in one precision.
+    The streams must run in one precision, and step by step: whether an image is known is asked of its values.
     """
 
     def __init__(self, network: Network) -> None:
@@ -236,7 +236,10 @@ def _run_batch(
     length = sequence_length(batch[0], plan)
     shared = SharedEncoder(network)
     # Variants that cannot differ in so many frames run once.
-    streams = {options: Stream(shared, options) for options in (_in_effect(v.options, length) for v in variants)}
+    streams = {
+        options: Stream(shared, dataclasses.replace(options, execution="plain"))
+        for options in (_in_effect(variant.options, length) for variant in variants)
+    }
     step = -(-length // plan.judged_frames)
     judges = [_Judge(variants, plan, length, step) for _ in batch]
     sources = [islice(sequence.frames(), length) for sequence in batch]

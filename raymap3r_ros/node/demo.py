@@ -6,10 +6,7 @@ Three processes, as on a robot: the camera (this one), the node, and a recorder 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,13 +20,21 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from raymap3r_ros.errors import InputError, Raymap3rError
+from raymap3r_ros.errors import InputError
 from raymap3r_ros.node.conversions import image_message
 from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.processes import (
+    STOP_LIMIT,
+    answer,
+    camera_node,
+    check_running,
+    listening,
+    running_node,
+    stop,
+)
 from raymap3r_ros.node.recorder import Recorded, record
 from raymap3r_ros.node.transport import profile_environment
 from raymap3r_ros.recording import open_recording, preview
@@ -38,8 +43,6 @@ from raymap3r_ros.synthetic import suite_sequence
 
 NAMESPACE = "/raymap3r_demo"
 CAMERA_FRAME = "raymap3r_demo_camera"
-START_LIMIT = 600.0  # seconds for the node to load its weights: the public ones are large
-STOP_LIMIT = 30.0  # seconds for a process to end once it is asked to
 SHEET_ROWS = 4
 ROOM_SEQUENCE = "heavy", 0  # suite and index
 
@@ -92,12 +95,18 @@ def run(args: argparse.Namespace) -> int:
     os.environ.update(profile_environment(os.environ))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the other processes would live on
-    with _node(args) as node:
-        with _recorder() as pipe:
+    parameters = {
+        "checkpoint": args.checkpoint,
+        "device": args.device,
+        "every_frame": args.every_frame,
+        "child_frame": CAMERA_FRAME,
+    }
+    with running_node(NAMESPACE, parameters) as node:
+        with listening(record, f"{NAMESPACE}/raymap3r", f"{NAMESPACE}/image", CAMERA_FRAME) as pipe:
             played = _play(frames, args, node, pipe)
             pipe.send(played.stamps[-1])
-            recorded = _answer(pipe, node, "the recorder")
-        status = _stop(node)
+            recorded = answer(pipe, node, "the recorder", "the recorder")
+        status = stop(node)
     failures = _report(args, played, recorded, status)
     _write_preview(recorded, args)
     return 1 if failures else 0
@@ -119,88 +128,21 @@ def rendered_room(count: int, size: tuple[int, int] = (120, 160)) -> list[np.nda
     return [frame.image for frame in dataclasses.replace(sequence, length=count).frames()]
 
 
-# ----------------------------------------------------------------------------------------------------- the processes
-
-
-@contextlib.contextmanager
-def _node(args: argparse.Namespace) -> Iterator[subprocess.Popen]:
-    parameters = {
-        "checkpoint": args.checkpoint,
-        "device": args.device,
-        "every_frame": args.every_frame,
-        "child_frame": CAMERA_FRAME,
-    }
-    command = [sys.executable, "-m", "raymap3r_ros.node", "--autostart", "--ros-args"]
-    command += ["-r", f"__ns:={NAMESPACE}"]
-    for name, value in parameters.items():
-        command += ["-p", f"{name}:={json.dumps(value)}"]
-    # In a session of its own, so that Ctrl-C reaches the camera alone, which ends the others in order.
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        yield process
-    finally:
-        _stop(process)
-
-
-def _stop(process: subprocess.Popen) -> int:
-    """End the node; its exit status."""
-    if process.poll() is None:
-        process.terminate()
-    try:
-        return process.wait(STOP_LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
-
-
-@contextlib.contextmanager
-def _recorder() -> Iterator[Connection]:
-    # Spawned, because a forked copy of this process would share its DDS threads.
-    context = multiprocessing.get_context("spawn")
-    pipe, its_end = context.Pipe()
-    names = f"{NAMESPACE}/raymap3r", f"{NAMESPACE}/image", CAMERA_FRAME
-    process = context.Process(target=record, args=(its_end, *names), daemon=True)
-    # The camera's process alone decides when to end; Ctrl-C reaches the recorder too, even before it has begun.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process.start()
-    signal.signal(signal.SIGINT, previous)
-    its_end.close()
-    try:
-        yield pipe
-    finally:
-        pipe.close()  # the recorder ends when nobody listens to it any more
-        process.join(STOP_LIMIT)
-
-
-def _answer(pipe: Connection, node: subprocess.Popen, who: str) -> Recorded:
-    """The next thing that the recorder says. Raises Raymap3rError where the node ends before."""
-    deadline = time.monotonic() + START_LIMIT
-    while not pipe.poll(0.2):
-        if node.poll() is not None:
-            raise Raymap3rError(f"the node has ended with status {node.returncode}; its own message is above")
-        if time.monotonic() > deadline:
-            raise Raymap3rError(f"nothing was heard of {who} for {START_LIMIT:.0f} s")
-    try:
-        return pipe.recv()
-    except EOFError:
-        raise Raymap3rError("the recorder has ended; its own message is above") from None
+# -------------------------------------------------------------------------------------------------------- the camera
 
 
 def _play(frames: Iterator[np.ndarray], args: argparse.Namespace, node: subprocess.Popen, pipe: Connection) -> Played:
     """Send the clip as a camera would, once everybody listens."""
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    camera = rclpy.create_node("camera", namespace=NAMESPACE)
-    try:
+    with camera_node(NAMESPACE) as camera:
         reliability = ReliabilityPolicy.RELIABLE if args.every_frame else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST, depth=100 if args.every_frame else 1, reliability=reliability
         )
         publisher = camera.create_publisher(Image, "image", qos)
         print("waiting for the node ...", flush=True)
-        _answer(pipe, node, "the node")
+        answer(pipe, node, "the node", "the recorder")
         while not publisher.get_subscription_count():
-            if node.poll() is not None:
-                raise Raymap3rError(f"the node has ended with status {node.returncode}; its own message is above")
+            check_running(node)
             time.sleep(0.02)
         print(f"playing at {args.rate:g} Hz ...", flush=True)
         stamps: list[int] = []
@@ -216,9 +158,6 @@ def _play(frames: Iterator[np.ndarray], args: argparse.Namespace, node: subproce
         # A writer takes what it has not handed over yet with it.
         publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=STOP_LIMIT))
         return Played(stamps, time.monotonic() - start, size)
-    finally:
-        camera.destroy_node()
-        rclpy.shutdown()
 
 
 # -------------------------------------------------------------------------------------------------------- the results

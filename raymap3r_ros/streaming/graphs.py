@@ -92,16 +92,24 @@ class _CudaCapture:
         return graph.replay, outputs
 
 
+def map_tensors(function: Callable[..., Tensor], *items: Any) -> Any:
+    """The first of some tuples or dataclasses of one form, with `function` of the tensors that stand in the same place
+    of all, however deep they lie."""
+    first = items[0]
+    if isinstance(first, Tensor):
+        return function(*items)
+    if isinstance(first, tuple):
+        return tuple(map_tensors(function, *parts) for parts in zip(*items, strict=True))
+    if dataclasses.is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]
+        changed = {name: map_tensors(function, *(getattr(item, name) for item in items)) for name in names}
+        return dataclasses.replace(first, **changed)
+    return first
+
+
 def copy_of(item: Any) -> Any:
-    """A tuple or dataclass with tensors of its own, however deep they lie."""
-    if isinstance(item, Tensor):
-        return item.clone()
-    if isinstance(item, tuple):
-        return tuple(copy_of(part) for part in item)
-    if dataclasses.is_dataclass(item):
-        changed = {field.name: copy_of(getattr(item, field.name)) for field in dataclasses.fields(item)}
-        return dataclasses.replace(item, **changed)
-    return item
+    """A tuple or dataclass with tensors of its own."""
+    return map_tensors(torch.clone, item)
 
 
 def _tensors(item: Any) -> Iterator[Tensor]:

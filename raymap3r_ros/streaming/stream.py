@@ -19,7 +19,7 @@ from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.network import Decoded, Network
 from raymap3r_ros.streaming import cameras, gates, staticness
 from raymap3r_ros.streaming.alignment import Similarity, align_segments
-from raymap3r_ros.streaming.graphs import Graphs, copy_of
+from raymap3r_ros.streaming.graphs import Graphs, copy_of, map_tensors
 from raymap3r_ros.streaming.mask import moving_mask, stillness
 from raymap3r_ros.streaming.options import METHOD, UPDATE_RULES, Method, StreamOptions
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_images, frame_intrinsics
@@ -508,6 +508,8 @@ class Stream:
             raise InputError(
                 "intrinsics need finite numbers and positive focal lengths fx, fy; is the camera calibrated?"
             )
+        if matrix[..., 1, 0].any() or (matrix[..., 2, :] != (0, 0, 1)).any():
+            raise InputError("intrinsics must have the form [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
         framed = frame_intrinsics(np.broadcast_to(matrix, (batch, 3, 3)), width, height, framing)
         return torch.from_numpy(framed).float().to(self.device)
 
@@ -550,13 +552,6 @@ def _all_finite(*tensors: Tensor) -> Tensor:
     return torch.stack([torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors]).all(0)
 
 
-def _choose(healthy: Tensor, after: Any, before: Any) -> Any:
+def _choose(healthy: Tensor, after: StreamState, before: StreamState) -> StreamState:
     """`after` for the streams that are healthy (B,), what they remembered before for the others."""
-    if isinstance(after, Tensor):
-        return torch.where(healthy.view(-1, *[1] * (after.ndim - 1)), after, before)
-    if not dataclasses.is_dataclass(after):
-        return after
-    names = [field.name for field in dataclasses.fields(after)]
-    return dataclasses.replace(
-        after, **{name: _choose(healthy, getattr(after, name), getattr(before, name)) for name in names}
-    )
+    return map_tensors(lambda new, old: torch.where(healthy.view(-1, *[1] * (new.ndim - 1)), new, old), after, before)

@@ -1,6 +1,5 @@
 """The benchmark of the node: its arithmetic, and one short run over DDS. No test asserts a time."""
 
-import importlib.util
 import json
 import math
 import os
@@ -14,15 +13,8 @@ LIMIT = 240.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def benchmark_node(root: Path):
-    path = root / "benchmarks" / "node.py"
-    sys.path.insert(0, str(path.parent))  # where its own imports lie
-    spec = importlib.util.spec_from_file_location("benchmark_node", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(path.parent))
+def benchmark_node(benchmark_script):
+    return benchmark_script("node")
 
 
 def start(root: Path, *arguments: object) -> subprocess.CompletedProcess:

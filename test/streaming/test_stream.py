@@ -385,6 +385,8 @@ def test_bad_images_are_refused_and_nothing_is_forgotten(network, image, message
     [
         (np.eye(4), r"shape \(4, 4\); expected \(3, 3\)"),
         (np.zeros((3, 3)), "positive focal lengths"),
+        (2 * np.eye(3), "must have the form"),
+        (np.array([[50.0, 0, 0], [0, 50, 0], [32, 24, 1]]), "must have the form"),
         (np.full((3, 3), np.nan), "finite numbers"),
     ],
 )
