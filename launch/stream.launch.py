@@ -1,6 +1,7 @@
 """Runs the stream node, configured and active unless autostart:=false.
 
 ros2 launch raymap3r_ros stream.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
+ros2 launch raymap3r_ros stream.launch.py cameras:=front,rear image:=image_raw rviz:=true
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from launch.action import Action
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
@@ -20,6 +21,17 @@ ARGUMENTS = {
     "image_transport": ("", "raw or compressed; empty: as the parameter file says"),
     "checkpoint": ("", "weights: a .safetensors or .pth file, or a preset; empty: as the parameter file says"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: as the parameter file says"),
+    "tf_mode": ("", "camera, base, odom or map; empty: as the parameter file says"),
+    "world_frame": ("", "frame of all poses; empty: as the parameter file says"),
+    "child_frame": ("", "the camera's optical frame; empty: as the parameter file says"),
+    "depth_encoding": ("", "32FC1 or 16UC1; empty: as the parameter file says"),
+    "points.static_only": ("", "true: ~/points leaves out what moves; empty: as the parameter file says"),
+    "points.stride": ("", "rows and columns of ~/points; empty: as the parameter file says"),
+    "cameras": (
+        "",
+        "names of several cameras, front,rear: one process, a node for each, in a namespace of its name",
+    ),
+    "rviz": ("false", "show everything in RViz"),
     "params_file": (str(config_file("stream.yaml")), "YAML file with the node's parameters"),
     "autostart": ("true", "configure and activate the node at once"),
     "use_sim_time": ("false", "take the time from /clock"),
@@ -27,6 +39,14 @@ ARGUMENTS = {
     "name": ("raymap3r", "name of the node"),
 }
 TRUTH = ["true", "false", "True", "False"]
+# Of these the parameters that are handed on where they are given, and their types.
+OVERRIDES = {
+    **dict.fromkeys(
+        ("checkpoint", "device", "image_transport", "tf_mode", "world_frame", "child_frame", "depth_encoding"), str
+    ),
+    "points.static_only": bool,
+    "points.stride": int,
+}
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -52,29 +72,36 @@ def _node(context: LaunchContext) -> list[Action]:
     if not Path(values["params_file"]).is_file():
         raise FileNotFoundError(f"params_file is {values['params_file']!r}, which is not a file")
     overrides = {
-        # As text, or YAML would make a number of a file called 7.
-        name: ParameterValue(values[name], value_type=str)
-        for name in ("checkpoint", "device", "image_transport")
+        # With their types, or YAML would make a number of a file called 7.
+        name: ParameterValue(LaunchConfiguration(name), value_type=kind)
+        for name, kind in OVERRIDES.items()
         if values[name]
     }
     overrides["use_sim_time"] = _is_true(values["use_sim_time"])
-    return [
-        LifecycleNode(
-            package="raymap3r_ros",
-            executable="stream",
-            name=values["name"],
-            namespace=values["namespace"],
-            parameters=[values["params_file"], overrides],
-            remappings=[
-                ("image", values["image"]),
-                ("image/compressed", values["image"] + "/compressed"),
-                ("camera_info", values["camera_info"]),
-            ],
-            # The node starts itself: there is no moment at which a transition could get lost on its way.
-            arguments=["--autostart"] if _is_true(values["autostart"]) else [],
-            output="screen",
-        )
-    ]
+    common = {
+        "package": "raymap3r_ros",
+        "executable": "stream",
+        "parameters": [values["params_file"], overrides],
+        "remappings": [
+            ("image", values["image"]),
+            ("image/compressed", values["image"] + "/compressed"),
+            ("camera_info", values["camera_info"]),
+        ],
+        "output": "screen",
+    }
+    # The node starts itself: there is no moment at which a transition could get lost on its way.
+    arguments = ["--autostart"] if _is_true(values["autostart"]) else []
+    if values["cameras"]:
+        # Name and namespace would be given to every node of the process: each has its camera's.
+        parent = f"{values['namespace'].strip('/')}/".lstrip("/")
+        names = ",".join(parent + name.strip() for name in values["cameras"].split(","))
+        actions = [Node(**common, arguments=[*arguments, "--cameras", names])]
+    else:
+        actions = [LifecycleNode(**common, name=values["name"], namespace=values["namespace"], arguments=arguments)]
+    if _is_true(values["rviz"]):
+        layout = str(config_file("raymap3r.rviz"))
+        actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", layout], output="log"))
+    return actions
 
 
 def _is_true(text: str) -> bool:

@@ -1,13 +1,15 @@
-"""The command `raymap3r`. Nothing here needs ROS except `demo`."""
+"""The command `raymap3r`. Nothing here needs ROS except `demo` and `replay`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from raymap3r_ros.network import (
 )
 from raymap3r_ros.options import Options, build_options, option_fields
 from raymap3r_ros.recording import CloudOptions, RunSummary, open_recording, run_recording
+from raymap3r_ros.recording.view import SUFFIX, RerunView
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.synthetic import SUITES, WORLDS, suite_sequence
 from raymap3r_ros.synthetic.export import FORMATS, export_sequence
@@ -67,6 +70,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_demo(commands, wanted="demo" in arguments[:1])
+    _add_replay(commands, wanted="replay" in arguments[:1])
     return parser
 
 
@@ -98,6 +102,14 @@ def _add_run(commands: Any) -> None:
     )
     _add_device(parser)
     parser.add_argument("--no-preview", action="store_true", help="write no preview video and picture")
+    parser.add_argument(
+        "--view",
+        nargs="?",
+        type=_view_file,
+        const=True,  # the viewer; not a text, which `type` would be asked about
+        metavar="FILE.rrd",
+        help="show everything in Rerun's viewer while it is computed, or write FILE.rrd for it (see docs/viewing.md)",
+    )
 
     reading = parser.add_argument_group("reading")
     reading.add_argument("--topic", help="image topic of a bag that has several")
@@ -122,10 +134,11 @@ def _run(args: argparse.Namespace) -> int:
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
         intrinsics=args.intrinsics,
     )  # fmt: skip
+    view = RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None
     network = load_network(args.checkpoint, choose_device(args.device), options.precision)
     summary = run_recording(
         recording, network, args.out, options, cloud_options=cloud_options, with_preview=not args.no_preview,
-        overwrite=args.overwrite,
+        view=view, overwrite=args.overwrite,
     )  # fmt: skip
     _report(summary, args.out)
     return 0 if summary.complete else INTERRUPTED
@@ -144,6 +157,12 @@ def _report(summary: RunSummary, folder: Path) -> None:
         f"{summary.whole_rate:.1f} with reading and writing, on {summary.device}"
     )
     print(f"{folder}: {', '.join(summary.files)}")
+
+
+def _view_file(text: str) -> Path:
+    if not text.endswith(SUFFIX):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {SUFFIX}; INPUT goes before --view")
+    return Path(text)
 
 
 def _intrinsics(text: str) -> np.ndarray:
@@ -292,16 +311,53 @@ def _add_demo(commands: Any, wanted: bool) -> None:
     parser = commands.add_parser("demo", help="see it live in ROS 2")
     if not wanted:
         return  # its arguments live in the room that imports rclpy, which the other commands must not need
+    demo = _node_module("demo")
+    demo.add_arguments(parser)
+    parser.set_defaults(command=demo.run)
+
+
+def _node_module(command: str) -> ModuleType:
+    """The module of a command in the room that imports rclpy. Raises Raymap3rError where there is no ROS."""
     try:
-        from raymap3r_ros.node import demo
+        return importlib.import_module(f"raymap3r_ros.node.{command}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("raymap3r_ros"):
             raise
         raise Raymap3rError(
-            f"the demo needs ROS 2 ({error}); source your ROS installation, or see README.md for the one on PyPI"
+            f"the {command} needs ROS 2 ({error}); source your ROS installation, or see README.md for the one on PyPI"
         ) from error
-    demo.add_arguments(parser)
-    parser.set_defaults(command=demo.run)
+
+
+# ---------------------------------------------------------------------------------------------------------- replay
+
+
+def _add_replay(commands: Any, wanted: bool) -> None:
+    parser = commands.add_parser("replay", help="play a ROS 2 bag into the node and report")
+    if not wanted:
+        return  # as above
+    replay = _node_module("replay")
+    from raymap3r_ros.node.options import NodeOptions
+
+    replay.add_arguments(parser)
+    add_options(parser.add_argument_group("playing"), replay.ReplayOptions)
+    # The others are the bag's and the replay's to set.
+    add_options(
+        parser.add_argument_group("parameters of the node"), NodeOptions, leave_out=("every_frame", "image_transport")
+    )
+    add_options(parser.add_argument_group("method"), StreamOptions)
+    parser.set_defaults(command=_replay, kinds=(NodeOptions, StreamOptions), module=replay)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    parameters = {}
+    for kind in args.kinds:
+        values = {name: getattr(args, name, item.default) for name, item in option_fields(kind)}
+        build_options(kind, lambda name, _, values=values: values[name])  # what is not allowed is refused here
+        parameters |= {name: values[name] for name, item in option_fields(kind) if values[name] != item.default}
+    return args.module.run(
+        args.bag, read_options(args, args.module.ReplayOptions), args.out, node=args.node, parameters=parameters,
+        overwrite=args.overwrite,
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------- common options
@@ -327,7 +383,7 @@ def add_options(group: Any, options: type, leave_out: Sequence[str] = (), defaul
         group.add_argument(
             _flag(name),
             dest=name,
-            type=type(default),
+            type=_boolean if isinstance(default, bool) else type(default),
             default=default,
             choices=meta["choices"] or None,
             metavar=None if meta["choices"] else type(default).__name__.upper(),
@@ -338,6 +394,13 @@ def add_options(group: Any, options: type, leave_out: Sequence[str] = (), defaul
 def read_options(args: argparse.Namespace, options: type[Options]) -> Options:
     """The dataclass that `add_options` made arguments for. Raises OptionError where its values are not allowed."""
     return build_options(options, lambda name, _: getattr(args, name))
+
+
+def _boolean(text: str) -> bool:
+    """As YAML has it, and so ROS parameters."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return text == "true"
 
 
 def _flag(name: str) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.evaluation import simulated, tables
+from raymap3r_ros.evaluation import covariance, simulated, tables
 from raymap3r_ros.evaluation.controls import map_controls
 from raymap3r_ros.evaluation.datasets import DATASETS, open_dataset
 from raymap3r_ros.evaluation.pictures import draw_pictures
@@ -111,6 +111,23 @@ def add_arguments(parser: argparse.ArgumentParser, parents: Sequenced[argparse.A
     alone.add_argument("--world", choices=WORLDS, default="varied", help="kind of scenes (default: %(default)s)")
     alone.add_argument("--picture", type=Path, metavar="FILE", help="draw masks at each noise into a PNG")
     alone.set_defaults(command=_run_simulated)
+    spread = whats.add_parser(
+        "covariance",
+        parents=parents,
+        help="how far poses and steps are off, and whether their published covariance says so",
+        description="Fit the error model of ~/odometry on one half of the rendered sequences, judge it on the other.",
+    )
+    _add_checkpoint(spread)
+    spread.add_argument("--world", choices=WORLDS, default="one_room", help="kind of scenes (default: %(default)s)")
+    spread.add_argument(
+        "--sequences",
+        type=int,
+        default=16,
+        metavar="N",
+        help="of each suite, a quarter of them where they are long (default: %(default)s)",
+    )
+    spread.add_argument("--frames", type=int, default=0, metavar="N", help="the first N frames of each (default: all)")
+    spread.set_defaults(command=_run_covariance)
     for name, dataset in DATASETS.items():
         recorded = whats.add_parser(
             name, parents=parents, help=dataset.help, description=f"Run every update rule over {dataset.help}."
@@ -130,14 +147,41 @@ def _run_simulated(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_covariance(args: argparse.Namespace) -> int:
+    """Fit on every second sequence, judge on those between."""
+    begin = time.perf_counter()
+    if args.sequences < 2:
+        raise OptionError(f"sequences is {args.sequences}; allowed: 2 and more, some to calibrate with, some to judge")
+    optional_module("scipy.optimize")
+    options = build_options(StreamOptions, lambda name, item: getattr(args, name, item.default))
+    device = choose_device(args.device)
+    network = load_network(args.checkpoint, device, options.precision)
+    if not network.trained:
+        log.warning(UNTRAINED_WARNING)
+    size = _seen_size(network, options)
+    parts = []
+    for name, suite in SUITES.items():
+        if name == NOT_REPORTED:
+            continue
+        count = min(args.sequences if suite.frames < 100 else max(2, args.sequences // 4), suite.sequences)
+        chosen = _spread(suite.sequences, count)
+        parts.append(
+            (name, [synthetic_sequence(name, i, world=args.world, size=size, device=str(device)) for i in chosen])
+        )
+    lengths = [sequence.length for _, sequences in parts for sequence in sequences]
+    total = sum(min(length, args.frames or length) for length in lengths)
+    workers = min(WORKERS, torch.get_num_threads()) if device.type == "cpu" else 1
+    with _one_thread_each(workers), tqdm(total=total, unit=" frames", disable=None, dynamic_ncols=True) as bar:
+        drives = covariance.run_drives(
+            network, parts, options, frames=args.frames, workers=workers, on_frame=bar.update
+        )
+    print(f"{covariance.report(drives)}\n")
+    print(f"{network.source}, {args.world}, {total} frames, on {device.type} in {time.perf_counter() - begin:.0f} s")
+    return 0
+
+
 def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        default=DEFAULT_CHECKPOINT,
-        metavar="F",
-        help=f"weights: a .safetensors or .pth file, {', '.join(shipped_weights())} of this package, or untrained "
-        f"{', '.join(PRESETS)} (default: %(default)s)",
-    )
+    _add_checkpoint(parser)
     parser.add_argument(
         "--rules",
         type=lambda text: tuple(text.split(",")),
@@ -177,6 +221,16 @@ def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, rows and figures of every sequence")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw trajectories, depth strips and masks")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        metavar="F",
+        help=f"weights: a .safetensors or .pth file, {', '.join(shipped_weights())} of this package, or untrained "
+        f"{', '.join(PRESETS)} (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -248,10 +302,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _synthetic_parts(args: argparse.Namespace, network: Network, options: StreamOptions) -> list[Part]:
-    size = args.render_size
-    if size is None:
-        long_edge = options.image_size or network.config.image_size
-        size = frame_image(4 * long_edge, 3 * long_edge, long_edge, network.config.patch_size).size
+    size = args.render_size or _seen_size(network, options)
     device = str(next(network.parameters()).device)
     parts = []
     for world in WORLDS if args.world == "both" else (args.world,):
@@ -259,11 +310,22 @@ def _synthetic_parts(args: argparse.Namespace, network: Network, options: Stream
             suite = SUITES[name]
             frames = min(suite.frames, args.frames or suite.frames)
             count = min(args.sequences or min(SEQUENCES, max(2, FRAMES // frames)), suite.sequences)
-            # Sequences stand in the order of their share of moving pixels: a part of them must not be the first ones.
-            chosen = np.linspace(0, suite.sequences - 1, count).round().astype(int).tolist()
+            chosen = _spread(suite.sequences, count)
             sequences = [synthetic_sequence(name, index, world=world, size=size, device=device) for index in chosen]
             parts.append(Part(name, world, sequences))
     return parts
+
+
+def _seen_size(network: Network, options: StreamOptions) -> tuple[int, int]:
+    """Height and width that the network sees of a 4:3 image, so that nothing is resampled."""
+    long_edge = options.image_size or network.config.image_size
+    return frame_image(4 * long_edge, 3 * long_edge, long_edge, network.config.patch_size).size
+
+
+def _spread(available: int, count: int) -> list[int]:
+    """So many of a suite's sequences. They stand in the order of their share of moving pixels: a part of them must not
+    be the first ones."""
+    return np.linspace(0, available - 1, count).round().astype(int).tolist()
 
 
 def _recorded_parts(args: argparse.Namespace, network: Network, options: StreamOptions) -> list[Part]:

@@ -104,7 +104,8 @@ def load_network(
         network.source = path.name
     if precision != "float32":
         network.lower_precision(precision)
-    return network.to(device).eval().requires_grad_(False)
+    # Tokens are rows of channels, so feature maps made of them lie channels last anyway, and so do images.
+    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def shipped_weights() -> dict[str, Path]:

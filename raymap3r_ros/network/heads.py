@@ -19,7 +19,9 @@ def stretch(v: Tensor, dim: int = -1) -> Tensor:
 
 def decode_points(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Raw head output (B, 4, H, W) -> points (B, H, W, 3) in metres and confidence (B, H, W), 1 + exp."""
-    return stretch(raw[:, :3].movedim(1, -1)), 1 + raw[:, 3].exp()
+    # Planes that lie in one piece: everybody after this works on x, y, z or the confidence alone.
+    raw = raw.contiguous()
+    return stretch(raw[:, :3], dim=1).movedim(1, -1), 1 + raw[:, 3].exp()
 
 
 def decode_rgb(raw: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
 
 
 class Level(nn.Module):
@@ -91,7 +93,9 @@ class Fusion(nn.Module):
         if skip is not None:
             # A stride-2 level of an odd grid comes back one row or column too large.
             x = x[..., : skip.shape[-2], : skip.shape[-1]] + self.skip_unit(skip)
-        return self.out(F.interpolate(self.unit(x), scale_factor=2, mode="bilinear", align_corners=True))
+        # The published order is interpolation, then `out`. What acts on each pixel alone gives the same before it, on
+        # a quarter of the pixels: the weights of an interpolation add up to 1.
+        return F.interpolate(self.out(self.unit(x)), scale_factor=2, mode="bilinear", align_corners=True)
 
 
 class DptHead(nn.Module):
@@ -119,7 +123,7 @@ class DptHead(nn.Module):
         for index in (2, 1, 0):
             x = self.fusion[index](x, maps[index])
         x = F.interpolate(self.conv1(x), size=size, mode="bilinear", align_corners=True)
-        return self.conv3(F.relu(self.conv2(x)))
+        return self.conv3(F.relu(self.conv2(x), inplace=True))
 
 
 class LinearHead(nn.Module):

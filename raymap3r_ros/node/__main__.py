@@ -9,7 +9,7 @@ def main() -> int:
     # Imports take seconds. Until the node can end in order, a signal just ends the process, without a traceback.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    from raymap3r_ros.node.stream_node import main as run_node
+    from raymap3r_ros.node.executable import main as run_node
 
     return run_node()
 

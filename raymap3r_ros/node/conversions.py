@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import array
+import io
 
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from cv_bridge import CvBridge, CvBridgeError
-from geometry_msgs.msg import Point, Pose, Quaternion, Transform, TransformStamped, Vector3
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Transform, TransformStamped, Vector3
+from nav_msgs.msg import OccupancyGrid as OccupancyGridMessage
 from nav_msgs.msg import Odometry
+from PIL import Image as Picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.node.geometry import UNKNOWN_VARIANCE, quaternion
+from raymap3r_ros.mapping.occupancy import OccupancyGrid
+from raymap3r_ros.node.geometry import UNKNOWN_VARIANCE, quaternion, twist
 
 # Bytes per pixel of every encoding that is taken, and the name under which cv_bridge knows it.
 ENCODINGS: dict[str, tuple[int, str]] = {
@@ -40,6 +44,9 @@ DIRECT: dict[str, int | None] = {
     "mono8": cv2.COLOR_GRAY2RGB,
 }
 MAX_SIDE = 16_384  # pixels; anything larger is a damaged message, not a camera
+# Of a compressed image: a few kilobytes of it can say that they are gigabytes of pixels.
+MAX_COMPRESSED_PIXELS = 2**26
+MAX_NAME = 256  # characters of a frame_id: every output carries it
 
 POINT_FIELDS = [
     PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
@@ -58,12 +65,17 @@ class EncodingError(InputError):
 
 def check_image(message: Image | CompressedImage) -> None:
     """Raise InputError (EncodingError) where a message cannot be an image, without looking at its pixels."""
+    stamp, name = message.header.stamp, message.header.frame_id
+    if stamp.sec < 0 or stamp.nanosec >= 1_000_000_000:
+        raise InputError(f"stamp of {stamp.sec} s and {stamp.nanosec} ns is no time")
+    if len(name) > MAX_NAME:
+        raise InputError(f"frame_id of {len(name)} characters, more than {MAX_NAME}")
     if isinstance(message, CompressedImage):
         if not message.data:
             raise InputError("compressed image without data")
         return
     if message.encoding not in ENCODINGS:
-        raise EncodingError(f"encoding {message.encoding!r} is not supported; supported: {', '.join(ENCODINGS)}")
+        raise EncodingError(f"encoding {message.encoding[:MAX_NAME]!r} is not supported; supported: {', '.join(ENCODINGS)}")
     size = f"{message.width}x{message.height} image"
     if not (message.width and message.height):
         raise InputError(f"{size}: has no pixels")
@@ -88,7 +100,11 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
     if isinstance(message, CompressedImage):
         # The pixels as the sensor wrote them: calibration knows nothing of an EXIF orientation.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(message.data, np.uint8), flags)
+        _check_header(message)
+        try:
+            image = cv2.imdecode(np.frombuffer(message.data, np.uint8), flags)
+        except cv2.error:  # what it does with some damaged files; others give None
+            image = None
         if image is None:
             raise InputError(f"compressed image of {len(message.data)} bytes cannot be decoded as jpeg or png")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -103,6 +119,26 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
         return _bridge.imgmsg_to_cv2(_tight(message), "rgb8")
     except CvBridgeError as error:
         raise InputError(f"{message.width}x{message.height} {message.encoding} image: {error}") from error
+
+
+def _check_header(message: CompressedImage) -> None:
+    """Raise InputError where the header of a compressed image is damaged, or promises more than any camera sends.
+
+    Neither OpenCV's own limit (2^30 pixels, 3 GB) nor the choice of its other decoders is meant for a robot.
+    """
+    data = message.data
+    try:
+        with Picture.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            width, height = picture.size
+    except Picture.DecompressionBombError as error:
+        raise InputError(f"compressed image is larger than any camera's: {error}") from error
+    except Exception as error:  # Pillow's parsers let many kinds through where a file is damaged
+        raise InputError(f"compressed image of {len(data)} bytes cannot be decoded as jpeg or png") from error
+    if max(width, height) > MAX_SIDE or width * height > MAX_COMPRESSED_PIXELS:
+        raise InputError(
+            f"compressed image of {width}x{height} pixels is larger than any camera's ({MAX_SIDE} a side and "
+            f"{MAX_COMPRESSED_PIXELS} in all)"
+        )
 
 
 def _tight(message: Image) -> Image:
@@ -122,21 +158,17 @@ def _tight(message: Image) -> Image:
     return tight
 
 
-def intrinsics(info: CameraInfo, width: int, height: int) -> np.ndarray | None:
-    """(3, 3) matrix in pixels of a `width` x `height` image, or None for a camera that is not calibrated.
-
-    Raises InputError where the calibration belongs to another image size or is not finite.
-    """
-    matrix = np.array(info.k, np.float64).reshape(3, 3)
-    if not matrix.any():  # CameraInfo.msg: K[0] == 0 means uncalibrated
-        return None
-    if not np.isfinite(matrix).all() or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
-        raise InputError(f"camera_info: K has no usable focal length: {matrix.ravel().tolist()}")
-    if (info.width, info.height) != (width, height):
-        raise InputError(
-            f"camera_info is of {info.width}x{info.height} images, but the images are {width}x{height}; "
-            "it is left aside"
-        )
+def pose_matrix(pose: Pose) -> np.ndarray:
+    """(4, 4) of a pose message, whatever the length of its quaternion (not 0)."""
+    q = pose.orientation
+    x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
+    matrix = np.eye(4)
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = pose.position.x, pose.position.y, pose.position.z
     return matrix
 
 
@@ -155,7 +187,7 @@ def _fill(data: array.array, values: np.ndarray) -> None:
 
 
 def image_message(header: Header, values: np.ndarray, encoding: str) -> Image:
-    """(h, w) float32 as 32FC1, (h, w) uint8 as mono8, (h, w, 3) uint8 as rgb8."""
+    """(h, w) float32 as 32FC1, (h, w) uint16 as 16UC1, (h, w) uint8 as mono8, (h, w, 3) uint8 as rgb8."""
     height, width = values.shape[:2]
     message = Image(
         header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=values.nbytes // height
@@ -179,18 +211,42 @@ def cloud_message(header: Header, rows: np.ndarray) -> PointCloud2:
 
     rgb: PCL's and RViz's convention, the bits of a float are 0x00RRGGBB.
     """
-    size = 4 * len(POINT_FIELDS)
+    return _cloud(header, rows, POINT_FIELDS, is_dense=False)
+
+
+def map_message(header: Header, points: np.ndarray, colors: np.ndarray) -> PointCloud2:
+    """Cloud of points (n, 3) float32, metres, with colors (n, 3) uint8: x y z rgb."""
+    rows = np.empty((len(points), 4), np.float32)
+    rows[:, :3] = points
+    red, green, blue = colors.astype(np.uint32).T
+    rows[:, 3] = (red << 16 | green << 8 | blue).view(np.float32)
+    return _cloud(header, rows, POINT_FIELDS[:4], is_dense=True)
+
+
+def _cloud(header: Header, rows: np.ndarray, fields: list[PointField], is_dense: bool) -> PointCloud2:
+    size = 4 * len(fields)
     message = PointCloud2(
         header=header,
         height=1,
         width=len(rows),
-        fields=POINT_FIELDS,
+        fields=fields,
         is_bigendian=False,
         point_step=size,
         row_step=size * len(rows),
-        is_dense=False,
+        is_dense=is_dense,
     )
     _fill(message.data, rows)
+    return message
+
+
+def grid_message(header: Header, grid: OccupancyGrid) -> OccupancyGridMessage:
+    """A grid whose cells lie at the height of the floor."""
+    rows, columns = grid.cells.shape
+    message = OccupancyGridMessage(header=header)
+    message.info.map_load_time = header.stamp
+    message.info.resolution, message.info.width, message.info.height = grid.resolution, columns, rows
+    message.info.origin.position = Point(x=grid.origin[0], y=grid.origin[1], z=grid.floor)
+    message.data.frombytes(grid.cells.tobytes())
     return message
 
 
@@ -201,39 +257,49 @@ def pose_message(pose: np.ndarray) -> Pose:
     return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
 
 
-def transform_message(header: Header, child_frame: str, pose: Pose) -> TransformStamped:
-    """Transform from the header's frame to `child_frame`, whose pose it is."""
-    origin = Vector3(x=pose.position.x, y=pose.position.y, z=pose.position.z)
+def stamped_pose(frame: str, stamp: int, numbers: list[float]) -> PoseStamped:
+    """Pose of x y z and a quaternion x y z w, at a stamp in nanoseconds."""
+    x, y, z, qx, qy, qz, qw = numbers
+    seconds, nanoseconds = divmod(stamp, 1_000_000_000)
+    return PoseStamped(
+        header=Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=frame),
+        pose=Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw)),
+    )
+
+
+def transform_message(header: Header, child_frame: str, pose: np.ndarray) -> TransformStamped:
+    """Transform from the header's frame to `child_frame`, whose pose (4, 4) it is."""
+    x, y, z = (float(value) for value in pose[:3, 3])
+    qx, qy, qz, qw = quaternion(pose[:3, :3])
     return TransformStamped(
-        header=header, child_frame_id=child_frame, transform=Transform(translation=origin, rotation=pose.orientation)
+        header=header,
+        child_frame_id=child_frame,
+        transform=Transform(translation=Vector3(x=x, y=y, z=z), rotation=Quaternion(x=qx, y=qy, z=qz, w=qw)),
     )
 
 
 def odometry_message(
     header: Header,
     child_frame: str,
-    pose: Pose,
-    variances: tuple[float, float],
-    velocity: tuple[np.ndarray, np.ndarray] | None,
+    pose: np.ndarray,
+    covariance: np.ndarray,
+    motion: np.ndarray | None,
     interval: float,
+    twist_covariance: np.ndarray | None,
 ) -> Odometry:
-    """Odometry of `child_frame` in the header's frame.
+    """Odometry of `child_frame`, at `pose` (4, 4) in the header's frame.
 
-    variances: of position (m^2) and of rotation (rad^2), see `geometry.pose_variances`; velocity: linear (m/s) and
-    angular (rad/s) in the child frame over the last `interval` seconds, None at the start.
+    motion: pose (4, 4) of the child frame in the one that it was `interval` seconds ago, None where that is not
+    known. Both covariances (6, 6) are as `geometry` makes them.
     """
     message = Odometry(header=header, child_frame_id=child_frame)
-    message.pose.pose = pose
-    message.pose.covariance = _diagonal(*variances)
-    if velocity is None:
-        message.twist.covariance = _diagonal(UNKNOWN_VARIANCE, UNKNOWN_VARIANCE)
+    message.pose.pose = pose_message(pose)
+    message.pose.covariance = covariance.ravel()
+    if motion is None:
+        message.twist.covariance = np.diag([UNKNOWN_VARIANCE] * 6).ravel()
     else:
+        velocity = twist(np.eye(4), motion, interval)
         for field, values in zip((message.twist.twist.linear, message.twist.twist.angular), velocity, strict=True):
             field.x, field.y, field.z = (float(value) for value in values)
-        # The difference of two poses that are each uncertain by `variances`.
-        message.twist.covariance = _diagonal(*(2 * variance / interval**2 for variance in variances))
+        message.twist.covariance = twist_covariance.ravel()
     return message
-
-
-def _diagonal(position: float, rotation: float) -> np.ndarray:
-    return np.diag([position] * 3 + [rotation] * 3).ravel()

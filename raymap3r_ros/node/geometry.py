@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from raymap3r_ros.evaluation.covariance import ONE_ROOM, travels
+
 # Columns are the optical axes (x right, y down, z forward) written in x forward, y left, z up.
 ROS_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
@@ -64,3 +66,46 @@ def pose_variances(confidence: float, depth: float) -> tuple[float, float]:
     """
     share = UNCERTAINTY / max(confidence, 1.0)
     return (share * abs(depth)) ** 2, share**2
+
+
+def travel(previous: np.ndarray, current: np.ndarray) -> float:
+    """How far two (4, 4) poses are apart for the growth of errors, see `evaluation.covariance`. Stream's metres."""
+    return float(travels(np.stack((previous, current)))[0])
+
+
+def pose_covariance(
+    child: np.ndarray, child_from_camera: np.ndarray, confidence: float, travelled: float, scale: float = 1.0
+) -> np.ndarray:
+    """(6, 6) covariance of nav_msgs/Odometry's pose: x y z (metres) and rotation about x y z (radians).
+
+    Of the child frame at `child` (4, 4) in the header's frame, in the axes of that frame, where `child_from_camera`
+    (4, 4) is the camera's place in the child. `confidence` is the frame's median, `travelled` the sum of `travel`
+    since the stream began, `scale` metres per metre of the stream.
+    """
+    variances = ONE_ROOM.pose_variances(confidence, travelled)
+    axes = child[:3, :3] @ child_from_camera[:3, :3]
+    return _carried(variances, axes, child[:3, :3] @ child_from_camera[:3, 3], scale)
+
+
+def twist_covariance(
+    child_from_camera: np.ndarray, confidence: float, travel: float, seconds: float, scale: float = 1.0
+) -> np.ndarray:
+    """(6, 6) covariance of nav_msgs/Odometry's twist in the child's axes: linear (m/s) and angular (rad/s).
+
+    The motion took `seconds` and its own `travel`; the rest is as for `pose_covariance`.
+    """
+    variances = ONE_ROOM.step_variances(confidence, travel)
+    return _carried(variances, child_from_camera[:3, :3], child_from_camera[:3, 3], scale) / seconds**2
+
+
+def _carried(variances: np.ndarray, axes: np.ndarray, lever: np.ndarray, scale: float) -> np.ndarray:
+    """(6, 6) for a body whose camera sits at `lever` (3,) metres from it, from (6,) variances in the camera's axes.
+
+    `axes`: (3, 3) rotation of the camera. What is off by a turn d at the camera is off by lever x d at the body.
+    """
+    x, y, z = lever
+    carry = np.zeros((6, 6))
+    carry[:3, :3] = scale * axes
+    carry[3:, 3:] = axes
+    carry[:3, 3:] = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ axes
+    return carry * variances @ carry.T

@@ -58,17 +58,22 @@ def lock(node: Node, locked: bool, *options: type) -> None:
                 node.describe_parameter(name).read_only = locked
 
 
-def yaml_file() -> str:
-    """The text of config/stream.yaml: every parameter with its default and one comment."""
+def yaml_file(title: str, *options: Any) -> str:
+    """The text of a parameter file: every option of the dataclasses given with its value and one comment."""
     lines = [
-        "# Parameters of the stream node, with their defaults.",
+        f"# {title}",
         "# ros2 launch raymap3r_ros stream.launch.py params_file:=my_copy_of_this.yaml",
         "/**:",
         "  ros__parameters:",
     ]
-    for kind in (NodeOptions, StreamOptions):
-        lines += _yaml_lines(kind, "    ")
+    for one in options:
+        lines += _yaml_lines(one, "    ")
     return "\n".join(lines) + "\n"
+
+
+def default_yaml_file() -> str:
+    """The text of config/stream.yaml."""
+    return yaml_file("Parameters of the stream node, with their defaults.", NodeOptions(), StreamOptions())
 
 
 def _descriptor(item: dataclasses.Field, with_range: bool = True) -> ParameterDescriptor:
@@ -104,13 +109,14 @@ def _typed(name: str, value: Any, item: dataclasses.Field) -> Any:
     return value
 
 
-def _yaml_lines(options: type, indent: str) -> Iterator[str]:
+def _yaml_lines(options: Any, indent: str) -> Iterator[str]:
     for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
         if item.metadata:
             constraints = _constraints(item)
             comment = item.metadata["help"] + (f" ({constraints})" if constraints else "")
             yield from textwrap.wrap(comment, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
-            yield f"{indent}{item.name}: {json.dumps(item.default)}"
+            yield f"{indent}{item.name}: {json.dumps(value)}"
         else:
             yield f"{indent}{item.name}:"
-            yield from _yaml_lines(item.default_factory, indent + "  ")
+            yield from _yaml_lines(value, indent + "  ")

@@ -2,78 +2,93 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import itertools
 import os
 import re
-import signal
-import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-import rclpy
 import torch
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.service import Service
-from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
-from rclpy.task import Future
-from rclpy.utilities import remove_ros_args
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_srvs.srv import Trigger
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
+from std_srvs.srv import SetBool, Trigger
+from tf2_ros import Buffer, TransformListener
 
 from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
 from raymap3r_ros.network import choose_device, load_network
-from raymap3r_ros.node import conversions, parameters
+from raymap3r_ros.node import conversions, geometry, parameters
+from raymap3r_ros.node.calibration import CameraCalibration
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, Put, WaitingFrame
+from raymap3r_ros.node.frames import MOUNT_AGE, FrameNames, Frames, TransformError, look_up
+from raymap3r_ros.node.maps import Maps
 from raymap3r_ros.node.options import NodeOptions
-from raymap3r_ros.node.outputs import MOTION_TOPICS, Outputs
+from raymap3r_ros.node.outputs import MOTION_TOPICS, Glance, Outputs, Sight
+from raymap3r_ros.node.saving import Saved, save
+from raymap3r_ros.node.shared import SharedNetworks
+from raymap3r_ros.recording.rectify import names_rectified
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming.together import Together
 
 try:
     from rclpy.event_handler import QoSMessageLostInfo, SubscriptionEventCallbacks
 except ModuleNotFoundError:  # ROS 2 Humble
     from rclpy.qos_event import QoSMessageLostInfo, SubscriptionEventCallbacks
 
+WORLD_FROM_OPTICAL = geometry.world_pose(np.eye(4))
 DEFAULT_FRAME = "camera_optical_frame"
 MAX_FAILURES = 3  # frames in a row without GPU memory, after which the node deactivates itself
 LATE = 0.1  # seconds by which a stamp may lie before the last one and still be a late frame, not a jump
 THROTTLE = 5.0  # seconds between two log lines about the same trouble
 LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpoint mismatches in every tensor
+MAX_TROUBLES = 100  # kinds of trouble that are remembered: who sends damaged messages can make up ever new ones
 
 
 class StreamNode(LifecycleNode):
     """One camera stream.
 
     Callbacks only take messages in; one worker thread, alive while the node is active, runs the network and
-    publishes.
+    publishes. `shared`: given to several nodes of one process, which then share one network and run together;
+    `frame_prefix`: put before `world_frame` and `odom_frame`, because each camera has a world of its own. The other
+    arguments are those of rclpy's Node.
     """
 
-    def __init__(self, **node_arguments: Any) -> None:
+    def __init__(self, shared: SharedNetworks | None = None, *, frame_prefix: str = "", **node_arguments: Any) -> None:
         super().__init__("raymap3r", **node_arguments)
+        self._shared = shared
+        self._frame_prefix = frame_prefix
         parameters.declare(self, NodeOptions, StreamOptions)
         self.add_on_set_parameters_callback(self._check_parameters)
 
         self._monitor = Monitor()
-        self._network: torch.nn.Module | None = None
         self._stream: Stream | None = None
+        self._together: Together | None = None  # where the network is shared
         self._outputs: Outputs | None = None
+        self._maps: Maps | None = None
+        self._transforms: TransformListener | None = None
         self._queue: FrameQueue | None = None
         self._worker: threading.Thread | None = None
         self._subscriptions_in: list[Subscription] = []
-        self._reset_service: Service | None = None
+        self._services_in: list[Service] = []
         self._reset_asked = threading.Event()
+        self._paused = False
         self._configured = threading.Lock()  # held while what a configured node has is looked at or taken away
         self._last_logged: dict[str, float] = {}
         self._idle_state = "unconfigured"  # of the life cycle, while nothing is configured
@@ -82,6 +97,9 @@ class StreamNode(LifecycleNode):
         # Images, and the timer, must go on while a transition or a service is at work in the default group.
         self._image_group = MutuallyExclusiveCallbackGroup()
         self._timer_group = MutuallyExclusiveCallbackGroup()
+        # To write a large map takes seconds.
+        self._save_group = MutuallyExclusiveCallbackGroup()
+        self._map_group = MutuallyExclusiveCallbackGroup()
         # A transition may not run in the worker, which it joins: the worker triggers it in the transitions' group.
         self._give_up = self.create_guard_condition(self._deactivate_after_failures)
         # An unconfigured node tells its last error too, and sim time that stands still must not silence it.
@@ -150,39 +168,65 @@ class StreamNode(LifecycleNode):
         self._release()
 
     def _configure(self) -> None:
-        options = parameters.read(self, NodeOptions)
-        stream_options = parameters.read(self, StreamOptions)
-        device = choose_device(options.device)
+        options, stream_options = self._node_options(), parameters.read(self, StreamOptions)
         _leave_a_core_free()
-        self.get_logger().info(f"loading {options.checkpoint} on {device}")
-        self._network = load_network(options.checkpoint, device, stream_options.precision)
-        if not self._network.trained:
-            self.get_logger().warning(f"{self._network.source}")
-        self._stream = Stream(self._network, stream_options)
-        _warm_up(self._stream)
-        self._options = options
-        self._outputs = Outputs(self)
-        self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
+        self.get_logger().info(f"loading {options.checkpoint}")
+        if self._shared is None:
+            network = load_network(options.checkpoint, choose_device(options.device), stream_options.precision)
+        else:
+            self._together = self._shared.get(options.checkpoint, options.device, stream_options.precision)
+            network = self._together.network
+        self._stream = Stream(network, stream_options)
+        if not self._stream.network.trained:
+            self.get_logger().warning(self._stream.network.source)
+        _warm_up(self._stream, self._together, 0 if self._shared is None else self._shared.cameras)
+        self.get_logger().info(f"{self._stream.network.source} runs on {self._stream.device}")
         self._warned: set[str] = set()
         self._rule = self._intrinsics_from = ""
-        self._has_world = False
+        self._has_world = self._paused = self._jumped = False
+        self._reset_reason = ""  # why the frame at hand, or one before it that came to nothing, starts a new memory
+        self._options = options
+        topic = self.resolve_topic_name("image/compressed" if options.image_transport == "compressed" else "image")
+        self._calibration = CameraCalibration(
+            partial(self._fail, throttle=True), rectified=options.rectified or names_rectified(topic)
+        )
+        self._scale = MetricScale(options.scale)
+        self._scale_estimate: ScaleEstimate | None = None
+        self._camera_mounted = False
+        buffer = Buffer(node=self)
+        if options.tf_mode != "camera" or options.scale.source in ("odometry", "height"):
+            self._transforms = TransformListener(buffer, self)
+        self._look_up = partial(look_up, buffer)
+        self._frames = Frames(_frame_names(options), self._look_up)
+        self._outputs = Outputs(self)
+        self._maps = Maps(self, options, self._map_group)
+        self._services_in = [
+            self.create_service(Trigger, "~/reset", self._on_reset),
+            self.create_service(SetBool, "~/set_paused", self._on_set_paused),
+            self.create_service(Trigger, "~/save", self._on_save, callback_group=self._save_group),
+        ]
         parameters.lock(self, True, NodeOptions, StreamOptions)
 
     def _release(self) -> None:
         parameters.lock(self, False, NodeOptions, StreamOptions)
         with self._configured:
-            if self._outputs is not None:
-                self._outputs.destroy()
-            if self._reset_service is not None:
-                self.destroy_service(self._reset_service)
-            self._outputs = self._reset_service = self._stream = self._network = None
+            for outputs in (self._outputs, self._maps):
+                if outputs is not None:
+                    outputs.destroy()
+            if self._transforms is not None:
+                self._transforms.unregister()
+            for service in self._services_in:
+                self.destroy_service(service)
+            self._services_in = []
+            self._outputs = self._maps = self._transforms = self._stream = self._together = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _stop(self) -> None:
-        for subscription in self._subscriptions_in:
-            self.destroy_subscription(subscription)
-        self._subscriptions_in = []
+        with self._configured:  # the report names their topics
+            for subscription in self._subscriptions_in:
+                self.destroy_subscription(subscription)
+            self._subscriptions_in = []
         if self._worker is not None:
             left = self._queue.close()
             self._worker.join()
@@ -209,6 +253,18 @@ class StreamNode(LifecycleNode):
             ),
             self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, infos, callback_group=group),
         ]
+        # Reliable or not, whoever publishes these is heard.
+        sensor = qos_profile_sensor_data
+        if self._options.scale.source == "range":
+            self._subscriptions_in.append(
+                self.create_subscription(Range, "range", self._on_range, sensor, callback_group=group)
+            )
+        if self._options.scale.source == "odometry":
+            self._subscriptions_in.append(
+                self.create_subscription(
+                    Odometry, "wheel_odometry", self._on_wheel_odometry, sensor, callback_group=group
+                )
+            )
 
     def _deactivate_after_failures(self) -> None:
         # The user may have been faster.
@@ -232,14 +288,62 @@ class StreamNode(LifecycleNode):
         response.success, response.message = True, "the scene is forgotten; the next image starts a new world"
         return response
 
+    def _on_set_paused(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if self._paused and not request.data:
+            self._last_stamp = None  # the scene goes on where it was left
+        self._paused = bool(request.data)
+        response.success = True
+        response.message = "paused: images are left aside" if self._paused else "images are taken in"
+        return response
+
+    def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._configured:
+            if self._outputs is None:
+                response.message = "nothing to save: the node has been cleaned up"
+                return response
+            points, colors = self._maps.arrays() or (None, None)
+            saved = Saved(self._outputs.trajectories(), points, colors, self._settings())
+        try:
+            folder = save(self._options.output_dir, saved)
+        except OSError as error:
+            response.message = f"not saved: {error}; is output_dir a folder with room that the node may write to?"
+            self._fail(response.message)
+            return response
+        poses = len(saved.trajectories["trajectory"][0])
+        cloud = "no static map (nobody listened to it; see static_map.always)"
+        if points is not None:
+            cloud = f"{len(points)} points of the static map"
+        response.success, response.message = True, f"{folder}: {poses} poses, {cloud}, settings"
+        self.get_logger().info(response.message)
+        return response
+
+    def _settings(self) -> str:
+        """The parameters as they are now, as a parameter file."""
+        options = [parameters.read(self, kind) for kind in (NodeOptions, StreamOptions)]
+        return parameters.yaml_file(f"Parameters of {self.get_fully_qualified_name()}.", *options)
+
     def _on_camera_info(self, message: CameraInfo) -> None:
-        self._info = message
+        self._calibration.update(message)
         self._monitor.camera_info(conversions.seconds(message.header.stamp))
-        if any(message.d):
-            self._warn_once("camera_info carries distortion, which is not removed yet: rectify the images first")
+
+    def _on_range(self, message: Range) -> None:
+        self._scale.add_range(
+            RangeReading(
+                conversions.seconds(message.header.stamp),
+                message.range,
+                message.min_range,
+                message.max_range,
+                message.field_of_view,
+            )
+        )
+
+    def _on_wheel_odometry(self, message: Odometry) -> None:
+        self._scale.add_odometry(conversions.seconds(message.header.stamp), conversions.pose_matrix(message.pose.pose))
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         arrival = time.monotonic()
+        if self._paused:
+            return
         try:
             conversions.check_image(message)
         except InputError as error:
@@ -287,9 +391,9 @@ class StreamNode(LifecycleNode):
                 state = "inactive"
                 facts = self._facts(self._stream, self._outputs)
                 if self._worker is not None:
-                    state = "active"
+                    state = "paused" if self._paused else "active"
                     # For those who have subscribed after the last image.
-                    self._outputs.publish_trajectories(self._outputs.wanted())
+                    self._outputs.publish_trajectories(self._outputs.wanted(), self._options)
                 if not self._stream.network.trained:
                     warnings.append("untrained weights: the geometry means nothing")
         status = self._monitor.status(self.get_fully_qualified_name(), state, facts, warnings)
@@ -303,8 +407,15 @@ class StreamNode(LifecycleNode):
             "checkpoint": stream.network.source,
             "update rule": self._rule,
             "intrinsics": self._intrinsics_from,
-            "subscribed outputs": outputs.listeners(),
+            "subscribed outputs": ", ".join(sorted(outputs.listeners() | self._maps.listeners())),
         }
+        if self._scale_estimate is not None and self._options.scale.source != "fixed":
+            facts["scale"] = f"{self._scale_estimate.factor:.4f}"
+            facts["scale known"] = self._scale_estimate.known
+            facts["scale confidence"] = f"{self._scale_estimate.confidence:.2f}"
+            facts["scale observations"] = self._scale_estimate.observations
+        if len(self._maps):
+            facts["static map (points)"] = len(self._maps)
         for subscription in self._subscriptions_in:
             facts[f"publishers of {subscription.topic_name}"] = self.count_publishers(subscription.topic_name)
         if stream.device.type == "cuda":
@@ -335,7 +446,7 @@ class StreamNode(LifecycleNode):
 
     def _process(self, frame: WaitingFrame) -> None:
         started = time.monotonic()
-        image = conversions.image_array(frame.message)
+        image, intrinsics = self._calibration.apply(conversions.image_array(frame.message))
         options = self._current_options()
         forget = "reset" if self._reset_asked.is_set() else ""
         if frame.scene != self._processed_scene:
@@ -349,27 +460,34 @@ class StreamNode(LifecycleNode):
             self._warn_once(f"the images have no frame_id: {DEFAULT_FRAME} is taken")
             child_frame = DEFAULT_FRAME
 
+        stamp, seconds = frame.stamp, conversions.seconds(frame.stamp)
         wanted = self._outputs.wanted()
+        maps = self._maps.wants(seconds, options)
+        motion = maps or not wanted.isdisjoint(MOTION_TOPICS) or options.scale.source in ("range", "height")
         stepped = time.monotonic()
-        result = self._stream.step(
-            image,
-            conversions.seconds(frame.stamp),
-            self._intrinsics(image),
-            motion=not wanted.isdisjoint(MOTION_TOPICS),
-        )
+        result = _step_of(self._stream, self._together)(image, seconds, intrinsics, motion=motion)
         returned = time.monotonic()
-        glance = self._outputs.look(result, wanted, options)
+        if result.reset:
+            self._reset_reason = forget or result.reset_reason
+        glance = self._outputs.look(result, wanted, options, self._scale)
         if not glance.healthy:
             self._fail("the network's output is not finite: frame not published", throttle=True)
             return
-        if result.reset:
-            self._on_new_memory(result, forget or result.reset_reason)
         published = time.monotonic()
-        self._outputs.publish(result, glance, frame.stamp, child_frame, wanted, options)
+        reason, self._reset_reason = self._reset_reason, ""
+        new_world = reason not in ("", "interval")
+        if reason:
+            self._on_new_memory(result, reason)
+        sight = self._place(glance, stamp, child_frame, new_world)
+        # An alignment by the camera's own poses is no jump; the next frame is the first of the new memory.
+        self._jumped = reason == "interval" and self._stream.options.reset_alignment != "robust"
+        self._outputs.publish(result, glance, sight, wanted, options)
+        if maps and result.motion and sight.placement is not None:
+            self._maps.integrate(result, stamp, sight.world_from_stream @ WORLD_FROM_OPTICAL, options)
         done = time.monotonic()
 
         self._rule = glance.rule
-        self._intrinsics_from = _intrinsics_origin(glance.intrinsics_known, self._info is not None)
+        self._intrinsics_from = _intrinsics_origin(glance.intrinsics_known, intrinsics is not None)
         timings, total = result.timings, (done - started) * 1e3
         # A GPU may still be at work when `step` returns; its own clock knows for how long.
         stream = max((returned - stepped) * 1e3, sum(timings.values()))
@@ -380,34 +498,67 @@ class StreamNode(LifecycleNode):
             "node": total - stream,  # conversion, publishing and all else that is not the stream's
             "whole frame": total,
         }
-        from_stamp = self.get_clock().now().nanoseconds * 1e-9 - conversions.seconds(frame.stamp)
+        from_stamp = self.get_clock().now().nanoseconds * 1e-9 - seconds
         self._monitor.published(from_stamp, done - frame.arrival, stages)
 
+    def _place(self, glance: Glance, stamp: Time, camera_frame: str, new_world: bool) -> Sight:
+        """Find out how long the stream's metre is, and where the camera is in the frames that are published."""
+        seconds = conversions.seconds(stamp)
+        if self._transforms is not None and not self._camera_mounted:
+            try:
+                mount = self._look_up(self._options.base_frame, camera_frame, stamp, MOUNT_AGE)
+                self._scale.mount_camera(mount)
+                self._camera_mounted = True
+            except TransformError:
+                pass  # scale is found without it; a mode that cannot be without says so below
+        self._scale_estimate = self._scale.update(seconds, glance.pose, glance.seen_scale)
+        scale = self._scale_estimate.factor
+        pose = glance.pose.copy()
+        pose[:3, 3] *= scale
+        try:
+            placement = self._frames.place(
+                pose, stamp, camera_frame, scale=scale, new_world=new_world, corrected=self._jumped
+            )
+            if placement.problem:
+                self._warn(placement.problem)
+        except InputError as error:
+            self._warn(f"nothing is published in the world: {error}")
+            placement = None
+        return Sight(stamp, camera_frame, scale, placement)
+
+    def _node_options(self) -> NodeOptions:
+        options = parameters.read(self, NodeOptions)
+        if not self._frame_prefix:
+            return options
+        return dataclasses.replace(
+            options,
+            world_frame=f"{self._frame_prefix}/{options.world_frame}",
+            odom_frame=f"{self._frame_prefix}/{options.odom_frame}",
+        )
+
     def _current_options(self) -> NodeOptions:
-        """The options as they are now; what may change while running is handed to the stream."""
-        stream_options = parameters.read(self, StreamOptions)
+        """The options as they are now; what may change while running is handed on."""
+        try:
+            stream_options, options = parameters.read(self, StreamOptions), self._node_options()
+        except OptionError:  # several are just being set at once, of which some are read before and some after
+            return self._options
         if stream_options != self._stream.options:
             self._stream.options = stream_options
             self.get_logger().info(f"options are now {stream_options}")
-        return parameters.read(self, NodeOptions)
-
-    def _intrinsics(self, image: np.ndarray) -> np.ndarray | None:
-        if self._info is None:
-            return None
-        try:
-            return conversions.intrinsics(self._info, image.shape[1], image.shape[0])
-        except InputError as error:
-            self._warn_once(str(error))
-            return None
+        self._options = options
+        self._scale.options = self._options.scale
+        return self._options
 
     def _on_new_memory(self, result: StepResult, reason: str) -> None:
         if self._has_world:
             self._monitor.count("resets")
         self._has_world = True
-        if result.reset_reason == "interval":
+        if reason == "interval":
             self.get_logger().info(f"frame {result.frame}: the memory starts anew, aligned to what was there")
         else:
             self._outputs.restart()
+            self._maps.restart()
+            self._scale.reset()
             height, width = result.depth.shape
             self.get_logger().info(f"a new world starts ({reason}); the network sees {width}x{height}")
 
@@ -417,13 +568,13 @@ class StreamNode(LifecycleNode):
         # A pause is no jump: the scene goes on where it was left.
         self._last_stamp: float | None = None
         self._scene = self._processed_scene = 0
-        self._info: CameraInfo | None = None
 
     def _refuse(self, error: InputError) -> None:
         self._monitor.count("bad frames")
         self._warn(f"image skipped: {error}", once=isinstance(error, conversions.EncodingError))
 
     def _warn(self, text: str, once: bool = False) -> None:
+        text = _shortened(text)
         self._monitor.warning(text)
         if once:
             self._warn_once(text)
@@ -431,12 +582,12 @@ class StreamNode(LifecycleNode):
             self.get_logger().warning(text)
 
     def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
+        if text not in self._warned and len(self._warned) < MAX_TROUBLES:
             self._warned.add(text)
             self.get_logger().warning(text)
 
     def _fail(self, text: str, throttle: bool = False, details: str = "") -> None:
-        text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+        text = _shortened(text)
         self._monitor.error(text)
         if not throttle or self._may_log(text):
             self.get_logger().error(text + details)
@@ -446,8 +597,14 @@ class StreamNode(LifecycleNode):
         trouble, now = re.sub(r"\d+", "#", text), time.monotonic()
         if now - self._last_logged.get(trouble, -THROTTLE) < THROTTLE:
             return False
+        if len(self._last_logged) >= MAX_TROUBLES:
+            self._last_logged.clear()
         self._last_logged[trouble] = now
         return True
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
 
 
 def _leave_a_core_free() -> None:
@@ -459,15 +616,25 @@ def _leave_a_core_free() -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
 
 
-def _warm_up(stream: Stream) -> None:
+def _step_of(stream: Stream, together: Together | None) -> Callable[..., StepResult]:
+    """How a stream is stepped: alone, or with those that share its network."""
+    return stream.step if together is None else partial(together.step, stream)
+
+
+def _warm_up(stream: Stream, together: Together | None, cameras: int) -> None:
     """Find out now, not at the first image, whether the network runs at all; on a GPU, also load every kernel and
-    record the graphs of 4:3 images: with and without camera_info, with and without listeners to what moves."""
+    record the graphs of 4:3 images: with and without camera_info, with and without listeners to what moves, and of
+    up to so many cameras that share a network."""
     side = stream.options.image_size or stream.network.config.image_size
     image = np.full((side * 3 // 4, side, 3), 128, np.uint8)
     intrinsics = np.array([[side, 0.0, side / 2], [0.0, side, side * 3 / 8], [0.0, 0.0, 1.0]])
     frames = METHOD.router_last_frame + 5 if stream.device.type == "cuda" else 1
+    step = _step_of(stream, together)
     for index in range(frames):
-        stream.step(image, intrinsics=intrinsics if index % 4 > 1 else None, motion=index % 2 == 0)
+        step(image, intrinsics=intrinsics if index % 4 > 1 else None, motion=index % 2 == 0)
+    if together is not None and stream.device.type == "cuda":
+        for given, motion in itertools.product((None, intrinsics), (True, False)):
+            together.warm_up(stream, cameras, image, given, motion=motion)
     stream.reset()
 
 
@@ -477,58 +644,5 @@ def _intrinsics_origin(known: bool, info_arrived: bool) -> str:
     return "camera_info" if info_arrived else "estimated from the points"
 
 
-class Executor(MultiThreadedExecutor):
-    """Lets callbacks finish before it goes: rclpy's takes away what they still need, and says so on stderr."""
-
-    def shutdown(self, *args: Any, **kwargs: Any) -> bool:
-        """Stop; call it when nothing spins the executor any more."""
-        self._executor.shutdown(wait=True)
-        return super().shutdown(*args, **kwargs)
-
-
-def main() -> int:
-    """Run the node until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="stream", description="The stream node of raymap3r_ros.")
-    parser.add_argument(
-        "--autostart",
-        action="store_true",
-        help="configure and activate at once; end with status 1 where that fails",
-    )
-    # rclpy's own handlers take the context away while the worker still publishes.
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # ROS arguments that cannot be parsed, or a parameter file that cannot be read
-        parser.error(str(error))
-
-    node = StreamNode()
-    if arguments.autostart and not node.autostart():
-        status = 1
-    else:
-        _spin(node, stop)
-        status = 0
-    # The interpreter's end puts back the default handlers, by which a second signal (launch sends one) would kill.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    node.close()
-    node.destroy_node()
-    rclpy.shutdown()
-    return status
-
-
-def _spin(node: StreamNode, stop: threading.Event) -> None:
-    """Run the node's callbacks until `stop` is set. Raises what a callback raises."""
-    executor = Executor(num_threads=4)
-    executor.add_node(node)
-    end = Future(executor=executor)
-    # Signal handlers run in the main thread only, so it must not be the one inside rclpy's wait.
-    with ThreadPoolExecutor(1, "executor") as pool:
-        spinning = pool.submit(executor.spin_until_future_complete, end)
-        spinning.add_done_callback(lambda _: stop.set())
-        stop.wait()
-        end.set_result(None)
-    executor.shutdown()
-    spinning.result()
+def _frame_names(options: NodeOptions) -> FrameNames:
+    return FrameNames(**{field.name: getattr(options, field.name) for field in dataclasses.fields(FrameNames)})

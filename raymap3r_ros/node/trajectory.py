@@ -1,10 +1,10 @@
-"""A trajectory of bounded length."""
+"""The way of the camera so far, of bounded length."""
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
 
-MAX_POSES = 1000
+MAX_POSES = 200_000  # nearly two hours at 30 Hz, 21 MB
 
 
 class Trajectory:
@@ -20,24 +20,43 @@ class Trajectory:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._kept: list[Any] = []
-        self._newest: Any = None
+        self._stamps = np.empty(0, np.int64)
+        self._poses = np.empty((0, 3, 4))
+        self._kept = 0  # rows in use, but for the newest pose
         self._stride = 1  # of the poses appended, every so-many-th is kept
         self._appended = 0
 
-    def append(self, pose: Any) -> None:
-        """Add the newest pose."""
-        self._newest = pose
-        if self._appended % self._stride == 0:
-            self._kept.append(pose)
+    def append(self, stamp: int, pose: np.ndarray) -> None:
+        """Add the newest pose, (4, 4), of a stamp in nanoseconds."""
+        if self._kept + 1 >= len(self._stamps):
+            room = min(max(1024, 2 * len(self._stamps)), self._max_poses + 1)
+            stamps, poses = np.empty(room, np.int64), np.empty((room, 3, 4))
+            stamps[: self._kept], poses[: self._kept] = self._stamps[: self._kept], self._poses[: self._kept]
+            self._stamps, self._poses = stamps, poses
+        if self._kept == self._max_poses:
+            half = (self._kept + 1) // 2
+            self._stamps[:half], self._poses[:half] = self._stamps[: self._kept : 2], self._poses[: self._kept : 2]
+            self._kept, self._stride = half, 2 * self._stride
+        # The newest stands behind those that are kept; it is one of them where its turn has come.
+        self._stamps[self._kept], self._poses[self._kept] = stamp, pose[:3]
+        self._newest_kept = self._appended % self._stride == 0
+        self._kept += self._newest_kept
         self._appended += 1
-        if len(self._kept) == self._max_poses:
-            self._kept = self._kept[::2]
-            self._stride *= 2
 
-    @property
-    def poses(self) -> list[Any]:
-        """What is kept, oldest first, and the newest."""
-        if not self._kept or self._kept[-1] is self._newest:
-            return list(self._kept)
-        return [*self._kept, self._newest]
+    def sample(self, most: int = MAX_POSES) -> tuple[np.ndarray, np.ndarray]:
+        """Stamps (n,) in nanoseconds and poses (n, 4, 4), oldest first: at most `most`, spread evenly, and the newest.
+
+        While the trajectory grows, a pose that is in the sample either stays in it or goes for good.
+        """
+        if not self._appended:
+            return np.empty(0, np.int64), np.empty((0, 4, 4))
+        stride = 1
+        while (self._kept + stride - 1) // stride > most:
+            stride *= 2
+        last = self._kept - self._newest_kept
+        rows = np.arange(0, self._kept, stride)
+        if not len(rows) or rows[-1] != last:
+            rows = np.append(rows, last)
+        poses = np.zeros((len(rows), 4, 4))
+        poses[:, :3], poses[:, 3, 3] = self._poses[rows], 1.0
+        return self._stamps[rows], poses

@@ -1,6 +1,6 @@
 """Recordings in, files out: videos, image folders and bags read frame by frame, results written. Needs no ROS."""
 
-from raymap3r_ros.recording.cloud import CloudOptions, StaticCloud
+from raymap3r_ros.recording.cloud import CloudOptions
 from raymap3r_ros.recording.readers import Frame, Recording, open_recording
 from raymap3r_ros.recording.run import RunSummary, run_recording
 
@@ -9,7 +9,6 @@ __all__ = [
     "Frame",
     "Recording",
     "RunSummary",
-    "StaticCloud",
     "open_recording",
     "run_recording",
 ]

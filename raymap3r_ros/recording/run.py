@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import signal
 import threading
@@ -22,17 +21,18 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.mapping import StaticMap
 from raymap3r_ros.network import Network
 from raymap3r_ros.recording import preview, writers
-from raymap3r_ros.recording.cloud import CloudOptions, StaticCloud, static_pixels
+from raymap3r_ros.recording.cloud import CloudOptions
 from raymap3r_ros.recording.readers import Recording
+from raymap3r_ros.recording.view import RerunView
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.preprocessing import frame_image
 
 log = logging.getLogger(__name__)
 
 WARM_UP = 5  # steps left out of the rates: caches fill and kernels are chosen during the first ones
-CLOUD_PIXELS = 60_000  # of a frame, at most, that go into the cloud: its neighbours in time see the same surface
 SHEET_ROWS = 5
 UNTRAINED_WARNING = (
     "these weights are UNTRAINED: poses, depth and masks are meaningless and only show that everything runs; "
@@ -117,13 +117,15 @@ def run_recording(
     *,
     cloud_options: CloudOptions | None = None,
     with_preview: bool = True,
+    view: RerunView | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RunSummary:
     """Run `recording` through one stream of `network` and write everything into `folder` (see `writers`).
 
     SIGINT (Ctrl-C) and SIGTERM end the run after the frame at hand, with all files finished for the frames so far. So
-    does an error half-way, which is raised again when the files are there. `progress`: a bar on a terminal.
+    does an error half-way, which is raised again when the files are there. `view`: is opened, shown every frame and
+    closed. `progress`: a bar on a terminal.
 
     Raises InputError where the recording or the folder cannot be used.
     """
@@ -133,12 +135,14 @@ def run_recording(
     if not network.trained:
         log.warning(UNTRAINED_WARNING)
     stream = Stream(network, options)
-    cloud = StaticCloud(cloud_options.voxel_size, cloud_options.max_points)
+    cloud = StaticMap(cloud_options.voxel_size, cloud_options.max_points, whole_scene=True)
     collected = _Collected()
     failure: Exception | None = None
     begin = time.perf_counter()
     with ExitStack() as stack:
         pictures = stack.enter_context(_Pictures(folder, recording, stream)) if with_preview else None
+        if view is not None:
+            stack.enter_context(view)
         asked_to_stop = stack.enter_context(_stop_signals())
         bar = stack.enter_context(
             tqdm(total=recording.length, unit=" frames", disable=None if progress else True, dynamic_ncols=True)
@@ -152,8 +156,11 @@ def run_recording(
                     torch.cuda.synchronize(stream.device)
                 collected.steps.append((time.perf_counter() - start) * 1e3)
                 collected.input_size = frame.image.shape[1], frame.image.shape[0]
-                if _take(result, folder, collected, cloud, cloud_options) and pictures is not None:
-                    pictures.add(frame.image, result, frame.stamp - collected.stamps[0])
+                if _take(result, folder, collected, cloud, cloud_options):
+                    if pictures is not None:
+                        pictures.add(frame.image, result, frame.stamp - collected.stamps[0])
+                    if view is not None:
+                        view.add(result, cloud)
                 bar.update()
                 if asked_to_stop:
                     break
@@ -162,6 +169,8 @@ def run_recording(
                 raise
             failure = error
             log.warning("stopped after %d frames by an error: finishing the files", len(collected.stamps))
+        if view is not None:
+            view.add_scene(cloud)
         elapsed = time.perf_counter() - begin
     if not collected.stamps:
         raise InputError(
@@ -181,7 +190,7 @@ def _take(
     result: StepResult,
     folder: Path,
     collected: _Collected,
-    cloud: StaticCloud,
+    cloud: StaticMap,
     cloud_options: CloudOptions,
 ) -> bool:
     """Write what belongs to one frame, and remember what is written at the end; False where it is of no use."""
@@ -191,20 +200,16 @@ def _take(
         collected.unhealthy += 1
         log.warning("frame %d: the network's values are not finite; nothing is written for it", result.frame)
         return False
-    maps = result.numpy("pose", "depth", "points", "confidence", "dynamic_mask", "intrinsics", "image")
+    maps = result.numpy("pose", "depth", "dynamic_mask", "intrinsics")
     depth, mask, pose, intrinsics = maps["depth"], maps["dynamic_mask"], maps["pose"], maps["intrinsics"]
     index = len(collected.stamps)  # names of files count as lines of the trajectory do
     writers.write_depth(folder, index, depth)
     writers.write_mask(folder, index, mask)
 
-    focal = intrinsics[0, 0]
-    step = math.ceil(math.sqrt(depth.size / CLOUD_PIXELS))
-    grid = slice(None, None, step), slice(None, None, step)
-    keep = static_pixels(depth, maps["confidence"], mask, focal, cloud_options)[grid]
-    if keep.any():
-        rotation, position = pose[:3, :3].astype(np.float64), pose[:3, 3].astype(np.float64)
-        world = maps["points"][grid][keep] @ rotation.T + position
-        cloud.add(world, maps["image"][grid][keep], step * np.median(depth[grid][keep]) / focal)
+    cloud.integrate(
+        result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
+        cloud_options,
+    )  # fmt: skip
 
     collected.stamps.append(result.stamp)
     collected.poses.append(pose)
@@ -223,7 +228,7 @@ def _finish(
     recording: Recording,
     stream: Stream,
     collected: _Collected,
-    cloud: StaticCloud,
+    cloud: StaticMap,
     cloud_options: CloudOptions,
     pictures: _Pictures | None,
     elapsed: float,

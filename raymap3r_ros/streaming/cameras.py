@@ -104,15 +104,24 @@ def focal_from_points(points: Tensor, iterations: int) -> Tensor:
     Minimises sum |pixel offset - f (x/z, y/z)| by Weiszfeld iterations from the least-squares value; 0 where the
     best focal length is negative (a mirrored map), or where single points lie in the camera's plane.
     """
-    offset = _centred_pixels(points).flatten(0, 1)
-    slope = (points[..., :2] / points[..., 2:]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(1, 2)
-    along, square = (slope * offset).sum(-1), slope.square().sum(-1)
-    focal = along.sum(1) / square.sum(1)
+    # In planes: sums over a last dimension of two are slow. offset (2, K), slope (B, 2, K).
+    offset = _centred_pixels(points).flatten(0, 1).T.contiguous()
+    slope = (points[..., :2] / points[..., 2:]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    slope = slope.flatten(1, 2).mT.contiguous()
+    along, square = (slope * offset).unbind(1), slope.square().unbind(1)
+    terms = torch.stack((along[0] + along[1], square[0] + square[1]), dim=1)
+    focal = _quotient(terms)
     for _ in range(iterations):
-        distance = (offset - focal[:, None, None] * slope).norm(dim=-1)
-        weight = 1 / distance.clamp_min(1e-8)
-        focal = (weight * along).sum(1) / (weight * square).sum(1)
+        miss = torch.addcmul(offset, slope, focal[:, None, None], value=-1).square_()
+        weight = (miss[:, :1] + miss[:, 1:]).clamp_min_(1e-16).rsqrt_()  # 1 / distance
+        focal = _quotient(terms * weight)
     return focal.clamp_min(0)
+
+
+def _quotient(terms: Tensor) -> Tensor:
+    """Sum of the first over the sum of the second of terms (B, 2, K): (B,)."""
+    first, second = terms.sum(2).unbind(1)
+    return first / second
 
 
 def median_focal_from_points(points: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ centre alone, where movers never are.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raymap3r_ros.streaming.cameras import constant
 from raymap3r_ros.streaming.options import MaskOptions
 
 _SAMPLES = 4096  # pixels looked at for centre and noise unit: more do not change the estimate
@@ -23,7 +25,7 @@ _SHARE = 0.15  # of the pixels in the densest interval
 _FACTOR_SPREAD = 0.4  # standard deviation of the log factor that is expected between the branches
 _NEARER = 1.2  # a denser interval this much higher up is worth as much as one e times as wide
 _SHIFTS = 2  # steps of the centre to the mean of what is within a standard deviation of it
-_QUANTILES = ((0.683, 1.0), (0.954, 2.0))  # share of a normal distribution within so many standard deviations
+_SHARES, _WITHIN = (0.683, 0.954), (1.0, 2.0)  # of a normal distribution, within so many standard deviations
 _STILL = 0.5  # noise units within which a pixel passes for surely static
 _PATCH = 6  # window in which a sure region is sought; like all lengths here in 1/128 of the image's long edge
 _STEP = 4  # window of one step of growth
@@ -37,7 +39,7 @@ def contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor) -> tuple[Tensor,
     get 0.
     """
     ratio = (ray_depth.clamp_min(1e-6) / depth.clamp_min(1e-6)).log()
-    trusted = trusted & torch.isfinite(ratio)
+    trusted = trusted & (ratio.abs() < torch.inf)
     centre = static_centre(torch.where(trusted, ratio, 0.0).flatten(1), trusted.flatten(1))
     return torch.where(trusted, ratio - centre[:, None, None], 0.0), trusted
 
@@ -74,9 +76,8 @@ def _in_order(values: Tensor, valid: Tensor) -> Tensor:
 def _spread_below(ordered: Tensor, centre: Tensor) -> Tensor:
     """Standard deviation (B, 1) of values (B, K) in ascending order, from those below their centre (B, 1) alone."""
     below = (ordered < centre).sum(1, keepdim=True)
-    return torch.cat(
-        [(centre - ordered.gather(1, (below * (1 - share)).long())) / units for share, units in _QUANTILES], dim=1
-    ).amax(1, keepdim=True)
+    places = (below * constant(tuple(1 - share for share in _SHARES), ordered.device)).long()
+    return ((centre - ordered.gather(1, places)) / constant(_WITHIN, ordered.device)).amax(1, keepdim=True)
 
 
 def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
@@ -89,20 +90,22 @@ def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: Mask
     """
     single, trusted = contrast(depth, ray_depth, trusted)
     unit = max(1, round(max(single.shape[1:]) / 128))
-    mean, weight = (_mean(plane, _odd(_PATCH * unit)) for plane in (single, trusted.float()))
-    mean = mean / weight.clamp_min(1e-6)
-    single_noise, mean_noise = (_noise_unit(values, trusted, options) for values in (single, mean))
-    least = math.log1p(options.min_ratio)
-    weak = trusted & (single > options.low * single_noise) & (single > least)
+    total, count = _around(torch.stack((single, trusted.float())), _odd(_PATCH * unit), torch.add)
+    mean = total / count.clamp_min(1)
+    noise = _noise_unit(torch.cat((single, mean)), torch.cat((trusted, trusted)), options)
+    single_noise, mean_noise = noise.chunk(2)
+    # What is not trusted has a contrast of 0 and is not weak.
+    weak = single > (options.low * single_noise).clamp_min(math.log1p(options.min_ratio))
+    highest = torch.where(weak, single / _HALF, 0.0)  # contrast of a region that may take this pixel in
     # The contrast of the region that each pixel belongs to; 0 outside.
     region = torch.where(weak & (mean > options.high * mean_noise), mean, 0.0)
     for _ in range(options.reach):
-        near = torch.maximum(_FADE * _dilate(region, _odd(_STEP * unit)), region)
-        region = torch.where(weak & (single > _HALF * near), near, 0.0)
+        near = torch.maximum(_FADE * _around(region, _odd(_STEP * unit), torch.maximum), region)
+        region = near.masked_fill_(near >= highest, 0.0)
     width = _odd((options.min_width - 1) * unit)
-    mask = (region > 0).float()
-    mask = _dilate(-_dilate(-mask, width), width)  # opened: specks go
-    return -_dilate(-_dilate(mask, width), width) > 0  # closed: holes go
+    # Opened, so that specks go, then closed, so that holes go; the two dilations between are one of twice the reach.
+    core = ~_around(region <= 0, width, torch.maximum)
+    return ~_around(~_around(core, 2 * width - 1, torch.maximum), width, torch.maximum)
 
 
 def stillness(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
@@ -123,13 +126,28 @@ def _odd(length: int) -> int:
     return 2 * (length // 2) + 1
 
 
-def _mean(values: Tensor, size: int) -> Tensor:
-    """Mean over size x size pixels around each of (B, H, W), those beyond the border counted as 0."""
-    rows = F.avg_pool2d(values[:, None], (size, 1), stride=1, padding=(size // 2, 0))
-    return F.avg_pool2d(rows, (1, size), stride=1, padding=(0, size // 2))[:, 0]
+def _around(values: Tensor, size: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`combine` (a sum, a maximum) of size x size pixels around each of (..., H, W), `size` odd, those beyond the
+    border counted as 0 or False."""
+    half = size // 2
+    values = F.pad(values, (half, half, half, half))
+    return _neighbours(_neighbours(values, size, -2, combine), size, -1, combine)
 
 
-def _dilate(values: Tensor, size: int) -> Tensor:
-    """Largest value of size x size pixels around each of (B, H, W)."""
-    rows = F.max_pool2d(values[:, None], (size, 1), stride=1, padding=(size // 2, 0))
-    return F.max_pool2d(rows, (1, size), stride=1, padding=(0, size // 2))[:, 0]
+def _neighbours(values: Tensor, size: int, dim: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`combine` of `size` neighbours along a dimension, which gets shorter by size - 1.
+
+    By doubling: log2(size) steps over the image, where a pooling layer takes `size`.
+    """
+    length = values.shape[dim] - size + 1
+    result, done, width = None, 0, 1
+    while True:  # here values[i] has i to i + width - 1
+        if size & width:
+            part = values.narrow(dim, done, length)
+            result = part if result is None else combine(result, part)
+            done += width
+        if done == size:
+            return result
+        rest = values.shape[dim] - width
+        values = combine(values.narrow(dim, 0, rest), values.narrow(dim, width, rest))
+        width *= 2

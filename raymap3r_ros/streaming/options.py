@@ -106,6 +106,13 @@ class StreamOptions:
         "the point clouds to each other as `published`, or not at all (`off`: the camera starts again at the origin)",
         choices=("robust", "published", "off"),
     )
+    ray_interval: int = option(
+        1,
+        "ask the rays in every n-th frame: the frames between cost half as much, have no mask, and are gated by what "
+        "moved last",
+        low=1,
+        high=1000,
+    )
     token_pooling: str = option(
         "patch",
         "pixels that make one image token's discrepancy: its true `patch`, or the published `raster` run",

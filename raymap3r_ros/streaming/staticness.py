@@ -66,13 +66,13 @@ def project_on_state(attention: list[tuple[Tensor, Tensor]], token_delta: Tensor
     """Discrepancy (B, N) of the image tokens that each state token looks at: (B, S).
 
     Attention over image tokens alone, averaged over heads and layers. It is an attention read with the discrepancy
-    as its only value, so no (S, N) matrix exists.
+    as its value, all layers at once, so no (S, N) matrix exists.
     """
-    total = 0.0
-    for q, k in attention:
-        values = token_delta.to(q.dtype)[:, None, :, None].expand(-1, q.shape[1], -1, -1)
-        total = total + F.scaled_dot_product_attention(q, k[:, :, 1:], values)[..., 0].float().mean(1)
-    return total / len(attention)
+    q = torch.cat([q for q, _ in attention], dim=1)  # (B, layers x heads, S, D)
+    k = torch.cat([k[:, :, 1:] for _, k in attention], dim=1)
+    # One column would do, but kernels that make no matrix want values as wide as keys.
+    values = token_delta.to(k.dtype)[:, None, :, None].expand_as(k).contiguous()
+    return F.scaled_dot_product_attention(q, k, values)[..., 0].float().mean(1)
 
 
 def token_staticness(projection: Tensor, method: Method) -> Tensor:

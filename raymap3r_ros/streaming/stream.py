@@ -92,6 +92,21 @@ class Plan:
     reset: bool  # the memory starts anew with this frame
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A frame on its way through a stream: ready for the network."""
+
+    inputs: tuple[Tensor, Tensor | None]  # (B, H, W, 3) uint8 pixels, and (B, 3, 3) their intrinsics if they are given
+    before: StreamState
+    plan: Plan
+    # The first frames of a stream differ from each other, and those that start the memory anew from the rest. All
+    # others are of one kind: what is done with them depends on the plan and on shapes alone.
+    steady: bool
+    single: bool  # one image, not a batch of one
+    stamp: float | None
+    timer: StageTimer
+
+
 class Stream:
     """B cameras of one size looked at frame by frame, with constant memory.
 
@@ -141,10 +156,27 @@ class Stream:
         `image` is RGB uint8 (h, w, 3), or (B, h, w, 3) for B cameras; any size, resized and cropped here. A change
         of size starts a new world. `intrinsics` (3, 3) or (B, 3, 3) are in pixels of that image, pixel centres
         integer; without them the focal length is estimated. `stamp` is handed through. Without `motion` the ray
-        branch is asked only where the update rule or an alignment needs it. What happens inside is put into `record`
+        branch is asked only where the update rule or an alignment needs it; with it in every `ray_interval`-th frame,
+        and the result tells by its own `motion` whether it was. What happens inside is put into `record`
         where it is given, for inspection.
 
         Raises InputError where image or intrinsics cannot be used; nothing is forgotten then.
+        """
+        frame = self.prepare(image, stamp, intrinsics, motion=motion)
+        return self.finish(frame, *self.advance(frame, self._graphs, record))
+
+    def prepare(
+        self,
+        image: np.ndarray | Tensor,
+        stamp: float | None = None,
+        intrinsics: np.ndarray | Tensor | None = None,
+        *,
+        motion: bool = True,
+    ) -> Frame:
+        """The first part of `step`, with its arguments: all that comes before the network. The stream stays as it is.
+
+        Like `advance` and `finish` it is called in inference mode. Raises InputError where image or intrinsics cannot
+        be used.
         """
         timer = StageTimer(self.device)
         options, config = self.options, self.network.config
@@ -159,38 +191,47 @@ class Stream:
         elif before.size != framing.size or len(before.state) != batch:
             before = self._begin(batch, framing.size, "size")
         timer.mark("preprocess")
-
         plan = self._plan(before.frame, motion)
-        # The first frames of a stream differ from each other; those after them are all of one kind.
         steady = before.frame > self.method.router_last_frame and not plan.reset
-        if steady and self._graphs is not None and options.execution != "plain" and record is None:
-            estimate, after = self._graphs.run(self._advance, plan, (pixels, given), before)
-            timer.mark("network")
-        else:
-            estimate, after = self._advance(plan, (pixels, given), before, timer, record)
+        return Frame((pixels, given), before, plan, steady, single, stamp, timer)
+
+    def advance(
+        self, frame: Frame, graphs: Graphs | None = None, record: dict[str, Any] | None = None
+    ) -> tuple[Estimate, StreamState]:
+        """The second part of `step`: ask the network. Steady frames go through `graphs` where they may."""
+        inputs, before, plan = frame.inputs, frame.before, frame.plan
+        if graphs is None or not frame.steady or plan.options.execution == "plain" or record is not None:
+            return self._advance(plan, inputs, before, frame.timer, record)
+        estimate, after = graphs.run(self._advance, plan, inputs, before)
+        frame.timer.mark("network")
+        return estimate, after
+
+    def finish(self, frame: Frame, estimate: Estimate, after: StreamState) -> StepResult:
+        """The last part of `step`: remember, and tell."""
+        before, plan = frame.before, frame.plan
         self._state = dataclasses.replace(
             after, frame=before.frame + 1, segment=before.segment + plan.reset, reset_reason=""
         )
         result = StepResult(
             **vars(estimate),
-            image=pixels,
+            image=frame.inputs[0],
             frame=before.frame,
             segment=before.segment,
-            stamp=stamp,
+            stamp=frame.stamp,
             motion=plan.motion,
             reset=before.frame == 0 or plan.reset,
             reset_reason="interval" if plan.reset else before.reset_reason,
-            timer=timer,
+            timer=frame.timer,
         )
-        return result.camera(0) if single else result
+        return result.camera(0) if frame.single else result
 
     def _plan(self, frame: int, motion: bool) -> Plan:
         options = self.options
         reset = bool(frame and options.reset_interval and frame % options.reset_interval == 0)
         # What moves must not take part in an alignment, whether anybody looks at the mask or not.
         align = reset and options.reset_alignment == "robust"
-        asked = motion or align or options.update_rule in gates.MOTION_RULES
-        ask_rays = asked and frame >= self.method.warmup_frames
+        due = frame % options.ray_interval == 0 and (motion or options.update_rule in gates.MOTION_RULES)
+        ask_rays = (align or due) and frame >= self.method.warmup_frames
         return Plan(options, self.method, ask_rays, motion and ask_rays, reset)
 
     def _advance(

@@ -26,8 +26,9 @@ from std_srvs.srv import Trigger  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
 from raymap3r_ros.node import conversions  # noqa: E402
+from raymap3r_ros.node.executable import Executor  # noqa: E402
 from raymap3r_ros.node.outputs import TOPICS  # noqa: E402
-from raymap3r_ros.node.stream_node import Executor, StreamNode  # noqa: E402
+from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
 
 LIMIT = 60.0  # seconds; only a failing test waits so long
 START = 1_700_000_000  # seconds; tests write stamps from here
@@ -183,6 +184,10 @@ class Bench:
         if "camera_info" not in self._publishers:
             self.advertise(CameraInfo, "camera_info", QoSProfile(depth=1))
         self._publishers["camera_info"].publish(CameraInfo(**values))
+
+    def wait_for_camera_info(self):
+        """Wait until the node has taken in the camera_info that was sent."""
+        self.wait(lambda: self.node._calibration._content is not None, "camera_info")
 
     def change_state(self, label):
         """Ask for a transition over its service; whether it was a success."""

@@ -3,12 +3,12 @@ import array
 import cv2
 import numpy as np
 import pytest
-from geometry_msgs.msg import Point, Pose
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointField
+from sensor_msgs.msg import CompressedImage, Image, PointField
 from sensor_msgs_py import point_cloud2
 from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.mapping.occupancy import OccupancyGrid
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.conversions import ENCODINGS, EncodingError
 
@@ -138,22 +138,15 @@ def test_compressed_garbage_is_refused():
         conversions.image_array(CompressedImage(data=array.array("B", [1, 2, 3])))
 
 
-def test_camera_info_in():
-    info = CameraInfo(width=64, height=48, k=[50.0, 0.0, 31.5, 0.0, 51.0, 23.5, 0.0, 0.0, 1.0])
-    np.testing.assert_array_equal(conversions.intrinsics(info, 64, 48), [[50, 0, 31.5], [0, 51, 23.5], [0, 0, 1]])
-    assert conversions.intrinsics(CameraInfo(width=64, height=48), 64, 48) is None
-    with pytest.raises(InputError, match="camera_info is of 64x48 images, but the images are 32x24"):
-        conversions.intrinsics(info, 32, 24)
-    info.k[0] = np.nan
-    with pytest.raises(InputError, match="no usable focal length"):
-        conversions.intrinsics(info, 64, 48)
-
-
 def test_images_out():
     depth = np.arange(12, dtype=np.float32).reshape(3, 4)
     message = conversions.image_message(HEADER, depth, "32FC1")
     assert (message.height, message.width, message.step, message.encoding) == (3, 4, 16, "32FC1")
     np.testing.assert_array_equal(np.frombuffer(message.data, np.float32).reshape(3, 4), depth)
+    millimetres = (depth * 1000).astype(np.uint16)
+    message = conversions.image_message(HEADER, millimetres, "16UC1")
+    assert (message.step, message.encoding) == (8, "16UC1")
+    np.testing.assert_array_equal(np.frombuffer(message.data, np.uint16).reshape(3, 4), millimetres)
     color = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
     # A view that is not contiguous, as a slice of a batch is.
     message = conversions.image_message(HEADER, color[:, ::2], "rgb8")
@@ -190,16 +183,45 @@ def test_cloud_is_what_sensor_msgs_py_makes(count):
     np.testing.assert_array_equal(point_cloud2.read_points(message)["rgb"].view(np.uint32) >> 16, colors[:, 0])
 
 
+def test_map_is_what_sensor_msgs_py_makes():
+    points = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    colors = np.arange(15, dtype=np.uint8).reshape(5, 3)
+    structured = np.zeros(5, [(name, np.float32) for name in ("x", "y", "z", "rgb")])
+    structured["x"], structured["y"], structured["z"] = points.T
+    bits = colors.astype(np.uint32)
+    structured["rgb"] = (bits[:, 0] << 16 | bits[:, 1] << 8 | bits[:, 2]).view(np.float32)
+    fields = [
+        PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
+        for index, name in enumerate(structured.dtype.names)
+    ]
+    expected = point_cloud2.create_cloud(HEADER, fields, structured)
+    expected.is_dense = True
+    assert conversions.map_message(HEADER, points, colors) == expected
+
+
+def test_grid():
+    cells = np.array([[-1, 0, 100], [0, 0, -1]], np.int8)
+    message = conversions.grid_message(HEADER, OccupancyGrid(cells, 0.5, (-1.0, 2.0), -0.3, False))
+    info = message.info
+    assert (info.width, info.height, round(info.resolution, 6)) == (3, 2, 0.5)
+    assert (info.origin.position.x, info.origin.position.y, info.origin.position.z) == (-1.0, 2.0, -0.3)
+    assert info.origin.orientation.w == 1
+    assert list(message.data) == [-1, 0, 100, 0, 0, -1]
+
+
 def test_odometry():
-    pose = Pose(position=Point(x=1.0, y=2.0, z=3.0))
-    velocity = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
-    message = conversions.odometry_message(HEADER, "child", pose, (0.04, 0.01), velocity, 0.5)
+    pose, motion = np.eye(4), np.eye(4)
+    pose[:3, 3] = 1, 2, 3
+    motion[:3, 3] = 0.05, 0.1, 0.15
+    covariance, twist_covariance = np.diag(np.arange(1.0, 7.0)), np.diag(np.arange(2.0, 8.0))
+    message = conversions.odometry_message(HEADER, "child", pose, covariance, motion, 0.5, twist_covariance)
     assert (message.header.frame_id, message.child_frame_id) == ("camera", "child")
-    assert message.pose.pose == pose
-    np.testing.assert_allclose(np.diag(message.pose.covariance.reshape(6, 6)), [0.04] * 3 + [0.01] * 3)
-    assert (message.twist.twist.linear.y, message.twist.twist.angular.z) == (0.2, 0.6)
-    np.testing.assert_allclose(np.diag(message.twist.covariance.reshape(6, 6)), [0.32] * 3 + [0.08] * 3)
-    first = conversions.odometry_message(HEADER, "child", pose, (0.04, 0.01), None, 0.0)
+    assert message.pose.pose == conversions.pose_message(pose)
+    np.testing.assert_array_equal(message.pose.covariance.reshape(6, 6), covariance)
+    linear = message.twist.twist.linear
+    np.testing.assert_allclose([linear.x, linear.y, linear.z], [0.1, 0.2, 0.3])
+    np.testing.assert_array_equal(message.twist.covariance.reshape(6, 6), twist_covariance)
+    first = conversions.odometry_message(HEADER, "child", pose, covariance, None, 0.0, None)
     assert first.twist.twist.linear.x == 0
     assert first.twist.covariance[0] == 1e6
 
@@ -212,7 +234,10 @@ def test_pose_and_transform_are_the_same():
     assert (pose.position.x, pose.position.y, pose.position.z) == (1, 2, 3)
     turn = pose.orientation
     np.testing.assert_allclose([turn.x, turn.y, turn.z, turn.w], [-0.5, 0.5, -0.5, 0.5])
-    transform = conversions.transform_message(HEADER, "child", pose)
+    transform = conversions.transform_message(HEADER, "child", matrix)
+    np.testing.assert_allclose(conversions.pose_matrix(pose), matrix, atol=1e-15)
+    stamped = conversions.stamped_pose("map", 1_000_000_007, [1.0, 2.0, 3.0, turn.x, turn.y, turn.z, turn.w])
+    assert stamped.pose == pose and (stamped.header.stamp.sec, stamped.header.stamp.nanosec) == (1, 7)
     assert (transform.header.frame_id, transform.child_frame_id) == ("camera", "child")
     origin = transform.transform.translation
     assert (origin.x, origin.y, origin.z) == (1, 2, 3)

@@ -1,5 +1,6 @@
-"""The launch file, run by launch itself; skipped where no ROS distribution supplies it."""
+"""The launch files, run by launch itself; skipped where no ROS distribution supplies it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,13 +14,16 @@ pytest.importorskip("launch_ros", reason="launch_ros comes with a ROS distributi
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
+from raymap3r_ros.synthetic import suite_sequence
+from raymap3r_ros.synthetic.export import export_sequence
+
 LIMIT = 60.0  # seconds
 LAUNCH = """
 import sys
 from launch import LaunchDescription, LaunchService
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-arguments = [argument.split(":=") for argument in sys.argv[2:]]
+arguments = [argument.split(":=", 1) for argument in sys.argv[2:]]
 service = LaunchService()
 source = PythonLaunchDescriptionSource(sys.argv[1])
 service.include_launch_description(
@@ -39,8 +43,8 @@ def launch(root):
         pytest.skip("installed by pip, which puts no executable where launch looks for it")
     started = []
 
-    def make(*arguments):
-        command = [sys.executable, "-c", LAUNCH, str(root / "launch" / "stream.launch.py"), *arguments]
+    def make(*arguments, file="stream.launch.py"):
+        command = [sys.executable, "-c", LAUNCH, str(root / "launch" / file), *arguments]
         # A session of its own, so that it can be interrupted as a terminal does: the whole group at once.
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -93,3 +97,38 @@ def test_a_parameter_file_that_is_not_there_is_an_error(launch):
 def test_arguments_are_checked(launch):
     out = launch("autostart:=perhaps").communicate(timeout=LIMIT)[0]
     assert 'provided value "perhaps" is not valid' in out
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    sequence = suite_sequence("light", 0, world="one_room", size=(48, 64))
+    folder = export_sequence(sequence, tmp_path_factory.mktemp("rendered"), "bag", max_frames=5, progress=False)
+    return folder / "bag"
+
+
+def test_replay_ends_by_itself_with_a_report(launch, bag, tmp_path):
+    process = launch(
+        f"bag:={bag}", "topic:=/camera/image_raw", "rate:=0", "loop:=2", f"out:={tmp_path}", "namespace:=launched",
+        "device:=cpu", file="replay.launch.py",
+    )  # fmt: skip
+    # Not up to the end of launch, as above.
+    text = lines_until(process, "process has finished cleanly") + lines_until(process, "process has finished cleanly")
+    assert "playing /camera/image_raw" in text and "into /launched/raymap3r" in text
+    assert "Traceback" not in text and "[ERROR]" not in text
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["complete"] and report["frames_processed"] == report["frames_sent"] == 10
+    assert [world["frames"] for world in report["worlds"]] == [5, 5]
+
+
+def test_replay_ends_where_the_node_cannot_start(launch, bag, tmp_path):
+    out = launch(
+        f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path}", "checkpoint:=/nowhere.pth",
+        file="replay.launch.py",
+    ).communicate(timeout=LIMIT)[0]  # fmt: skip
+    assert "configure failed: checkpoint '/nowhere.pth' is not a file" in out
+    assert "a new world starts" not in out
+
+
+def test_replay_of_no_bag_is_an_error(launch, tmp_path):
+    out = launch("bag:=/nowhere", f"out:={tmp_path}", file="replay.launch.py").communicate(timeout=LIMIT)[0]
+    assert "/nowhere: there is no such file or folder" in out and "process started" not in out

@@ -12,18 +12,20 @@ from raymap3r_ros.streaming.options import UPDATE_RULES
 
 NAMES = {
     "checkpoint", "device", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
-    "reset_interval", "reset_alignment", "token_pooling", "world_frame", "child_frame", "publish_tf",
-    "confidence_threshold", "points.stride", "every_frame", "max_gap", "image_transport",
+    "reset_interval", "reset_alignment", "token_pooling", "world_frame", "odom_frame", "base_frame", "child_frame",
+    "tf_mode", "invert_tf", "publish_tf", "output_dir", "depth_encoding", "confidence_threshold", "points.stride",
+    "points.static_only", "every_frame", "max_gap", "image_transport", "rectified",
+    "static_map.voxel_size", "static_map.max_points", "static_map.rate", "static_map.always",
+    "occupancy.enabled", "occupancy.resolution", "occupancy.min_height", "occupancy.max_height",
+    "scale.source", "scale.value", "scale.camera_height",
     *(f"mask.{item.name}" for item in dataclasses.fields(MaskOptions)),
 }  # fmt: skip
 
 
 def test_file_and_code_are_in_step(root):
     text = (root / "config" / "stream.yaml").read_text()
-    assert text == parameters.yaml_file(), (
-        "write it anew: python -c 'from raymap3r_ros.node.parameters import yaml_file as y; print(y(), end=\"\")' "
-        "> config/stream.yaml"
-    )
+    command = "from raymap3r_ros.node import parameters as p; print(p.default_yaml_file(), end='')"
+    assert text == parameters.default_yaml_file(), f'write it anew: python -c "{command}" > config/stream.yaml'
 
 
 def test_file_holds_every_parameter_with_its_default_and_a_comment(root):
@@ -95,8 +97,8 @@ def test_bad_values_are_refused_with_what_is_allowed(make_bench):
         ("every_frame", 1, "every_frame is 1; allowed: true or false"),
         ("reset_interval", 1, "reset_interval is 1; allowed: 0 (never) or 2 and more"),
         ("world_frame", "/map", "world_frame is '/map'; allowed: names without a leading slash"),
-        ("world_frame", "", "world_frame is empty; allowed: any frame name"),
-        ("child_frame", "map", "child_frame is 'map', as world_frame; allowed: two different names"),
+        ("world_frame", "", "world_frame is empty; allowed with tf_mode camera: any frame name"),
+        ("child_frame", "map", "child_frame is 'map', as world_frame; allowed: names that differ"),
         ("checkpoint", None, "checkpoint is None; allowed: a text"),
     ]:
         with pytest.raises(OptionError) as caught:

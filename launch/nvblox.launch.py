@@ -1,0 +1,72 @@
+"""Runs the stream node and nvblox beside it, which makes a mesh and a distance map on the GPU (docs/slam.md).
+
+ros2 launch raymap3r_ros nvblox.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
+"""
+
+from pathlib import Path
+
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchDescription
+
+# Arguments of stream.launch.py that have another default here; all its others may be given too. nvblox leaves out
+# pixels of depth 0 and below, which NaN is not.
+STREAM = {"child_frame": "camera_optical_frame", "depth_encoding": "16UC1"}
+# Topics of nvblox, and the node's that they are taken from.
+INPUTS = {
+    "camera_0/depth/image": "depth_static",
+    "camera_0/depth/camera_info": "camera_info",
+    "camera_0/color/image": "rgb",
+    "camera_0/color/camera_info": "camera_info",
+}
+PARAMETERS = {
+    "num_cameras": 1,
+    "use_depth": True,
+    "use_color": True,
+    "use_lidar": False,
+    "input_qos": "SENSOR_DATA",
+    "global_frame": "map",
+    "use_tf_transforms": True,
+    "use_topic_transforms": False,
+    "voxel_size": 0.05,
+}
+# Parameters that name the frame of the robot, or of the camera where it is on its own.
+FRAMES = (
+    "map_clearing_frame_id",
+    "esdf_slice_bounds_visualization_attachment_frame_id",
+    "workspace_height_bounds_visualization_attachment_frame_id",
+    "ground_plane_visualization_attachment_frame_id",
+)
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The arguments, the stream node and nvblox."""
+    node = [LaunchConfiguration("namespace"), "/", LaunchConfiguration("name"), "/"]
+    return LaunchDescription(
+        [
+            *(DeclareLaunchArgument(name, default_value=value) for name, value in STREAM.items()),
+            DeclareLaunchArgument(
+                "frame_id",
+                default_value=LaunchConfiguration("child_frame"),
+                description="frame around which the map is kept: the camera's, or with tf_mode:=base the robot's",
+            ),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(Path(__file__).with_name("stream.launch.py"))),
+            ),
+            Node(
+                package="nvblox_ros",
+                executable="nvblox_node",
+                name="nvblox_node",
+                parameters=[
+                    PARAMETERS,
+                    {"use_sim_time": LaunchConfiguration("use_sim_time")},
+                    dict.fromkeys(FRAMES, LaunchConfiguration("frame_id")),
+                ],
+                remappings=[(theirs, [*node, ours]) for theirs, ours in INPUTS.items()],
+                output="screen",
+            ),
+        ]
+    )

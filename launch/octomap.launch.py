@@ -1,0 +1,51 @@
+"""Runs the stream node and octomap_server beside it, which makes an octree of occupied and free space (docs/slam.md).
+
+ros2 launch raymap3r_ros octomap.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
+"""
+
+from pathlib import Path
+
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchDescription
+
+# Arguments of stream.launch.py that have another default here; all its others may be given too. octomap_server takes
+# every point for an obstacle, and casts a ray for each.
+STREAM = {"child_frame": "camera_optical_frame", "points.static_only": "true", "points.stride": "4"}
+# Topics of octomap_server, and the node's that they are taken from. It asks for sensor data QoS.
+INPUTS = {"cloud_in": "points"}
+PARAMETERS = {"frame_id": "map", "resolution": 0.05, "sensor_model.max_range": 5.0}
+FRAMES = ("base_frame_id",)  # parameters that name the frame of the robot, or of the camera where it is on its own
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The arguments, the stream node and octomap_server."""
+    node = [LaunchConfiguration("namespace"), "/", LaunchConfiguration("name"), "/"]
+    return LaunchDescription(
+        [
+            *(DeclareLaunchArgument(name, default_value=value) for name, value in STREAM.items()),
+            DeclareLaunchArgument(
+                "frame_id",
+                default_value=LaunchConfiguration("child_frame"),
+                description="frame for the ground filter: the camera's, or with tf_mode:=base the robot's",
+            ),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(Path(__file__).with_name("stream.launch.py"))),
+            ),
+            Node(
+                package="octomap_server",
+                executable="octomap_server_node",
+                name="octomap_server",
+                parameters=[
+                    PARAMETERS,
+                    {"use_sim_time": LaunchConfiguration("use_sim_time")},
+                    dict.fromkeys(FRAMES, LaunchConfiguration("frame_id")),
+                ],
+                remappings=[(theirs, [*node, ours]) for theirs, ours in INPUTS.items()],
+                output="screen",
+            ),
+        ]
+    )

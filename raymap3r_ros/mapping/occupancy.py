@@ -1,0 +1,112 @@
+"""A map of the ground for navigation: what stands in a robot's way, and where the floor is free."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.options import check_options, option
+
+UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # as nav_msgs/OccupancyGrid has them
+MAX_SIDE = 2048  # cells; a longer grid is cut off around the middle of the points
+FLOOR_LAYER = 0.05  # metres: how finely the height of the floor is looked for
+
+
+@dataclass(frozen=True)
+class OccupancyOptions:
+    """The 2-D grid for navigation."""
+
+    enabled: bool = option(False, "publish ~/occupancy, made from the static map")
+    resolution: float = option(
+        0.05, "edge of a cell, metres; never finer than the voxels of the map", low=0.001, high=10.0, live=True
+    )
+    min_height: float = option(
+        0.15,
+        "points nearer to the level of the floor than this, metres, are floor: free",
+        low=0.0,
+        high=100.0,
+        live=True,
+    )
+    max_height: float = option(
+        1.5, "points higher above the floor than this, metres, are in nobody's way", low=0.0, high=100.0, live=True
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.min_height >= self.max_height:
+            raise OptionError(
+                f"min_height is {self.min_height!r}; allowed: less than max_height, which is {self.max_height!r}"
+            )
+
+
+@dataclass(frozen=True)
+class OccupancyGrid:
+    """Cells of the ground, in the world of REP 103 axes (x forward, y left, z up)."""
+
+    cells: np.ndarray  # (rows along y, columns along x) int8: UNKNOWN, FREE or OCCUPIED
+    resolution: float  # metres, edge of a cell; above the wanted one where the map's voxels are larger
+    origin: tuple[float, float]  # x, y of the outer corner of cell [0, 0], metres
+    floor: float  # z of the floor, metres
+    cropped: bool  # the points reach further than the grid may
+
+
+def floor_height(heights: np.ndarray) -> float:
+    """z of the floor, metres, from the heights (n,) of voxels: the level that has most of them below the origin.
+
+    Voxels count area, and below the first camera nothing level is as large as the floor. nan where nothing is there.
+    """
+    below = heights[heights < 0]
+    if len(below) == 0:
+        return math.nan
+    layers = np.floor(below / FLOOR_LAYER).astype(np.int64)
+    layers -= layers.min()
+    count = np.convolve(np.bincount(layers), (1, 1, 1), mode="same")  # a floor may lie between two layers
+    return float(np.median(below[np.abs(layers - count.argmax()) <= 1]))
+
+
+def occupancy_grid(
+    points: np.ndarray,
+    voxel_size: float,
+    world_from_map: np.ndarray,
+    options: OccupancyOptions,
+    floor: float | None = None,
+) -> OccupancyGrid | None:
+    """The grid of a static map; None where there is no point, or no floor is given or found.
+
+    `points` (n, 3) and `voxel_size` in the map's units and axes; `world_from_map` (4, 4) a similarity to a level world
+    with REP 103 axes, in metres; `floor`: z of the floor there, else it is looked for (`floor_height`). A cell is
+    occupied where a point lies in the band of heights; free where none does and a voxel of the floor covers some of
+    it; all else is unknown, a pit too: that air was seen through says nothing of the ground below.
+    """
+    linear, offset = np.asarray(world_from_map, np.float64)[:3, :3], np.asarray(world_from_map, np.float64)[:3, 3]
+    world = points @ linear.T + offset
+    world = world[np.isfinite(world).all(axis=1)]
+    if floor is None:
+        floor = floor_height(world[:, 2])
+    if len(world) == 0 or math.isnan(floor):
+        return None
+    voxel = voxel_size * float(np.cbrt(np.linalg.det(linear)))
+    resolution = max(options.resolution, voxel)
+    height = world[:, 2] - floor
+    obstacle = world[(height >= options.min_height) & (height <= options.max_height), :2]
+    ground = world[np.abs(height) < options.min_height, :2]
+    # A voxel covers its square, not a point of it; else a floor of voxels as large as cells would have holes.
+    ground = np.concatenate([ground + voxel / 2 * np.array(corner) for corner in ((1, 1), (1, -1), (-1, 1), (-1, -1))])
+
+    seen = np.concatenate((obstacle, ground))
+    if len(seen) == 0:
+        return None
+    low, high = np.floor(seen.min(axis=0) / resolution), np.floor(seen.max(axis=0) / resolution)
+    middle = np.floor(np.median(seen, axis=0) / resolution)
+    first = np.where(high - low < MAX_SIDE, low, np.clip(middle - MAX_SIDE // 2, low, high - MAX_SIDE + 1))
+    columns, rows = np.minimum(high - low + 1, MAX_SIDE).astype(int)
+    cells = np.full((rows, columns), UNKNOWN, np.int8)
+    for places, value in ((ground, FREE), (obstacle, OCCUPIED)):
+        column, row = (np.floor(places / resolution) - first).T
+        inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+        cells[row[inside].astype(int), column[inside].astype(int)] = value
+    x, y = (float(corner) for corner in first * resolution)
+    return OccupancyGrid(cells, resolution, (x, y), floor, bool((high - low >= MAX_SIDE).any()))

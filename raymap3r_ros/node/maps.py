@@ -1,0 +1,134 @@
+"""The static map and the grid made from it: the worker feeds them frame by frame, a timer publishes them."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from nav_msgs.msg import OccupancyGrid as GridMessage
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Header
+
+from raymap3r_ros.mapping.occupancy import occupancy_grid
+from raymap3r_ros.mapping.static_map import PixelOptions, StaticMap
+from raymap3r_ros.node import conversions
+from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.outputs import LATCHED
+from raymap3r_ros.streaming import StepResult
+
+MAP_TOPICS = {"static_map": (PointCloud2, LATCHED), "occupancy": (GridMessage, LATCHED)}
+# Seconds of the images' stamps between two frames that join the map: those between show the same surfaces.
+PERIOD = 0.1
+
+
+class Maps:
+    """The static map of a configured node, and its publishers."""
+
+    def __init__(self, node: LifecycleNode, options: NodeOptions, group: CallbackGroup) -> None:
+        self._node = node
+        self._options = options
+        self._publishers = {
+            name: node.create_lifecycle_publisher(kind, f"~/{name}", qos)
+            for name, (kind, qos) in MAP_TOPICS.items()
+            if name == "static_map" or options.occupancy.enabled
+        }
+        self._lock = threading.Lock()  # of the map and what belongs to it
+        self._publishing = threading.Lock()  # held while the publishers are in use by the timer, or taken back
+        self._map: StaticMap | None = None
+        self._placement = np.eye(4)
+        self._stamp: Time | None = None  # of the last frame that joined
+        self._joined: float | None = None  # the same in seconds
+        self._unsent: set[str] = set()  # topics whose subscribers do not know of the last frame yet
+        # Sim time that stands still must not keep a map from those who subscribe.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = node.create_timer(1 / options.static_map.rate, self._publish, callback_group=group, clock=steady)
+
+    def destroy(self) -> None:
+        """Take the topics back, once nobody publishes on them any more."""
+        self._node.destroy_timer(self._timer)
+        with self._publishing:
+            for publisher in self._publishers.values():
+                self._node.destroy_lifecycle_publisher(publisher)
+            self._publishers = {}
+
+    def __len__(self) -> int:
+        """Points in the map."""
+        return 0 if self._map is None else len(self._map)
+
+    def restart(self) -> None:
+        """A new world: nothing of the old one may be joined to it."""
+        with self._lock:
+            self._map = self._joined = None
+
+    def listeners(self) -> set[str]:
+        """Names of the topics that somebody has subscribed to."""
+        return {name for name, publisher in self._publishers.items() if publisher.get_subscription_count()}
+
+    def wants(self, stamp: float, options: NodeOptions) -> bool:
+        """Whether a frame stamped so many seconds is to join the map."""
+        due = self._joined is None or abs(stamp - self._joined) >= PERIOD
+        return due and (options.static_map.always or bool(self.listeners()))
+
+    def integrate(self, result: StepResult, stamp: Time, placement: np.ndarray, options: NodeOptions) -> None:
+        """Let a healthy frame join the map. `placement`: (4, 4) similarity, the stream's world to `world_frame`."""
+        with self._lock:
+            self._options = options
+            if self._map is None:
+                # The map is kept in the stream's own metres: what is known of their true length may still change.
+                self._map = StaticMap(options.static_map.voxel_size / _scale(placement))
+            self._map.max_points = options.static_map.max_points
+            self._map.integrate(
+                result.points,
+                result.image,
+                result.confidence,
+                result.dynamic_mask,
+                result.intrinsics,
+                result.pose,
+                PixelOptions(confidence_threshold=options.confidence_threshold),
+            )
+            self._placement, self._stamp, self._joined = placement, stamp, conversions.seconds(stamp)
+            self._unsent = set(self._publishers)
+        period = round(1e9 / options.static_map.rate)
+        if self._timer.timer_period_ns != period:
+            self._timer.timer_period_ns = period
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Points (n, 3) in `world_frame`, metres, and colors (n, 3) of the map; None where none was made."""
+        with self._lock:
+            if self._map is None:
+                return None
+            points, colors = self._map.arrays()
+            placement = self._placement
+        return _placed(points, placement), colors
+
+    def _publish(self) -> None:
+        with self._publishing:
+            with self._lock:
+                wanted = self._unsent & self.listeners()
+                if not wanted or self._map is None:
+                    return
+                self._unsent -= wanted
+                points, colors = self._map.arrays()
+                placement, options, voxel_size = self._placement, self._options, self._map.voxel_size
+                header = Header(stamp=self._stamp, frame_id=options.world_frame)
+            if "static_map" in wanted:
+                cloud = conversions.map_message(header, _placed(points, placement), colors)
+                self._publishers["static_map"].publish(cloud)
+            if "occupancy" in wanted:
+                grid = occupancy_grid(points, voxel_size, placement, options.occupancy)
+                if grid is not None:
+                    self._publishers["occupancy"].publish(conversions.grid_message(header, grid))
+
+
+def _placed(points: np.ndarray, placement: np.ndarray) -> np.ndarray:
+    """Points (n, 3) float32 after a similarity (4, 4)."""
+    return points @ placement[:3, :3].T.astype(np.float32) + placement[:3, 3].astype(np.float32)
+
+
+def _scale(placement: np.ndarray) -> float:
+    """The factor of a similarity (4, 4)."""
+    return float(np.cbrt(np.linalg.det(placement[:3, :3])))

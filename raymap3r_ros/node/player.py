@@ -1,0 +1,436 @@
+"""Plays the images of a ROS 2 bag into a stream node, never faster than the node takes them, and notes what comes out.
+
+What the bag says of the camera's true way is kept for `truth`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
+from rcl_interfaces.srv import GetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import parameter_value_to_python
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.serialization import deserialize_message
+from rosbags.typesys import Stores, get_typestore
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from tf2_msgs.msg import TFMessage
+
+from raymap3r_ros.errors import InputError, Raymap3rError
+from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.outputs import LATCHED
+from raymap3r_ros.node.processes import START_LIMIT
+from raymap3r_ros.node.stream_node import DEFAULT_FRAME
+from raymap3r_ros.node.truth import Truth
+from raymap3r_ros.options import check_options, option, option_fields
+from raymap3r_ros.recording import open_recording
+from raymap3r_ros.recording.readers import (
+    IMAGE_TYPES,
+    BrokenFrame,
+    _BagReader,
+    _camera_info_topic,
+    _same_calibration,
+)
+from raymap3r_ros.streaming import StreamOptions
+
+log = logging.getLogger(__name__)
+
+WINDOW = 10  # frames sent and not yet answered: enough to keep the node busy, far from the 100 that its queue takes
+STALL_LIMIT = 60.0  # seconds without any answer after which the frames under way are given up
+TF, TF_STATIC = "/tf", "/tf_static"
+ODOMETRY_TYPE = "nav_msgs/msg/Odometry"
+COUNTS = ("frames in", "frames out", "frames dropped", "frames lost", "bad frames", "resets")
+ANSWERS = ("frames out", "frames dropped", "frames lost", "bad frames")  # what can become of a frame
+# The frames of which the node publishes the parent, by tf_mode: as they are, and inverted.
+NODE_FRAMES = {
+    "camera": (("child_frame",), ("world_frame",)),
+    "base": (("base_frame",), ("world_frame",)),
+    "odom": (("base_frame", "odom_frame"), ("odom_frame", "world_frame")),
+    "map": (("odom_frame",), ("world_frame",)),
+}
+
+Numbers = tuple[float, ...]  # position x y z, orientation x y z w
+
+# Of ROS 2 Humble; the messages that are played have not changed since.
+_store = get_typestore(Stores.ROS2_HUMBLE)
+_Time = _store.types["builtin_interfaces/msg/Time"]
+_TFMessage = _store.types["tf2_msgs/msg/TFMessage"]
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What of a bag is played, and how."""
+
+    topic: str = option("", "image topic; empty: the only one of the bag")
+    rate: float = option(
+        1.0, "speed, 1 = as recorded; 0 = as fast as the node takes the frames; never faster", low=0.0, high=1000.0
+    )
+    loop: int = option(1, "play the bag so many times; each pass is a new scene", low=1, high=1_000_000)
+    start: float = option(0.0, "begin so many seconds after the first message", low=0.0, high=1e9)
+    duration: float = option(0.0, "play so many seconds of the bag; 0 = all", low=0.0, high=1e9)
+    truth: str = option(
+        "",
+        "what to compare with: an odometry topic of the bag, or a frame of its TF tree; empty: a topic or a root "
+        "frame whose name says that it is the truth",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class Bag:
+    """The topics of a bag that matter here."""
+
+    path: Path
+    images: str
+    compressed: bool
+    camera_info: str | None
+    frame: str  # frame_id of the images
+    odometry: tuple[str, ...]  # all topics of nav_msgs/Odometry
+
+    def messages(self, topics: list[str]) -> Iterator[tuple[str, int, Any]]:
+        """Topic, recording time in nanoseconds and message (BrokenFrame where it is damaged), in order."""
+        with closing(_BagReader(self.path)) as reader:
+            yield from reader.messages(topics)
+
+
+@dataclass(frozen=True)
+class SentFrame:
+    """An image that was sent."""
+
+    stamp: int  # nanoseconds
+    sent: float  # seconds of the monotonic clock
+
+
+@dataclass
+class Played:
+    """What went into the node, and what came back."""
+
+    truth: Truth
+    frames: list[SentFrame] = field(default_factory=list)
+    unreadable: int = 0  # image messages of the bag that are damaged, and were not sent
+    poses: dict[int, Numbers] = field(default_factory=dict)  # ~/pose by index of the frame
+    latencies: dict[int, float] = field(default_factory=dict)  # seconds from sending to ~/pose, likewise
+    worlds: set[int] = field(default_factory=set)  # indices of the frames with which a new world started
+    passes: int = 0  # begun
+    seconds: float = 0.0
+    stopped: bool = False  # before the end
+    counts: dict[str, int] = field(default_factory=dict)  # COUNTS of the node, since the first frame
+    told: dict[str, str] = field(default_factory=dict)  # the node's last diagnostics
+    parameters: dict[str, Any] = field(default_factory=dict)  # of the node
+
+
+def open_bag(path: Path, topic: str = "") -> Bag:
+    """Look into a bag. `topic`: its image topic, where it has several.
+
+    Raises InputError where it cannot be read or has no such images; the message tells the topics that there are.
+    """
+    recording = open_recording(path, topic=topic or None)
+    if recording.kind != "bag":
+        raise InputError(
+            f"{path}: is no ROS 2 bag (.mcap, .db3, or its folder); `raymap3r run` takes other recordings"
+        )
+    with closing(_BagReader(path)) as reader:
+        types = {name: info.msgtype for name, info in reader.topics.items()}
+        images = (message for _, _, message in reader.messages([recording.topic]))
+        frame = next((message.header.frame_id for message in images if not isinstance(message, BrokenFrame)), "")
+        camera_info = _camera_info_topic(recording.topic, reader.topics)
+    odometry = tuple(sorted(name for name, kind in types.items() if kind == ODOMETRY_TYPE))
+    compressed = types[recording.topic] == IMAGE_TYPES[1]
+    return Bag(Path(path), recording.topic, compressed, camera_info, frame.lstrip("/") or DEFAULT_FRAME, odometry)
+
+
+def play(
+    bag: Bag,
+    options: ReplayOptions,
+    camera: Node,
+    node_name: str,
+    check: Callable[[], None] = lambda: None,
+    stop: threading.Event | None = None,
+) -> Played:
+    """Play `bag` from the node `camera`, in whose namespace the stream node `node_name` (full name) takes its images.
+
+    Waits for the stream node first. `check` is called all the time and may raise where it is of no use to go on;
+    setting `stop` ends early. The stream node should run in every-frame mode and use sim time.
+
+    Raises Raymap3rError where nothing is heard of the stream node, or where it takes other images than the bag has.
+    """
+    player = _Player(bag, camera, node_name, check, stop or threading.Event())
+    try:
+        player.meet()
+        for _ in range(options.loop):
+            player.play(options)
+        return player.finish()
+    finally:
+        player.close()
+
+
+class _Player:
+    def __init__(
+        self, bag: Bag, camera: Node, node_name: str, check: Callable[[], None], stop: threading.Event
+    ) -> None:
+        self._bag, self._camera, self._check, self._stop = bag, camera, check, stop
+        self._played = Played(Truth(bag.frame))
+        self._next = 0  # index of the first frame of which nothing is known yet
+        self._given_up = 0  # index of the first frame that is waited for
+        self._sent: dict[int, int] = {}  # index of the last frame of a stamp
+        self._info: Any = None  # the camera_info that the node has
+        self._static: dict[str, Any] = {}  # transforms of /tf_static by child frame: who is late wants all of them
+        self._withheld: set[str] = set()  # frames of which the node tells the parent, not the bag
+        self._told: dict[str, str] = {}
+        self._before: dict[str, int] = {}  # the node's counts before the first frame
+        self._heard = 0  # diagnostics
+
+        self._images = camera.create_publisher(
+            CompressedImage if bag.compressed else Image, "image/compressed" if bag.compressed else "image",
+            QoSProfile(depth=2 * WINDOW),
+        )  # fmt: skip
+        self._infos = camera.create_publisher(CameraInfo, "camera_info", QoSProfile(depth=10))
+        self._clock = camera.create_publisher(Clock, "/clock", QoSProfile(depth=1))
+        self._tf = camera.create_publisher(TFMessage, TF, QoSProfile(depth=100))
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._tf_static = camera.create_publisher(TFMessage, TF_STATIC, latched)
+        self._pose = camera.create_subscription(PoseStamped, f"{node_name}/pose", self._on_pose, QoSProfile(depth=100))
+        self._path = camera.create_subscription(PathMessage, f"{node_name}/trajectory_raw", self._on_path, LATCHED)
+        self._status_name = f"{node_name}: stream"
+        camera.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._parameters = camera.create_client(GetParameters, f"{node_name}/get_parameters")
+        self._executor = SingleThreadedExecutor(context=camera.context)
+        self._executor.add_node(camera)
+
+    def close(self) -> None:
+        self._executor.remove_node(self._camera)
+        self._executor.shutdown()
+
+    # ----------------------------------------------------------------------------------------------------- playing
+
+    def meet(self) -> None:
+        """Wait until the node knows of this player, and learn how it is set up."""
+        deadline = time.monotonic() + START_LIMIT
+        if not self._wait(self._is_known, deadline):
+            if self._stop.is_set():
+                return
+            others = [key for key in self._told if key.startswith("publishers of ")]
+            heard = f"it says: {'; '.join(others)}" if others else "nothing is heard of it"
+            raise Raymap3rError(
+                f"the node {self._status_name.partition(':')[0]} does not take images from {self._images.topic_name} "
+                f"({heard}); is it active, in this namespace, and image_transport as the bag has it?"
+            )
+        names = [name for kind in (NodeOptions, StreamOptions) for name, _ in option_fields(kind)]
+        future = self._parameters.call_async(GetParameters.Request(names=names))
+        if not self._wait(future.done, deadline):
+            return
+        values = [parameter_value_to_python(value) for value in future.result().values]
+        parameters = self._played.parameters = dict(zip(names, values, strict=True))
+        if parameters["publish_tf"]:
+            frames = {**parameters, "child_frame": parameters["child_frame"] or self._bag.frame}
+            self._withheld = {frames[name] for name in NODE_FRAMES[parameters["tf_mode"]][parameters["invert_tf"]]}
+        self._before = self._counts()
+
+    def play(self, options: ReplayOptions) -> None:
+        """One pass, up to the last answer."""
+        if self._stop.is_set():
+            return
+        bag, played = self._bag, self._played
+        played.passes += 1
+        end = options.start + options.duration if options.duration else math.inf
+        if bag.camera_info:
+            # The first calibration serves the images before it too, as in `recording.readers`.
+            self._calibrate(next((message for _, _, message in bag.messages([bag.camera_info])), None))
+        topics = [bag.images, TF, TF_STATIC, *bag.odometry, *([bag.camera_info] if bag.camera_info else [])]
+        started = time.monotonic()
+        first = begin = None
+        for topic, recorded, message in bag.messages(topics):
+            first = recorded if first is None else first
+            offset = (recorded - first) * 1e-9
+            if offset >= end or self._stop.is_set():
+                break
+            if isinstance(message, BrokenFrame):
+                if topic == bag.images:
+                    played.unreadable += 1
+                log.warning("%s: skipped a message of %s: %s", bag.path.name, topic, message)
+                continue
+            self._learn(topic, message)
+            if topic == TF_STATIC:
+                self._static.update({_bare(one.child_frame_id): one for one in self._foreign(message)})
+                self._send(self._tf_static, _TFMessage(transforms=list(self._static.values())))
+            if offset < options.start or topic in bag.odometry or topic == TF_STATIC:
+                continue
+            begin = time.monotonic() if begin is None else begin
+            if options.rate:
+                self._wait(lambda: False, begin + (offset - options.start) / options.rate)
+            held = time.monotonic()
+            if topic == bag.images:
+                self._wait_for_answers(WINDOW)
+            elif topic == bag.camera_info:
+                self._calibrate(message)
+            begin += time.monotonic() - held  # while the node holds it up, the bag stands still
+            if self._stop.is_set():
+                break
+            self._clock.publish(Clock(clock=rclpy.time.Time(nanoseconds=recorded).to_msg()))
+            if topic == bag.images:
+                self._send_image(message, recorded)
+            elif topic == TF and (transforms := self._foreign(message)):
+                self._send(self._tf, _TFMessage(transforms=transforms))
+        self._wait_for_answers(1)
+        played.seconds += time.monotonic() - started
+
+    def finish(self) -> Played:
+        """Everything, with diagnostics that know of the last answer."""
+        played = self._played
+        heard = self._heard
+        self._wait(
+            lambda: self._counted() >= len(played.frames) or self._heard >= heard + 2, time.monotonic() + STALL_LIMIT
+        )
+        played.stopped = self._stop.is_set()
+        played.told = self._told
+        played.counts = {name: value - self._before.get(name, 0) for name, value in self._counts().items()}
+        return played
+
+    def _send_image(self, message: Any, recorded: int) -> None:
+        stamp = _nanoseconds(message.header.stamp)
+        if stamp <= 0:
+            # Drivers without a clock leave the stamp at zero; the recorder's time is the next best.
+            stamp = recorded
+            message.header.stamp = _Time(sec=stamp // 10**9, nanosec=stamp % 10**9)
+        self._sent[stamp] = len(self._played.frames)
+        self._played.frames.append(SentFrame(stamp, time.monotonic()))
+        self._send(self._images, message)
+
+    def _calibrate(self, message: Any) -> None:
+        """Send a camera_info; one that is new is known to the node before this returns, and no frame is under way."""
+        if message is None or isinstance(message, BrokenFrame):
+            return
+        if self._info is not None and _same_calibration(message, self._info):
+            self._send(self._infos, message)
+            return
+        self._info = message
+        self._wait_for_answers(1)
+        self._send(self._infos, message)
+        # The node takes it in with best effort, which nobody acknowledges; but its callbacks have gone round since.
+        self._hear(2)
+
+    def _foreign(self, message: Any) -> list[Any]:
+        """The transforms of a message to frames whose parents the node does not publish: a frame has one parent."""
+        return [one for one in message.transforms if _bare(one.child_frame_id) not in self._withheld]
+
+    def _learn(self, topic: str, message: Any) -> None:
+        if self._played.passes > 1:
+            return
+        if topic in (TF, TF_STATIC):
+            transforms = deserialize_message(_serialized(message), TFMessage).transforms
+            self._played.truth.add_transforms(transforms, static=topic == TF_STATIC)
+        elif topic in self._bag.odometry:
+            self._played.truth.add_odometry(topic, deserialize_message(_serialized(message), Odometry))
+
+    @staticmethod
+    def _send(publisher: Any, message: Any) -> None:
+        publisher.publish(_serialized(message))
+
+    # ----------------------------------------------------------------------------------------------------- waiting
+
+    def _wait(self, condition: Callable[[], bool], deadline: float = math.inf) -> bool:
+        """Serve callbacks until the condition holds; False where the deadline or a stop comes first."""
+        while not condition():
+            left = deadline - time.monotonic()
+            if left <= 0 or self._stop.is_set():
+                return False
+            self._check()
+            self._executor.spin_once(timeout_sec=min(left, 0.1))
+        return True
+
+    def _wait_for_answers(self, limit: int) -> None:
+        """Wait until fewer than `limit` frames are under way."""
+        while self._under_way() >= limit:
+            known = self._answers()
+            if self._wait(lambda known=known: self._answers() > known, time.monotonic() + STALL_LIMIT):
+                continue
+            if not self._stop.is_set():
+                log.warning("no answer to %d frames for %.0f s: they are given up", self._under_way(), STALL_LIMIT)
+                self._given_up = len(self._played.frames)
+            return
+
+    def _hear(self, count: int) -> None:
+        """Wait for so many more diagnostics."""
+        target = self._heard + count
+        self._wait(lambda: self._heard >= target, time.monotonic() + STALL_LIMIT)
+
+    def _under_way(self) -> int:
+        return len(self._played.frames) - max(self._given_up, self._answers())
+
+    def _answers(self) -> int:
+        """Frames of which it is known what became of them: each pose answers all frames before it too; frames that
+        never get a pose are counted in the diagnostics."""
+        return max(self._next, self._counted())
+
+    def _counted(self) -> int:
+        return sum(value - self._before.get(name, 0) for name, value in self._counts().items() if name in ANSWERS)
+
+    def _counts(self) -> dict[str, int]:
+        return {name: int(self._told.get(name, 0)) for name in COUNTS}
+
+    def _is_known(self) -> bool:
+        """Whether the node itself knows of this player: to be matched on this side alone is too early."""
+        topics = [self._images.topic_name] + [self._infos.topic_name] * (self._bag.camera_info is not None)
+        return (
+            all(int(self._told.get(f"publishers of {topic}", 0)) > 0 for topic in topics)
+            and {"pose", "trajectory_raw"} <= set(self._told.get("subscribed outputs", "").split(", "))
+            and self._images.get_subscription_count() > 0
+            and self._parameters.service_is_ready()
+        )
+
+    # --------------------------------------------------------------------------------------------------- callbacks
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        stamp = _nanoseconds(message.header.stamp)
+        frames = self._played.frames
+        index = next((index for index in range(self._next, len(frames)) if frames[index].stamp == stamp), None)
+        if index is None:
+            return
+        position, orientation = message.pose.position, message.pose.orientation
+        self._played.poses[index] = (
+            position.x, position.y, position.z, orientation.x, orientation.y, orientation.z, orientation.w,
+        )  # fmt: skip
+        self._played.latencies[index] = time.monotonic() - frames[index].sent
+        self._next = index + 1
+
+    def _on_path(self, message: PathMessage) -> None:
+        """The way in the present world begins with the frame that this world began with."""
+        index = self._sent.get(_nanoseconds(message.poses[0].header.stamp)) if message.poses else None
+        if index is not None:
+            self._played.worlds.add(index)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == self._status_name:
+                self._told = {item.key: item.value for item in status.values}
+                self._heard += 1
+
+
+def _serialized(message: Any) -> bytes:
+    return bytes(_store.serialize_cdr(message, message.__msgtype__))
+
+
+def _nanoseconds(stamp: Any) -> int:
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
+def _bare(frame: str) -> str:
+    """Frame names of tf had a slash in front."""
+    return frame.lstrip("/")

@@ -1,0 +1,29 @@
+"""What the nodes of one process share: networks, and the batches in which their frames run together."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from raymap3r_ros.network import choose_device, load_network
+from raymap3r_ros.streaming.together import Together
+
+
+class SharedNetworks:
+    """Loads every network once. It lives as long as a node holds what `get` gave it."""
+
+    def __init__(self, cameras: int) -> None:
+        """`cameras`: how many nodes there are, at most."""
+        self.cameras = cameras
+        self._lock = threading.Lock()
+        self._loaded: weakref.WeakValueDictionary[tuple[str, str, str], Together] = weakref.WeakValueDictionary()
+
+    def get(self, checkpoint: str, device: str, precision: str) -> Together:
+        """The network of these options. Raises what `choose_device` and `load_network` raise."""
+        with self._lock:
+            key = checkpoint, device, precision
+            together = self._loaded.get(key)
+            if together is None:
+                together = Together(load_network(checkpoint, choose_device(device), precision))
+                self._loaded[key] = together
+            return together

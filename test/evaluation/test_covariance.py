@@ -1,0 +1,182 @@
+"""The error model of poses and steps: errors drawn from it are judged right, larger ones wrong; a fit finds it."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="scipy is not installed: pip install 'raymap3r_ros[evaluation]'")
+
+from scipy.spatial.transform import Rotation
+
+from raymap3r_ros import cli
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation import command, covariance
+from raymap3r_ros.evaluation.covariance import (
+    ONE_ROOM,
+    Drive,
+    ErrorModel,
+    Errors,
+    Growth,
+    fit_model,
+    format_model,
+    judge,
+    make_drive,
+    run_drives,
+    travels,
+)
+from raymap3r_ros.evaluation.sequences import synthetic_sequence
+from raymap3r_ros.network import load_network
+from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.synthetic import SUITES
+
+MODEL = ErrorModel(
+    position=Growth(start=0.01, creep=0.03, power=0.4, axes=(1.2, 0.6, 1.1), settled=0.2, reach=1.5),
+    rotation=Growth(start=0.004, creep=0.01, power=0.4, axes=(0.7, 1.4, 0.8), settled=0.1, reach=0.7),
+    step=Growth(start=0.004, creep=0.1, power=0.5, axes=(1.0, 1.0, 1.0)),
+    turn=Growth(start=0.002, creep=0.05, power=0.3, axes=(0.5, 1.5, 0.7)),
+)
+
+
+def pose(rotation_vector=(0.0, 0.0, 0.0), position=(0.0, 0.0, 0.0)):
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(rotation_vector).as_matrix()
+    matrix[:3, 3] = position
+    return matrix
+
+
+def drawn(model: ErrorModel, suite: str, frames: int, rng: np.random.Generator, factor: float = 1.0) -> Drive:
+    """A drive whose errors come from the model, `factor` times as large."""
+    confidence = rng.uniform(1.0, 6.0, frames)
+    depth = np.full(frames, 2.0)
+    travel = np.cumsum(rng.uniform(0.0, 0.1, frames))
+    step = rng.uniform(0.0, 0.5, frames)
+    made = []
+    for variances, of in ((model.pose_variances, travel), (model.step_variances, step)):
+        values = factor * np.sqrt(variances(confidence, of)) * rng.normal(size=(frames, 6))
+        made.append(Errors(values, of, confidence, depth))
+    return Drive(suite, f"{suite} drawn", *made)
+
+
+def spread(model: ErrorModel, errors: Errors):
+    return judge(errors.values, model.pose_variances(errors.confidence, errors.travel))
+
+
+def test_errors_of_the_model_are_judged_right_and_twice_as_large_ones_wrong():
+    rng = np.random.default_rng(0)
+    right = spread(MODEL, drawn(MODEL, "a", 5000, rng).poses)
+    assert right.within_one == pytest.approx(0.683, abs=0.01)
+    assert right.within_two == pytest.approx(0.954, abs=0.01)
+    assert right.squared == pytest.approx(1, abs=0.03)
+    wrong = spread(MODEL, drawn(MODEL, "a", 5000, rng, factor=2).poses)
+    assert wrong.squared == pytest.approx(4, abs=0.12)
+    assert wrong.within_one == pytest.approx(0.383, abs=0.01)  # of a normal variable within half of its deviation
+
+
+def test_a_fit_finds_the_model_that_errors_were_drawn_from():
+    rng = np.random.default_rng(1)
+    # A suite that is ten times as long counts no more than the others, and a fit of all must still be the model.
+    found = fit_model([drawn(MODEL, "a", 1000, rng), drawn(MODEL, "a", 500, rng), drawn(MODEL, "b", 10_000, rng)])
+    for travel in (0.3, 1.0, 5.0, 50.0, 400.0):
+        for confidence in (1.0, 5.0):
+            expected = MODEL.pose_variances(confidence, travel)
+            np.testing.assert_allclose(found.pose_variances(confidence, travel), expected, rtol=0.25)
+    for travel in (0.02, 0.1, 0.5):
+        np.testing.assert_allclose(found.step_variances(3.0, travel), MODEL.step_variances(3.0, travel), rtol=0.25)
+
+
+def test_suites_count_alike_in_a_fit():
+    rng = np.random.default_rng(2)
+    flat = ErrorModel(*(Growth(0.1, 0.001, 0.01, (1.0, 1.0, 1.0)) for _ in range(4)))
+    large = drawn(flat, "large errors, few frames", 400, rng, factor=3)
+    small = drawn(flat, "small errors, many frames", 4000, rng)
+    pose_variance, _ = covariance.constant_variances([large, small])
+    np.testing.assert_allclose(pose_variance, (0.1**2) * (9 + 1) / 2, rtol=0.1)
+
+
+@pytest.mark.parametrize("model", [MODEL, ONE_ROOM])
+def test_variances_grow_with_travel_and_shrink_with_confidence(model):
+    travel = np.linspace(0, 100, 500)
+    for variances in (model.pose_variances, model.step_variances):
+        assert (np.diff(variances(3.0, travel), axis=0) > 0).all()
+        assert (np.diff(variances(np.linspace(1, 20, 100), 1.0), axis=0) < 0).all()
+        np.testing.assert_array_equal(variances(0.5, 1.0), variances(1.0, 1.0))  # no network is less sure than 1
+
+
+def test_travel_is_way_and_turn():
+    path = np.stack(
+        (pose(), pose(position=(3, 0, 4)), pose((0, 0.5, 0), (3, 0, 4)), pose((0, 0.5 + np.pi, 0), (3, 0, 4)))
+    )
+    np.testing.assert_allclose(travels(path), [5, 2 * 0.5, 2 * np.pi])
+
+
+def test_errors_are_in_the_cameras_axes_whatever_the_worlds():
+    truth = np.stack([pose((0, 0.3 * t, 0.1 * t), (0.2 * t, 0, 0.1 * t)) for t in range(5)])
+    shift, turn = np.array([0.01, -0.02, 0.03]), np.array([0.02, 0.01, -0.03])
+    found = truth.copy()
+    # The third camera alone is seen off, by so much in its own axes.
+    found[3] = truth[3] @ pose(turn, shift)
+    elsewhere = pose((0.5, -1.0, 0.2), (4, 5, 6))  # the truth's world is another one
+    drive = make_drive("s", "n", found, elsewhere @ truth, np.full(5, 2.0), np.arange(5.0))
+    back = Rotation.from_rotvec(turn).as_matrix().T
+    np.testing.assert_allclose(drive.poses.values[3], [*(back @ shift), *turn], atol=1e-12)
+    np.testing.assert_allclose(drive.poses.values[[0, 1, 2, 4]], 0, atol=1e-12)
+    assert drive.poses.travel == pytest.approx([0, *np.cumsum(travels(found))])
+    np.testing.assert_allclose(drive.steps.values[2], drive.poses.values[3], atol=1e-12)
+    np.testing.assert_allclose(drive.steps.values[[0, 1]], 0, atol=1e-12)
+    # The step back is off by the other way round.
+    true_step, step = np.linalg.inv(truth[3]) @ truth[4], np.linalg.inv(found[3]) @ truth[4]
+    off = np.linalg.inv(true_step) @ step
+    np.testing.assert_allclose(drive.steps.values[3, 3:], Rotation.from_matrix(off[:3, :3]).as_rotvec(), atol=1e-12)
+    assert len(drive.steps.values) == 4 and drive.steps.depth.tolist() == [1, 2, 3, 4]
+
+
+def test_a_drive_without_a_step_is_refused():
+    with pytest.raises(InputError, match="errors of steps need two"):
+        make_drive("s", "n", pose()[None], pose()[None], np.ones(1), np.ones(1))
+    with pytest.raises(InputError, match="one to calibrate with and one to judge"):
+        covariance.report([drawn(MODEL, "a", 10, np.random.default_rng(0))])
+    with pytest.raises(InputError, match="no sequence"):
+        fit_model([])
+
+
+def test_the_printed_model_is_its_source():
+    rounded = eval(format_model(MODEL), {"ErrorModel": ErrorModel, "Growth": Growth})
+    assert rounded == MODEL
+    assert eval(format_model(ONE_ROOM), {"ErrorModel": ErrorModel, "Growth": Growth}) == ONE_ROOM
+    for model in (MODEL, ONE_ROOM):
+        for growth in (model.position, model.rotation, model.step, model.turn):
+            assert np.mean(np.square(growth.axes)) == pytest.approx(1, abs=0.1)
+
+
+def test_the_shipped_weights_are_as_uncertain_as_the_model_says():
+    """Sequences that took no part in the fit, which was made on numbers 0, 3, 6 to 21 of each suite.
+
+    Many and short ones: within a sequence errors of poses are nearly the same from frame to frame.
+    """
+    held_out = range(2, 24, 3)
+    sequences = [synthetic_sequence("static", i, world="one_room", size=(48, 64), device="cpu") for i in held_out]
+    drives = run_drives(load_network(), [("static", sequences)], StreamOptions(), frames=20, batch=8)
+    assert [len(drive.poses.values) for drive in drives] == 8 * [20]
+
+    def mean_square(kind, variances):
+        parts = [getattr(drive, kind) for drive in drives]
+        return np.mean([judge(part.values, variances(part)).squared for part in parts])
+
+    assert 0.5 < mean_square("poses", lambda part: ONE_ROOM.pose_variances(part.confidence, part.travel)) < 2
+    assert 0.5 < mean_square("steps", lambda part: ONE_ROOM.step_variances(part.confidence, part.travel)) < 2
+    # Twice the variance of a pose is not that of a step: the errors of neighbours are nearly the same.
+    assert mean_square("steps", lambda part: 2 * ONE_ROOM.pose_variances(part.confidence, 1.0)) < 0.5
+
+
+def test_command_prints_spreads_and_constants(capsys, monkeypatch):
+    monkeypatch.setattr(command, "SUITES", {"static": SUITES["static"]})
+    arguments = ["evaluate", "covariance", "--sequences", "2", "--frames", "5", "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    for method in ("rule of thumb", "constant", "of the node", "fitted"):
+        assert method in text
+    assert text.count("| static (1) ") == text.count("| all (1) ") == 4
+    found = eval(text[text.index("ErrorModel(") : text.index("\n)") + 2], vars(covariance))
+    assert (found.pose_variances(2.0, 1.0) > 0).all()
+    assert "one_room, 10 frames, on cpu in" in text
+    assert cli.main([*arguments[:2], "--sequences", "1"]) == 2
+    assert "sequences is 1; allowed: 2 and more" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""What the fault tests share: a stream node and a probe over real DDS, deadlines, and an eye on what leaks."""
+
+import gc
+import importlib.util
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="the node needs ROS 2")
+
+_spec = importlib.util.spec_from_file_location("node_bench", Path(__file__).parents[1] / "node" / "conftest.py")
+node_bench = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(node_bench)
+make_bench, hold = node_bench.make_bench, node_bench.hold
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MAX_GROWTH = 40.0  # MiB of resident memory after the warm-up; allocators keep some of what they once had
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the fault tests in full: minutes instead of seconds")
+
+
+@pytest.fixture
+def sized(request):
+    """Chooses between the size of a case in the test suite and in `make faults`."""
+    return lambda short, long: long if request.config.getoption("--long", default=False) else short
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process holds."""
+
+    threads: int
+    files: int
+    entities: int  # subscriptions, publishers, services, clients, timers, guards of the node
+    resident: float  # MiB
+
+
+def usage(node=None):
+    """What this process, and a node in it, holds now."""
+    gc.collect()
+    kinds = ("subscriptions", "publishers", "services", "clients", "timers", "guards", "waitables")
+    return Usage(
+        threads=threading.active_count(),
+        files=len(os.listdir("/proc/self/fd")),
+        entities=sum(len(list(getattr(node, kind))) for kind in kinds) if node else 0,
+        resident=int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20,
+    )
+
+
+def assert_no_leak(before, now, node=None):
+    """Compare with what was held after the warm-up; `now` is asked again until DDS has taken everything back."""
+    deadline = time.monotonic() + 10
+    after = now(node)
+    while time.monotonic() < deadline and (after.threads > before.threads or after.files > before.files):
+        threading.Event().wait(0.1)
+        after = now(node)
+    assert after.threads <= before.threads, f"{before} -> {after}"
+    assert after.files <= before.files + 2, f"{before} -> {after}"  # a log file, a shared-memory segment of DDS
+    assert after.entities == before.entities, f"{before} -> {after}"
+    assert after.resident <= before.resident + MAX_GROWTH, f"{before} -> {after}"
+
+
+def assert_alive(bench):
+    """The executors still spin, nothing was raised that nobody foresaw, and the node answers."""
+    assert all(thread.is_alive() for _, _, thread in bench._spinning), bench.logs
+    foreign = [text for _, text in bench.logs if "Traceback" in text]
+    assert not foreign, foreign[0]
+    assert bench.state()

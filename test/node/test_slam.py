@@ -1,0 +1,360 @@
+"""What the mappers of launch/ are fed with: their inputs, subscribed to as they do it, over real DDS.
+
+What each mapper asks for was read in its public sources: rtabmap_ros (branch ros2, 0.22), isaac_ros_nvblox (4.3),
+octomap_mapping (branch ros2).
+"""
+
+import ast
+import re
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from nav_msgs.msg import Odometry
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs_py.point_cloud2 import read_points
+from tf2_ros import Buffer
+
+from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.outputs import TOPICS
+from raymap3r_ros.options import option_fields
+
+MAPPERS = ("rtabmap", "nvblox", "octomap")
+FRAMES_SENT = 9
+STEP = 100_000_000  # nanoseconds between two images of a bench
+QUEUE = 10  # messages of a topic that rtabmap and nvblox keep for those of the same stamp
+THRESHOLD = 1.05  # of the confidence, where points are counted; low, so that some move
+K = [50.0, 0.0, 31.5, 0.0, 52.0, 23.5, 0.0, 0.0, 1.0]  # of the images sent, 64x48
+
+# Topic of the mapper: message type, and how it subscribes to it, given its parameters.
+RELIABILITY = {1: ReliabilityPolicy.RELIABLE, 2: ReliabilityPolicy.BEST_EFFORT}  # rtabmap: rmw's numbers
+
+
+def rtabmap_qos(parameter):
+    return lambda parameters: QoSProfile(depth=QUEUE, reliability=RELIABILITY[parameters[parameter]])
+
+
+def nvblox_qos(parameters):
+    return {"SENSOR_DATA": qos_profile_sensor_data}[parameters["input_qos"]]
+
+
+SUBSCRIPTIONS = {
+    "rtabmap": {
+        "rgb/image": (Image, rtabmap_qos("qos_image")),
+        "depth/image": (Image, rtabmap_qos("qos_image")),
+        "rgb/camera_info": (CameraInfo, rtabmap_qos("qos_camera_info")),
+        "odom": (Odometry, rtabmap_qos("qos_odom")),
+    },
+    "nvblox": {
+        "camera_0/depth/image": (Image, nvblox_qos),
+        "camera_0/depth/camera_info": (CameraInfo, nvblox_qos),
+        "camera_0/color/image": (Image, nvblox_qos),
+        "camera_0/color/camera_info": (CameraInfo, nvblox_qos),
+    },
+    "octomap": {"cloud_in": (PointCloud2, lambda parameters: qos_profile_sensor_data)},
+}
+# Topics that the mapper joins by equal stamps.
+JOINED = {
+    "rtabmap": [tuple(SUBSCRIPTIONS["rtabmap"])],
+    "nvblox": [
+        ("camera_0/depth/image", "camera_0/depth/camera_info"),
+        ("camera_0/color/image", "camera_0/color/camera_info"),
+    ],
+    "octomap": [("cloud_in",)],
+}
+# The frame in which the mapper asks tf2 where its input was taken.
+GLOBAL_FRAMES = {
+    "rtabmap": lambda stream, parameters: stream["world_frame"],
+    "nvblox": lambda stream, parameters: parameters["global_frame"],
+    "octomap": lambda stream, parameters: parameters["frame_id"],
+}
+
+
+def tables(file):
+    """The constants of a launch file, which cannot be imported where there is no launch."""
+    found = {}
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id.isupper():
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:  # one that is computed
+                found[node.targets[0].id] = {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
+    return SimpleNamespace(**found)
+
+
+@pytest.fixture
+def recipe(root):
+    """Gives the tables of a mapper's launch file."""
+    return lambda mapper: tables(root / "launch" / f"{mapper}.launch.py")
+
+
+def parameters_of(stream):
+    """Launch arguments, which are text, as parameters of the node."""
+    defaults = {name: field.default for name, field in option_fields(NodeOptions)}
+    typed = {bool: lambda text: {"true": True, "false": False}[text], int: int, float: float, str: str}
+    return {name: typed[type(defaults[name])](text) for name, text in stream.items()}
+
+
+# ----------------------------------------------------------------------------------------------- the tables themselves
+
+
+@pytest.mark.parametrize("mapper", MAPPERS)
+def test_every_input_is_taken_from_a_topic_of_the_same_type(recipe, mapper):
+    inputs = recipe(mapper).INPUTS
+    assert inputs.keys() == SUBSCRIPTIONS[mapper].keys()
+    for theirs, ours in inputs.items():
+        assert TOPICS[ours][0] is SUBSCRIPTIONS[mapper][theirs][0], theirs
+
+
+@pytest.mark.parametrize("mapper", MAPPERS)
+def test_the_stream_gets_parameters_that_it_has(recipe, root, mapper):
+    stream = recipe(mapper).STREAM
+    assert stream.keys() <= {name for name, _ in option_fields(NodeOptions)}
+
+
+@pytest.mark.parametrize("mapper", MAPPERS)
+def test_the_launch_file_of_the_stream_hands_them_on(recipe, root, mapper):
+    stream = recipe(mapper).STREAM
+    missing = stream.keys() - tables(root / "launch" / "stream.launch.py").ARGUMENTS
+    assert not missing, f"stream.launch.py has no arguments {sorted(missing)}"
+
+
+def test_arguments_in_the_docs_are_there(recipe, root):
+    known = {"frame_id", *tables(root / "launch" / "stream.launch.py").ARGUMENTS}
+    known.update(*(recipe(mapper).STREAM for mapper in MAPPERS))
+    written = set(re.findall(r"([\w.]+):=", (root / "docs" / "slam.md").read_text()))
+    assert written and not written - known
+
+
+@pytest.mark.parametrize("mapper", MAPPERS)
+def test_the_launch_file_can_be_loaded(root, mapper):
+    """By launch itself, where a ROS distribution supplies it."""
+    launch_ros = pytest.importorskip("launch_ros.actions", reason="launch_ros comes with a ROS distribution")
+    from launch.actions import IncludeLaunchDescription
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file as load
+
+    entities = load(str(root / "launch" / f"{mapper}.launch.py")).entities
+    kinds = [type(entity) for entity in entities]
+    assert kinds.count(IncludeLaunchDescription) == kinds.count(launch_ros.Node) == 1
+
+
+def test_one_node_publishes_each_transform(recipe):
+    """RTAB-Map publishes map -> odom: the stream may not publish map -> camera."""
+    rtabmap = recipe("rtabmap")
+    assert rtabmap.PARAMETERS["publish_tf"]
+    assert rtabmap.STREAM["world_frame"] != rtabmap.PARAMETERS["map_frame_id"]
+    for mapper in ("nvblox", "octomap"):
+        world = recipe(mapper).STREAM.get("world_frame", NodeOptions().world_frame)
+        assert GLOBAL_FRAMES[mapper](recipe(mapper).STREAM, recipe(mapper).PARAMETERS) == world
+
+
+# ------------------------------------------------------------------------------------------------ time synchronisation
+
+
+def nanoseconds(message):
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def exact_time(arrivals, topics, queue=QUEUE):
+    """Sets of messages of equal stamp, one of each topic, from (topic, message) in the order of arrival.
+
+    As message_filters' exact policy: a set is given out when it is whole; of the others the newest `queue` are kept.
+    """
+    waiting, whole = defaultdict(dict), []
+    for topic, message in arrivals:
+        if topic not in topics:
+            continue
+        stamp = nanoseconds(message)
+        waiting[stamp][topic] = message
+        if len(waiting[stamp]) == len(topics):
+            whole.append(waiting.pop(stamp))
+        for old in sorted(waiting)[:-queue]:
+            del waiting[old]
+    return whole
+
+
+def approximate_time(arrivals, topics, slop, queue=QUEUE):
+    """The same with stamps that lie at most `slop` nanoseconds apart: as message_filters' ApproximateTimeSynchronizer.
+
+    Each message that arrives is joined with those nearest in time of all other topics, where there are such.
+    """
+    waiting, whole = {topic: {} for topic in topics}, []
+    for topic, message in arrivals:
+        if topic not in topics:
+            continue
+        stamp = nanoseconds(message)
+        waiting[topic][stamp] = message
+        for old in sorted(waiting[topic])[:-queue]:
+            del waiting[topic][old]
+        near = {
+            other: min(held, key=lambda found: abs(found - stamp), default=None) for other, held in waiting.items()
+        }
+        if all(found is not None and abs(found - stamp) <= slop for found in near.values()):
+            whole.append({other: waiting[other].pop(found) for other, found in near.items()})
+    return whole
+
+
+def test_the_synchronisers_themselves():
+    def message(stamp):
+        return SimpleNamespace(header=SimpleNamespace(stamp=SimpleNamespace(sec=0, nanosec=stamp)))
+
+    first, second, late = message(100), message(200), message(105)
+    arrivals = [("a", first), ("c", late), ("a", second), ("b", second), ("b", first)]
+    assert exact_time(arrivals, ("a", "b")) == [{"a": second, "b": second}, {"a": first, "b": first}]
+    assert exact_time(arrivals, ("a", "c")) == []
+    assert exact_time([("a", message(index)) for index in range(5)] + [("b", message(0))], ("a", "b"), queue=3) == []
+    assert approximate_time(arrivals, ("a", "c"), slop=5) == [{"a": first, "c": late}]
+    assert approximate_time(arrivals, ("a", "c"), slop=4) == []
+
+
+# ------------------------------------------------------------------------------------------------- over the real thing
+
+
+@pytest.fixture
+def feed(make_bench, recipe):
+    """Runs the node as a launch file does, and subscribes as its mapper does.
+
+    Gives the recipe, the bench, everything that arrived as (mapper's topic, message), and a tf2 buffer.
+    """
+
+    def make(mapper, *more_topics, **parameters):
+        one = recipe(mapper)
+        bench = make_bench(every_frame=True, image_size=64, **parameters_of(one.STREAM), **parameters)
+        bench.start("tf", *more_topics)
+        arrivals = []
+        for theirs, (kind, qos) in SUBSCRIPTIONS[mapper].items():
+            name = f"{bench.name}/{one.INPUTS[theirs]}"
+            publisher = next(item for item in bench.node.publishers if item.topic_name == name)
+            before = publisher.get_subscription_count()
+
+            def take(message, theirs=theirs):
+                arrivals.append((theirs, message))
+                bench._on_message(theirs, message)
+
+            bench.probe.create_subscription(kind, name, take, qos(one.PARAMETERS))
+            bench.wait(lambda publisher=publisher, before=before: publisher.get_subscription_count() > before, name)
+        bench.send_camera_info(width=64, height=48, k=K)
+        for index in range(FRAMES_SENT):
+            bench.send(index)
+        for topic in (*SUBSCRIPTIONS[mapper], "tf", *more_topics):
+            bench.wait_for(topic, FRAMES_SENT)
+        buffer = Buffer()
+        for message in bench.messages["tf"]:
+            for transform in message.transforms:
+                buffer.set_transform(transform, "stream")
+        return one, bench, arrivals, buffer
+
+    return make
+
+
+def pixels(message, dtype):
+    return np.frombuffer(message.data, dtype).reshape(message.height, message.width, -1).squeeze()
+
+
+def position(transform):
+    at = transform.transform.translation
+    return [at.x, at.y, at.z]
+
+
+@pytest.mark.parametrize("mapper", MAPPERS)
+def test_inputs_join_exactly_and_approximately_and_tf_knows_where_they_were_taken(feed, mapper):
+    one, _, arrivals, buffer = feed(mapper)
+    for topics in JOINED[mapper]:
+        exact = exact_time(arrivals, topics)
+        assert len(exact) == FRAMES_SENT
+        # Up to nearly half the time between two images, approximate synchronisation joins nothing else.
+        for slop in (0, STEP // 2 - 1):
+            assert approximate_time(arrivals, topics, slop) == exact
+    world = GLOBAL_FRAMES[mapper](one.STREAM, one.PARAMETERS)
+    stamps = set()
+    for topic, message in arrivals:
+        frame = message.child_frame_id if topic == "odom" else message.header.frame_id
+        assert frame == one.STREAM["child_frame"]
+        found = buffer.lookup_transform(world, frame, Time.from_msg(message.header.stamp))
+        assert found.header.stamp == message.header.stamp
+        stamps.add(nanoseconds(message))
+        if topic == "odom":
+            assert message.header.frame_id == world
+            at = message.pose.pose.position
+            np.testing.assert_allclose(position(found), [at.x, at.y, at.z], atol=1e-9)
+            assert np.diag(np.reshape(message.pose.covariance, (6, 6))).min() > 0  # RTAB-Map weighs links by it
+    assert len(stamps) == FRAMES_SENT
+    assert sorted(np.diff(sorted(stamps))) == [STEP] * (FRAMES_SENT - 1)
+
+
+@pytest.mark.parametrize(
+    ("mapper", "color", "depth", "info"),
+    [
+        ("rtabmap", "rgb/image", "depth/image", "rgb/camera_info"),
+        ("nvblox", "camera_0/color/image", "camera_0/depth/image", "camera_0/depth/camera_info"),
+    ],
+)
+def test_depth_is_registered_to_the_image_and_zero_where_it_moves(feed, mapper, color, depth, info):
+    _, bench, arrivals, _ = feed(mapper, "dynamic_mask", "depth")
+    sets = exact_time(arrivals, (color, depth, info))
+    assert len(sets) == FRAMES_SENT
+    moving = 0
+    for joined, mask, whole in zip(sets, bench.messages["dynamic_mask"], bench.messages["depth"], strict=True):
+        size = {(one.width, one.height) for one in joined.values()}
+        assert size == {(64, 48)}
+        assert joined[color].encoding == "rgb8" and joined[depth].encoding == "16UC1"
+        assert joined[color].step == 3 * 64 and joined[depth].step == 2 * 64
+        assert not joined[color].is_bigendian and not joined[depth].is_bigendian
+        moves = pixels(mask, np.uint8) == 255
+        seen = pixels(joined[depth], np.uint16)
+        np.testing.assert_array_equal(seen, np.where(moves, 0, pixels(whole, np.uint16)))
+        assert seen.any()
+        moving += moves.sum()
+    assert moving > 0, "nothing moved: this test has tested nothing"
+
+    # The first frame may have come before the calibration.
+    calibration = sets[-1][info]
+    assert list(calibration.k) == K
+    assert list(calibration.p) == [*K[:3], 0.0, *K[3:6], 0.0, *K[6:], 0.0]  # rectified: nothing else to undo
+    assert calibration.distortion_model == "plumb_bob" and not any(calibration.d)
+    assert list(calibration.r) == np.eye(3).ravel().tolist()
+
+
+def test_metres_and_millimetres_are_the_same_depth(make_bench):
+    bench = make_bench(every_frame=True, image_size=64)
+    bench.start("depth", "depth_static")
+    for index in range(7):
+        bench.send(index)
+    bench.wait_for("depth_static", 7)
+    metres = pixels(bench.wait_for("depth", 7), np.float32)
+    static = pixels(bench.messages["depth_static"][-1], np.float32)
+    assert bench.messages["depth"][-1].encoding == bench.messages["depth_static"][-1].encoding == "32FC1"
+    np.testing.assert_array_equal(static[~np.isnan(static)], metres[~np.isnan(static)])
+    assert np.isfinite(metres).all()
+
+    again = make_bench(every_frame=True, image_size=64, depth_encoding="16UC1")
+    again.start("depth", "depth_static")
+    for index in range(7):
+        again.send(index)
+    again.wait_for("depth_static", 7)
+    np.testing.assert_array_equal(
+        pixels(again.wait_for("depth", 7), np.uint16), np.rint(metres.astype(np.float64) * 1000)
+    )
+    np.testing.assert_array_equal(pixels(again.messages["depth_static"][-1], np.uint16) == 0, np.isnan(static))
+
+
+def test_the_cloud_for_octomap_has_no_moving_points(feed):
+    one, bench, arrivals, _ = feed("octomap", "dynamic_mask", "confidence", "depth", confidence_threshold=THRESHOLD)
+    stride, moving = int(one.STREAM["points.stride"]), 0
+    others = ("dynamic_mask", "confidence", "depth")
+    for (_, cloud), *images in zip(arrivals, *(bench.messages[name] for name in others), strict=True):
+        every = slice(None, None, stride)
+        mask, confidence, depth = (
+            pixels(image, kind)[every, every] for image, kind in zip(images, (np.uint8, "f4", "f4"), strict=True)
+        )
+        sure = confidence >= THRESHOLD
+        points = read_points(cloud, ["x", "y", "z", "dynamic"])
+        np.testing.assert_array_equal(points["z"], depth[sure & (mask == 0)])
+        assert not points["dynamic"].any() and np.isfinite(points["x"]).all() and np.isfinite(points["y"]).all()
+        moving += (sure & (mask == 255)).sum()
+    assert moving > 0, "nothing moved: this test has tested nothing"
+    assert {field.name for field in cloud.fields} >= {"x", "y", "z"}  # pcl::PointXYZ
+    assert cloud.point_step * cloud.width * cloud.height == len(cloud.data)
