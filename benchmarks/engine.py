@@ -32,7 +32,7 @@ from raymap3r_ros.streaming.gates import MOTION_RULES
 from raymap3r_ros.streaming.options import UPDATE_RULES
 
 MOTION = ("on", "off")
-ASKED = ("size", "precision", "rule", "motion", "execution", "streams")  # what rows can differ in
+ASKED = ("size", "precision", "rule", "motion", "ray_interval", "execution", "streams")  # what rows can differ in
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Setting:
     precision: str = "float32"
     rule: str = "raymap3r"
     motion: str = "on"  # off: nobody looks at what moves, so rays are asked only where the rule needs them
+    ray_interval: int = 1  # rays are asked in every n-th frame
     execution: str = StreamOptions.execution
     streams: int = 1
     mode: str = "engine"  # or "naive"
@@ -55,7 +56,7 @@ class Setting:
 
     @property
     def asks_rays(self) -> bool:
-        """Whether the second branch runs in every frame."""
+        """Whether the second branch runs, in every frame or in some."""
         return self.motion == "on" or self.rule in MOTION_RULES
 
     def baseline(self) -> Setting:
@@ -166,6 +167,7 @@ def _options(setting: Setting) -> StreamOptions:
         execution=setting.execution,
         image_size=setting.size,
         precision=setting.precision,
+        ray_interval=setting.ray_interval,
         update_rule=setting.rule,
     )
 
@@ -208,7 +210,8 @@ def _name(setting: Setting) -> str:
     if setting.mode == "naive":
         return f"naive {setting.rule}"
     mask = "" if setting.motion == "on" else ", no mask"
-    return f"{setting.rule} {setting.precision} {setting.execution}{mask}"
+    rays = "" if setting.ray_interval == 1 else f", rays 1 in {setting.ray_interval}"
+    return f"{setting.rule} {setting.precision} {setting.execution}{mask}{rays}"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -217,7 +220,8 @@ def run(args: argparse.Namespace) -> None:
     common.check_targets(args.json, args.csv)
     warmup = common.warmup_frames(args.warmup, device)
     asked = {name: tuple(dict.fromkeys(values)) for name in ASKED if (values := getattr(args, name))}
-    frames = args.frames or (30 if device.type == "cpu" else 200)
+    # In turns of one untimed and 4 or 20 timed frames, so that rays asked now and then have their share of them.
+    frames = args.frames or (40 if device.type == "cpu" else 200)
     default = [DEFAULT_CHECKPOINT] if device.type == "cpu" else [DEFAULT_CHECKPOINT, "cut3r_512_dpt"]
     machine, memory = common.machine(device), common.memory_kind(device)
     print(f"{machine.device}, {machine.threads} CPU threads, torch {machine.torch}; memory: {memory}")
@@ -252,8 +256,11 @@ def _parser() -> argparse.ArgumentParser:
         ("execution", common.EXECUTIONS),
     ):
         parser.add_argument(f"--{name}", nargs="+", choices=choices, metavar="X", help=", ".join(choices))
+    parser.add_argument(
+        "--ray-interval", nargs="+", type=common.positive, metavar="N", help="ask the rays in every n-th frame"
+    )
     parser.add_argument("--streams", nargs="+", type=common.positive, metavar="N", help="cameras in one batch")
-    parser.add_argument("--frames", type=common.positive, metavar="N", help="timed of each (default: 30; GPU: 200)")
+    parser.add_argument("--frames", type=common.positive, metavar="N", help="timed of each (default: 40; GPU: 200)")
     common.add_warmup_argument(parser)
     return parser
 

@@ -1,10 +1,11 @@
 """The network run the way that the public implementation runs it: the baseline of `engine.py`.
 
 float32; the attention matrix is made in every layer, and the decoder's logits are kept for all layers; all three
-dense heads in both branches; the ray branch's state computed to the end and thrown away; focal length and rays in
-numpy on the host; every result copied to numpy from unpinned memory; nothing compiled. One stream, one frame at a
-time. The weights are those of the network that is given, so the answers are the same. Formulas are written out here
-from the papers, so that nothing that is made faster elsewhere makes the baseline faster.
+dense heads in both branches, their convolutions on planes and those of single pixels after each doubling; the ray
+branch's state computed to the end and thrown away; focal length and rays in numpy on the host; every result copied to
+numpy from unpinned memory; nothing compiled. One stream, one frame at a time. The weights are those of the network
+that is given, so the answers are the same. Formulas are written out here from the papers, so that nothing that is
+made faster elsewhere makes the baseline faster.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from raymap3r_ros.network import Decoded, Network
 from raymap3r_ros.network.attention import Attention
+from raymap3r_ros.network.heads import Fusion
 from raymap3r_ros.streaming import METHOD, Method
 from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
 from raymap3r_ros.streaming.timing import StageTimer
@@ -92,6 +94,10 @@ class NaiveStream:
         for module in self.network.modules():
             if isinstance(module, Attention):
                 module.attend = functools.partial(self._attend, module, module in kept)
+            elif isinstance(module, Fusion):
+                module.forward = functools.partial(_fuse, module)
+            elif isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                module.weight.data = module.weight.data.contiguous()
         with torch.inference_mode():
             self._state = self.network.initial_state(1)
             self._memory = self.network.initial_memory(1)
@@ -215,6 +221,13 @@ class NaiveStream:
     def _state_logits(self, answer: _Answer) -> Tensor:
         """Cross-attention logits of the state side, all layers stacked: (layers, heads, S, 1 + N)."""
         return torch.cat([answer.logits[block.cross_attn] for block in self.network.decoder.state_blocks])
+
+
+def _fuse(fusion: Fusion, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    """`Fusion.forward`, its last convolution after the interpolation."""
+    if skip is not None:
+        x = x[..., : skip.shape[-2], : skip.shape[-1]] + fusion.skip_unit(skip)
+    return fusion.out(F.interpolate(fusion.unit(x), scale_factor=2, mode="bilinear", align_corners=True))
 
 
 @contextlib.contextmanager

@@ -24,72 +24,13 @@ from torch import Tensor
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.sequences import Frame, Sequence
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
+from raymap3r_ros.mapping.uncertainty import ONE_ROOM, ErrorModel, Growth, travels
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 
-TURN_LENGTH = 2.0  # metres of way that cost as much as one radian; of 0, 1, 2 and 4 what fits all groups well
 SMALLEST = 1e-3  # metres, radians: nothing is ever believed to be better, also where the fit says so
 MEDIAN_STRIDE = 4  # rows and columns of the maps that the medians are taken of, as in the node
 GROUPS = ("position", "rotation", "step", "turn")  # of a pose, and of the motion between two frames
-
-
-@dataclass(frozen=True)
-class Growth:
-    """Standard deviation of one group of errors, metres or radians, as it grows with travel.
-
-    Along the camera's axis i the variance at travel m and confidence c is
-    (axes_i / c^power)^2 (start^2 + settled^2 (1 - exp(-m / reach)) + creep^2 m).
-    """
-
-    start: float  # without any travel, at confidence 1
-    creep: float  # per root of travel, for ever
-    power: float  # of the confidence
-    axes: tuple[float, float, float]  # factors of the axes x, y, z; their mean square is 1
-    settled: float = 0.0  # what is added in the first travel
-    reach: float = 1.0  # travel in which two thirds of that come
-
-    def variances(self, confidence: np.ndarray | float, travel: np.ndarray | float) -> np.ndarray:
-        """(..., 3) from a frame's median confidence and the travel, both (...)."""
-        travel = np.asarray(travel, np.float64)
-        bent = self.settled**2 * -np.expm1(-travel / self.reach)
-        doubt = np.maximum(confidence, 1.0) ** (-2 * self.power)
-        return (doubt * (self.start**2 + bent + self.creep**2 * travel))[..., None] * np.square(self.axes)
-
-
-@dataclass(frozen=True)
-class ErrorModel:
-    """Variances of all four groups."""
-
-    position: Growth
-    rotation: Growth
-    step: Growth
-    turn: Growth
-
-    def pose_variances(self, confidence: np.ndarray | float, travelled: np.ndarray | float) -> np.ndarray:
-        """(..., 6) of position (m^2) and rotation (rad^2), from the frame's median confidence, the travel so far."""
-        return np.concatenate([g.variances(confidence, travelled) for g in (self.position, self.rotation)], axis=-1)
-
-    def step_variances(self, confidence: np.ndarray | float, travel: np.ndarray | float) -> np.ndarray:
-        """(..., 6) of a step's translation (m^2) and rotation (rad^2), from its own travel."""
-        return np.concatenate([g.variances(confidence, travel) for g in (self.step, self.turn)], axis=-1)
-
-
-# Of the weights `one_room`, as `raymap3r evaluate covariance` prints it.
-ONE_ROOM = ErrorModel(
-    position=Growth(start=0.00533, creep=0.0438, power=0.44, axes=(1.3, 0.844, 0.767), settled=0.279, reach=3.71),
-    rotation=Growth(start=0.00331, creep=0.00306, power=0.471, axes=(0.835, 1.36, 0.676), settled=0.111, reach=2.62),
-    step=Growth(start=0.00801, creep=0.14, power=0.533, axes=(1.41, 0.355, 0.943)),
-    turn=Growth(start=0.00624, creep=0.0583, power=0.508, axes=(0.379, 1.63, 0.464)),
-)
-
-
-def travels(poses: np.ndarray) -> np.ndarray:
-    """(T - 1,) travel of each step of camera-to-world poses (T, 4, 4), in the network's metres."""
-    before, after = poses[:-1], poses[1:]
-    metres = np.linalg.norm(after[:, :3, 3] - before[:, :3, 3], axis=1)
-    # Two rotations that are an angle apart differ by 2 sqrt(2) sin(angle / 2) in the Frobenius norm.
-    apart = np.linalg.norm(after[:, :3, :3] - before[:, :3, :3], axis=(1, 2))
-    return metres + TURN_LENGTH * 2 * np.arcsin(np.minimum(apart / np.sqrt(8), 1.0))
 
 
 # ------------------------------------------------------------------------------------------------------ measurement

@@ -75,7 +75,9 @@ def check_image(message: Image | CompressedImage) -> None:
             raise InputError("compressed image without data")
         return
     if message.encoding not in ENCODINGS:
-        raise EncodingError(f"encoding {message.encoding[:MAX_NAME]!r} is not supported; supported: {', '.join(ENCODINGS)}")
+        raise EncodingError(
+            f"encoding {message.encoding[:MAX_NAME]!r} is not supported; supported: {', '.join(ENCODINGS)}"
+        )
     size = f"{message.width}x{message.height} image"
     if not (message.width and message.height):
         raise InputError(f"{size}: has no pixels")
@@ -159,9 +161,10 @@ def _tight(message: Image) -> Image:
 
 
 def pose_matrix(pose: Pose) -> np.ndarray:
-    """(4, 4) of a pose message, whatever the length of its quaternion (not 0)."""
+    """(4, 4) of a pose message, whatever the length of its quaternion; not finite where that is 0 or without end."""
     q = pose.orientation
-    x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
+    with np.errstate(all="ignore"):
+        x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
     matrix = np.eye(4)
     matrix[:3, :3] = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

@@ -78,6 +78,11 @@ def _rate(stamps: deque[float]) -> float:
     return (len(stamps) - 1) / (stamps[-1] - stamps[0]) if len(stamps) >= 5 and stamps[-1] > stamps[0] else 0.0
 
 
+# Frames taken in, published; not processed because a newer one came first, or lost on the way or for want of room;
+# messages that are no image; frames of which the network or the GPU made nothing; new memories after the first.
+COUNTS = ("frames in", "frames out", "frames dropped", "frames lost", "bad frames", "failed frames", "resets")
+
+
 class Monitor:
     """Collects events from every thread and makes one DiagnosticStatus of them."""
 
@@ -117,7 +122,7 @@ class Monitor:
                 self._stages.setdefault(name, deque(maxlen=SAMPLES)).append(value)
 
     def count(self, what: str, number: int = 1) -> None:
-        """Add to one of the counts: "frames dropped", "frames lost", "bad frames", "resets"."""
+        """Add to one of COUNTS, of which "frames in" and "frames out" count themselves."""
         with self._lock:
             self._counts[what] += number
 
@@ -162,17 +167,7 @@ class Monitor:
                 "rate in (Hz)": f"{frames_in:.2f}",
                 "rate out (Hz)": f"{frames_out:.2f}",
                 "rate stamped (Hz)": f"{stamped:.2f}",
-                **{
-                    what: self._counts[what]
-                    for what in (
-                        "frames in",
-                        "frames out",
-                        "frames dropped",
-                        "frames lost",
-                        "bad frames",
-                        "resets",
-                    )
-                },
+                **{what: self._counts[what] for what in COUNTS},
                 **_latencies("from stamp", self._from_stamp),
                 **_latencies("from arrival", self._from_arrival),
                 **{f"stage {stage} (ms)": f"{statistics.median(v):.2f}" for stage, v in self._stages.items()},

@@ -6,13 +6,11 @@ import math
 
 import numpy as np
 
-from raymap3r_ros.evaluation.covariance import ONE_ROOM, travels
+from raymap3r_ros.mapping.uncertainty import ONE_ROOM, travels
 
 # Columns are the optical axes (x right, y down, z forward) written in x forward, y left, z up.
 ROS_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
-# One network metre is believed to this share at the lowest confidence, 1; the share shrinks as confidence grows.
-UNCERTAINTY = 0.1
 UNKNOWN_VARIANCE = 1e6  # of a velocity without a predecessor
 
 
@@ -57,19 +55,8 @@ def twist(previous: np.ndarray, current: np.ndarray, seconds: float) -> tuple[np
     return linear, angular
 
 
-def pose_variances(confidence: float, depth: float) -> tuple[float, float]:
-    """Variance of position (m^2) and of rotation (rad^2) from the median confidence and the median depth (m).
-
-    The network is taken to know its points to the share u = 0.1 / confidence of their distance (confidence is at
-    least 1). A scene that is off by u at a distance of `depth` leaves the camera uncertain by u * depth metres and
-    by u radians. These are orders of magnitude for a filter to start from, not calibrated figures.
-    """
-    share = UNCERTAINTY / max(confidence, 1.0)
-    return (share * abs(depth)) ** 2, share**2
-
-
 def travel(previous: np.ndarray, current: np.ndarray) -> float:
-    """How far two (4, 4) poses are apart for the growth of errors, see `evaluation.covariance`. Stream's metres."""
+    """How far two (4, 4) poses are apart for the growth of errors, see `mapping.uncertainty`. Stream's metres."""
     return float(travels(np.stack((previous, current)))[0])
 
 

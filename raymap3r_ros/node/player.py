@@ -32,6 +32,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
 from raymap3r_ros.errors import InputError, Raymap3rError
+from raymap3r_ros.node.diagnostics import COUNTS
 from raymap3r_ros.node.options import NodeOptions
 from raymap3r_ros.node.outputs import LATCHED
 from raymap3r_ros.node.processes import START_LIMIT
@@ -39,13 +40,8 @@ from raymap3r_ros.node.stream_node import DEFAULT_FRAME
 from raymap3r_ros.node.truth import Truth
 from raymap3r_ros.options import check_options, option, option_fields
 from raymap3r_ros.recording import open_recording
-from raymap3r_ros.recording.readers import (
-    IMAGE_TYPES,
-    BrokenFrame,
-    _BagReader,
-    _camera_info_topic,
-    _same_calibration,
-)
+from raymap3r_ros.recording.readers import IMAGE_TYPES, BagReader, BrokenFrame, camera_info_topic
+from raymap3r_ros.recording.rectify import camera_of
 from raymap3r_ros.streaming import StreamOptions
 
 log = logging.getLogger(__name__)
@@ -54,8 +50,7 @@ WINDOW = 10  # frames sent and not yet answered: enough to keep the node busy, f
 STALL_LIMIT = 60.0  # seconds without any answer after which the frames under way are given up
 TF, TF_STATIC = "/tf", "/tf_static"
 ODOMETRY_TYPE = "nav_msgs/msg/Odometry"
-COUNTS = ("frames in", "frames out", "frames dropped", "frames lost", "bad frames", "resets")
-ANSWERS = ("frames out", "frames dropped", "frames lost", "bad frames")  # what can become of a frame
+ANSWERS = ("frames out", "frames dropped", "frames lost", "bad frames", "failed frames")  # what can become of a frame
 # The frames of which the node publishes the parent, by tf_mode: as they are, and inverted.
 NODE_FRAMES = {
     "camera": (("child_frame",), ("world_frame",)),
@@ -106,7 +101,7 @@ class Bag:
 
     def messages(self, topics: list[str]) -> Iterator[tuple[str, int, Any]]:
         """Topic, recording time in nanoseconds and message (BrokenFrame where it is damaged), in order."""
-        with closing(_BagReader(self.path)) as reader:
+        with closing(BagReader(self.path)) as reader:
             yield from reader.messages(topics)
 
 
@@ -146,11 +141,11 @@ def open_bag(path: Path, topic: str = "") -> Bag:
         raise InputError(
             f"{path}: is no ROS 2 bag (.mcap, .db3, or its folder); `raymap3r run` takes other recordings"
         )
-    with closing(_BagReader(path)) as reader:
+    with closing(BagReader(path)) as reader:
         types = {name: info.msgtype for name, info in reader.topics.items()}
         images = (message for _, _, message in reader.messages([recording.topic]))
         frame = next((message.header.frame_id for message in images if not isinstance(message, BrokenFrame)), "")
-        camera_info = _camera_info_topic(recording.topic, reader.topics)
+        camera_info = camera_info_topic(recording.topic, reader.topics)
     odometry = tuple(sorted(name for name, kind in types.items() if kind == ODOMETRY_TYPE))
     compressed = types[recording.topic] == IMAGE_TYPES[1]
     return Bag(Path(path), recording.topic, compressed, camera_info, frame.lstrip("/") or DEFAULT_FRAME, odometry)
@@ -317,7 +312,7 @@ class _Player:
         """Send a camera_info; one that is new is known to the node before this returns, and no frame is under way."""
         if message is None or isinstance(message, BrokenFrame):
             return
-        if self._info is not None and _same_calibration(message, self._info):
+        if self._info is not None and camera_of(message) == camera_of(self._info):
             self._send(self._infos, message)
             return
         self._info = message

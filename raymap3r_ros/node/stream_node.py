@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import re
 import threading
@@ -34,7 +35,6 @@ from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
 from raymap3r_ros.network import choose_device, load_network
 from raymap3r_ros.node import conversions, geometry, parameters
-from raymap3r_ros.node.calibration import CameraCalibration
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, Put, WaitingFrame
 from raymap3r_ros.node.frames import MOUNT_AGE, FrameNames, Frames, TransformError, look_up
@@ -43,7 +43,7 @@ from raymap3r_ros.node.options import NodeOptions
 from raymap3r_ros.node.outputs import MOTION_TOPICS, Glance, Outputs, Sight
 from raymap3r_ros.node.saving import Saved, save
 from raymap3r_ros.node.shared import SharedNetworks
-from raymap3r_ros.recording.rectify import names_rectified
+from raymap3r_ros.recording.rectify import CameraCalibration, names_rectified
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.together import Together
 
@@ -327,6 +327,9 @@ class StreamNode(LifecycleNode):
         self._monitor.camera_info(conversions.seconds(message.header.stamp))
 
     def _on_range(self, message: Range) -> None:
+        if not 0 <= message.field_of_view <= math.pi:
+            self._warn(f"range left aside: its field_of_view is {message.field_of_view:g} rad; allowed: 0 to pi")
+            return
         self._scale.add_range(
             RangeReading(
                 conversions.seconds(message.header.stamp),
@@ -338,7 +341,11 @@ class StreamNode(LifecycleNode):
         )
 
     def _on_wheel_odometry(self, message: Odometry) -> None:
-        self._scale.add_odometry(conversions.seconds(message.header.stamp), conversions.pose_matrix(message.pose.pose))
+        pose = conversions.pose_matrix(message.pose.pose)
+        if not np.isfinite(pose).all():
+            self._warn("wheel odometry left aside: its pose is not finite, or its quaternion is 0")
+            return
+        self._scale.add_odometry(conversions.seconds(message.header.stamp), pose)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         arrival = time.monotonic()
@@ -410,10 +417,7 @@ class StreamNode(LifecycleNode):
             "subscribed outputs": ", ".join(sorted(outputs.listeners() | self._maps.listeners())),
         }
         if self._scale_estimate is not None and self._options.scale.source != "fixed":
-            facts["scale"] = f"{self._scale_estimate.factor:.4f}"
-            facts["scale known"] = self._scale_estimate.known
-            facts["scale confidence"] = f"{self._scale_estimate.confidence:.2f}"
-            facts["scale observations"] = self._scale_estimate.observations
+            facts |= self._scale_estimate.facts(self._options.scale.source)
         if len(self._maps):
             facts["static map (points)"] = len(self._maps)
         for subscription in self._subscriptions_in:
@@ -435,8 +439,10 @@ class StreamNode(LifecycleNode):
                 self._refuse(error)
             except torch.cuda.OutOfMemoryError as error:
                 self._failures += 1
+                self._monitor.count("failed frames")
                 self._fail(f"out of GPU memory, frame skipped: {error}", throttle=True)
             except Exception as error:  # the stream must outlive what nobody foresaw
+                self._monitor.count("failed frames")
                 text = f"frame skipped: {type(error).__name__}: {error}"
                 self._fail(text, throttle=True, details=f"\n{traceback.format_exc()}")
             if self._failures > failures:
@@ -471,6 +477,7 @@ class StreamNode(LifecycleNode):
             self._reset_reason = forget or result.reset_reason
         glance = self._outputs.look(result, wanted, options, self._scale)
         if not glance.healthy:
+            self._monitor.count("failed frames")
             self._fail("the network's output is not finite: frame not published", throttle=True)
             return
         published = time.monotonic()

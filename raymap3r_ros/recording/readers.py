@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.recording.rectify import Calibration
+from raymap3r_ros.recording.rectify import CameraCalibration, names_rectified
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Frame:
 
 
 class BrokenFrame(Exception):
-    """One frame that cannot be decoded; never leaves this module."""
+    """One frame, or message of a bag, that cannot be decoded; no user sees it."""
 
 
 @dataclass
@@ -278,7 +278,7 @@ def _open_video(path: Path, rate: float, intrinsics: np.ndarray | None, limits: 
 
 
 def _open_bag(path: Path, topic: str | None, intrinsics: np.ndarray | None, limits: dict) -> Recording:
-    with closing(_BagReader(path)) as bag:
+    with closing(BagReader(path)) as bag:
         images = {
             name: info
             for name, info in bag.topics.items()
@@ -303,18 +303,18 @@ def _open_bag(path: Path, topic: str | None, intrinsics: np.ndarray | None, limi
             raise InputError(f"{path}: no image topic {topic}; there are:{listing}")
         stored = images[topic].msgcount
         seconds = max(bag.seconds, stored / MAX_RATE)
-        info_topic = None if intrinsics is not None else _camera_info_topic(topic, bag.topics)
+        info_topic = None if intrinsics is not None else camera_info_topic(topic, bag.topics)
 
     def frames(recording: Recording) -> Iterator[Frame]:
-        with closing(_BagReader(path)) as bag:
+        with closing(BagReader(path)) as bag:
             # The first calibration serves the images before it too; later ones (a zoom) replace it from there on.
-            info = next((message for _, _, message in bag.messages([info_topic])), None) if info_topic else None
-            camera = None if info is None else _calibration(info, topic)
+            camera = CameraCalibration(log.warning, rectified=names_rectified(topic))
+            if info_topic:
+                _take_calibration(camera, next(message for _, _, message in bag.messages([info_topic])))
             index = -1
             for name, recorded, message in bag.messages([topic, info_topic] if info_topic else [topic]):
                 if name == info_topic:
-                    if not isinstance(message, BrokenFrame) and not _same_calibration(message, info):
-                        info, camera = message, _calibration(message, topic)
+                    _take_calibration(camera, message)
                     continue
                 index += 1
                 if index % limits["stride"]:
@@ -324,8 +324,8 @@ def _open_bag(path: Path, topic: str | None, intrinsics: np.ndarray | None, limi
                         raise message
                     image = _message_image(message)
                     matrix = intrinsics
-                    if camera is not None:
-                        image, matrix = camera.rectify(image)
+                    if matrix is None:
+                        image, matrix = camera.apply(image)
                 except BrokenFrame as error:
                     recording.skip(f"message {index} of {topic}", error)
                     continue
@@ -339,7 +339,7 @@ def _open_bag(path: Path, topic: str | None, intrinsics: np.ndarray | None, limi
     )  # fmt: skip
 
 
-def _camera_info_topic(topic: str, topics: dict[str, Any]) -> str | None:
+def camera_info_topic(topic: str, topics: dict[str, Any]) -> str | None:
     """Where image_transport's conventions put the calibration of an image topic."""
     base = topic.removesuffix("/compressed")
     for name in (base.rpartition("/")[0] + "/camera_info", base + "/camera_info"):
@@ -348,24 +348,12 @@ def _camera_info_topic(topic: str, topics: dict[str, Any]) -> str | None:
     return None
 
 
-def _calibration(message: Any, topic: str) -> Calibration | None:
-    """What a CameraInfo says; None where the camera is not calibrated (all zero) or the message is broken."""
-    if isinstance(message, BrokenFrame) or message.k[0] <= 0 or 0 in (message.width, message.height):
-        return None
-    size = message.width, message.height
-    if "rect" in topic.removesuffix("/compressed").rpartition("/")[2] and message.p[0] > 0:
-        # image_rect, image_rect_color: already without distortion, and P, not K, belongs to it.
-        return Calibration(message.p.reshape(3, 4)[:, :3], size)
-    return Calibration(message.k, size, message.d, message.distortion_model)
+def _take_calibration(camera: CameraCalibration, message: Any) -> None:
+    if not isinstance(message, BrokenFrame):
+        camera.update(message)
 
 
-def _same_calibration(one: Any, other: Any) -> bool:
-    return not isinstance(other, BrokenFrame) and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("k", "d", "p", "width", "height")
-    )
-
-
-class _BagReader:
+class BagReader:
     """The few things asked of a bag; errors of the reading library come out as InputError."""
 
     def __init__(self, path: Path) -> None:

@@ -176,6 +176,55 @@ class Calibration:
         return bool(inside and (right_x * below_y > right_y * below_x).all())
 
 
+class CameraCalibration:
+    """Keeps the last CameraInfo and applies it to images.
+
+    `rectified`: see `read_camera_info`. `report` is told what cannot be used, once for each calibration and
+    image size, from the thread that finds out; the calibration is then done without. `update` may be called while
+    another thread, always the same, is in `apply`.
+    """
+
+    def __init__(self, report: Callable[[str], None], *, rectified: bool = False) -> None:
+        self._report = report
+        self._rectified = rectified
+        self._content: tuple | None = None  # of the message that was read last
+        self._calibration: Calibration | None = None
+
+    def update(self, info: Any) -> None:
+        """Take in a message. One that says what the last one said costs next to nothing."""
+        content = camera_of(info)
+        if content == self._content:
+            return
+        self._content = content
+        try:
+            self._calibration = read_camera_info(info, rectified=self._rectified, report=self._report)
+        except InputError as error:
+            self._calibration = None
+            self._report(str(error))
+
+    def apply(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The image (h, w, 3) uint8 without distortion, and its intrinsics (3, 3), see `Calibration.rectify`.
+
+        Without a calibration that fits: the image as it is, and None.
+        """
+        calibration = self._calibration  # read once: the other thread may replace it
+        return (image, None) if calibration is None else calibration.rectify(image)
+
+
+def camera_of(info: Any) -> tuple:
+    """What a CameraInfo says about the camera, and nothing of when: two that are equal say the same. Quickly made."""
+    roi = info.roi
+    return (
+        info.width,
+        info.height,
+        info.distortion_model,
+        *(np.asarray(numbers).tobytes() for numbers in (info.k, info.p, info.d)),
+        info.binning_x,
+        info.binning_y,
+        (roi.x_offset, roi.y_offset, roi.width, roi.height),
+    )
+
+
 def names_rectified(topic: str) -> bool:
     """Whether an image topic's name says that its images carry no distortion: image_rect_color, rgb/rect/image."""
     *folders, name = topic.removesuffix("/compressed").split("/")

@@ -108,7 +108,7 @@ class StreamOptions:
     )
     ray_interval: int = option(
         1,
-        "ask the rays in every n-th frame: the frames between cost half as much, have no mask, and are gated by what "
+        "ask the rays in every n-th frame: the frames between take less time, have no mask, and are gated by what "
         "moved last",
         low=1,
         high=1000,

@@ -156,8 +156,8 @@ class Stream:
         `image` is RGB uint8 (h, w, 3), or (B, h, w, 3) for B cameras; any size, resized and cropped here. A change
         of size starts a new world. `intrinsics` (3, 3) or (B, 3, 3) are in pixels of that image, pixel centres
         integer; without them the focal length is estimated. `stamp` is handed through. Without `motion` the ray
-        branch is asked only where the update rule or an alignment needs it; with it in every `ray_interval`-th frame,
-        and the result tells by its own `motion` whether it was. What happens inside is put into `record`
+        branch is asked only where the update rule or an alignment needs it. Where it was not asked, as in frames
+        between those of `ray_interval`, the result's own `motion` is False. What happens inside is put into `record`
         where it is given, for inspection.
 
         Raises InputError where image or intrinsics cannot be used; nothing is forgotten then.

@@ -23,7 +23,7 @@ from raymap3r_ros.streaming.result import Estimate, StepResult
 from raymap3r_ros.streaming.stream import Frame, Stream, StreamState
 from raymap3r_ros.streaming.timing import StageTimer
 
-PATIENCE = 0.5  # of the time of the last round: more than a batch of two saves is never waited for
+PATIENCE = 0.5  # of the time of the last round, see `Together`
 
 
 @dataclass(eq=False)
@@ -48,7 +48,8 @@ class Together:
     Cameras that are triggered together, or that keep the device busy, would still take turns: one runs while the
     other arrives. So a camera that came soon after a round had begun is expected at the next one, which waits for it,
     but no longer than `patience` times as long as the last round took; if it has not come by then, it is not expected
-    any more. A camera alone never waits.
+    any more. What holds for rounds on a device that was free need not hold for those that had to wait for another
+    one, so the two are told apart. A camera alone never waits.
     """
 
     def __init__(self, network: Network, *, patience: float = PATIENCE, capture: Capture | None = None) -> None:
@@ -62,10 +63,12 @@ class Together:
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: list[_Request] = []
         self._busy = False  # somebody holds a round
-        self._round: StageTimer | None = None  # the last one
-        self._began = self._soon = 0.0  # seconds of the monotonic clock: when it began, and how long one would wait
+        self._seconds = 0.0  # that the last one took
+        self._began = self._soon = 0.0  # when it began, of the monotonic clock, and how long one would have waited
+        self._waited = False  # whether it had to wait for another one
         self._taking_part: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self._expected: weakref.WeakSet[Stream] = weakref.WeakSet()
+        # At rounds that had to wait for another one, and at those that had not.
+        self._expected: dict[bool, weakref.WeakSet[Stream]] = {True: weakref.WeakSet(), False: weakref.WeakSet()}
 
     @torch.inference_mode()
     def step(
@@ -88,7 +91,7 @@ class Together:
         request = _Request(stream, stream.prepare(image, stamp, intrinsics, motion=motion))
         with self._changed:
             if stream not in self._taking_part and time.monotonic() - self._began < self._soon:
-                self._expected.add(stream)
+                self._expected[self._waited].add(stream)
         self._run([request])
         return stream.finish(request.frame, *request.outcome)
 
@@ -114,11 +117,12 @@ class Together:
         with self._changed:
             self._waiting += requests
             self._changed.notify_all()
+            waits = self._busy
             self._changed.wait_for(lambda: requests[-1].done or not self._busy)
             leads = not requests[-1].done
             self._busy |= leads
         if leads:
-            self._lead(requests)
+            self._lead(requests, waits)
         for request in requests:
             if request.error is not None:
                 # The error's traceback leads to the request. Were the error still in there, both, and the frame's
@@ -129,13 +133,11 @@ class Together:
                 finally:
                     del error
 
-    def _lead(self, own: list[_Request]) -> None:
-        """Hold one round: run all that waits."""
+    def _lead(self, own: list[_Request], waited: bool) -> None:
+        """Hold one round: run all that waits. `waited`: for another round."""
         taken: list[_Request] = []
         try:
-            # A GPU may still be at work on the last round. Only when it is free can it be known what waits for it.
-            seconds = 0.0 if self._round is None else self._round.milliseconds()["round"] * 1e-3
-            taken = self._gather(self.patience * seconds)
+            taken = self._gather(waited)
             timer = StageTimer(taken[0].stream.device)
             for group in _groups(taken):
                 for start in range(0, len(group), self._largest):
@@ -145,7 +147,8 @@ class Together:
                         request.done = True
                     self._changed.notify_all()
             timer.mark("round")
-            self._round = timer
+            # A GPU is still at work. Not before it is free can it be known what waits for it.
+            self._seconds = timer.milliseconds()["round"] * 1e-3
         finally:
             with self._changed:
                 # Whatever stopped this thread, the others' frames are not lost.
@@ -154,13 +157,14 @@ class Together:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _gather(self, patience: float) -> list[_Request]:
-        """All that waits, once the cameras that are expected have come or so many seconds have passed."""
+    def _gather(self, waited: bool) -> list[_Request]:
+        """All that waits, once the cameras that are expected have come or have let the others wait too long."""
         with self._changed:
-            self._changed.wait_for(lambda: self._expected <= self._here(), timeout=patience)
+            expected, patience = self._expected[waited], self.patience * self._seconds
+            self._changed.wait_for(lambda: expected <= self._here(), timeout=patience)
             self._taking_part = self._here()
-            self._expected &= self._taking_part
-            self._began, self._soon = time.monotonic(), patience
+            expected &= self._taking_part
+            self._began, self._soon, self._waited = time.monotonic(), patience, waited
             taken, self._waiting = self._waiting, []
             return taken
 

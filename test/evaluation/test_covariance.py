@@ -11,19 +11,16 @@ from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation import command, covariance
 from raymap3r_ros.evaluation.covariance import (
-    ONE_ROOM,
     Drive,
-    ErrorModel,
     Errors,
-    Growth,
     fit_model,
     format_model,
     judge,
     make_drive,
     run_drives,
-    travels,
 )
 from raymap3r_ros.evaluation.sequences import synthetic_sequence
+from raymap3r_ros.mapping.uncertainty import ONE_ROOM, ErrorModel, Growth, travels
 from raymap3r_ros.network import load_network
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.synthetic import SUITES

@@ -1,12 +1,15 @@
 """The network as a whole: shapes of any configuration, and what is not asked is not run."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import PRESETS, Network, NetworkConfig, untrained_network
+from raymap3r_ros.network.heads import decode_points
 
 # Odd depths, portrait grids of odd sides, different heads on each side.
 SMALL = NetworkConfig(
@@ -60,6 +63,37 @@ def test_every_output_has_its_shape_and_is_finite(head_type: str, size: tuple[in
         assert torch.isfinite(output).all()
     assert (confidence >= 1).all() and rgb.abs().max() <= 1
     torch.testing.assert_close(pose[:, 3:].norm(dim=1), torch.ones(batch))
+
+
+def test_the_head_is_that_of_the_published_order():
+    """Each fusion doubles the map and then mixes the channels of each pixel; on planes."""
+    network = untrained_network(SMALL).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.self_head.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
+    levels = tuple(torch.randn(2, 15, width, generator=generator) for width in (48, 32, 32, 32))
+    head, x = network.self_head, None
+    with torch.inference_mode():
+        result = head(levels, (5, 3), (80, 48))
+        for level, fusion, tokens in list(zip(head.levels, head.fusion, levels, strict=True))[::-1]:
+            planes = level(tokens, (5, 3)).contiguous()
+            if x is None:
+                x = planes
+            else:
+                x = x[..., : planes.shape[2], : planes.shape[3]] + fusion.skip_unit(planes)
+            x = fusion.out(F.interpolate(fusion.unit(x), scale_factor=2, mode="bilinear", align_corners=True))
+        x = F.interpolate(head.conv1(x), size=(80, 48), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(result, head.conv3(head.conv2(x).relu()), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(head.to(memory_format=torch.channels_last)(levels, (5, 3), (80, 48)), result)
+    assert result.std() > 0.1
+
+
+def test_points_and_confidence_follow_their_formulas():
+    raw = torch.tensor([3.0, 0.0, -4.0, 0.5])[None, :, None, None].expand(1, 4, 2, 3)
+    points, confidence = decode_points(raw.to(memory_format=torch.channels_last))
+    expected = torch.tensor([0.6, 0.0, -0.8]) * math.expm1(5)
+    torch.testing.assert_close(points, expected.expand(1, 2, 3, 3))
+    torch.testing.assert_close(confidence, torch.full((1, 2, 3), 1 + math.exp(0.5)))
 
 
 def test_hooks_follow_the_depth():

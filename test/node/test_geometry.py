@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from raymap3r_ros.evaluation.covariance import ONE_ROOM, TURN_LENGTH
+from raymap3r_ros.mapping.uncertainty import ONE_ROOM, TURN_LENGTH
 from raymap3r_ros.node import geometry
 
 
@@ -59,13 +59,6 @@ def test_twist_is_in_the_childs_own_axes():
     linear, angular = geometry.twist(before, after, 0.1)
     np.testing.assert_allclose(linear, after[:3, :3].T @ [0, 5, 0], atol=1e-12)
     np.testing.assert_allclose(angular, [0, 2, 0], atol=1e-9)
-
-
-def test_variances_shrink_with_confidence_and_grow_with_depth():
-    position, turn = geometry.pose_variances(confidence=1.0, depth=2.0)
-    assert position == pytest.approx(0.2**2)
-    assert turn == pytest.approx(0.1**2)
-    assert geometry.pose_variances(10.0, 2.0) == pytest.approx((0.02**2, 0.01**2))
 
 
 def test_travel_does_not_depend_on_the_world():

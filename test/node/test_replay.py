@@ -136,7 +136,7 @@ def test_replay_gives_the_offline_trajectory_bit_for_bit(make_bench, replay_into
     bench = make_bench(**replay.node_parameters(bag, {}))
     assert bench.change_state("configure") and bench.change_state("activate")
     played = replay_into(bench, bag)
-    assert bench.told["intrinsics"] == "camera_info"
+    bench.wait_for_told("intrinsics", "camera_info")
 
     stream = Stream(load_network("one_room"))
     expected = []

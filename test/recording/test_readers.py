@@ -305,7 +305,7 @@ MATRIX = np.array([[40.0, 0, 24], [0, 41, 16], [0, 0, 1]])
     ],
 )
 def test_calibration_beside_the_image_is_found(tmp_path, image_topic, info_topic):
-    zoomed = MATRIX * [[2], [2], [1]]
+    zoomed = MATRIX * [[2, 1, 1], [1, 2, 1], [1, 1, 1]]
     bag = write_bag(
         tmp_path / "bag",
         [
@@ -337,12 +337,18 @@ def test_uncalibrated_camera_gives_no_intrinsics(tmp_path):
 def test_rectified_image_goes_with_the_projection_matrix(tmp_path):
     projection = np.array([[33.0, 0, 23], [0, 33, 15], [0, 0, 1]])
     info = info_message(1, MATRIX, distortion=(-0.3, 0.1, 0, 0, 0), projection=projection)
-    for topic, expected in (("/direct/image_raw", MATRIX), ("/direct/image_rect_color", projection)):
-        bag = tmp_path / topic[8:]
-        write_bag(bag, [("/direct/camera_info", 1, info), (topic, 2, image_message(1, picture(0), "rgb8"))])
-        (frame,) = open_recording(bag)
-        assert np.array_equal(frame.intrinsics, expected)
-        assert np.array_equal(frame.image, picture(0)) == (expected is projection)
+    frames = {}
+    for name in ("image_raw", "image_rect_color"):
+        messages = [("/direct/camera_info", 1, info), (f"/direct/{name}", 2, image_message(1, picture(0), "rgb8"))]
+        (frames[name],) = open_recording(write_bag(tmp_path / name, messages))
+    raw, rectified = frames["image_raw"], frames["image_rect_color"]
+    np.testing.assert_array_equal(rectified.image, picture(0))
+    np.testing.assert_array_equal(rectified.intrinsics, projection)
+    # Zoomed so that no pixel is black, about the principal point.
+    assert not np.array_equal(raw.image, picture(0))
+    np.testing.assert_array_equal(raw.intrinsics[:, 2], MATRIX[:, 2])
+    assert raw.intrinsics[0, 0] / raw.intrinsics[1, 1] == pytest.approx(MATRIX[0, 0] / MATRIX[1, 1])
+    assert raw.intrinsics[0, 0] < MATRIX[0, 0]
 
 
 def test_broken_messages_in_the_middle_are_skipped_and_counted(tmp_path, caplog):

@@ -15,6 +15,7 @@ from raymap3r_ros.streaming import MaskOptions, StreamOptions
         ),
         (lambda: StreamOptions(reset_interval=-1), "reset_interval is -1; allowed range: 0 to 1000000"),
         (lambda: StreamOptions(reset_interval=1), "allowed: 0 .never. or 2 and more"),
+        (lambda: StreamOptions(ray_interval=0), "ray_interval is 0; allowed range: 1 to 1000"),
         (lambda: MaskOptions(low=7.0, high=6.0), "mask.low is 7.0, above mask.high 6.0"),
         (lambda: MaskOptions(min_width=4), "mask.min_width is 4; allowed: odd numbers"),
         (lambda: MaskOptions(noise_floor=float("nan")), "noise_floor is nan; allowed range"),

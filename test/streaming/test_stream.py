@@ -101,6 +101,26 @@ def test_rays_are_asked_in_the_segments_own_world():
 
 
 @pytest.mark.parametrize("motion", [True, False])
+def test_rays_may_be_asked_now_and_then(motion: bool):
+    network = wall.WallNetwork()
+    stream = Stream(network, StreamOptions(reset_interval=10, ray_interval=4))
+    asked = []
+    for frame in range(25):
+        before = stream.snapshot()
+        count = len(network.ray_depths)
+        result = stream.step(wall.image(frame), motion=motion)
+        asked += [frame] * (len(network.ray_depths) - count)
+        assert result.motion == (motion and asked[-1:] == [frame])
+        if asked[-1:] != [frame] and frame and not result.reset:
+            assert torch.equal(stream.snapshot().staticness, before.staticness)
+            assert not result.dynamic_mask.any()
+        # Where nothing is known of motion the world must hold all the same.
+        torch.testing.assert_close(result.pose_raw[:3, 3], torch.from_numpy(wall.position(frame)), atol=2e-4, rtol=0)
+    # An alignment does not wait.
+    assert asked == [8, 10, 12, 16, 20, 24]
+
+
+@pytest.mark.parametrize("motion", [True, False])
 def test_without_alignment_each_segment_starts_at_the_origin(motion: bool):
     stream = Stream(wall.WallNetwork(), StreamOptions(reset_interval=10, reset_alignment="off"))
     for frame in range(25):

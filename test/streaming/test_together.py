@@ -394,54 +394,100 @@ def test_a_stream_with_another_network_is_refused(network: Network):
 # --- who waits for whom -------------------------------------------------------------------------------------------
 
 
-def test_a_camera_that_came_soon_is_waited_for_once_more(
+class Turnstile:
+    """Stands before the network: a batch waits in it until it is let through."""
+
+    def __init__(self, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inside, self._go = threading.Semaphore(0), threading.Semaphore(0)
+        encode = network.encode_image
+
+        def encode_slowly(planes: Tensor) -> Tensor:
+            self.inside.release()
+            assert self._go.acquire(timeout=LIMIT)
+            return encode(planes)
+
+        monkeypatch.setattr(network, "encode_image", encode_slowly)
+
+    def let_through(self, *futures: Future) -> None:
+        self._go.release()
+        for future in futures:
+            future.result(LIMIT)
+
+
+def wait_until_one_waits(together: Together) -> None:
+    with together._changed:
+        assert together._changed.wait_for(lambda: len(together._waiting) == 1, timeout=LIMIT)
+
+
+def test_a_camera_that_comes_soon_is_waited_for(network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch):
+    """Cameras that are triggered together, and one of them that goes away."""
+    together = Together(network, patience=0)
+    first, second = steady_cameras(together, 2)
+    image = frames(1, 9)[0]
+    together.patience = FOREVER
+    together.step(first, image)  # now it is known how long a round takes
+    batches.clear()
+
+    def come_while_busy(early: Stream, late: Stream) -> None:
+        with monkeypatch.context() as slow:
+            turnstile = Turnstile(network, slow)
+            one = pool.submit(together.step, early, image)
+            assert turnstile.inside.acquire(timeout=LIMIT)
+            other = pool.submit(together.step, late, image)
+            wait_until_one_waits(together)
+            turnstile.let_through(one)
+            turnstile.let_through(other)
+
+    with ThreadPoolExecutor(2) as pool:
+        come_while_busy(first, second)
+        assert batches == [1, 1]
+
+        # The device is free, but the other camera is expected.
+        early = pool.submit(together.step, first, image)
+        wait_until_one_waits(together)
+        assert not early.done() and len(batches) == 2
+        late = pool.submit(together.step, second, image)
+        early.result(LIMIT)
+        late.result(LIMIT)
+        assert batches == [1, 1, 2]
+
+        # Who has missed the other does not wait for its next image.
+        come_while_busy(second, first)
+        assert batches == [1, 1, 2, 1, 1]
+
+        # One stays away once ...
+        together.patience = 0
+        pool.submit(together.step, first, image).result(LIMIT)
+        # ... and is not expected again; and a camera that is alone waits for nobody.
+        together.patience = FOREVER
+        for _ in range(3):
+            pool.submit(together.step, first, image).result(LIMIT)
+        assert batches == [1, 1, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_cameras_that_keep_the_device_busy_stop_taking_turns(
     network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ):
     together = Together(network, patience=0)
     first, second = steady_cameras(together, 2)
     image = frames(1, 9)[0]
     together.patience = FOREVER
-    together.step(first, image)  # now it is known how long a round takes
-
-    inside, leave = threading.Event(), threading.Event()
-    encode = network.encode_image
-
-    def encode_slowly(planes: Tensor) -> Tensor:
-        inside.set()
-        assert leave.wait(LIMIT)
-        return encode(planes)
-
+    together.step(first, image)
+    batches.clear()
+    turnstile = Turnstile(network, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
-        with monkeypatch.context() as slow:
-            slow.setattr(network, "encode_image", encode_slowly)
-            early = pool.submit(together.step, first, image)
-            assert inside.wait(LIMIT)
-            late = pool.submit(together.step, second, image)  # while the round goes on
-            with together._changed:
-                assert together._changed.wait_for(lambda: len(together._waiting) == 1, timeout=LIMIT)
-            leave.set()
-            early.result(LIMIT)
-            late.result(LIMIT)
-
-        # The device is free, but the other camera is expected.
-        batches.clear()
-        early = pool.submit(together.step, first, image)
-        with together._changed:
-            assert together._changed.wait_for(lambda: together._waiting, timeout=LIMIT)
-        assert not early.done() and not batches
-        late = pool.submit(together.step, second, image)
-        early.result(LIMIT)
-        late.result(LIMIT)
-        assert batches == [2]
-
-        # It stays away once ...
-        together.patience = 0
-        pool.submit(together.step, first, image).result(LIMIT)
-        # ... and is not expected again, nor does a camera that is alone wait for anybody.
-        together.patience = FOREVER
-        for _ in range(3):
-            pool.submit(together.step, first, image).result(LIMIT)
-        assert batches == [2, 1, 1, 1, 1]
+        running = pool.submit(together.step, first, image)
+        for stream in (second, first, second):
+            assert turnstile.inside.acquire(timeout=LIMIT)
+            waiting = pool.submit(together.step, stream, image)
+            wait_until_one_waits(together)
+            turnstile.let_through(running)
+            running = waiting
+        # By now it is known that the first one comes again soon.
+        again = pool.submit(together.step, first, image)
+        assert turnstile.inside.acquire(timeout=LIMIT)
+        turnstile.let_through(running, again)
+    assert batches == [1, 1, 1, 2]
 
 
 def test_timings_tell_what_the_company_cost(network: Network):

@@ -5,12 +5,15 @@ import threading
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("sensor_msgs", reason="the messages come with ROS 2")
+
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
-from raymap3r_ros.node import calibration
-from raymap3r_ros.node.calibration import CameraCalibration
+from raymap3r_ros.recording import rectify
+from raymap3r_ros.recording.rectify import CameraCalibration
 
 K = [150.0, 0.0, 99.5, 0.0, 150.0, 74.5, 0.0, 0.0, 1.0]
 P = [140.0, 0.0, 98.0, 0.0, 0.0, 140.0, 75.0, 0.0, 0.0, 0.0, 1.0, 0.0]
@@ -71,9 +74,9 @@ def test_images_rectified_before_go_with_p(reports):
 
 def test_messages_that_say_the_same_are_read_once(camera, monkeypatch):
     read, made = [], []
-    read_camera_info, make_maps = calibration.read_camera_info, cv2.initUndistortRectifyMap
+    read_camera_info, make_maps = rectify.read_camera_info, cv2.initUndistortRectifyMap
     monkeypatch.setattr(
-        calibration, "read_camera_info", lambda *args, **kw: read.append(args) or read_camera_info(*args, **kw)
+        rectify, "read_camera_info", lambda *args, **kw: read.append(args) or read_camera_info(*args, **kw)
     )
     monkeypatch.setattr(cv2, "initUndistortRectifyMap", lambda *args: made.append(args) or make_maps(*args))
     first = image()

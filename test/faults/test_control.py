@@ -1,0 +1,211 @@
+"""Parameters, services and transitions in every order and at any rate: each is answered, and nothing is left over."""
+
+import itertools
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import rclpy
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from std_srvs.srv import SetBool, Trigger
+
+from raymap3r_ros.node.conversions import image_message
+
+from .conftest import assert_alive, assert_no_leak, usage
+
+ANSWER_LIMIT = 30.0  # seconds
+SETTINGS = (  # and whether they are allowed while the node runs
+    ({"mask.low": 0.5, "mask.high": 0.9}, None),  # both at once only: None
+    ({"mask.low": 5.0, "mask.high": 9.0}, None),
+    ({"confidence_threshold": 2.0}, True),
+    ({"points.stride": 3}, True),
+    ({"static_map.max_points": 2000}, True),
+    ({"publish_tf": False}, True),
+    ({"publish_tf": True}, True),
+    ({"confidence_threshold": float("nan")}, False),
+    ({"confidence_threshold": "high"}, False),
+    ({"points.stride": -(2**62)}, False),
+    ({"points.stride": 0}, False),
+    ({"depth_encoding": "../../etc"}, False),
+    ({"update_rule": ""}, False),
+    ({"checkpoint": "/etc/passwd"}, False),
+    ({"output_dir": "/etc"}, False),
+    ({"no.such.parameter": 1}, False),
+    ({"mask.low": [1.0, 2.0]}, False),
+)
+
+
+class Camera:
+    """Sends images from a thread of its own for as long as the test talks to the node."""
+
+    def __init__(self, bench):
+        self._bench, self._end = bench, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        for index in itertools.count():
+            self._bench.send(index)
+            if self._end.wait(0.02):
+                return
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
+
+
+def prove(bench):
+    """An active node takes an image and gives its pose."""
+    came = len(bench.messages["pose"])
+    bench.wait(lambda: bench.send(0) and len(bench.messages["pose"]) > came, "pose")
+    assert_alive(bench)
+
+
+def test_parameter_storm(make_bench, rng, sized):
+    bench = make_bench(image_size=64)
+    bench.start("pose", "points", "depth_static")
+    clients = {
+        kind: bench.probe.create_client(kind, f"{bench.name}/{name}")
+        for kind, name in ((SetParameters, "set_parameters"), (SetParametersAtomically, "set_parameters_atomically"))
+    }
+    assert all(client.wait_for_service(ANSWER_LIMIT) for client in clients.values())
+    with Camera(bench):
+        for _ in range(sized(4, 100)):
+            asked = []
+            for index in rng.integers(0, len(SETTINGS), 25):
+                values, allowed = SETTINGS[index]
+                kind = SetParametersAtomically if allowed is None or index % 2 else SetParameters
+                parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+                asked.append((allowed, clients[kind].call_async(kind.Request(parameters=parameters))))
+            bench.wait(lambda asked=asked: all(future.done() for _, future in asked), "answers", ANSWER_LIMIT)
+            for allowed, future in asked:
+                answer = future.result()
+                result = answer.result if hasattr(answer, "result") else answer.results[0]
+                assert result.successful == (allowed is not False), result.reason
+                assert result.successful or result.reason
+    prove(bench)
+    assert bench.count_logs("frame skipped") == 0
+
+
+def test_services_in_every_order_during_transitions(make_bench, rng, sized, tmp_path):
+    bench = make_bench(image_size=64, output_dir=str(tmp_path), static_map__always=True)
+    bench.start("pose")
+    clients = [
+        (bench.probe.create_client(kind, f"{bench.name}/{name}"), make)
+        for kind, name, make in (
+            (Trigger, "reset", Trigger.Request),
+            (Trigger, "save", Trigger.Request),
+            (SetBool, "set_paused", lambda: SetBool.Request(data=bool(rng.integers(2)))),
+        )
+    ]
+    transitions = bench.probe.create_client(ChangeState, f"{bench.name}/change_state")
+    assert transitions.wait_for_service(ANSWER_LIMIT)
+    labels = ("configure", "activate", "deactivate", "cleanup", "", "no such", "create", "destroy")
+    with Camera(bench):
+        for _ in range(sized(12, 400)):
+            asked = []
+            for _ in range(4):
+                request = ChangeState.Request()
+                request.transition.label = labels[rng.integers(len(labels))]
+                request.transition.id = int(rng.integers(256)) if not request.transition.label else 0
+                if request.transition.id in (5, 6, 7):  # shutdown is final; it has a test of its own
+                    continue
+                asked.append(transitions.call_async(request))
+                for client, make in clients:
+                    if client.service_is_ready():
+                        client.call_async(make())
+            bench.wait(lambda asked=asked: all(future.done() for future in asked), "transitions", ANSWER_LIMIT)
+    for label in ("configure", "activate"):
+        bench.change_state(label)
+    assert bench.state() == "active"
+    assert bench.call(SetBool, "set_paused", SetBool.Request(data=False)).success
+    bench.wait(lambda: "pose" in bench.node._outputs.wanted(), "match of the pose")
+    bench.wait_for_match()
+    prove(bench)
+    # What was saved in between is whole.
+    for folder in tmp_path.iterdir():
+        assert not folder.name.startswith(".") and (folder / "settings.yaml").is_file()
+
+
+def test_activate_and_deactivate(make_bench, sized):
+    bench = make_bench(image_size=64)
+    bench.start("pose")
+    before = None
+    for turn in range(sized(24, 200)):
+        if turn == 8:
+            before = usage(bench.node)
+        assert bench.change_state("deactivate")
+        assert bench.change_state("activate")
+        bench.send(turn)  # arrives or not: nobody has waited for the match
+    bench.wait_for_match()
+    prove(bench)
+    assert bench.count_logs("a new world starts") == 1
+    assert bench.change_state("deactivate") and bench.change_state("activate")
+    assert_no_leak(before, usage, bench.node)
+
+
+def test_configure_and_cleanup(make_bench, sized):
+    bench = make_bench(image_size=64)
+    before = None
+    for turn in range(sized(8, 60)):
+        if turn == 3:
+            before = usage(bench.node)
+        assert bench.change_state("configure") and bench.change_state("activate")
+        assert bench.change_state("deactivate") and bench.change_state("cleanup")
+    assert_no_leak(before, usage, bench.node)
+    bench.start("pose")
+    prove(bench)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_end_of_the_process_amid_calls(ros, sized, number, tmp_path):
+    """The node is asked for everything while a signal ends it: status 0, and nothing on stderr but its log."""
+    for turn in range(sized(1, 10)):
+        namespace = f"/amid{number}{turn}"
+        command = [sys.executable, "-m", "raymap3r_ros.node", "--autostart", "--ros-args", "-r", f"__ns:={namespace}"]
+        command += ["-p", f"output_dir:={tmp_path}", "-p", "image_size:=64"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            node = rclpy.create_node("caller", namespace=namespace)
+            camera = node.create_publisher(Image, "image", QoSProfile(depth=1))
+            clients = [
+                (node.create_client(kind, f"raymap3r/{name}"), request)
+                for kind, name, request in (
+                    (Trigger, "save", Trigger.Request()),
+                    (Trigger, "reset", Trigger.Request()),
+                    (SetBool, "set_paused", SetBool.Request(data=False)),
+                )
+            ]
+            assert all(client.wait_for_service(ANSWER_LIMIT) for client, _ in clients)
+            deadline = time.monotonic() + ANSWER_LIMIT
+            for index in itertools.count():
+                assert time.monotonic() < deadline, "the node has not ended"
+                now = node.get_clock().now().to_msg()
+                camera.publish(image_message(Header(stamp=now), np.full((48, 64, 3), 90, np.uint8), "rgb8"))
+                for client, request in clients:
+                    client.call_async(request)
+                rclpy.spin_once(node, timeout_sec=0.02)
+                if index == 20:
+                    process.send_signal(number)
+                if process.poll() is not None:
+                    break
+            node.destroy_node()
+            assert process.returncode == 0
+            text = process.stdout.read()
+            assert "Traceback" not in text and "[ERROR]" not in text, text
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()

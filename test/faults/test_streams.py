@@ -1,0 +1,153 @@
+"""Clocks that jump, cameras and listeners that come and go, weights and memory that fail: the stream goes on."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+
+from raymap3r_ros.node.maps import MAP_TOPICS
+from raymap3r_ros.node.outputs import TOPICS
+
+from .conftest import assert_alive, assert_no_leak, usage
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 MiB"
+
+
+def test_clock_that_jumps_and_stands_still(make_bench, sized):
+    bench = make_bench(image_size=64, every_frame=True, use_sim_time=True)
+    bench.start("pose", "tf")
+    clock = bench.probe.create_publisher(Clock, "/clock", 1)
+    bench.wait(clock.get_subscription_count, "match of /clock")
+    start, sent = 1_700_000_000, 0
+    for turn in range(sized(2, 100)):
+        for jump in (0, 0, 1, 3600, -7200, -1_600_000_000, 0):  # standing still, on, forward, back, to long ago
+            now = Time(seconds=start + turn + jump)
+            clock.publish(Clock(clock=now.to_msg()))
+            bench.wait(lambda now=now: bench.node.get_clock().now() == now, f"simulated time {now.nanoseconds}")
+            bench.send(sent % 7, time=float(turn + jump))
+            sent += 1
+            bench.wait_for("pose", sent)
+    assert_alive(bench)
+    bench.wait_for_told("frames out", sent)  # diagnostics run by a clock of their own
+    for pose in bench.messages["pose"]:
+        assert np.isfinite([pose.pose.position.x, pose.pose.orientation.w]).all()
+
+
+def test_camera_that_dies_and_returns(make_bench, sized):
+    bench = make_bench(image_size=64)
+    bench.start("pose")
+    bench.probe.destroy_publisher(bench._publishers.pop("image"))
+    before = None
+    for turn in range(sized(12, 200)):
+        if turn == 4:
+            before = usage(bench.node)
+        bench.wait(lambda: bench.node.count_publishers("image") == 0, "the camera's end")
+        reliability = (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT)[turn % 2]
+        camera = bench.probe.create_publisher(Image, "image", QoSProfile(depth=1, reliability=reliability))
+        bench.wait(camera.get_subscription_count, "match of the image")
+        bench._publishers["image"] = camera
+        # Best effort: DDS may lose the first.
+        came = len(bench.messages["pose"])
+        bench.wait(lambda turn=turn, came=came: bench.send(turn) and len(bench.messages["pose"]) > came, "pose")
+        bench.probe.destroy_publisher(camera)
+    assert_alive(bench)
+    assert_no_leak(before, usage, bench.node)
+
+
+def test_listeners_that_come_and_go(make_bench, sized):
+    bench = make_bench(image_size=64)
+    bench.start("pose")
+    every = {**TOPICS, **MAP_TOPICS}
+    topics = [topic for topic in every if topic not in ("pose", "occupancy")]
+    before = None
+    for turn in range(sized(12, 300)):
+        if turn == 4:
+            before = usage(bench.node)
+        listeners = [
+            bench.probe.create_subscription(every[topic][0], f"{bench.name}/{topic}", lambda _: None, every[topic][1])
+            for topic in topics
+        ]
+        for index in range(3):
+            came = len(bench.messages["pose"])
+            bench.send(3 * turn + index)
+            bench.wait_for("pose", came + 1)
+        if turn % 4 == 0:
+            bench.wait(lambda: bench.node._outputs.wanted() | bench.node._maps.listeners() >= set(topics), "match")
+        for listener in listeners:
+            bench.probe.destroy_subscription(listener)
+    bench.wait(lambda: bench.node._outputs.wanted() == {"pose"}, "the end of all listeners")
+    assert_alive(bench)
+    assert_no_leak(before, usage, bench.node)
+
+
+@contextlib.contextmanager
+def spoiled(network):
+    """A network of which one weight is NaN."""
+    weight = next(network.decoder.parameters()).data.view(-1)
+    sound = weight[0].clone()
+    weight[0] = torch.nan
+    yield
+    weight[0] = sound
+
+
+def test_weights_that_are_not_finite(make_bench):
+    bench = make_bench(image_size=64, every_frame=True)
+    bench.start("pose", "tf", "depth")
+    for index in range(3):
+        bench.send(index)
+    bench.wait_for("pose", 3)
+    network = bench.node._stream.network
+    with spoiled(network):
+        for index in range(3, 6):
+            bench.send(index)
+        bench.wait_for_told("last error", "the network's output is not finite: frame not published")
+        bench.wait(lambda: len(bench.node._queue) == 0, "an empty queue")
+        bench.wait(lambda: bench.node._monitor._counts["frames in"] == 6, "arrival")
+        assert bench.change_state("deactivate")  # waits for the worker
+    assert bench.change_state("activate")
+    bench.wait_for_match()
+    bench.send(6)
+    bench.wait_for("pose", 4)
+    # Nothing of the sick frames has come out, or into the memory.
+    assert bench.times("pose") == bench.times("depth") == [0.0, 0.1, 0.2, 0.6]
+    assert bench.count_logs("a new world starts") == 1
+    assert_alive(bench)
+
+
+@pytest.mark.parametrize("where", ["network", "glance", "publish", "map"])
+def test_memory_that_is_refused(make_bench, monkeypatch, sized, where):
+    bench = make_bench(image_size=64, every_frame=True, static_map__always=True)
+    bench.start("depth")
+    node = bench.node
+    owner, name = {
+        "network": (node._stream.network, "decode"),
+        "glance": (node._outputs, "look"),
+        "publish": (node._outputs, "publish"),
+        "map": (node._maps, "integrate"),
+    }[where]
+
+    def refuse(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError(OUT_OF_MEMORY)
+
+    stamp = 0
+    for turn in range(sized(2, 30)):
+        for _ in range(8):  # past the frames that are without rays, which no map takes
+            bench.send(stamp)
+            stamp += 1
+        bench.wait_for_told("frames dropped", 0)
+        bench.wait(lambda stamp=stamp: bench.times("depth")[-1:] == [(stamp - 1) / 10], "depth")
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            for _ in range(3):
+                bench.send(stamp)
+                stamp += 1
+            bench.wait(lambda: bench.state() == "inactive", "deactivation")
+        assert bench.count_logs("frames in a row without GPU memory: the node deactivates itself") == turn + 1
+        assert bench.change_state("activate")
+        bench.wait_for_match()
+    assert_alive(bench)
