@@ -24,6 +24,9 @@ from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.model import Network, initialise
 
 FORMAT = "raymap3r-1"  # of our own files; stands in their metadata
+# What a file may ask for. Ten times the largest of these networks; a file that asks for more wants to do harm.
+MAX_DEPTH, MAX_WIDTH = 128, 16_384
+MAX_PICKLE = 2**26  # bytes; that of the public checkpoint has less than a hundredth
 DEFAULT_CHECKPOINT = "one_room"  # comes with the package
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
@@ -200,7 +203,7 @@ def network_from_public(tensors: dict[str, Tensor], config: NetworkConfig, origi
     prefix = "module."
     if tensors and all(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    _require_match(tensors, public_shapes(config), origin)
+    _require_match(_shapes(tensors), public_shapes(config), origin)
     with torch.device("meta"):
         network = Network(config)
     # Copies, because the tensors may be windows into a file that somebody replaces.
@@ -214,24 +217,49 @@ def _read_native(path: Path) -> Network:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+            network = _described_network(path, metadata)
+            # Whatever else is in the file stays there: it may be of any size.
+            shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no dict)
+            _require_match(shapes, _shapes(network.state_dict()), str(path))
+            tensors = {key: file.get_tensor(key).float() for key in shapes}
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    network.load_state_dict(tensors, assign=True)
+    network.manifest = {key: value for key, value in metadata.items() if key not in ("format", "config")}
+    return network
+
+
+def _described_network(path: Path, metadata: dict[str, str]) -> Network:
+    """The network that one of our files says it is, without weights. Raises CheckpointError."""
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} was not written by this package (format {metadata.get('format')!r}, expected {FORMAT!r}); "
             "make one with `raymap3r convert`"
         )
     try:
-        config = NetworkConfig.from_dict(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
+        config = json.loads(metadata["config"])
+        _check_measures(config)
+        with torch.device("meta"):
+            return Network(NetworkConfig.from_dict(config))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds no usable network configuration: {error}") from error
-    with torch.device("meta"):
-        network = Network(config)
-    _require_match(tensors, {key: value.shape for key, value in network.state_dict().items()}, str(path))
-    network.load_state_dict(tensors, assign=True)
-    network.manifest = {key: value for key, value in metadata.items() if key not in ("format", "config")}
-    return network
+
+
+def _check_measures(config: Any) -> None:
+    """Raise ValueError where the numbers of a configuration are none, or could not be those of any network."""
+    if not isinstance(config, dict):
+        raise ValueError("it is no dictionary")
+    for name, value in config.items():
+        if name in ("head_type", "stem"):
+            continue
+        values = value if name == "dpt_level_widths" else [value]
+        if not isinstance(values, list) or len(values) != (4 if name == "dpt_level_widths" else 1):
+            raise ValueError(f"{name} is not a list of 4 numbers")
+        kinds = (int, float) if name in ("norm_eps", "rope_base") else (int,)
+        highest = MAX_DEPTH if name.endswith("_depth") else MAX_WIDTH
+        if not all(type(one) in kinds and 0 < one <= highest for one in values):
+            what = "numbers" if float in kinds else "whole numbers"
+            raise ValueError(f"{name} is {value!r:.60}; allowed: {what} above 0 and up to {highest}")
 
 
 def _read_public(path: Path) -> Network:
@@ -248,11 +276,12 @@ def read_public_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_archive(path, archive)
             names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             program = archive.read(names[0]) if names else b""
         with _allowed(_placeholders(program)):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, MemoryError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)|[Bb]locked|`?([\w.]+)`? (?:was not|is not)", str(error))
@@ -267,6 +296,20 @@ def read_public_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     ):
         raise CheckpointError(f'{path} has no dictionary of tensors under "model"; it is not a CUT3R checkpoint')
     return dict(model)
+
+
+def _check_archive(path: str | os.PathLike, archive: zipfile.ZipFile) -> None:
+    """Raise CheckpointError where an archive is larger inside than outside, or would keep the reader busy for long."""
+    for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(
+                f"{path} is refused: {entry.filename!r:.60} in it is compressed, as torch never does"
+            )
+        if entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE:
+            raise CheckpointError(
+                f"{path} is refused: {entry.filename!r:.60} in it is {entry.file_size} bytes long, "
+                f"more than {MAX_PICKLE}"
+            )
 
 
 class _Inert(dict):
@@ -309,14 +352,18 @@ def _placeholders(program: bytes) -> list[type]:
     ]
 
 
-def _require_match(tensors: dict[str, Tensor], expected: dict[str, torch.Size], origin: str) -> None:
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in tensors.items()}
+
+
+def _require_match(shapes: dict[str, torch.Size], expected: dict[str, torch.Size], origin: str) -> None:
     """Raise one CheckpointError with everything that is missing, unexpected or misshapen."""
-    missing = sorted(expected.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - expected.keys())
+    missing = sorted(expected.keys() - shapes.keys())
+    unexpected = sorted(shapes.keys() - expected.keys())
     misshapen = sorted(
-        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(expected[key])}"
-        for key in expected.keys() & tensors.keys()
-        if tensors[key].shape != expected[key]
+        f"{key} is {tuple(shapes[key])}, expected {tuple(expected[key])}"
+        for key in expected.keys() & shapes.keys()
+        if shapes[key] != expected[key]
     )
     parts = [
         f"{len(names)} {what}: {', '.join(names)}"

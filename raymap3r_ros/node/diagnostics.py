@@ -79,8 +79,11 @@ def _rate(stamps: deque[float]) -> float:
 
 
 # Frames taken in, published; not processed because a newer one came first, or lost on the way or for want of room;
-# messages that are no image; frames of which the network or the GPU made nothing; new memories after the first.
-COUNTS = ("frames in", "frames out", "frames dropped", "frames lost", "bad frames", "failed frames", "resets")
+# messages that are no image; frames of which the network or the GPU made nothing; images that came while the node was
+# paused; new memories after the first.
+COUNTS = (
+    "frames in", "frames out", "frames dropped", "frames lost", "bad frames", "failed frames", "frames paused", "resets",
+)  # fmt: skip
 
 
 class Monitor:

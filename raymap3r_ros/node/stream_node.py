@@ -350,6 +350,7 @@ class StreamNode(LifecycleNode):
     def _on_image(self, message: Image | CompressedImage) -> None:
         arrival = time.monotonic()
         if self._paused:
+            self._monitor.count("frames paused")
             return
         try:
             conversions.check_image(message)

@@ -27,6 +27,9 @@ from raymap3r_ros.recording.rectify import CameraCalibration, names_rectified
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# Pillow knows many more, one of which it hands to Ghostscript.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+MAX_PIXELS = 2**26  # of an image: a few kilobytes can say that they are gigabytes of pixels
 BAG_SUFFIXES = (".mcap", ".db3")
 MAX_RATE = 1000.0  # frames per second; no camera is faster
 GIVE_UP = 10  # frames of a video that cannot be decoded one after the other: this is its end
@@ -157,7 +160,9 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
     Raises BrokenFrame where the data are damaged, cut short or in no known format.
     """
     try:
-        with Image.open(source) as picture:
+        with Image.open(source, formats=IMAGE_FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BrokenFrame(f"{picture.width}x{picture.height} pixels are more than any camera's ({MAX_PIXELS})")
             if picture.mode.startswith(("I", "F")):
                 # Pillow would clip 16-bit grey to 255 instead of scaling it.
                 values = np.asarray(picture)
@@ -212,7 +217,7 @@ def _check_same_size(files: list[Path]) -> None:
     first = None
     for file in files:
         try:
-            with Image.open(file) as picture:
+            with Image.open(file, formats=IMAGE_FORMATS) as picture:
                 width, height = picture.size
                 if picture.getexif().get(0x0112, 1) >= 5:  # orientation: lying on its side
                     width, height = height, width
@@ -310,7 +315,8 @@ def _open_bag(path: Path, topic: str | None, intrinsics: np.ndarray | None, limi
             # The first calibration serves the images before it too; later ones (a zoom) replace it from there on.
             camera = CameraCalibration(log.warning, rectified=names_rectified(topic))
             if info_topic:
-                _take_calibration(camera, next(message for _, _, message in bag.messages([info_topic])))
+                for _, _, first in islice(bag.messages([info_topic]), 1):
+                    _take_calibration(camera, first)
             index = -1
             for name, recorded, message in bag.messages([topic, info_topic] if info_topic else [topic]):
                 if name == info_topic:

@@ -19,6 +19,7 @@ _spec.loader.exec_module(node_bench)
 make_bench, hold = node_bench.make_bench, node_bench.hold
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+POOL = 4  # threads of the node's executor
 MAX_GROWTH = 40.0  # MiB of resident memory after the warm-up; allocators keep some of what they once had
 
 
@@ -41,7 +42,8 @@ def rng():
 class Usage:
     """What a process holds."""
 
-    threads: int
+    threads: int  # of Python, without those of executors, which start when they are first needed
+    tasks: int  # all threads
     files: int
     entities: int  # subscriptions, publishers, services, clients, timers, guards of the node
     resident: float  # MiB
@@ -52,7 +54,8 @@ def usage(node=None):
     gc.collect()
     kinds = ("subscriptions", "publishers", "services", "clients", "timers", "guards", "waitables")
     return Usage(
-        threads=threading.active_count(),
+        threads=sum(not one.name.startswith("ThreadPoolExecutor") for one in threading.enumerate()),
+        tasks=len(os.listdir("/proc/self/task")),
         files=len(os.listdir("/proc/self/fd")),
         entities=sum(len(list(getattr(node, kind))) for kind in kinds) if node else 0,
         resident=int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20,
@@ -67,6 +70,7 @@ def assert_no_leak(before, now, node=None):
         threading.Event().wait(0.1)
         after = now(node)
     assert after.threads <= before.threads, f"{before} -> {after}"
+    assert after.tasks <= before.tasks + POOL, f"{before} -> {after}"
     assert after.files <= before.files + 2, f"{before} -> {after}"  # a log file, a shared-memory segment of DDS
     assert after.entities == before.entities, f"{before} -> {after}"
     assert after.resident <= before.resident + MAX_GROWTH, f"{before} -> {after}"

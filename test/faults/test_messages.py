@@ -24,7 +24,20 @@ BATCH = 40  # fewer than the node lets wait, so that it is the mutation alone th
 WARM_UP = 2 * BATCH
 LINES = 400  # of log, at most: a flood of bad messages must not become a flood of lines
 ABSURD = (0, 1, 2, 7, 4095, 16_384, 16_385, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
-TEXTS = ("", "?", "RGB8", "rgb8 ", "32FC1", "16UC1", "nv21", "8UC3", "../../etc", "x" * 5000, "\ufffd\u202e\U0001f4a9", "%s%n")
+TEXTS = (
+    "",
+    "?",
+    "RGB8",
+    "rgb8 ",
+    "32FC1",
+    "16UC1",
+    "nv21",
+    "8UC3",
+    "../../etc",
+    "x" * 5000,
+    "\ufffd\u202e\U0001f4a9",
+    "%s%n",
+)
 NUMBERS = (0.0, -1.0, 1e-300, 1e300, -1e300, float("nan"), float("inf"), float("-inf"), 50.0)
 STAMPS = ((0, 0), (-1, 0), (-(2**31), 0), (2**31 - 1, 999_999_999), (5, 10**9), (7, 2**32 - 1), (1, 1))
 
@@ -53,7 +66,9 @@ def mutated_image(rng):
         if what in ("width", "height", "step"):
             setattr(message, what, pick(rng, ABSURD))
         elif what == "encoding":
-            message.encoding = pick(rng, TEXTS + tuple(ENCODINGS)) + ("" if rng.random() < 0.5 else str(rng.integers(99)))
+            message.encoding = pick(rng, TEXTS + tuple(ENCODINGS)) + (
+                "" if rng.random() < 0.5 else str(rng.integers(99))
+            )
         elif what == "endian":
             message.is_bigendian = int(rng.integers(256))
         elif what == "data":

@@ -15,6 +15,7 @@ from raymap3r_ros.node.outputs import TOPICS
 
 from .conftest import assert_alive, assert_no_leak, usage
 
+STEP = 0.2  # seconds between frames that all join the map
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 MiB"
 
 
@@ -23,12 +24,13 @@ def test_clock_that_jumps_and_stands_still(make_bench, sized):
     bench.start("pose", "tf")
     clock = bench.probe.create_publisher(Clock, "/clock", 1)
     bench.wait(clock.get_subscription_count, "match of /clock")
+    told = bench.node.get_clock()
     start, sent = 1_700_000_000, 0
     for turn in range(sized(2, 100)):
         for jump in (0, 0, 1, 3600, -7200, -1_600_000_000, 0):  # standing still, on, forward, back, to long ago
             now = Time(seconds=start + turn + jump)
             clock.publish(Clock(clock=now.to_msg()))
-            bench.wait(lambda now=now: bench.node.get_clock().now() == now, f"simulated time {now.nanoseconds}")
+            bench.wait(lambda now=now: told.now().nanoseconds == now.nanoseconds, "simulated time")
             bench.send(sent % 7, time=float(turn + jump))
             sent += 1
             bench.wait_for("pose", sent)
@@ -88,7 +90,7 @@ def test_listeners_that_come_and_go(make_bench, sized):
 @contextlib.contextmanager
 def spoiled(network):
     """A network of which one weight is NaN."""
-    weight = next(network.decoder.parameters()).data.view(-1)
+    weight = network.decoder.image_norm.weight.data
     sound = weight[0].clone()
     weight[0] = torch.nan
     yield
@@ -137,14 +139,14 @@ def test_memory_that_is_refused(make_bench, monkeypatch, sized, where):
     stamp = 0
     for turn in range(sized(2, 30)):
         for _ in range(8):  # past the frames that are without rays, which no map takes
-            bench.send(stamp)
+            bench.send(stamp, time=stamp * STEP)
             stamp += 1
         bench.wait_for_told("frames dropped", 0)
-        bench.wait(lambda stamp=stamp: bench.times("depth")[-1:] == [(stamp - 1) / 10], "depth")
+        bench.wait(lambda stamp=stamp: bench.times("depth")[-1:] == [round((stamp - 1) * STEP, 6)], "depth")
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, refuse)
             for _ in range(3):
-                bench.send(stamp)
+                bench.send(stamp, time=stamp * STEP)
                 stamp += 1
             bench.wait(lambda: bench.state() == "inactive", "deactivation")
         assert bench.count_logs("frames in a row without GPU memory: the node deactivates itself") == turn + 1

@@ -27,6 +27,7 @@ from tf2_msgs.msg import TFMessage  # noqa: E402
 
 from raymap3r_ros.node import conversions  # noqa: E402
 from raymap3r_ros.node.executable import Executor  # noqa: E402
+from raymap3r_ros.node.maps import MAP_TOPICS  # noqa: E402
 from raymap3r_ros.node.outputs import TOPICS  # noqa: E402
 from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
 
@@ -113,6 +114,11 @@ class Bench:
         stamps = [message.header.stamp for message in self.messages[topic]]
         return [round(stamp.sec - START + stamp.nanosec * 1e-9, 6) for stamp in stamps]
 
+    @staticmethod
+    def stamp(time):
+        """The stamp START + `time` seconds."""
+        return rclpy.time.Time(nanoseconds=START * 10**9 + round(time * 1e9)).to_msg()
+
     def wait_for_arrival(self, time):
         """Wait until the node has taken in the image stamped START + `time`."""
 
@@ -146,7 +152,7 @@ class Bench:
 
     def listen(self, *topics):
         for topic in topics:
-            kind, qos = (TFMessage, QoSProfile(depth=100)) if topic == "tf" else TOPICS[topic]
+            kind, qos = (TFMessage, QoSProfile(depth=100)) if topic == "tf" else {**TOPICS, **MAP_TOPICS}[topic]
             name = "/tf" if topic == "tf" else f"{self.name}/{topic}"
             self.probe.create_subscription(
                 kind, name, lambda message, topic=topic: self._on_message(topic, message), qos
@@ -166,8 +172,7 @@ class Bench:
         """Publish picture number `index`, or a message of one's own, stamped START + `time` (index / 10 seconds)."""
         if message is None:
             message = conversions.image_message(Header(), picture(index, *size), "rgb8")
-        nanoseconds = round((index / 10 if time is None else time) * 1e9)
-        message.header.stamp = rclpy.time.Time(seconds=START, nanoseconds=nanoseconds).to_msg()
+        message.header.stamp = self.stamp(index / 10 if time is None else time)
         self.publish(message, frame_id)
         return message
 

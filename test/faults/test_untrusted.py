@@ -1,0 +1,276 @@
+"""Weights, images and bags from strangers: nothing runs, nothing grows without bound, and the error is ours."""
+
+import array
+import io
+import json
+import pickle
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import textwrap
+import tracemalloc
+import zipfile
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+from sensor_msgs.msg import CompressedImage
+
+from raymap3r_ros.errors import CheckpointError, InputError
+from raymap3r_ros.network import load_network
+from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.node import conversions
+from raymap3r_ros.recording import open_recording
+
+FORMAT = "raymap3r-1"
+
+
+def png_bomb(width, height):
+    """A few hundred bytes that say that they are this image."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(100_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def jpeg_bomb(width, height):
+    """A sound JPEG whose header is changed to this size."""
+    data = bytearray(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes())
+    start = data.index(b"\xff\xc0")
+    data[start + 5 : start + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(png_bomb(*size) for size in ((50_000, 50_000), (2**31 - 1, 1), (20_000, 20), (16_000, 16_000))),
+        *(jpeg_bomb(*size) for size in ((50_000, 50_000), (65_535, 65_535), (12_000, 12_000))),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_picture_that_is_a_bomb_is_refused_before_it_is_decoded(data, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    message = CompressedImage(format="png", data=array.array("B", data))
+    with pytest.raises(InputError, match=r"larger than any camera's|cannot be decoded"):
+        conversions.image_array(message)
+
+
+def test_the_bomb_would_have_been_one():
+    """The header is what makes it one: of a camera's size, the same bytes are decoded, or refused as damaged."""
+    array_of = conversions.image_array(CompressedImage(data=array.array("B", jpeg_bomb(16, 16))))
+    assert array_of.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".webp", ".bmp", ".ppm"])
+def test_other_decoders_are_out_of_reach(suffix):
+    data = cv2.imencode(suffix, np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    with pytest.raises(InputError, match="cannot be decoded as jpeg or png"):
+        conversions.image_array(CompressedImage(format="jpeg", data=array.array("B", data)))
+
+
+def test_postscript_is_not_handed_to_ghostscript(tmp_path):
+    """Pillow would start a program for it."""
+    (tmp_path / "frame.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) run\n%%EOF\n"
+    )
+    with pytest.raises(InputError, match="not one frame could be read"):
+        list(open_recording(tmp_path))
+
+
+def test_folder_of_bombs_gives_no_frame(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_bomb(50_000, 50_000))
+    (tmp_path / "b.png").write_bytes(png_bomb(50_000, 50_000))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="not one frame could be read"):
+        list(open_recording(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+# ------------------------------------------------------------------------------------------------------------ weights
+
+
+def native(path, config, tensors=None):
+    metadata = {"format": FORMAT, "config": config if isinstance(config, str) else json.dumps(config)}
+    safetensors.torch.save_file(tensors or {"a": torch.zeros(1)}, path, metadata)
+    return path
+
+
+def changed(**values):
+    return {**PRESETS["mini"].to_dict(), **values}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        changed(encoder_depth=10**9),
+        changed(encoder_width=2**40),
+        changed(state_tokens=2**62),
+        changed(mlp_ratio=10**12),
+        changed(image_size=-64),
+        changed(patch_size=0),
+        changed(encoder_depth="x"),
+        changed(encoder_depth=2.5),
+        changed(encoder_depth=None),
+        changed(norm_eps="small"),
+        changed(norm_eps=float("nan")),
+        changed(dpt_level_widths=[16] * 1000),
+        changed(dpt_level_widths=[16, 16, 32, 10**9]),
+        changed(dpt_level_widths=7),
+        "[" * 100_000,
+        "null",
+        "[]",
+        '"text"',
+        "{",
+    ],
+)
+def test_configuration_without_measure_is_refused(tmp_path, config):
+    with pytest.raises(CheckpointError, match="no usable network configuration"):
+        load_network(native(tmp_path / "w.safetensors", config))
+
+
+def test_large_file_of_others_is_not_read_in(tmp_path):
+    path = native(tmp_path / "w.safetensors", changed(), {"a": torch.zeros(50_000_000, dtype=torch.uint8)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="1 unexpected: a"):
+        load_network(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # KiB; as float32 it is 200,000
+
+
+@pytest.mark.parametrize("length", [2**63, 2**32, 10**9, 101 * 2**20])
+def test_header_of_safetensors_that_lies_about_its_length(tmp_path, length):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b'{"a":1}')
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "data/0"])
+def test_zip_bomb_in_a_public_checkpoint(tmp_path, name):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", pickle.dumps({}, 2) if name != "data.pkl" else bytes(2**28))
+        archive.writestr("bomb/data/0", bytes(2**28) if name == "data/0" else b"")
+    assert path.stat().st_size < 2**20
+    with pytest.raises(CheckpointError, match=r"bomb\.pth.* compressed"):
+        load_network(path)
+
+
+def test_pickle_without_end_is_not_taken_apart(tmp_path):
+    path = tmp_path / "long.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("long/data.pkl", bytes(2**26 + 1))
+    with pytest.raises(CheckpointError, match="is 67108865 bytes long"):
+        load_network(path)
+
+
+def test_pickle_that_asks_for_memory(tmp_path):
+    """A number of bytes is a harmless thing to make, of any length."""
+    program = io.BytesIO()
+    pickle.Pickler(program, 2).dump({})
+    program = b"\x80\x02c__builtin__\nbytearray\n" + b"\x8a\x06" + (2**45).to_bytes(6, "little") + b"\x85R."
+    path = tmp_path / "greedy.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("greedy/data.pkl", program)
+        archive.writestr("greedy/version", "3\n")
+        archive.writestr("greedy/byteorder", "little")
+    with pytest.raises(CheckpointError, match=r"greedy\.pth"):
+        load_network(path)
+
+
+# --------------------------------------------------------------------------------------------------------------- bags
+
+
+def make_bag(folder, storage, frames=4):
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    types = store.types
+    header = types["std_msgs/msg/Header"]
+    time = types["builtin_interfaces/msg/Time"]
+    picture = np.full((24, 32, 3), 90, np.uint8)
+    with Writer(folder, version=9, storage_plugin=storage) as writer:
+        images = writer.add_connection("/image", "sensor_msgs/msg/Image", typestore=store)
+        infos = writer.add_connection("/camera_info", "sensor_msgs/msg/CameraInfo", typestore=store)
+        roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+        for index in range(frames):
+            head = header(time(1 + index, 0), "camera")
+            message = types["sensor_msgs/msg/Image"](head, 24, 32, "rgb8", 0, 96, picture.reshape(-1))
+            writer.write(images, index * 10**9, store.serialize_cdr(message, "sensor_msgs/msg/Image"))
+            k = np.array([30.0, 0, 15.5, 0, 30, 11.5, 0, 0, 1])
+            message = types["sensor_msgs/msg/CameraInfo"](
+                head, 24, 32, "plumb_bob", np.zeros(5), k, np.eye(3).ravel(), np.zeros(12), 0, 0, roi
+            )
+            writer.write(infos, index * 10**9, store.serialize_cdr(message, "sensor_msgs/msg/CameraInfo"))
+    return folder
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_damaged_bags(tmp_path, rng, sized, storage):
+    """Bytes changed or cut off anywhere: some frames, or an InputError; nothing else."""
+    sound = make_bag(tmp_path / "sound", storage)
+    assert len(list(open_recording(sound))) == 4
+    outcomes = set()
+    for turn in range(sized(40, 2000)):
+        bag = tmp_path / "damaged"
+        shutil.copytree(sound, bag)
+        (file,) = (path for path in bag.iterdir() if path.suffix in (".mcap", ".db3"))
+        target = bag / "metadata.yaml" if turn % 4 == 3 else file
+        data = bytearray(target.read_bytes())
+        if turn % 4 == 2:
+            data = data[: rng.integers(len(data))]
+        for position in rng.integers(0, max(len(data), 1), 1 + turn % 20):
+            if position < len(data):
+                data[position] = rng.integers(256)
+        target.write_bytes(bytes(data))
+        if turn % 4 != 3 and turn % 8 < 4:
+            (bag / "metadata.yaml").unlink()
+        try:
+            frames = list(open_recording(bag))
+            assert all(frame.image.ndim == 3 for frame in frames)
+            outcomes.add("frames")
+        except InputError:
+            outcomes.add("refused")
+        shutil.rmtree(bag)
+    assert outcomes == {"frames", "refused"}
+
+
+def test_bag_whose_files_lie_elsewhere_does_not_lead_out_of_its_folder(tmp_path):
+    make_bag(tmp_path / "private", StoragePlugin.SQLITE3)
+    make_bag(tmp_path / "bag", StoragePlugin.SQLITE3)
+    metadata = tmp_path / "bag" / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("bag.db3", "../private/private.db3"))
+    with pytest.raises(InputError, match=r"cannot be read as a ROS 2 bag.*bag/private\.db3"):
+        open_recording(tmp_path / "bag")
+
+
+def test_none_of_the_above_needs_this_process(tmp_path):
+    """The node itself: weights that are a bomb leave it unconfigured within a bound of memory."""
+    path = native(tmp_path / "w.safetensors", changed(encoder_depth=10**9))
+    code = textwrap.dedent(
+        """
+        import resource, sys
+        from raymap3r_ros.errors import CheckpointError
+        from raymap3r_ros.network import load_network
+        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+        try:
+            load_network(sys.argv[1])
+        except CheckpointError as error:
+            print("refused", error)
+        """
+    )
+    answer = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert answer.stdout.startswith("refused"), answer.stderr

@@ -1,0 +1,129 @@
+"""Several cameras in one process: a node for each, one network."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from std_msgs.msg import Header
+
+rclpy = pytest.importorskip("rclpy", reason="the node needs ROS 2")
+
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+from tf2_msgs.msg import TFMessage
+
+from raymap3r_ros.network import load_network
+from raymap3r_ros.node.conversions import image_message, pose_matrix
+from raymap3r_ros.node.geometry import world_pose
+from raymap3r_ros.node.outputs import RELIABLE
+from raymap3r_ros.node.shared import SharedNetworks
+from raymap3r_ros.streaming import Stream
+
+LIMIT = 60.0  # seconds
+FRAMES = 30  # more than it takes until frames of several cameras run together
+
+
+def picture(camera, index):
+    rows, columns = np.mgrid[:48, :64]
+    red, green = (rows * 5 + index * 7 + camera * 60) % 256, (columns * 3 + index * 11 + camera * 90) % 256
+    return np.stack([red, green, (red + green) // 2], -1).astype(np.uint8)
+
+
+def test_networks_are_loaded_once_and_go_with_their_last_user():
+    shared = SharedNetworks(2)
+    first, second = shared.get("mini", "cpu", "float32"), shared.get("mini", "cpu", "float32")
+    assert first is second and first.network is second.network
+    assert shared.get("one_room", "cpu", "float32") is not first
+    del first, second
+    assert [key[0] for key in shared._loaded] == []
+
+
+def test_cameras_are_what_single_nodes_would_be():
+    command = [
+        sys.executable, "-m", "raymap3r_ros.node", "--autostart", "--cameras", "front,rear/left", "--ros-args",
+        "-p", "every_frame:=true",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    log = []
+    reader = threading.Thread(target=lambda: log.extend(process.stdout))
+    reader.start()
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    probe = rclpy.create_node("probe", context=context)
+    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor.add_node(probe)
+    names, poses, transforms = ("front", "rear/left"), {}, set()
+    publishers = []
+    try:
+        for name in names:
+            poses[name] = []
+            probe.create_subscription(PoseStamped, f"/{name}/raymap3r/pose", poses[name].append, RELIABLE)
+            publishers.append(probe.create_publisher(Image, f"/{name}/image", QoSProfile(depth=100)))
+        probe.create_subscription(
+            TFMessage,
+            "/tf",
+            lambda message: transforms.update((t.header.frame_id, t.child_frame_id) for t in message.transforms),
+            QoSProfile(depth=100),
+        )
+
+        def spin_until(condition, what):
+            end = probe.get_clock().now().nanoseconds + LIMIT * 1e9
+            while not condition():
+                assert probe.get_clock().now().nanoseconds < end and process.poll() is None, f"{what}: {''.join(log)}"
+                executor.spin_once(timeout_sec=0.1)
+
+        spin_until(
+            lambda: (
+                all(one.get_subscription_count() for one in publishers)
+                and all(probe.count_publishers(f"/{name}/raymap3r/pose") for name in names)
+            ),
+            "match",
+        )
+        for index in range(FRAMES):
+            for camera, publisher in enumerate(publishers):
+                header = Header(
+                    stamp=rclpy.time.Time(nanoseconds=(100 + index) * 10**8).to_msg(), frame_id=names[camera]
+                )
+                publisher.publish(image_message(header, picture(camera, index), "rgb8"))
+        spin_until(lambda: all(len(poses[name]) == FRAMES for name in names), "poses")
+    finally:
+        process.send_signal(signal.SIGINT)
+        status = process.wait(LIMIT)
+        reader.join()
+        executor.shutdown()
+        probe.destroy_node()
+        rclpy.shutdown(context=context)
+    assert status == 0, "".join(log)
+    assert sum("loading one_room" in line for line in log) == 2
+    assert transforms == {("front/map", "front"), ("rear/left/map", "rear/left")}
+    network = load_network("one_room")
+    for camera, name in enumerate(names):
+        assert {message.header.frame_id for message in poses[name]} == {f"{name}/map"}
+        stream = Stream(network)
+        for index, message in enumerate(poses[name]):
+            alone = stream.step(picture(camera, index), motion=False)
+            expected = world_pose(alone.pose.numpy())
+            # Batches round in another order; what is remembered carries that on.
+            np.testing.assert_allclose(
+                pose_matrix(message.pose), expected, atol=2e-3, err_msg=json.dumps([name, index])
+            )
+
+
+@pytest.mark.parametrize("names", ["front,front", "1st,rear", "front,", "a b"])
+def test_bad_names_are_refused(names):
+    done = subprocess.run(
+        [sys.executable, "-m", "raymap3r_ros.node", "--cameras", names], capture_output=True, text=True, timeout=LIMIT
+    )
+    assert done.returncode == 2 and "allowed: different names" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,170 @@
+"""What a user asks of a running node: pause it, save its results, change its parameters."""
+
+import numpy as np
+import pytest
+import yaml
+from std_srvs.srv import SetBool, Trigger
+
+from raymap3r_ros.node import conversions, parameters
+from raymap3r_ros.node.options import NodeOptions
+
+
+def pause(bench, value):
+    return bench.call(SetBool, "set_paused", SetBool.Request(data=value))
+
+
+def save(bench):
+    return bench.call(Trigger, "save", Trigger.Request())
+
+
+# --------------------------------------------------------------------------------------------------------------- pause
+
+
+def test_paused_node_leaves_images_aside_and_then_goes_on_in_the_same_world(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("pose", "trajectory")
+    for index in range(3):
+        bench.send(index)
+    bench.wait_for("pose", 3)
+    assert pause(bench, True).success
+    bench.wait(lambda: bench.told.get("state") == "paused", "diagnostics that say so")
+    for index in range(3, 6):
+        bench.send(index)
+    bench.wait_for_told("frames paused", 3)
+    assert pause(bench, False).success
+    bench.send(time=500.0)  # a pause is no jump of the stamps
+    assert bench.wait_for("pose", 4).header.stamp.sec == bench.stamp(500.0).sec
+    bench.wait_for_told("resets", 0)
+    assert bench.times("pose") == [0.0, 0.1, 0.2, 500.0] and bench.count_logs("a new world starts") == 1
+
+
+def test_paused_node_can_be_cleaned_up_and_starts_unpaused(make_bench):
+    bench = make_bench()
+    bench.start("pose")
+    assert pause(bench, True).success
+    for label in ("deactivate", "cleanup", "configure", "activate"):
+        assert bench.change_state(label)
+    bench.wait(lambda: bench.told.get("state") == "active", "diagnostics of the active node")
+
+
+# ---------------------------------------------------------------------------------------------------------------- save
+
+
+def test_save_writes_trajectory_map_and_settings(make_bench, tmp_path):
+    bench = make_bench(
+        every_frame=True, output_dir=str(tmp_path / "out"), static_map__always=True, mask__high=6.5, scale__value=2.0,
+        confidence_threshold=1.0,
+    )  # fmt: skip
+    bench.start("pose")
+    for index in range(10):
+        bench.send(index)
+    bench.wait_for_told("frames out", 10)
+    answer = save(bench)
+    (folder,) = (tmp_path / "out").iterdir()
+    assert answer.success and str(folder) in answer.message and "10 poses" in answer.message
+    assert {file.name for file in folder.iterdir()} == {
+        "trajectory.txt", "trajectory_raw.txt", "static_map.ply", "settings.yaml",
+    }  # fmt: skip
+    lines = (folder / "trajectory.txt").read_text().splitlines()[1:]
+    for line, message in zip(lines, bench.messages["pose"], strict=True):
+        seconds, *numbers = line.split()
+        stamp = message.header.stamp
+        assert seconds == f"{stamp.sec}.{stamp.nanosec:09d}"
+        position, turn = message.pose.position, message.pose.orientation
+        assert [float(number) for number in numbers] == pytest.approx(
+            [position.x, position.y, position.z, turn.x, turn.y, turn.z, turn.w], abs=1e-12
+        )
+    header = (folder / "static_map.ply").read_bytes().split(b"end_header")[0].decode()
+    assert f"element vertex {len(bench.node._maps)}" in header and len(bench.node._maps) > 0
+    # The settings start a node that is as this one.
+    values = yaml.safe_load((folder / "settings.yaml").read_text())["/**"]["ros__parameters"]
+    assert values["mask"]["high"] == 6.5 and values["scale"]["value"] == 2.0
+    again = make_bench(**{name: value for name, value in _flat(values).items()})
+    assert parameters.read(again.node, NodeOptions) == parameters.read(bench.node, NodeOptions)
+    assert save(bench).success
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def _flat(values, prefix=""):
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}__") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def test_save_without_a_map_says_so(make_bench, tmp_path):
+    bench = make_bench(output_dir=str(tmp_path))
+    bench.start("pose")
+    bench.send(0)
+    bench.wait_for("pose")
+    answer = save(bench)
+    assert answer.success and "no static map" in answer.message and "static_map.always" in answer.message
+    assert not list(tmp_path.glob("*/static_map.ply"))
+
+
+def test_save_where_nothing_can_be_written(make_bench, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    bench = make_bench(output_dir=str(tmp_path / "file"))
+    bench.start("pose")
+    bench.send(0)
+    bench.wait_for("pose")
+    answer = save(bench)
+    assert not answer.success and "not saved" in answer.message and "output_dir" in answer.message
+    bench.wait(lambda: any(level == b"\x02" for level, _ in bench.statuses), "error in the diagnostics")
+    bench.send(1)
+    bench.wait_for("pose", 2)
+
+
+# ---------------------------------------------------------------------------------------------------------- parameters
+
+
+def test_live_parameters_act_and_the_others_refuse_with_the_reason(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("depth", "points")
+    bench.send(0)
+    depth = bench.wait_for("depth")
+    assert depth.encoding == "32FC1"
+    for name, value in {
+        "depth_encoding": "16UC1", "points.stride": 2, "points.static_only": True, "confidence_threshold": 1.0,
+        "static_map.rate": 5.0, "static_map.max_points": 2000, "publish_tf": False, "scale.value": 2.0,
+        "mask.high": 9.0, "occupancy.resolution": 0.2,
+    }.items():  # fmt: skip
+        assert bench.set_parameter(name, value).successful, name
+    for name, value in {
+        "checkpoint": "mini", "update_rule": "ttt3r", "image_size": 32, "tf_mode": "odom", "world_frame": "other",
+        "scale.source": "range", "static_map.voxel_size": 1.0, "every_frame": False, "output_dir": "/tmp",
+    }.items():  # fmt: skip
+        refused = bench.set_parameter(name, value)
+        assert not refused.successful and name in refused.reason, name
+    bench.send(1)
+    after = bench.wait_for("depth", 2)
+    assert after.encoding == "16UC1" and after.step == 2 * after.width
+    assert bench.wait_for("points", 2).width <= 24 * 32
+    assert bench.change_state("deactivate") and bench.change_state("cleanup")
+    assert bench.set_parameter("update_rule", "ttt3r").successful
+
+
+def test_depth_in_millimetres_is_that_in_metres(make_bench):
+    seen = {}
+    for encoding in ("32FC1", "16UC1"):
+        bench = make_bench(every_frame=True, depth_encoding=encoding, mask__high=0.1, mask__low=0.05)
+        bench.start("depth", "depth_static", "dynamic_mask")
+        for index in range(8):
+            bench.send(index)
+        seen[encoding] = [bench.wait_for(topic, 8) for topic in ("depth", "depth_static", "dynamic_mask")]
+    metres, millimetres = (
+        [np.frombuffer(message.data, kind).reshape(48, 64) for message in seen[encoding][:2]]
+        for encoding, kind in (("32FC1", np.float32), ("16UC1", np.uint16))
+    )
+    np.testing.assert_array_equal(millimetres[0], np.rint(metres[0] * np.float32(1000)).astype(np.uint16))
+    moves = np.frombuffer(seen["16UC1"][2].data, np.uint8).reshape(48, 64) > 0
+    assert 0 < moves.mean() < 1 and (millimetres[1][moves] == 0).all() and np.isnan(metres[1][moves]).all()
+    np.testing.assert_array_equal(millimetres[1][~moves], millimetres[0][~moves])
+
+
+def test_depth_that_does_not_fit_millimetres_is_unknown(make_bench):
+    bench = make_bench(depth_encoding="16UC1", scale__value=1000.0)
+    bench.start("depth")
+    bench.send(0)
+    assert not np.frombuffer(bench.wait_for("depth").data, np.uint16).any()
+    assert conversions.seconds(bench.messages["depth"][0].header.stamp) > 0
