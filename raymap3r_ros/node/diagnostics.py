@@ -82,8 +82,15 @@ def _rate(stamps: deque[float]) -> float:
 # messages that are no image; frames of which the network or the GPU made nothing; images that came while the node was
 # paused; new memories after the first.
 COUNTS = (
-    "frames in", "frames out", "frames dropped", "frames lost", "bad frames", "failed frames", "frames paused", "resets",
-)  # fmt: skip
+    "frames in",
+    "frames out",
+    "frames dropped",
+    "frames lost",
+    "bad frames",
+    "failed frames",
+    "frames paused",
+    "resets",
+)
 
 
 class Monitor:

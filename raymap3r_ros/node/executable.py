@@ -40,7 +40,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--cameras",
-        type=_camera_names,
+        type=camera_names,
         default=[],
         metavar="NAME,NAME",
         help="one node for each of these cameras, in a namespace of its name, with frames whose names begin with it; "
@@ -76,7 +76,8 @@ def main() -> int:
     return status
 
 
-def _camera_names(text: str) -> list[str]:
+def camera_names(text: str) -> list[str]:
+    """The names in "front,rear". Raises ArgumentTypeError where they cannot be namespaces, or one comes twice."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
         # As a namespace and as the beginning of frame names.

@@ -489,6 +489,8 @@ class StreamNode(LifecycleNode):
         sight = self._place(glance, stamp, child_frame, new_world)
         # An alignment by the camera's own poses is no jump; the next frame is the first of the new memory.
         self._jumped = reason == "interval" and self._stream.options.reset_alignment != "robust"
+        if self._stream.options.ray_interval > 1 and not result.motion and result.frame >= METHOD.warmup_frames:
+            wanted -= MOTION_TOPICS  # nobody asked what moves in this frame: it shall not pass for a still one
         self._outputs.publish(result, glance, sight, wanted, options)
         if maps and result.motion and sight.placement is not None:
             self._maps.integrate(result, stamp, sight.world_from_stream @ WORLD_FROM_OPTICAL, options)
