@@ -30,10 +30,12 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 # With the folders, which change when a file goes.
 SOURCES := $(shell find raymap3r_ros launch config resource -not -name '__pycache__' -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help test demo lint clean
+.PHONY: help test faults soak demo lint clean
 
 help:
 	@echo "make test    make the environment in $(VENV) if need be, and run the tests"
+	@echo "make faults  the fault tests in full: docs/robustness.md tells what is done"
+	@echo "make soak    play 100,000 frames into the node and look for trends; FRAMES=N, SECONDS=S, SOAK='more arguments'"
 	@echo "make demo    make the environment in $(VENV) if need be, and show what the package does"
 	@echo "make lint    check the style of the code"
 	@echo "make clean   remove the environment and everything that was built"
@@ -42,6 +44,12 @@ test: $(VENV)/.package
 	@# The script, not `python -m`, which would put the checkout before the installed package.
 	@# Files share the cores; each process has a ROS domain of its own.
 	$(ROS) $(VENV)/bin/pytest test -n auto --maxprocesses 4 --dist loadfile
+
+faults: $(VENV)/.package
+	$(ROS) $(VENV)/bin/pytest test/faults --long
+
+soak: $(VENV)/.package
+	$(ROS) $(VENV)/bin/python benchmarks/soak.py $(if $(FRAMES),--frames $(FRAMES)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
 
 demo: $(VENV)/.package
 	$(ROS) $(VENV)/bin/raymap3r demo

@@ -125,7 +125,7 @@ def judge(samples: Sequence[Sample]) -> list[str]:
 
 
 def _trend(samples: Sequence[Sample], name: str) -> float:
-    """Growth of a figure over all samples; NaN, which is larger than nothing, where it has none."""
+    """Growth of a figure over all samples; NaN where there is none (no GPU)."""
     values = np.array([getattr(sample, name) for sample in samples])
     frames = np.array([sample.frames for sample in samples], float)
     if not np.isfinite(values).all():
@@ -145,7 +145,7 @@ def listen(pipe: Connection) -> None:
     node = rclpy.create_node("listener", namespace=NAMESPACE)
     counts: Counter[str] = Counter()
     told = Told()
-    wanted = {**TOPICS, **{name: MAP_TOPICS[name] for name in ("static_map",)}, "tf": (TFMessage, RELIABLE)}
+    wanted = {**TOPICS, "static_map": MAP_TOPICS["static_map"], "tf": (TFMessage, RELIABLE)}
 
     def count(topic: str, _: bytes) -> None:
         counts[topic] += 1

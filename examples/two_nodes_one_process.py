@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The stream node and a node of one's own in one process, with one executor.
 
-    python3 examples/two_nodes_one_process.py --ros-args -r image:=/camera/image_raw -r camera_info:=/camera/camera_info
+    python3 examples/two_nodes_one_process.py --ros-args -r image:=/camera/image_raw
 
 What follows `--ros-args` holds for both nodes. Ctrl-C ends both in order.
 """

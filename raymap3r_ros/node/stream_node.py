@@ -99,6 +99,9 @@ class StreamNode(LifecycleNode):
         self._timer_group = MutuallyExclusiveCallbackGroup()
         # To write a large map takes seconds.
         self._save_group = MutuallyExclusiveCallbackGroup()
+        # Not with the others, which no transition can interrupt: rclpy fails where it is to answer for a service that
+        # was taken back while it was at work.
+        self.create_service(Trigger, "~/save", self._on_save, callback_group=self._save_group)
         self._map_group = MutuallyExclusiveCallbackGroup()
         # A transition may not run in the worker, which it joins: the worker triggers it in the transitions' group.
         self._give_up = self.create_guard_condition(self._deactivate_after_failures)
@@ -203,7 +206,6 @@ class StreamNode(LifecycleNode):
         self._services_in = [
             self.create_service(Trigger, "~/reset", self._on_reset),
             self.create_service(SetBool, "~/set_paused", self._on_set_paused),
-            self.create_service(Trigger, "~/save", self._on_save, callback_group=self._save_group),
         ]
         parameters.lock(self, True, NodeOptions, StreamOptions)
 
@@ -299,12 +301,16 @@ class StreamNode(LifecycleNode):
     def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._configured:
             if self._outputs is None:
-                response.message = "nothing to save: the node has been cleaned up"
+                response.message = "nothing to save: the node is not configured"
                 return response
             points, colors = self._maps.arrays() or (None, None)
-            saved = Saved(self._outputs.trajectories(), points, colors, self._settings())
+            trajectories = self._outputs.trajectories()
         try:
+            saved = Saved(trajectories, points, colors, self._settings())
             folder = save(self._options.output_dir, saved)
+        except OptionError:
+            response.message = "not saved: parameters are just being set; ask again"
+            return response
         except OSError as error:
             response.message = f"not saved: {error}; is output_dir a folder with room that the node may write to?"
             self._fail(response.message)
@@ -417,7 +423,7 @@ class StreamNode(LifecycleNode):
             "intrinsics": self._intrinsics_from,
             "subscribed outputs": ", ".join(sorted(outputs.listeners() | self._maps.listeners())),
         }
-        if self._scale_estimate is not None and self._options.scale.source != "fixed":
+        if self._scale_estimate is not None:
             facts |= self._scale_estimate.facts(self._options.scale.source)
         if len(self._maps):
             facts["static map (points)"] = len(self._maps)
@@ -540,10 +546,9 @@ class StreamNode(LifecycleNode):
         options = parameters.read(self, NodeOptions)
         if not self._frame_prefix:
             return options
+        names = ["world_frame"] if options.tf_mode == "map" else ["world_frame", "odom_frame"]  # its own, not another's
         return dataclasses.replace(
-            options,
-            world_frame=f"{self._frame_prefix}/{options.world_frame}",
-            odom_frame=f"{self._frame_prefix}/{options.odom_frame}",
+            options, **{name: f"{self._frame_prefix}/{getattr(options, name)}" for name in names}
         )
 
     def _current_options(self) -> NodeOptions:

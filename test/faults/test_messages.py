@@ -203,7 +203,7 @@ def test_mutated_camera_info(make_bench, rng, sized):
     bench.start("depth", "camera_info")
     bench.advertise(CameraInfo, "camera_info", QoSProfile(depth=1))
     feed = Feed(bench)
-    for _ in range(sized(40, 3000)):
+    for _ in range(sized(20, 3000)):
         bench._publishers["camera_info"].publish(mutated_info(rng))
         feed.prove(good_image(rng))
     assert_alive(bench)
@@ -219,7 +219,7 @@ def test_absurd_sensors_of_scale(make_bench, rng, sized, source):
     kind, topic = {"range": (Range, "range"), "odometry": (Odometry, "wheel_odometry")}[source]
     bench.advertise(kind, topic, QoSProfile(depth=1))
     feed = Feed(bench)
-    for index in range(sized(30, 1000)):
+    for index in range(sized(12, 1000)):
         message = kind()
         message.header.stamp = Time(sec=pick(rng, (*STAMPS, (1_700_000_000, 0)))[0], nanosec=index)
         if source == "range":

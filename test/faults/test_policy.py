@@ -9,14 +9,15 @@ MODES = (
 
 
 def allowed(root):
-    """By kind and right: the names in the policy."""
+    """By kind and right: the names in the policy, of a node /raymap3r."""
     (profile,) = ElementTree.parse(root / "config" / "sros2_policy.xml").iter("profile")
     assert profile.get("ns") == "/" and profile.get("node") == "raymap3r"
     names = {}
     for group in profile:
         ((right, word),) = group.items()
         assert word == "ALLOW" and (group.tag, right) not in names
-        listed = [item.text for item in group]
+        listed = [item.text.replace("~", "/raymap3r") for item in group]
+        listed = [name if name.startswith("/") else f"/{name}" for name in listed]
         assert len(listed) == len(set(listed))
         names[group.tag, right] = set(listed)
     return names

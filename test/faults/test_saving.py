@@ -40,18 +40,19 @@ def saved(poses=5000):
 
 def test_disk_that_fills_up(tmp_path):
     """A limit on the size of files: the system refuses in the middle of one, as it does where the disk is full."""
-    command = [sys.executable, "-c", textwrap.dedent(SAVER), str(tmp_path)]
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=limit)
-    assert "OSError: [Errno 27] File too large" in answer.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(str(tmp_path), saved())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+    assert save(str(tmp_path), saved()).is_dir()
 
 
 def test_killed_while_it_saves(tmp_path, rng, sized):
-    for _ in range(sized(2, 40)):
+    for _ in range(sized(1, 12)):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SAVER), str(tmp_path)], stdout=subprocess.PIPE
         )

@@ -1,15 +1,11 @@
 """Weights, images and bags from strangers: nothing runs, nothing grows without bound, and the error is ours."""
 
 import array
-import io
 import json
 import pickle
 import resource
 import shutil
 import struct
-import subprocess
-import sys
-import textwrap
 import tracemalloc
 import zipfile
 import zlib
@@ -164,9 +160,9 @@ def test_header_of_safetensors_that_lies_about_its_length(tmp_path, length):
 def test_zip_bomb_in_a_public_checkpoint(tmp_path, name):
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bomb/data.pkl", pickle.dumps({}, 2) if name != "data.pkl" else bytes(2**28))
-        archive.writestr("bomb/data/0", bytes(2**28) if name == "data/0" else b"")
-    assert path.stat().st_size < 2**20
+        archive.writestr("bomb/data.pkl", pickle.dumps({}, 2) if name != "data.pkl" else bytes(2**24))
+        archive.writestr("bomb/data/0", bytes(2**24) if name == "data/0" else b"")
+    assert path.stat().st_size < 2**16
     with pytest.raises(CheckpointError, match=r"bomb\.pth.* compressed"):
         load_network(path)
 
@@ -181,8 +177,6 @@ def test_pickle_without_end_is_not_taken_apart(tmp_path):
 
 def test_pickle_that_asks_for_memory(tmp_path):
     """A number of bytes is a harmless thing to make, of any length."""
-    program = io.BytesIO()
-    pickle.Pickler(program, 2).dump({})
     program = b"\x80\x02c__builtin__\nbytearray\n" + b"\x8a\x06" + (2**45).to_bytes(6, "little") + b"\x85R."
     path = tmp_path / "greedy.pth"
     with zipfile.ZipFile(path, "w") as archive:
@@ -255,22 +249,3 @@ def test_bag_whose_files_lie_elsewhere_does_not_lead_out_of_its_folder(tmp_path)
     metadata.write_text(metadata.read_text().replace("bag.db3", "../private/private.db3"))
     with pytest.raises(InputError, match=r"cannot be read as a ROS 2 bag.*bag/private\.db3"):
         open_recording(tmp_path / "bag")
-
-
-def test_none_of_the_above_needs_this_process(tmp_path):
-    """The node itself: weights that are a bomb leave it unconfigured within a bound of memory."""
-    path = native(tmp_path / "w.safetensors", changed(encoder_depth=10**9))
-    code = textwrap.dedent(
-        """
-        import resource, sys
-        from raymap3r_ros.errors import CheckpointError
-        from raymap3r_ros.network import load_network
-        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
-        try:
-            load_network(sys.argv[1])
-        except CheckpointError as error:
-            print("refused", error)
-        """
-    )
-    answer = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
-    assert answer.stdout.startswith("refused"), answer.stderr

@@ -1,0 +1,88 @@
+"""The soak finds what it is there for, and nothing else; and it runs."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def script(benchmark_script):
+    return benchmark_script("soak")
+
+
+@pytest.fixture
+def flat(script, rng):
+    """100,000 frames that are as they should be: noise, single peaks, a warm-up that grows, growth by design."""
+    samples = []
+    for index in range(1000):
+        frames = 100 * (index + 1)
+        start = 100 * np.exp(-index / 40)
+        samples.append(
+            script.Sample(
+                seconds=5.0 * index,
+                frames=frames,
+                resident_mib=400 - start + rng.normal(0, 4) + 200e-6 * frames + (300 if index % 250 == 7 else 0),
+                gpu_mib=2000 + rng.normal(0, 1),
+                latency_ms=40 + rng.gamma(2, 5) + 30 * np.sin(index / 60) ** 2 + (500 if index % 100 == 3 else 0),
+                dropped=0,
+                lost=0,
+            )
+        )
+    return samples
+
+
+def growing(samples, name, amount):
+    """The same with something that grows by so much over the whole run."""
+    span = len(samples) - 1
+    return [
+        dataclasses.replace(sample, **{name: getattr(sample, name) + amount * index / span})
+        for index, sample in enumerate(samples)
+    ]
+
+
+def test_flat_noisy_run_is_clean(script, flat):
+    assert script.judge(flat) == []
+    assert script.judge([dataclasses.replace(sample, gpu_mib=float("nan")) for sample in flat]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "text"),
+    [
+        ("resident_mib", 100.0, "resident memory grew by"),  # 1 KiB a frame
+        ("gpu_mib", 100.0, "GPU memory grew by"),
+        ("latency_ms", 100.0, "latency grew by"),
+    ],
+)
+def test_made_up_trend_is_found(script, flat, name, amount, text):
+    (problem,) = script.judge(growing(flat, name, amount))
+    assert problem.startswith(text)
+    assert script.judge(growing(flat, name, -amount)) == []  # to shrink is no fault
+    assert script.judge(growing(flat, name, amount / 10)) == []
+
+
+@pytest.mark.parametrize("name", ["dropped", "lost"])
+def test_frames_that_went_missing_are_found(script, flat, name):
+    flat[-1] = dataclasses.replace(flat[-1], **{name: 3})
+    assert script.judge(flat) == [f"3 frames were {name}"]
+
+
+def test_too_few_samples_are_no_proof(script, flat):
+    (problem,) = script.judge(flat[:5])
+    assert "too few to judge" in problem
+
+
+def test_short_soak_of_the_node_itself(script, sized, tmp_path):
+    """Three processes over DDS, every output subscribed to; the trends of seconds mean nothing and are not judged."""
+    frames = sized(24, 2000)
+    args = SimpleNamespace(
+        frames=frames, seconds=0.0, interval=0.2, images=4, checkpoint="one_room", size=64, device="cpu"
+    )
+    samples, problems = script.soak(args)
+    assert problems == []
+    assert samples[-1].frames == frames and samples[-1].lost == samples[-1].dropped == 0
+    assert [sample.frames for sample in samples] == sorted({sample.frames for sample in samples})
+    assert all(50 < sample.resident_mib < 4000 and sample.latency_ms > 0 for sample in samples)
+    script.draw(tmp_path / "soak.png", samples)
+    assert (tmp_path / "soak.png").stat().st_size > 5000
