@@ -249,6 +249,7 @@ def soak(args: argparse.Namespace) -> tuple[list[Sample], list[str]]:
         "checkpoint": args.checkpoint,
         "device": args.device,
         "image_size": args.size,
+        "ray_interval": args.ray_interval,
         "every_frame": True,
     }
     images = rendered_room(args.images)
@@ -383,6 +384,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, metavar="F", help="weights (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="long edge that the network sees (default: %(default)s)")
+    parser.add_argument(
+        "--ray-interval",
+        type=common.positive,
+        default=1,
+        metavar="N",
+        help="ask what moves in every n-th frame only, to be done sooner (default: %(default)s)",
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--out", type=Path, default=Path("build/soak"), help="folder (default: %(default)s)")
     return parser

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 import os
-import re
 import threading
 import time
 import traceback
@@ -39,6 +38,7 @@ from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, Put, WaitingFrame
 from raymap3r_ros.node.frames import MOUNT_AGE, FrameNames, Frames, TransformError, look_up
 from raymap3r_ros.node.maps import Maps
+from raymap3r_ros.node.notes import Notes
 from raymap3r_ros.node.options import NodeOptions
 from raymap3r_ros.node.outputs import MOTION_TOPICS, Glance, Outputs, Sight
 from raymap3r_ros.node.saving import Saved, save
@@ -56,9 +56,6 @@ WORLD_FROM_OPTICAL = geometry.world_pose(np.eye(4))
 DEFAULT_FRAME = "camera_optical_frame"
 MAX_FAILURES = 3  # frames in a row without GPU memory, after which the node deactivates itself
 LATE = 0.1  # seconds by which a stamp may lie before the last one and still be a late frame, not a jump
-THROTTLE = 5.0  # seconds between two log lines about the same trouble
-LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpoint mismatches in every tensor
-MAX_TROUBLES = 100  # kinds of trouble that are remembered: who sends damaged messages can make up ever new ones
 
 
 class StreamNode(LifecycleNode):
@@ -78,10 +75,13 @@ class StreamNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._check_parameters)
 
         self._monitor = Monitor()
+        self._notes = Notes(self.get_logger(), self._monitor)
         self._stream: Stream | None = None
         self._together: Together | None = None  # where the network is shared
         self._outputs: Outputs | None = None
         self._maps: Maps | None = None
+        # One for the node's life: what it hangs on the node's clock, and its service, it never takes back.
+        self._buffer = Buffer(node=self)
         self._transforms: TransformListener | None = None
         self._queue: FrameQueue | None = None
         self._worker: threading.Thread | None = None
@@ -90,7 +90,6 @@ class StreamNode(LifecycleNode):
         self._reset_asked = threading.Event()
         self._paused = False
         self._configured = threading.Lock()  # held while what a configured node has is looked at or taken away
-        self._last_logged: dict[str, float] = {}
         self._idle_state = "unconfigured"  # of the life cycle, while nothing is configured
         self._forget_times()
 
@@ -118,7 +117,7 @@ class StreamNode(LifecycleNode):
             self._configure()
         except Exception as error:  # rclpy would swallow it; whatever it is, the user gets one line
             self._release()
-            self._fail(f"configure failed: {error or type(error).__name__}")
+            self._notes.fail(f"configure failed: {error or type(error).__name__}")
             self.get_logger().debug(traceback.format_exc())
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
@@ -156,7 +155,7 @@ class StreamNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """A transition broke: back to unconfigured, with nothing left over."""
-        self._fail(f"a transition from {state.label} broke: the node is unconfigured again")
+        self._notes.fail(f"a transition from {state.label} broke: the node is unconfigured again")
         self.close()
         return TransitionCallbackReturn.SUCCESS
 
@@ -184,22 +183,22 @@ class StreamNode(LifecycleNode):
             self.get_logger().warning(self._stream.network.source)
         _warm_up(self._stream, self._together, 0 if self._shared is None else self._shared.cameras)
         self.get_logger().info(f"{self._stream.network.source} runs on {self._stream.device}")
-        self._warned: set[str] = set()
+        self._notes.forget()
         self._rule = self._intrinsics_from = ""
         self._has_world = self._paused = self._jumped = False
         self._reset_reason = ""  # why the frame at hand, or one before it that came to nothing, starts a new memory
         self._options = options
         topic = self.resolve_topic_name("image/compressed" if options.image_transport == "compressed" else "image")
         self._calibration = CameraCalibration(
-            partial(self._fail, throttle=True), rectified=options.rectified or names_rectified(topic)
+            partial(self._notes.fail, throttle=True), rectified=options.rectified or names_rectified(topic)
         )
         self._scale = MetricScale(options.scale)
         self._scale_estimate: ScaleEstimate | None = None
         self._camera_mounted = False
-        buffer = Buffer(node=self)
+        self._buffer.clear()
         if options.tf_mode != "camera" or options.scale.source in ("odometry", "height"):
-            self._transforms = TransformListener(buffer, self)
-        self._look_up = partial(look_up, buffer)
+            self._transforms = TransformListener(self._buffer, self)
+        self._look_up = partial(look_up, self._buffer)
         self._frames = Frames(_frame_names(options), self._look_up)
         self._outputs = Outputs(self)
         self._maps = Maps(self, options, self._map_group)
@@ -271,7 +270,7 @@ class StreamNode(LifecycleNode):
     def _deactivate_after_failures(self) -> None:
         # The user may have been faster.
         if self._worker is not None:
-            self._fail(f"{MAX_FAILURES} frames in a row without GPU memory: the node deactivates itself")
+            self._notes.fail(f"{MAX_FAILURES} frames in a row without GPU memory: the node deactivates itself")
             self.trigger_deactivate()
 
     # --------------------------------------------------------------------------------------------------- callbacks
@@ -313,7 +312,7 @@ class StreamNode(LifecycleNode):
             return response
         except OSError as error:
             response.message = f"not saved: {error}; is output_dir a folder with room that the node may write to?"
-            self._fail(response.message)
+            self._notes.fail(response.message)
             return response
         poses = len(saved.trajectories["trajectory"][0])
         cloud = "no static map (nobody listened to it; see static_map.always)"
@@ -334,7 +333,7 @@ class StreamNode(LifecycleNode):
 
     def _on_range(self, message: Range) -> None:
         if not 0 <= message.field_of_view <= math.pi:
-            self._warn(f"range left aside: its field_of_view is {message.field_of_view:g} rad; allowed: 0 to pi")
+            self._notes.warn(f"range left aside: its field_of_view is {message.field_of_view:g} rad; allowed: 0 to pi")
             return
         self._scale.add_range(
             RangeReading(
@@ -349,7 +348,7 @@ class StreamNode(LifecycleNode):
     def _on_wheel_odometry(self, message: Odometry) -> None:
         pose = conversions.pose_matrix(message.pose.pose)
         if not np.isfinite(pose).all():
-            self._warn("wheel odometry left aside: its pose is not finite, or its quaternion is 0")
+            self._notes.warn("wheel odometry left aside: its pose is not finite, or its quaternion is 0")
             return
         self._scale.add_odometry(conversions.seconds(message.header.stamp), pose)
 
@@ -365,7 +364,7 @@ class StreamNode(LifecycleNode):
             return
         stamp = message.header.stamp
         if not (stamp.sec or stamp.nanosec):
-            self._warn_once("the images have no stamps: the time of receipt is taken")
+            self._notes.warn_once("the images have no stamps: the time of receipt is taken")
             stamp = self.get_clock().now().to_msg()
         jump = self._stamp_jumps(conversions.seconds(stamp))
         self._monitor.arrived(conversions.seconds(stamp), jump)
@@ -374,15 +373,17 @@ class StreamNode(LifecycleNode):
             self._monitor.count("frames dropped")
         elif put is Put.OVERFLOW:
             self._monitor.count("frames lost")
-            self._fail(f"the queue of {DEPTH} frames is full: frames are lost, play them more slowly", throttle=True)
+            self._notes.fail(
+                f"the queue of {DEPTH} frames is full: frames are lost, play them more slowly", throttle=True
+            )
 
     def _on_messages_lost(self, losses: QoSMessageLostInfo) -> None:
         self._monitor.count("frames lost", losses.total_count_change)
         text = f"{losses.total_count} images were lost on their way to the node: {PROFILE_HINT}"
         if self._options.every_frame:
-            self._fail(text, throttle=True)
+            self._notes.fail(text, throttle=True)
         else:
-            self._warn(text)
+            self._notes.warn(text)
 
     def _stamp_jumps(self, stamp: float) -> bool:
         """Compare with the last image that arrived, processed or not: a slow network is no gap in the stamps."""
@@ -447,11 +448,11 @@ class StreamNode(LifecycleNode):
             except torch.cuda.OutOfMemoryError as error:
                 self._failures += 1
                 self._monitor.count("failed frames")
-                self._fail(f"out of GPU memory, frame skipped: {error}", throttle=True)
+                self._notes.fail(f"out of GPU memory, frame skipped: {error}", throttle=True)
             except Exception as error:  # the stream must outlive what nobody foresaw
                 self._monitor.count("failed frames")
                 text = f"frame skipped: {type(error).__name__}: {error}"
-                self._fail(text, throttle=True, details=f"\n{traceback.format_exc()}")
+                self._notes.fail(text, throttle=True, details=f"\n{traceback.format_exc()}")
             if self._failures > failures:
                 torch.cuda.empty_cache()  # not before the exception is gone, which holds the frame's tensors
                 if self._failures == MAX_FAILURES:
@@ -470,7 +471,7 @@ class StreamNode(LifecycleNode):
             self._stream.reset()
         child_frame = options.child_frame or frame.message.header.frame_id
         if not child_frame:
-            self._warn_once(f"the images have no frame_id: {DEFAULT_FRAME} is taken")
+            self._notes.warn_once(f"the images have no frame_id: {DEFAULT_FRAME} is taken")
             child_frame = DEFAULT_FRAME
 
         stamp, seconds = frame.stamp, conversions.seconds(frame.stamp)
@@ -485,7 +486,7 @@ class StreamNode(LifecycleNode):
         glance = self._outputs.look(result, wanted, options, self._scale)
         if not glance.healthy:
             self._monitor.count("failed frames")
-            self._fail("the network's output is not finite: frame not published", throttle=True)
+            self._notes.fail("the network's output is not finite: frame not published", throttle=True)
             return
         published = time.monotonic()
         reason, self._reset_reason = self._reset_reason, ""
@@ -536,9 +537,9 @@ class StreamNode(LifecycleNode):
                 pose, stamp, camera_frame, scale=scale, new_world=new_world, corrected=self._jumped
             )
             if placement.problem:
-                self._warn(placement.problem)
+                self._notes.warn(placement.problem)
         except InputError as error:
-            self._warn(f"nothing is published in the world: {error}")
+            self._notes.warn(f"nothing is published in the world: {error}")
             placement = None
         return Sight(stamp, camera_frame, scale, placement)
 
@@ -546,7 +547,9 @@ class StreamNode(LifecycleNode):
         options = parameters.read(self, NodeOptions)
         if not self._frame_prefix:
             return options
-        names = ["world_frame"] if options.tf_mode == "map" else ["world_frame", "odom_frame"]  # its own, not another's
+        names = (
+            ["world_frame"] if options.tf_mode == "map" else ["world_frame", "odom_frame"]
+        )  # its own, not another's
         return dataclasses.replace(
             options, **{name: f"{self._frame_prefix}/{getattr(options, name)}" for name in names}
         )
@@ -586,40 +589,7 @@ class StreamNode(LifecycleNode):
 
     def _refuse(self, error: InputError) -> None:
         self._monitor.count("bad frames")
-        self._warn(f"image skipped: {error}", once=isinstance(error, conversions.EncodingError))
-
-    def _warn(self, text: str, once: bool = False) -> None:
-        text = _shortened(text)
-        self._monitor.warning(text)
-        if once:
-            self._warn_once(text)
-        elif self._may_log(text):
-            self.get_logger().warning(text)
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned and len(self._warned) < MAX_TROUBLES:
-            self._warned.add(text)
-            self.get_logger().warning(text)
-
-    def _fail(self, text: str, throttle: bool = False, details: str = "") -> None:
-        text = _shortened(text)
-        self._monitor.error(text)
-        if not throttle or self._may_log(text):
-            self.get_logger().error(text + details)
-
-    def _may_log(self, text: str) -> bool:
-        """Whether this trouble was not logged a moment ago; with other numbers in it, it is still the same one."""
-        trouble, now = re.sub(r"\d+", "#", text), time.monotonic()
-        if now - self._last_logged.get(trouble, -THROTTLE) < THROTTLE:
-            return False
-        if len(self._last_logged) >= MAX_TROUBLES:
-            self._last_logged.clear()
-        self._last_logged[trouble] = now
-        return True
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+        self._notes.warn(f"image skipped: {error}", once=isinstance(error, conversions.EncodingError))
 
 
 def _leave_a_core_free() -> None:

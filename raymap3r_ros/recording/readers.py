@@ -35,6 +35,10 @@ MAX_RATE = 1000.0  # frames per second; no camera is faster
 GIVE_UP = 10  # frames of a video that cannot be decoded one after the other: this is its end
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+KNOWN_TYPES = (  # whose fields are read here
+    *IMAGE_TYPES, CAMERA_INFO_TYPE, "sensor_msgs/msg/RegionOfInterest", "std_msgs/msg/Header",
+    "builtin_interfaces/msg/Time",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -375,12 +379,19 @@ class BagReader:
         self._path = path
         try:
             # Bags recorded before ROS 2 Iron as sqlite3 carry no message definitions.
-            self._reader = AnyReader(paths, default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+            known = get_typestore(Stores.ROS2_HUMBLE)
+            self._reader = AnyReader(paths, default_typestore=known)
             self._reader.open()
+            self.topics = self._reader.topics
+            self.seconds = self._reader.duration * 1e-9
+            told = self._reader.typestore.fielddefs
         except Exception as error:  # the library lets struct, sqlite and decompression errors through
             raise InputError(f"{path}: cannot be read as a ROS 2 bag: {error or type(error).__name__}") from error
-        self.topics = self._reader.topics
-        self.seconds = self._reader.duration * 1e-9
+        for name in KNOWN_TYPES:
+            # A bag brings the definitions of its messages with it, and may say anything.
+            if name in told and told[name][1] != known.fielddefs[name][1]:
+                self.close()
+                raise InputError(f"{path}: {name} is defined in it with other fields than in ROS 2")
 
     def close(self) -> None:
         self._reader.close()

@@ -158,7 +158,7 @@ def test_mutated_images(make_bench, rng, sized):
     assert counts["frames lost"] == 0
     assert_no_leak(before, usage, bench.node)
     assert len(bench.logs) < LINES + counts["resets"] * 3
-    assert len(bench.node._warned) + len(bench.node._last_logged) < LINES
+    assert len(bench.node._notes) < LINES
     assert max(len(text) for _, text in bench.logs) < 3000
 
 

@@ -51,4 +51,5 @@ def test_policy_is_what_the_node_has(make_bench, root):
         for key, names in seen(bench).items():
             found.setdefault(key, set()).update(names)
     assert found.pop(("services", "request")) == set()  # the node calls nobody
+    found["services", "reply"].add("/tf2_frames")  # of a ROS distribution's tf2_ros, not of the overlay's
     assert found == expected
