@@ -13,8 +13,8 @@ from raymap3r_ros.streaming.options import UPDATE_RULES
 NAMES = {
     "checkpoint", "device", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
     "reset_interval", "reset_alignment", "ray_interval", "token_pooling", "world_frame", "odom_frame", "base_frame",
-    "child_frame", "tf_mode", "invert_tf", "publish_tf", "output_dir", "depth_encoding", "confidence_threshold", "points.stride",
-    "points.static_only", "every_frame", "max_gap", "image_transport", "rectified",
+    "child_frame", "tf_mode", "invert_tf", "publish_tf", "output_dir", "depth_encoding", "confidence_threshold",
+    "points.stride", "points.static_only", "every_frame", "max_gap", "image_transport", "rectified",
     "static_map.voxel_size", "static_map.max_points", "static_map.rate", "static_map.always",
     "occupancy.enabled", "occupancy.resolution", "occupancy.min_height", "occupancy.max_height",
     "scale.source", "scale.value", "scale.camera_height",
