@@ -1,7 +1,6 @@
 """The soak finds what it is there for, and nothing else; and it runs."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,8 +75,8 @@ def test_too_few_samples_are_no_proof(script, flat):
 def test_short_soak_of_the_node_itself(script, sized, tmp_path):
     """Three processes over DDS, every output subscribed to; the trends of seconds mean nothing and are not judged."""
     frames = sized(24, 2000)
-    args = SimpleNamespace(
-        frames=frames, seconds=0.0, interval=0.2, images=4, checkpoint="one_room", size=64, device="cpu"
+    args = script._parser().parse_args(
+        ["--frames", str(frames), "--interval", "0.2", "--images", "4", "--device", "cpu"]
     )
     samples, problems = script.soak(args)
     assert problems == []
