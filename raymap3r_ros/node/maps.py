@@ -21,8 +21,10 @@ from raymap3r_ros.node.outputs import LATCHED
 from raymap3r_ros.streaming import StepResult
 
 MAP_TOPICS = {"static_map": (PointCloud2, LATCHED), "occupancy": (GridMessage, LATCHED)}
-# Seconds of the images' stamps between two frames that join the map: those between show the same surfaces.
+# Seconds of the images' stamps between two frames that join the map: those between show the same surfaces. A frame
+# takes time in proportion to the map, so from so many points on it is longer in proportion.
 PERIOD = 0.1
+LARGE = 100_000
 
 
 class Maps:
@@ -57,7 +59,8 @@ class Maps:
 
     def __len__(self) -> int:
         """Points in the map."""
-        return 0 if self._map is None else len(self._map)
+        known = self._map  # read once: the worker takes it away with the world
+        return 0 if known is None else len(known)
 
     def restart(self) -> None:
         """A new world: nothing of the old one may be joined to it."""
@@ -70,7 +73,8 @@ class Maps:
 
     def wants(self, stamp: float, options: NodeOptions) -> bool:
         """Whether a frame stamped so many seconds is to join the map."""
-        due = self._joined is None or abs(stamp - self._joined) >= PERIOD
+        period = PERIOD * max(1.0, len(self) / LARGE)
+        due = self._joined is None or abs(stamp - self._joined) >= period
         return due and (options.static_map.always or bool(self.listeners()))
 
     def integrate(self, result: StepResult, stamp: Time, placement: np.ndarray, options: NodeOptions) -> None:

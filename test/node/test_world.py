@@ -288,6 +288,17 @@ def test_map_is_forgotten_with_the_world(make_bench, room):
     assert bench.node._maps._map._frame <= 3
 
 
+def test_large_map_takes_in_fewer_frames(make_bench, room, monkeypatch):
+    bench = make_bench(every_frame=True, static_map__always=True)
+    bench.start("pose")
+    show(bench, room[:8])
+    maps, options = bench.node._maps, bench.node._options
+    last = maps._joined
+    assert not maps.wants(last + 0.05, options) and maps.wants(last + 0.15, options)
+    monkeypatch.setattr(type(maps), "__len__", lambda _: 500_000)
+    assert not maps.wants(last + 0.45, options) and maps.wants(last + 0.55, options)
+
+
 def test_occupancy_is_there_when_it_is_asked_for(make_bench, room):
     assert "occupancy" not in {one.topic_name.rpartition("/")[2] for one in make_bench().node.publishers}
     bench = make_bench(every_frame=True, occupancy__enabled=True, static_map__rate=20.0, occupancy__resolution=0.1)
