@@ -41,6 +41,12 @@ os.environ.setdefault("ROS_LOG_DIR", _log_dir.name)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest files first: one that begins when all others are done would run alone.
+    first = ("test_golden.py", "test_demo.py", "test_replay.py")
+    items.sort(key=lambda item: item.path.name not in first)
+
+
 def pytest_report_header() -> str:
     spec = importlib.util.find_spec("raymap3r_ros")
     return f"testing: {Path(spec.origin).parent if spec else 'raymap3r_ros is not installed'}, ROS domain {_domain}"

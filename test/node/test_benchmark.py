@@ -53,14 +53,14 @@ def test_nothing_that_came_has_no_latency(benchmark_node):
 
 def test_a_short_run(root: Path, tmp_path: Path):
     file = tmp_path / "node.json"
-    done = start(root, "--rates", 20, 40, "--frames", 15, "--camera", "64x48", "--size", 64, "--json", file)
+    done = start(root, "--rates", 30, "--frames", 12, "--camera", "64x48", "--size", 64, "--json", file)
     assert done.returncode == 0, done.stdout
     assert "node's share" in done.stdout and "Traceback" not in done.stdout
     written = json.loads(file.read_text())
     rows, parts = written["rows"], written["parts"]
-    assert [(row["subscribed"], row["asked_hz"]) for row in rows] == [("all", 20), ("all", 40), ("tf", 20), ("tf", 40)]
+    assert [(row["subscribed"], row["asked_hz"]) for row in rows] == [("all", 30), ("tf", 30)]
     for row in rows:
-        assert row["sent"] == 15 == row["out"] + row["dropped"] and row["out"] > 0
+        assert row["sent"] == 12 == row["out"] + row["dropped"] and row["out"] > 0
         assert row["incomplete"] < row["out"]
         assert 0 < row["tf_ms_p50"] <= row["tf_ms_p95"] <= row["tf_ms_p99"]
         assert row["last_ms_p50"] >= row["tf_ms_p50"] or row["incomplete"]
@@ -89,11 +89,3 @@ def test_unusable_arguments_are_refused(benchmark_node, capsys, arguments, text)
         status = error.code
     assert status == 2
     assert text in capsys.readouterr().err
-
-
-def test_node_that_cannot_start_ends_the_benchmark(root: Path):
-    done = start(root, "--checkpoint", "/nowhere.pth", "--frames", 1)
-    assert done.returncode == 2
-    assert "configure failed: checkpoint '/nowhere.pth' is not a file" in done.stdout
-    assert "node.py: error: the node has ended with status 1; its own message is above" in done.stdout
-    assert "Traceback" not in done.stdout

@@ -20,9 +20,10 @@ def run(*arguments):
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT)
 
 
-@pytest.mark.parametrize(("clip", "frames"), [("lady-running.mp4", 65), ("walking-indoors.mp4", 70)])
-def test_clips_played_as_a_camera_lose_no_frame(shared, tmp_path, clip, frames):
-    done = run(shared / "clips" / clip, "--every-frame", "--frames", 100, "--rate", 10, "--out", tmp_path)
+@pytest.mark.parametrize("clip", ["lady-running.mp4", "walking-indoors.mp4"])
+def test_clips_played_as_a_camera_lose_no_frame(shared, tmp_path, clip):
+    frames = 30
+    done = run(shared / "clips" / clip, "--every-frame", "--frames", frames, "--rate", 10, "--out", tmp_path)
     assert done.returncode == 0, done.stdout
     assert f"frames     in {frames}   out {frames}   dropped 0" in done.stdout, done.stdout
     for check in (
