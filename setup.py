@@ -43,7 +43,8 @@ setup(
     extras_require={
         "evaluation": EVALUATION,
         "view": ["rerun-sdk>=0.24"],  # only `raymap3r run --view` needs it
-        "test": ["pytest>=7.4", "pytest-xdist>=3.8", "ruff", *EVALUATION],  # without pytest here `colcon test` runs nothing
+        # Without pytest here `colcon test` runs nothing.
+        "test": ["pytest>=7.4", "pytest-xdist>=3.8", "ruff", *EVALUATION],
     },
     zip_safe=False,  # weights, launch files and configuration are read as files
     entry_points={

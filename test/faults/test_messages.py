@@ -146,7 +146,7 @@ def test_mutated_images(make_bench, rng, sized):
     feed, publisher = Feed(bench), bench._publishers["image"]
     counts = bench.node._monitor._counts
     before = None
-    for index in range(sized(200, 10_000)):
+    for index in range(sized(100, 10_000)):
         if index == WARM_UP:
             before = usage(bench.node)
         publisher.publish(mutated_image(rng))
@@ -167,7 +167,7 @@ def test_mutated_bytes_on_the_wire(make_bench, rng, sized):
     bench = make_bench(image_size=WIDTH, every_frame=True)
     bench.start("depth")
     feed, publisher = Feed(bench), bench._publishers["image"]
-    for index in range(sized(80, 4000)):
+    for index in range(sized(40, 4000)):
         raw = bytearray(serialize_message(good_image(rng)))
         if index % 3 == 0:
             raw = raw[: rng.integers(4, len(raw))]
@@ -185,7 +185,7 @@ def test_mutated_compressed_images(make_bench, rng, sized):
     bench.start("depth")
     feed, publisher = Feed(bench), bench._publishers["image/compressed"]
     sound = CompressedImage(format="png", data=cv2.imencode(".png", node_picture())[1].tobytes())
-    for index in range(sized(120, 5000)):
+    for index in range(sized(60, 5000)):
         publisher.publish(mutated_compressed(rng))
         if index % BATCH == BATCH - 1:
             feed.prove(sound)
@@ -203,7 +203,7 @@ def test_mutated_camera_info(make_bench, rng, sized):
     bench.start("depth", "camera_info")
     bench.advertise(CameraInfo, "camera_info", QoSProfile(depth=1))
     feed = Feed(bench)
-    for _ in range(sized(20, 3000)):
+    for _ in range(sized(10, 3000)):
         bench._publishers["camera_info"].publish(mutated_info(rng))
         feed.prove(good_image(rng))
     assert_alive(bench)
@@ -219,7 +219,7 @@ def test_absurd_sensors_of_scale(make_bench, rng, sized, source):
     kind, topic = {"range": (Range, "range"), "odometry": (Odometry, "wheel_odometry")}[source]
     bench.advertise(kind, topic, QoSProfile(depth=1))
     feed = Feed(bench)
-    for index in range(sized(12, 1000)):
+    for index in range(sized(6, 1000)):
         message = kind()
         message.header.stamp = Time(sec=pick(rng, (*STAMPS, (1_700_000_000, 0)))[0], nanosec=index)
         if source == "range":

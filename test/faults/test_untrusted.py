@@ -218,7 +218,7 @@ def test_damaged_bags(tmp_path, rng, sized, storage):
     sound = make_bag(tmp_path / "sound", storage)
     assert len(list(open_recording(sound))) == 4
     outcomes = set()
-    for turn in range(sized(40, 2000)):
+    for turn in range(sized(20, 2000)):
         bag = tmp_path / "damaged"
         shutil.copytree(sound, bag)
         (file,) = (path for path in bag.iterdir() if path.suffix in (".mcap", ".db3"))

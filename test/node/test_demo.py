@@ -20,10 +20,11 @@ def run(*arguments):
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT)
 
 
-@pytest.mark.parametrize("clip", ["lady-running.mp4", "walking-indoors.mp4"])
-def test_clips_played_as_a_camera_lose_no_frame(shared, tmp_path, clip):
+def test_clip_played_as_a_camera_loses_no_frame(shared, tmp_path):
     frames = 30
-    done = run(shared / "clips" / clip, "--every-frame", "--frames", frames, "--rate", 10, "--out", tmp_path)
+    done = run(
+        shared / "clips" / "walking-indoors.mp4", "--every-frame", "--frames", frames, "--rate", 10, "--out", tmp_path
+    )
     assert done.returncode == 0, done.stdout
     assert f"frames     in {frames}   out {frames}   dropped 0" in done.stdout, done.stdout
     for check in (
