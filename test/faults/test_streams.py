@@ -53,7 +53,7 @@ def test_camera_that_dies_and_returns(make_bench, sized):
     bench.probe.destroy_publisher(bench._publishers.pop("image"))
     world = unspun(bench)
     before = None
-    for turn in range(sized(4, 200)):
+    for turn in range(sized(8, 200)):
         if turn == 4:
             before = usage(bench.node)
         bench.wait(lambda: bench.node.count_publishers("image") == 0, "the camera's end")
@@ -76,7 +76,7 @@ def test_listeners_that_come_and_go(make_bench, sized):
     topics = [topic for topic in every if topic not in ("pose", "occupancy")]
     world = unspun(bench)
     before = None
-    for turn in range(sized(4, 300)):
+    for turn in range(sized(8, 300)):
         if turn == 4:
             before = usage(bench.node)
         listeners = [
