@@ -5,12 +5,11 @@ ros2 launch raymap3r_ros nvblox.launch.py image:=/camera/image_raw camera_info:=
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 
 from launch import LaunchDescription
+from raymap3r_ros.node.launching import mapper_beside
 
 # Arguments of stream.launch.py that have another default here; all its others may be given too. nvblox leaves out
 # pixels of depth 0 and below, which NaN is not.
@@ -44,29 +43,19 @@ FRAMES = (
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, the stream node and nvblox."""
-    node = [LaunchConfiguration("namespace"), "/", LaunchConfiguration("name"), "/"]
-    return LaunchDescription(
-        [
-            *(DeclareLaunchArgument(name, default_value=value) for name, value in STREAM.items()),
-            DeclareLaunchArgument(
-                "frame_id",
-                default_value=LaunchConfiguration("child_frame"),
-                description="frame around which the map is kept: the camera's, or with tf_mode:=base the robot's",
-            ),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(str(Path(__file__).with_name("stream.launch.py"))),
-            ),
-            Node(
-                package="nvblox_ros",
-                executable="nvblox_node",
-                name="nvblox_node",
-                parameters=[
-                    PARAMETERS,
-                    {"use_sim_time": LaunchConfiguration("use_sim_time")},
-                    dict.fromkeys(FRAMES, LaunchConfiguration("frame_id")),
-                ],
-                remappings=[(theirs, [*node, ours]) for theirs, ours in INPUTS.items()],
-                output="screen",
-            ),
-        ]
+    frame_id = DeclareLaunchArgument(
+        "frame_id",
+        default_value=LaunchConfiguration("child_frame"),
+        description="frame around which the map is kept: the camera's, or with tf_mode:=base the robot's",
+    )
+    return mapper_beside(
+        Path(__file__).with_name("stream.launch.py"),
+        STREAM,
+        frame_id,
+        package="nvblox_ros",
+        executable="nvblox_node",
+        name="nvblox_node",
+        inputs=INPUTS,
+        parameters=PARAMETERS,
+        frames=FRAMES,
     )

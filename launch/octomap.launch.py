@@ -5,12 +5,11 @@ ros2 launch raymap3r_ros octomap.launch.py image:=/camera/image_raw camera_info:
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 
 from launch import LaunchDescription
+from raymap3r_ros.node.launching import mapper_beside
 
 # Arguments of stream.launch.py that have another default here; all its others may be given too. octomap_server takes
 # every point for an obstacle, and casts a ray for each.
@@ -23,29 +22,19 @@ FRAMES = ("base_frame_id",)  # parameters that name the frame of the robot, or o
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, the stream node and octomap_server."""
-    node = [LaunchConfiguration("namespace"), "/", LaunchConfiguration("name"), "/"]
-    return LaunchDescription(
-        [
-            *(DeclareLaunchArgument(name, default_value=value) for name, value in STREAM.items()),
-            DeclareLaunchArgument(
-                "frame_id",
-                default_value=LaunchConfiguration("child_frame"),
-                description="frame for the ground filter: the camera's, or with tf_mode:=base the robot's",
-            ),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(str(Path(__file__).with_name("stream.launch.py"))),
-            ),
-            Node(
-                package="octomap_server",
-                executable="octomap_server_node",
-                name="octomap_server",
-                parameters=[
-                    PARAMETERS,
-                    {"use_sim_time": LaunchConfiguration("use_sim_time")},
-                    dict.fromkeys(FRAMES, LaunchConfiguration("frame_id")),
-                ],
-                remappings=[(theirs, [*node, ours]) for theirs, ours in INPUTS.items()],
-                output="screen",
-            ),
-        ]
+    frame_id = DeclareLaunchArgument(
+        "frame_id",
+        default_value=LaunchConfiguration("child_frame"),
+        description="frame for the ground filter: the camera's, or with tf_mode:=base the robot's",
+    )
+    return mapper_beside(
+        Path(__file__).with_name("stream.launch.py"),
+        STREAM,
+        frame_id,
+        package="octomap_server",
+        executable="octomap_server_node",
+        name="octomap_server",
+        inputs=INPUTS,
+        parameters=PARAMETERS,
+        frames=FRAMES,
     )

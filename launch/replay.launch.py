@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 from launch.action import Action
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.actions import ExecuteProcess, OpaqueFunction, Shutdown
 from launch.events.process import ProcessExited
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
+from raymap3r_ros.node.launching import declare, is_true, read
 from raymap3r_ros.node.player import open_bag
 from raymap3r_ros.node.replay import node_parameters, prepare_folder
-from raymap3r_ros.node.transport import config_file, profile_environment
+from raymap3r_ros.node.transport import config_file
 
 ARGUMENTS = {
     "bag": (None, "a bag: .mcap, .db3, or its folder"),
@@ -35,32 +35,16 @@ ARGUMENTS = {
     "name": ("raymap3r", "name of the node"),
 }
 PLAYED = ("topic", "rate", "loop", "start", "duration", "truth", "out")  # handed on to `raymap3r replay`
-TRUTH = ["true", "false", "True", "False"]
 
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, and the node and the player made from them."""
-    declared = [
-        DeclareLaunchArgument(
-            name,
-            default_value=default,
-            description=description,
-            choices=TRUTH if default in TRUTH else None,
-        )
-        for name, (default, description) in ARGUMENTS.items()
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=_transport), OpaqueFunction(function=_processes)])
-
-
-def _transport(context: LaunchContext) -> list[Action]:
-    return [SetEnvironmentVariable(name, value) for name, value in profile_environment(context.environment).items()]
+    return LaunchDescription([*declare(ARGUMENTS), OpaqueFunction(function=_processes)])
 
 
 def _processes(context: LaunchContext) -> list[Action]:
-    values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    if not Path(values["params_file"]).is_file():
-        raise FileNotFoundError(f"params_file is {values['params_file']!r}, which is not a file")
-    overwrite = values["overwrite"].lower() == "true"
+    values = read(context, ARGUMENTS)
+    overwrite = is_true(values["overwrite"])
     # What the player would refuse is refused before the node has loaded its weights.
     bag = open_bag(Path(values["bag"]), values["topic"])
     prepare_folder(Path(values["out"]), overwrite)

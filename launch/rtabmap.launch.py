@@ -5,12 +5,11 @@ ros2 launch raymap3r_ros rtabmap.launch.py image:=/camera/image_raw camera_info:
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 
 from launch import LaunchDescription
+from raymap3r_ros.node.launching import mapper_beside
 
 # Arguments of stream.launch.py that have another default here; all its others may be given too. The frame `map` is
 # RTAB-Map's: it publishes map -> odom. Millimetres keep its database small.
@@ -36,29 +35,19 @@ FRAMES = ("frame_id",)  # parameters that name the frame of the robot, or of the
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, the stream node and RTAB-Map."""
-    node = [LaunchConfiguration("namespace"), "/", LaunchConfiguration("name"), "/"]
-    return LaunchDescription(
-        [
-            *(DeclareLaunchArgument(name, default_value=value) for name, value in STREAM.items()),
-            DeclareLaunchArgument(
-                "frame_id",
-                default_value=LaunchConfiguration("child_frame"),
-                description="frame that is localised: the camera's, or with tf_mode:=base the robot's",
-            ),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(str(Path(__file__).with_name("stream.launch.py"))),
-            ),
-            Node(
-                package="rtabmap_slam",
-                executable="rtabmap",
-                name="rtabmap",
-                parameters=[
-                    PARAMETERS,
-                    {"use_sim_time": LaunchConfiguration("use_sim_time")},
-                    dict.fromkeys(FRAMES, LaunchConfiguration("frame_id")),
-                ],
-                remappings=[(theirs, [*node, ours]) for theirs, ours in INPUTS.items()],
-                output="screen",
-            ),
-        ]
+    frame_id = DeclareLaunchArgument(
+        "frame_id",
+        default_value=LaunchConfiguration("child_frame"),
+        description="frame that is localised: the camera's, or with tf_mode:=base the robot's",
+    )
+    return mapper_beside(
+        Path(__file__).with_name("stream.launch.py"),
+        STREAM,
+        frame_id,
+        package="rtabmap_slam",
+        executable="rtabmap",
+        name="rtabmap",
+        inputs=INPUTS,
+        parameters=PARAMETERS,
+        frames=FRAMES,
     )

@@ -4,16 +4,15 @@ ros2 launch raymap3r_ros stream.launch.py image:=/camera/image_raw camera_info:=
 ros2 launch raymap3r_ros stream.launch.py cameras:=front,rear image:=image_raw
 """
 
-from pathlib import Path
-
 from launch.action import Action
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from raymap3r_ros.node.transport import config_file, profile_environment
+from raymap3r_ros.node.launching import declare, is_true, read
+from raymap3r_ros.node.transport import config_file
 
 ARGUMENTS = {
     "image": ("image", "topic of the images; with image_transport:=compressed, /compressed is added"),
@@ -40,7 +39,6 @@ ARGUMENTS = {
     "namespace": ("", "namespace of the node and of its topics"),
     "name": ("raymap3r", "name of the node"),
 }
-TRUTH = ["true", "false", "True", "False"]
 # Of these the parameters that are handed on where they are given, and their types.
 OVERRIDES = {
     **dict.fromkeys(
@@ -53,33 +51,18 @@ OVERRIDES = {
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, and the node made from them."""
-    declared = [
-        DeclareLaunchArgument(
-            name,
-            default_value=default,
-            description=description,
-            choices=TRUTH if default in TRUTH else None,
-        )
-        for name, (default, description) in ARGUMENTS.items()
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=_transport), OpaqueFunction(function=_node)])
-
-
-def _transport(context: LaunchContext) -> list[Action]:
-    return [SetEnvironmentVariable(name, value) for name, value in profile_environment(context.environment).items()]
+    return LaunchDescription([*declare(ARGUMENTS), OpaqueFunction(function=_node)])
 
 
 def _node(context: LaunchContext) -> list[Action]:
-    values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    if not Path(values["params_file"]).is_file():
-        raise FileNotFoundError(f"params_file is {values['params_file']!r}, which is not a file")
+    values = read(context, ARGUMENTS)
     overrides = {
         # With their types, or YAML would make a number of a file called 7.
         name: ParameterValue(LaunchConfiguration(name), value_type=kind)
         for name, kind in OVERRIDES.items()
         if values[name]
     }
-    overrides["use_sim_time"] = _is_true(values["use_sim_time"])
+    overrides["use_sim_time"] = is_true(values["use_sim_time"])
     common = {
         "package": "raymap3r_ros",
         "executable": "stream",
@@ -94,7 +77,7 @@ def _node(context: LaunchContext) -> list[Action]:
         "output": "screen",
     }
     # The node starts itself: there is no moment at which a transition could get lost on its way.
-    arguments = ["--autostart"] if _is_true(values["autostart"]) else []
+    arguments = ["--autostart"] if is_true(values["autostart"]) else []
     if values["cameras"]:
         # Name and namespace would be given to every node of the process: each has its camera's.
         parent = f"{values['namespace'].strip('/')}/".lstrip("/")
@@ -102,11 +85,7 @@ def _node(context: LaunchContext) -> list[Action]:
         actions = [Node(**common, arguments=[*arguments, "--cameras", names])]
     else:
         actions = [LifecycleNode(**common, name=values["name"], namespace=values["namespace"], arguments=arguments)]
-    if _is_true(values["rviz"]):
+    if is_true(values["rviz"]):
         layout = str(config_file("raymap3r.rviz"))
         actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", layout], output="log"))
     return actions
-
-
-def _is_true(text: str) -> bool:
-    return text.lower() == "true"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.options import check_options, option
+from raymap3r_ros.streaming.mask import around
 from raymap3r_ros.streaming.result import to_host
 
 FRAME_PIXELS = 60_000  # of a frame, at most, that are looked at: its neighbours in time see the same surface
@@ -103,16 +104,8 @@ def static_pixels(
     # Beside an unknown pixel there is no telling whether depth is continuous: the tiny value makes the slope large.
     keep = known & (depth_slope(torch.where(known, depth, 1e-6), focal) <= options.max_slope)
     keep &= confidence >= options.confidence_threshold
-    moving = dynamic_mask
-    # Pixel by pixel, along one axis and then the other: cheaper than pooling with a large window.
-    for axis in (0, 1):
-        length = depth.shape[axis] - 1
-        for _ in range(math.ceil(options.mask_margin * depth.shape[1])):
-            grown = moving.clone()
-            grown.narrow(axis, 1, length).logical_or_(moving.narrow(axis, 0, length))
-            grown.narrow(axis, 0, length).logical_or_(moving.narrow(axis, 1, length))
-            moving = grown
-    return keep & ~moving
+    margin = math.ceil(options.mask_margin * depth.shape[1])
+    return keep & ~around(dynamic_mask, 2 * margin + 1, torch.logical_or)
 
 
 @dataclass(frozen=True)

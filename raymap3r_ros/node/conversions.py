@@ -161,8 +161,13 @@ def _tight(message: Image) -> Image:
 
 
 def pose_matrix(pose: Pose) -> np.ndarray:
-    """(4, 4) of a pose message, whatever the length of its quaternion; not finite where that is 0 or without end."""
-    q = pose.orientation
+    """(4, 4) of a pose message, see `rigid_matrix`."""
+    return rigid_matrix(pose.position, pose.orientation)
+
+
+def rigid_matrix(position: Point | Vector3, orientation: Quaternion) -> np.ndarray:
+    """(4, 4) of a place and a turn, whatever the quaternion's length; not finite where that is 0 or without end."""
+    q = orientation
     with np.errstate(all="ignore"):
         x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
     matrix = np.eye(4)
@@ -171,7 +176,7 @@ def pose_matrix(pose: Pose) -> np.ndarray:
         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
     ]
-    matrix[:3, 3] = pose.position.x, pose.position.y, pose.position.z
+    matrix[:3, 3] = position.x, position.y, position.z
     return matrix
 
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Transform, TransformStamped
+from geometry_msgs.msg import TransformStamped
 from rclpy.time import Time as RosTime
 from tf2_ros import Buffer, TransformException
 
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.node.conversions import seconds
+from raymap3r_ros.node.conversions import rigid_matrix, seconds
 from raymap3r_ros.node.geometry import rotation_vector
 
 TF_MODES = ("camera", "base", "odom", "map")
@@ -261,10 +261,11 @@ def look_up(buffer: Buffer, parent: str, child: str, stamp: Time, age: float = 0
         time.sleep(PATIENCE / 20)
         newest = _newest(buffer, parent, child)
     try:
-        return _matrix(buffer.lookup_transform(parent, child, wanted).transform)
+        found = buffer.lookup_transform(parent, child, wanted).transform
+        return rigid_matrix(found.translation, found.rotation)
     except TransformException as error:
         if 0 < behind <= age:
-            return _matrix(newest.transform)
+            return rigid_matrix(newest.transform.translation, newest.transform.rotation)
         when = f"the newest is {behind:.3f} s older" if behind > 0 else "what is known begins after it"
         raise TransformError(
             f"no transform {parent} -> {child} at the image's stamp, {when}: have it published without a pause, at "
@@ -285,18 +286,6 @@ def _newest(buffer: Buffer, parent: str, child: str) -> TransformStamped:
 def _age(transform: TransformStamped, wanted: RosTime) -> float:
     """Seconds by which a transform is older."""
     return (wanted.nanoseconds - RosTime.from_msg(transform.header.stamp).nanoseconds) * 1e-9
-
-
-def _matrix(transform: Transform) -> np.ndarray:
-    """(4, 4) of a message; the rotation of a unit quaternion as 2 (w w - 1/2) I + 2 v v' + 2 w [v]."""
-    q, t = transform.rotation, transform.translation
-    x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
-    v = np.array([x, y, z])
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    matrix = np.eye(4)
-    matrix[:3, :3] = (2 * w * w - 1) * np.eye(3) + 2 * np.outer(v, v) + 2 * w * cross
-    matrix[:3, 3] = t.x, t.y, t.z
-    return matrix
 
 
 def _rigid(pose: np.ndarray) -> np.ndarray:

@@ -50,14 +50,7 @@ WINDOW = 10  # frames sent and not yet answered: enough to keep the node busy, f
 STALL_LIMIT = 60.0  # seconds without any answer after which the frames under way are given up
 TF, TF_STATIC = "/tf", "/tf_static"
 ODOMETRY_TYPE = "nav_msgs/msg/Odometry"
-ANSWERS = (
-    "frames out",
-    "frames dropped",
-    "frames lost",
-    "bad frames",
-    "failed frames",
-    "frames paused",
-)  # what can become of a frame
+ANSWERS = tuple(name for name in COUNTS if name not in ("frames in", "resets"))  # what can become of a frame
 # The frames of which the node publishes the parent, by tf_mode: as they are, and inverted.
 NODE_FRAMES = {
     "camera": (("child_frame",), ("world_frame",)),

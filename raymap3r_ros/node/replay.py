@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import re
-import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from raymap3r_ros.node.transport import profile_environment
 from raymap3r_ros.node.truth import TruePoses
 from raymap3r_ros.recording.run import Milliseconds
 from raymap3r_ros.recording.writers import partial_path, write_json, write_trajectory
+from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.streaming.cameras import pose_matrix
 
 NODE_NAME = "/raymap3r"  # of the node that is started here, as RViz layouts and other nodes know it
@@ -98,7 +98,8 @@ def run(
     os.environ.update(profile_environment(os.environ))
     name = "/" + (node or NODE_NAME).lstrip("/")
     namespace = name.rpartition("/")[0] or "/"
-    with _stopping() as stop, contextlib.ExitStack() as stack:
+    stop = threading.Event()
+    with on_stop_signals(lambda _: stop.set()), contextlib.ExitStack() as stack:
         if node:
             check = _nothing
         else:
@@ -270,26 +271,6 @@ def _score_text(world: WorldReport) -> str:
         f"{score['ate_se3']:.4f} m without scaling, of a camera at rest {score['ate_constant']:.4f} m; "
         f"RPE {score['rpe_translation']:.4f} m, {score['rpe_rotation']:.3f} deg"
     )
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Set by the first SIGINT or SIGTERM; a second one of a kind acts as it always does."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals are the main thread's
-        return
-
-    def receive(number: int, _: object) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _nothing() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from rclpy.duration import Duration
@@ -14,7 +13,7 @@ from rclpy.time import Time
 from tf2_ros import Buffer, TransformException
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.streaming.cameras import pose_matrix
+from raymap3r_ros.node.conversions import rigid_matrix
 
 TRUE_TOPICS = ("ground_truth", "groundtruth", "mocap", "vicon", "optitrack")  # parts of a topic's name
 TRUE_FRAMES = (*TRUE_TOPICS, "world")  # parts of the name of a tree's root
@@ -84,9 +83,7 @@ class Truth:
             except TransformException as error:
                 failure = error
                 continue
-            place, turn = found.translation, found.rotation
-            encoding = torch.tensor([place.x, place.y, place.z, turn.w, turn.x, turn.y, turn.z], dtype=torch.float64)
-            poses[stamp] = pose_matrix(encoding).numpy()
+            poses[stamp] = rigid_matrix(found.translation, found.rotation)
         if not poses:
             raise InputError(f"{source}: not known at any frame's time: {failure}")
         return TruePoses(source, poses)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from raymap3r_ros.recording import preview, writers
 from raymap3r_ros.recording.cloud import CloudOptions
 from raymap3r_ros.recording.readers import Recording
 from raymap3r_ros.recording.view import RerunView
+from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.preprocessing import frame_image
 
@@ -138,12 +136,19 @@ def run_recording(
     cloud = StaticMap(cloud_options.voxel_size, cloud_options.max_points, whole_scene=True)
     collected = _Collected()
     failure: Exception | None = None
+    asked_to_stop: list[str] = []  # names of signals
+
+    def stop(name: str) -> None:
+        asked_to_stop.append(name)
+        # Not by logging: the signal may have come in the middle of a write to the same buffer.
+        os.write(2, b"\nstopping after this frame; once more stops at once\n")
+
     begin = time.perf_counter()
     with ExitStack() as stack:
         pictures = stack.enter_context(_Pictures(folder, recording, stream)) if with_preview else None
         if view is not None:
             stack.enter_context(view)
-        asked_to_stop = stack.enter_context(_stop_signals())
+        stack.enter_context(on_stop_signals(stop))
         bar = stack.enter_context(
             tqdm(total=recording.length, unit=" frames", disable=None if progress else True, dynamic_ncols=True)
         )
@@ -361,25 +366,3 @@ class _Pictures:
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """Names of the stop signals received; a second one of a kind acts as it always does, at once."""
-    received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # signals are the main thread's
-        return
-
-    def receive(number: int, _: object) -> None:
-        received.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
-        # Not by logging: the signal may have come in the middle of a write to the same buffer.
-        os.write(2, b"\nstopping after this frame; once more stops at once\n")
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -29,7 +29,7 @@ import numpy as np
 
 from raymap3r_ros.errors import InputError, Raymap3rError
 from raymap3r_ros.mapping import StaticMap
-from raymap3r_ros.recording.writers import DEPTH_LIMIT, DEPTH_UNIT, whole_file
+from raymap3r_ros.recording.writers import DEPTH_UNIT, millimetres, whole_file
 from raymap3r_ros.streaming import StepResult
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class RerunView:
         self._log(IMAGE, rerun.Pinhole(image_from_camera=maps["intrinsics"], resolution=(width, height)))
         self._log(f"{IMAGE}/rgb", rerun.Image(maps["image"]).compress(jpeg_quality=JPEG_QUALITY))
         # Half the bytes of floats, and a recording keeps every one of them.
-        self._log(f"{IMAGE}/depth", rerun.DepthImage(_millimetres(maps["depth"]), meter=DEPTH_UNIT))
+        self._log(f"{IMAGE}/depth", rerun.DepthImage(millimetres(maps["depth"]), meter=DEPTH_UNIT))
         if result.motion:
             self._log(f"{IMAGE}/moving", rerun.SegmentationImage(maps["dynamic_mask"].astype(np.uint8)))
             grey = np.rint(255 * maps["dynamic_map"]).astype(np.uint8)
@@ -139,13 +139,6 @@ class RerunView:
 
     def _log(self, entity: str, values: Any, static: bool = False) -> None:
         self._recording.log(entity, values, static=static)
-
-
-def _millimetres(depth: np.ndarray) -> np.ndarray:
-    """(H, W) uint16 of metres; 0 where unknown or beyond what 16 bits hold."""
-    with np.errstate(invalid="ignore"):
-        known = (depth > 0) & (depth <= DEPTH_LIMIT)
-    return np.rint(np.where(known, depth, 0) * DEPTH_UNIT).astype(np.uint16)
 
 
 def _import_rerun() -> ModuleType:

@@ -90,7 +90,7 @@ def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: Mask
     """
     single, trusted = contrast(depth, ray_depth, trusted)
     unit = max(1, round(max(single.shape[1:]) / 128))
-    total, count = _around(torch.stack((single, trusted.float())), _odd(_PATCH * unit), torch.add)
+    total, count = around(torch.stack((single, trusted.float())), _odd(_PATCH * unit), torch.add)
     mean = total / count.clamp_min(1)
     noise = _noise_unit(torch.cat((single, mean)), torch.cat((trusted, trusted)), options)
     single_noise, mean_noise = noise.chunk(2)
@@ -100,12 +100,12 @@ def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: Mask
     # The contrast of the region that each pixel belongs to; 0 outside.
     region = torch.where(weak & (mean > options.high * mean_noise), mean, 0.0)
     for _ in range(options.reach):
-        near = torch.maximum(_FADE * _around(region, _odd(_STEP * unit), torch.maximum), region)
+        near = torch.maximum(_FADE * around(region, _odd(_STEP * unit), torch.maximum), region)
         region = near.masked_fill_(near >= highest, 0.0)
     width = _odd((options.min_width - 1) * unit)
     # Opened, so that specks go, then closed, so that holes go; the two dilations between are one of twice the reach.
-    core = ~_around(region <= 0, width, torch.maximum)
-    return ~_around(~_around(core, 2 * width - 1, torch.maximum), width, torch.maximum)
+    core = ~around(region <= 0, width, torch.maximum)
+    return ~around(~around(core, 2 * width - 1, torch.maximum), width, torch.maximum)
 
 
 def stillness(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
@@ -126,7 +126,7 @@ def _odd(length: int) -> int:
     return 2 * (length // 2) + 1
 
 
-def _around(values: Tensor, size: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def around(values: Tensor, size: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """`combine` (a sum, a maximum) of size x size pixels around each of (..., H, W), `size` odd, those beyond the
     border counted as 0 or False."""
     half = size // 2

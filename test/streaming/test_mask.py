@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raymap3r_ros.streaming import MaskOptions
-from raymap3r_ros.streaming.mask import _around, moving_mask, static_centre, static_noise, stillness
+from raymap3r_ros.streaming.mask import around, moving_mask, static_centre, static_noise, stillness
 
 SIZE = (96, 128)
 
@@ -133,11 +133,11 @@ def test_the_static_part_is_found_beside_a_large_majority():
 def test_windows_are_those_of_pooling_layers(size: int):
     values = torch.rand(2, 20, 31, generator=torch.Generator().manual_seed(0))
     pooled = torch.nn.functional.max_pool2d(values, size, stride=1, padding=size // 2)
-    assert torch.equal(_around(values, size, torch.maximum), pooled)
+    assert torch.equal(around(values, size, torch.maximum), pooled)
     thin = values > 0.99
-    assert torch.equal(_around(thin, size, torch.maximum), pooled > 0.99)
+    assert torch.equal(around(thin, size, torch.maximum), pooled > 0.99)
     mean = torch.nn.functional.avg_pool2d(values, size, stride=1, padding=size // 2)
-    torch.testing.assert_close(_around(values, size, torch.add) / size**2, mean)
+    torch.testing.assert_close(around(values, size, torch.add) / size**2, mean)
 
 
 def test_stillness_is_high_on_the_static_scene_low_on_movers_and_not_biased():

@@ -1,0 +1,89 @@
+"""What the launch files share. Only launch files import this: launch comes with a ROS distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.action import Action
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction, SetEnvironmentVariable
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription
+from raymap3r_ros.node.transport import profile_environment
+
+TRUTH = ["true", "false", "True", "False"]
+
+
+def declare(arguments: Mapping[str, tuple[str | None, str]]) -> list[Action]:
+    """Declare arguments, each with its default (None: it must be given) and description, and set the Fast DDS profile
+    unless the user has chosen a transport."""
+    declared = [
+        DeclareLaunchArgument(
+            name,
+            default_value=default,
+            description=description,
+            choices=TRUTH if default in TRUTH else None,
+        )
+        for name, (default, description) in arguments.items()
+    ]
+    return [*declared, OpaqueFunction(function=_transport)]
+
+
+def _transport(context: LaunchContext) -> list[Action]:
+    return [SetEnvironmentVariable(name, value) for name, value in profile_environment(context.environment).items()]
+
+
+def read(context: LaunchContext, arguments: Mapping[str, tuple[str | None, str]]) -> dict[str, str]:
+    """The arguments as text. Raises FileNotFoundError where `params_file`, one of them, is no file."""
+    values = {name: LaunchConfiguration(name).perform(context) for name in arguments}
+    if not Path(values["params_file"]).is_file():
+        raise FileNotFoundError(f"params_file is {values['params_file']!r}, which is not a file")
+    return values
+
+
+def is_true(text: str) -> bool:
+    """Whether an argument that is one of TRUTH is true."""
+    return text.lower() == "true"
+
+
+def mapper_beside(
+    stream: Path,
+    defaults: Mapping[str, str],
+    frame_id: DeclareLaunchArgument,
+    *,
+    package: str,
+    executable: str,
+    name: str,
+    inputs: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    frames: Sequence[str],
+) -> LaunchDescription:
+    """The launch file `stream` with other `defaults` of its arguments, and a mapper's node that is fed by it.
+
+    `inputs`: the mapper's topics, and the stream node's that they are taken from; `frames`: the mapper's parameters
+    that name the frame of argument `frame_id`.
+    """
+    node = [LaunchConfiguration("namespace"), "/", LaunchConfiguration("name"), "/"]
+    return LaunchDescription(
+        [
+            *(DeclareLaunchArgument(key, default_value=value) for key, value in defaults.items()),
+            frame_id,
+            IncludeLaunchDescription(PythonLaunchDescriptionSource(str(stream))),
+            Node(
+                package=package,
+                executable=executable,
+                name=name,
+                parameters=[
+                    dict(parameters),
+                    {"use_sim_time": LaunchConfiguration("use_sim_time")},
+                    dict.fromkeys(frames, LaunchConfiguration("frame_id")),
+                ],
+                remappings=[(theirs, [*node, ours]) for theirs, ours in inputs.items()],
+                output="screen",
+            ),
+        ]
+    )
