@@ -8,9 +8,11 @@ import threading
 import time
 
 import numpy as np
+import pytest
 import rclpy
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import EventHandler
 from rclpy.exceptions import InvalidHandle
 from rclpy.parameter import Parameter
@@ -181,6 +183,51 @@ def test_subscription_that_is_taken_back_while_the_executor_lists_all(ros, monke
     executor.shutdown()
     node.destroy_node()
     assert ticks and raised
+
+
+def test_messages_are_taken_in_while_every_thread_is_busy(ros):
+    """Those of a camera must not wait for a map that is being saved."""
+    node, busy, done = rclpy.create_node("busy"), threading.Event(), threading.Event()
+    taken = []
+
+    def keep_busy() -> None:
+        busy.set()
+        done.wait(ANSWER_LIMIT)
+
+    node.create_subscription(Image, "image", taken.append, 1, callback_group=MutuallyExclusiveCallbackGroup())
+    publisher = node.create_publisher(Image, "image", 1)
+    for _ in range(2):
+        node.create_timer(0.001, keep_busy, callback_group=MutuallyExclusiveCallbackGroup())
+    executor = Executor(num_threads=2)
+    executor.add_node(node)
+    deadline = time.monotonic() + ANSWER_LIMIT
+    while not taken and time.monotonic() < deadline:
+        executor.spin_once(timeout_sec=0.1)
+        if busy.is_set():
+            publisher.publish(Image())
+    assert taken and not done.is_set()
+    done.set()
+    executor.shutdown()
+    node.destroy_node()
+
+
+def test_error_in_a_message_callback_ends_the_spinning(ros):
+    node = rclpy.create_node("broken")
+
+    def break_down(_: Image) -> None:
+        raise ZeroDivisionError("as a test")
+
+    node.create_subscription(Image, "image", break_down, 1)
+    publisher = node.create_publisher(Image, "image", 1)
+    executor = Executor(num_threads=2)
+    executor.add_node(node)
+    deadline = time.monotonic() + ANSWER_LIMIT
+    with pytest.raises(ZeroDivisionError, match="as a test"):
+        while time.monotonic() < deadline:
+            publisher.publish(Image())
+            executor.spin_once(timeout_sec=0.1)
+    executor.shutdown()
+    node.destroy_node()
 
 
 def test_configure_and_cleanup(make_bench, sized):
