@@ -50,6 +50,7 @@ NEAR_SHARE = 0.03  # of the beam that a surface must fill to be what the sensor 
 NEAR_DEPTH = 1.25  # farther than the nearest by this factor is another surface
 MAX_MOVING = 0.03  # share of the beam that may move ...
 MIN_USABLE = 0.5  # ... and that must be known
+MAX_SQUINT = math.radians(10)  # between the sensor's direction and the camera's
 LONGEST_LENS = 2.0  # focal length over the image's long edge, up to which the whole beam is looked at
 SAMPLES_ACROSS = 64  # rows and columns looked at
 
@@ -284,7 +285,6 @@ class RangeReading:
     low: float  # limits of the sensor
     high: float
     field_of_view: float  # full angle of the beam
-    ahead: float = 0.0  # how far the sensor sits ahead of the camera
 
     @property
     def valid(self) -> bool:
@@ -294,6 +294,8 @@ class RangeReading:
 
 class RangeMatcher(_Matcher):
     """Observations from a range sensor's readings and `distance_ahead` of the frames."""
+
+    ahead = 0.0  # metres from the camera's centre to where the sensor's distances begin, along the optical axis
 
     def add(self, reading: RangeReading) -> None:
         """Take in a reading; one that measured nothing is left out."""
@@ -306,9 +308,9 @@ class RangeMatcher(_Matcher):
             return None
         nearest, reading = min(pair, key=lambda sample: abs(sample[0] - stamp))
         distance, uncertainty = (float(number) for number in frame)
-        if abs(nearest - stamp) > MAX_AGE or not distance > 0 or not reading.distance + reading.ahead > 0:
+        if abs(nearest - stamp) > MAX_AGE or not distance > 0 or not reading.distance + self.ahead > 0:
             return None
-        log_scale = math.log((reading.distance + reading.ahead) / distance)
+        log_scale = math.log((reading.distance + self.ahead) / distance)
         return Observation(stamp, log_scale, math.hypot(DEVIATION, uncertainty))
 
 
@@ -528,6 +530,7 @@ class MetricScale:
         self._ranges = RangeMatcher()
         self._odometry = OdometryMatcher()
         self._beam: float | None = None
+        self._ranger_usable = True
         self._lock = threading.Lock()
 
     def mount_camera(self, base_from_camera: np.ndarray) -> None:
@@ -535,12 +538,26 @@ class MetricScale:
 
         Raises InputError where it is no pose.
         """
-        pose = np.asarray(base_from_camera, np.float64)
-        if pose.shape != (4, 4) or not np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-3):
-            raise InputError(f"the camera's pose in the base frame is no (4, 4) pose: {pose.tolist()}")
+        pose = _checked_pose(base_from_camera, "the camera's pose in the base frame")
         with self._lock:
             self._odometry.mount = pose[:3, 3]
         self.up = tuple(pose[2, :3].tolist())
+
+    def mount_ranger(self, camera_from_ranger: np.ndarray) -> None:
+        """The range sensor's pose (4, 4) in the camera's optical frame; it measures along its own x axis.
+
+        Raises InputError where it is no pose, or where the sensor looks elsewhere: its readings are of no use then.
+        """
+        pose = _checked_pose(camera_from_ranger, "the range sensor's pose in the camera's frame")
+        angle = math.acos(np.clip(pose[2, 0], -1.0, 1.0))
+        self._ranger_usable = angle <= MAX_SQUINT
+        if not self._ranger_usable:
+            raise InputError(
+                f"the range sensor looks {math.degrees(angle):.0f} degrees away from the camera's axis (along x of "
+                f"its own frame); allowed: up to {math.degrees(MAX_SQUINT):.0f}"
+            )
+        with self._lock:
+            self._ranges.ahead = float(pose[2, 3])
 
     def add_range(self, reading: RangeReading) -> None:
         """Take in a reading of the range sensor."""
@@ -565,7 +582,7 @@ class MetricScale:
         maps = result.points, result.confidence, result.dynamic_mask
         if self.options.source == "height":
             return height_above_floor(*maps, min_confidence, self.up)
-        if self.options.source == "range" and self._beam is not None:
+        if self.options.source == "range" and self._beam is not None and self._ranger_usable:
             return distance_ahead(*maps, self._beam, min_confidence)
         return None
 
@@ -590,3 +607,11 @@ class MetricScale:
         height, roughness = (float(number) for number in seen)
         log_scale = math.log(self.options.camera_height / height)
         return [Observation(stamp, log_scale, math.hypot(DEVIATION, roughness))]
+
+
+def _checked_pose(pose: np.ndarray, what: str) -> np.ndarray:
+    """The pose in float64. Raises InputError where it is none."""
+    pose = np.asarray(pose, np.float64)
+    if pose.shape != (4, 4) or not np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-3):
+        raise InputError(f"{what} is no (4, 4) pose: {pose.tolist()}")
+    return pose

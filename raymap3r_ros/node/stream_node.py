@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,7 +43,7 @@ from raymap3r_ros.node.saving import Saved, save
 from raymap3r_ros.node.shared import SharedNetworks
 from raymap3r_ros.recording.rectify import CameraCalibration, names_rectified
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
-from raymap3r_ros.streaming.together import Together
+from raymap3r_ros.streaming.together import Together, step_of, warm_up
 
 try:
     from rclpy.event_handler import QoSMessageLostInfo, SubscriptionEventCallbacks
@@ -181,7 +179,7 @@ class StreamNode(LifecycleNode):
         self._stream = Stream(network, stream_options)
         if not self._stream.network.trained:
             self.get_logger().warning(self._stream.network.source)
-        _warm_up(self._stream, self._together, 0 if self._shared is None else self._shared.cameras)
+        warm_up(self._stream, self._together, 1 if self._shared is None else self._shared.cameras)
         self.get_logger().info(f"{self._stream.network.source} runs on {self._stream.device}")
         self._notes.forget()
         self._rule = self._intrinsics_from = ""
@@ -195,8 +193,10 @@ class StreamNode(LifecycleNode):
         self._scale = MetricScale(options.scale)
         self._scale_estimate: ScaleEstimate | None = None
         self._camera_mounted = False
+        self._ranger = ""  # frame of the range sensor, until it is known where that sits
+        self._ranger_mounted = False
         self._buffer.clear()
-        if options.tf_mode != "camera" or options.scale.source in ("odometry", "height"):
+        if options.tf_mode != "camera" or options.scale.source != "fixed":
             self._transforms = TransformListener(self._buffer, self)
         self._look_up = partial(look_up, self._buffer)
         self._frames = Frames(_frame_names(options), self._look_up)
@@ -335,6 +335,7 @@ class StreamNode(LifecycleNode):
         if not 0 <= message.field_of_view <= math.pi:
             self._notes.warn(f"range left aside: its field_of_view is {message.field_of_view:g} rad; allowed: 0 to pi")
             return
+        self._ranger = message.header.frame_id
         self._scale.add_range(
             RangeReading(
                 conversions.seconds(message.header.stamp),
@@ -479,7 +480,7 @@ class StreamNode(LifecycleNode):
         maps = self._maps.wants(seconds, options)
         motion = maps or not wanted.isdisjoint(MOTION_TOPICS) or options.scale.source in ("range", "height")
         stepped = time.monotonic()
-        result = _step_of(self._stream, self._together)(image, seconds, intrinsics, motion=motion)
+        result = step_of(self._stream, self._together)(image, seconds, intrinsics, motion=motion)
         returned = time.monotonic()
         if result.reset:
             self._reset_reason = forget or result.reset_reason
@@ -521,13 +522,8 @@ class StreamNode(LifecycleNode):
     def _place(self, glance: Glance, stamp: Time, camera_frame: str, new_world: bool) -> Sight:
         """Find out how long the stream's metre is, and where the camera is in the frames that are published."""
         seconds = conversions.seconds(stamp)
-        if self._transforms is not None and not self._camera_mounted:
-            try:
-                mount = self._look_up(self._options.base_frame, camera_frame, stamp, MOUNT_AGE)
-                self._scale.mount_camera(mount)
-                self._camera_mounted = True
-            except TransformError:
-                pass  # scale is found without it; a mode that cannot be without says so below
+        if self._transforms is not None:
+            self._look_for_mounts(camera_frame, stamp)
         self._scale_estimate = self._scale.update(seconds, glance.pose, glance.seen_scale)
         scale = self._scale_estimate.factor
         pose = glance.pose.copy()
@@ -542,6 +538,24 @@ class StreamNode(LifecycleNode):
             self._notes.warn(f"nothing is published in the world: {error}")
             placement = None
         return Sight(stamp, camera_frame, scale, placement)
+
+    def _look_for_mounts(self, camera_frame: str, stamp: Time) -> None:
+        """Where camera and range sensor sit, once tf2 knows it: scale is found without, but not as well."""
+        if not self._camera_mounted:
+            try:
+                mount = self._look_up(self._options.base_frame, camera_frame, stamp, MOUNT_AGE)
+                self._scale.mount_camera(mount)
+                self._camera_mounted = True
+            except TransformError:
+                pass  # a mode that cannot be without says so itself
+        if self._ranger and not self._ranger_mounted:
+            try:
+                self._scale.mount_ranger(self._look_up(camera_frame, self._ranger, stamp, MOUNT_AGE))
+                self._ranger_mounted = True
+            except TransformError:
+                pass  # it is taken to sit where the camera sits
+            except InputError as error:
+                self._notes.fail(f"scale.source is range, but {error}", throttle=True)
 
     def _node_options(self) -> NodeOptions:
         options = parameters.read(self, NodeOptions)
@@ -599,28 +613,6 @@ def _leave_a_core_free() -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
-
-
-def _step_of(stream: Stream, together: Together | None) -> Callable[..., StepResult]:
-    """How a stream is stepped: alone, or with those that share its network."""
-    return stream.step if together is None else partial(together.step, stream)
-
-
-def _warm_up(stream: Stream, together: Together | None, cameras: int) -> None:
-    """Find out now, not at the first image, whether the network runs at all; on a GPU, also load every kernel and
-    record the graphs of 4:3 images: with and without camera_info, with and without listeners to what moves, and of
-    up to so many cameras that share a network."""
-    side = stream.options.image_size or stream.network.config.image_size
-    image = np.full((side * 3 // 4, side, 3), 128, np.uint8)
-    intrinsics = np.array([[side, 0.0, side / 2], [0.0, side, side * 3 / 8], [0.0, 0.0, 1.0]])
-    frames = METHOD.router_last_frame + 5 if stream.device.type == "cuda" else 1
-    step = _step_of(stream, together)
-    for index in range(frames):
-        step(image, intrinsics=intrinsics if index % 4 > 1 else None, motion=index % 2 == 0)
-    if together is not None and stream.device.type == "cuda":
-        for given, motion in itertools.product((None, intrinsics), (True, False)):
-            together.warm_up(stream, cameras, image, given, motion=motion)
-    stream.reset()
 
 
 def _intrinsics_origin(known: bool, info_arrived: bool) -> str:

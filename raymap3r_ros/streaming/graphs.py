@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_KEPT = 4  # graphs: each holds the memory of a whole frame
+# Graphs: each holds a whole frame's results. A node of one image size needs them with and without given intrinsics,
+# each for frames of which motion is asked, of which it is not, and for those between that ask no rays.
+_KEPT = 6
 
 Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
@@ -24,7 +26,7 @@ class Graphs:
 
     def __init__(self, capture: Capture | None = None) -> None:
         """`capture` turns a function without arguments into a function that repeats it in place, and its result."""
-        self._capture = capture or _CudaCapture()
+        self._capture = capture or CudaCapture()
         self._recorded: dict[Any, _Recorded] = {}
         self._usable = True
 
@@ -69,7 +71,7 @@ class _Recorded:
         return copy_of(self._outputs), self._state
 
 
-class _CudaCapture:
+class CudaCapture:
     """Records CUDA graphs that share their working memory: they never run at the same time."""
 
     def __init__(self) -> None:

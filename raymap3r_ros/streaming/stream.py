@@ -129,6 +129,11 @@ class Stream:
         if self.options.execution == "compile":
             network.compile_hot_parts()
 
+    @property
+    def records_graphs(self) -> bool:
+        """Whether steady frames are recorded once and then replayed, as on a GPU: `warm_up` is worth its time."""
+        return self._graphs is not None
+
     def reset(self) -> None:
         """Forget everything: the next frame starts a new world."""
         self._state = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network
-from raymap3r_ros.streaming.graphs import Capture, Graphs, map_tensors
+from raymap3r_ros.streaming.graphs import Capture, CudaCapture, Graphs, map_tensors
 from raymap3r_ros.streaming.result import Estimate, StepResult
 from raymap3r_ros.streaming.stream import Frame, Stream, StreamState
 from raymap3r_ros.streaming.timing import StageTimer
@@ -56,7 +58,7 @@ class Together:
         """`capture` replaces the recording of CUDA graphs, see `Graphs`."""
         self.network = network
         self.patience = patience
-        self._capture = capture
+        self._capture = capture or CudaCapture()  # one for all batches: they share its memory
         self._records = capture is not None or next(network.parameters()).device.type == "cuda"
         self._graphs: dict[int, Graphs] = {}  # by the number of cameras, so that one does not displace another
         self._largest = sys.maxsize  # batch that is tried
@@ -222,6 +224,34 @@ class Together:
         if not self._records:
             return None
         return self._graphs.setdefault(cameras, Graphs(self._capture))
+
+
+def step_of(stream: Stream, together: Together | None) -> Callable[..., StepResult]:
+    """How a stream is stepped: alone, or with those that share its network."""
+    return stream.step if together is None else partial(together.step, stream)
+
+
+def warm_up(stream: Stream, together: Together | None = None, cameras: int = 1) -> None:
+    """Find out before the first image whether the network runs at all; the stream then knows as little as before.
+
+    On a GPU, also load every kernel and record the graphs of 4:3 images: with and without given intrinsics, with and
+    without motion, in frames that ask the rays and in those between, and of up to so many `cameras` that share a
+    network.
+    """
+    side = stream.options.image_size or stream.network.config.image_size
+    image = np.full((side * 3 // 4, side, 3), 128, np.uint8)
+    step = step_of(stream, together)
+    step(image)
+    if stream.records_graphs:
+        for _ in range(stream.method.router_last_frame):
+            step(image)
+        intrinsics = np.array([[side, 0.0, side / 2], [0.0, side, side * 3 / 8], [0.0, 0.0, 1.0]])
+        for given, motion in itertools.product((None, intrinsics), (True, False)):
+            for _ in range(stream.options.ray_interval):
+                step(image, intrinsics=given, motion=motion)
+                if together is not None:
+                    together.warm_up(stream, cameras, image, given, motion=motion)
+    stream.reset()
 
 
 def _groups(requests: Sequence[_Request]) -> list[list[_Request]]:

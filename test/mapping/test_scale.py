@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.mapping import scale
@@ -242,11 +243,44 @@ def test_readings_are_those_of_the_images_time():
     matcher = RangeMatcher()
     matcher.add(RangeReading(1.0, 2.0, 0.1, 4.0, BEAM))
     assert matcher.match(1.04, np.array((1.0, 0.01))) == []  # the next reading may be nearer in time
-    matcher.add(RangeReading(1.05, 3.0, 0.1, 4.0, BEAM, ahead=0.5))
+    matcher.add(RangeReading(1.05, 3.0, 0.1, 4.0, BEAM))
     (found,) = matcher.match(1.5, np.array((1.0, 0.01)))
-    assert (found.stamp, found.log_scale) == (1.04, pytest.approx(math.log(3.5)))
+    assert (found.stamp, found.log_scale) == (1.04, pytest.approx(math.log(3.0)))
     matcher.add(RangeReading(2.0, 2.0, 0.1, 4.0, BEAM))
     assert matcher.match(2.0, np.array((1.0, 0.01)))[0].stamp == 2.0  # nothing was measured near 1.5
+
+
+def ranger(z, degrees=0.0):
+    """Pose of a sensor in the camera's optical frame: `z` metres ahead, looking so far to the right."""
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_euler("y", degrees, degrees=True).as_matrix() @ OPTICAL.T
+    pose[:3, 3] = 0.1, 0.05, z
+    return pose
+
+
+def test_range_sensor_that_sits_elsewhere():
+    """A wall 4 m from the camera, 2 of the network's metres; closed form."""
+    for z in (-0.5, 0.0, 1.0):
+        metric = MetricScale(ScaleOptions(source="range"))
+        metric.mount_ranger(ranger(z))
+        for second in range(20):
+            metric.add_range(RangeReading(float(second), 4.0 - z, 0.1, 10.0, 0.05))
+            seen = metric.look(as_seen(wall(2.0, SIZE, 60.0)), 1.5).numpy()
+            estimate = metric.update(float(second), np.eye(4), seen)
+        assert estimate.known and estimate.factor == pytest.approx(2.0, rel=1e-3)
+
+
+def test_range_sensor_that_looks_elsewhere():
+    metric = MetricScale(ScaleOptions(source="range"))
+    metric.add_range(RangeReading(0.0, 4.0, 0.1, 10.0, 0.05))
+    seen = as_seen(wall(2.0, SIZE, 60.0))
+    with pytest.raises(InputError, match=r"looks 90 degrees away .*; allowed: up to 10"):
+        metric.mount_ranger(ranger(0.0, 90.0))
+    assert metric.look(seen, 1.5) is None
+    metric.mount_ranger(ranger(0.0, -9.0))
+    assert metric.look(seen, 1.5) is not None
+    with pytest.raises(InputError, match=r"no \(4, 4\) pose"):
+        metric.mount_ranger(np.full((4, 4), np.nan))
 
 
 def true_range(depth, intrinsics, beam):

@@ -217,9 +217,17 @@ def test_scale_from_a_range_sensor(make_bench, room):
     bench.start("depth", "pose")
     bench.advertise(Range, "range", QoSProfile(depth=10))
     truth = 3.0  # what the sensor says is three times what the network believes; taken from its own depth below
+    ahead = 2.0  # metres: where the sensor sits, measuring along its x axis
+    ranger = np.eye(4)
+    ranger[:3, :3] = geometry.ROS_FROM_OPTICAL.T
+    ranger[2, 3] = ahead
+    broadcaster = StaticTransformBroadcaster(bench.probe)
+    broadcaster.sendTransform(conversions.transform_message(Header(frame_id="camera"), "ranger", ranger))
+    bench.wait(lambda: bench.node._look_up.args[0].can_transform("camera", "ranger", Time()), "the sensor's place")
     show(bench, room[:1])
     believed = float(np.frombuffer(bench.messages["depth"][0].data, np.float32).reshape(48, 64)[23:25, 31:33].mean())
-    reading = Range(field_of_view=0.05, min_range=0.01, max_range=100.0, range=truth * believed)
+    reading = Range(field_of_view=0.05, min_range=0.01, max_range=100.0, range=truth * believed - ahead)
+    reading.header.frame_id = "ranger"
     for index in range(1, 200):
         reading.header.stamp = bench.stamp(index / 5)
         bench._publishers["range"].publish(reading)

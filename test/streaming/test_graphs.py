@@ -14,6 +14,7 @@ from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions
 from raymap3r_ros.streaming.graphs import Graphs
 from raymap3r_ros.streaming.result import Estimate, pack, unpack
+from raymap3r_ros.streaming.together import warm_up
 
 METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
 
@@ -109,11 +110,27 @@ def test_only_a_few_recordings_are_kept(network: Network, images: np.ndarray):
     stream, capture = recorded_stream(network, StreamOptions())
     for image in images[:6]:
         stream.step(image)
-    for strength in (3.0, 4.0, 5.0, 6.0, 7.0):
+    for strength in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0):
         mask = dataclasses.replace(stream.options.mask, high=strength)
         stream.options = dataclasses.replace(stream.options, mask=mask)
         stream.step(images[7])
-    assert capture.recorded == 6 and len(stream._graphs._recorded) == 4
+    assert capture.recorded == 8 and len(stream._graphs._recorded) == 6
+
+
+@pytest.mark.parametrize("ray_interval", (1, 3))
+def test_after_the_warm_up_nothing_is_left_to_record(network: Network, images: np.ndarray, ray_interval: int):
+    """Every kind of frame that a camera can ask for: with and without camera_info and listeners, in any order."""
+    stream, capture = recorded_stream(network, StreamOptions(ray_interval=ray_interval))
+    warm_up(stream)
+    assert stream.snapshot() is None  # the first image starts a world
+    recorded = capture.recorded
+    assert recorded == (6 if ray_interval > 1 else 4)
+    intrinsics = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
+    rng = np.random.default_rng(1)
+    for index in range(METHOD_SOON.router_last_frame + 30):
+        given = intrinsics if rng.integers(2) else None
+        stream.step(images[index % len(images)], intrinsics=given, motion=bool(rng.integers(2)))
+    assert capture.recorded == recorded
 
 
 class HostCopies(TorchDispatchMode):
