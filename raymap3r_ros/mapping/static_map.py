@@ -195,7 +195,7 @@ class StaticMap:
             self.voxel_size = float(depth.flatten()[kept].median() / camera[0, 0])
         pose = pose.float()
         rotation, position = pose[:3, :3], pose[:3, 3:]
-        # Of few rows and many columns, which a CPU multiplies several times faster than the other way round.
+        # Of few rows and many columns, which suits a CPU better than the other way round.
         world = (rotation @ points.flatten(0, 1).index_select(0, kept).mT + position).mT
         found = _voxels_of(world, image.flatten(0, 1).index_select(0, kept), self.voxel_size, self._frame)
 

@@ -114,7 +114,7 @@ def millimetres(depth: np.ndarray) -> np.ndarray:
 def write_depth(folder: Path, index: int, depth: np.ndarray) -> None:
     """`depth` (H, W) metres: a 16-bit PNG of `millimetres`, and float32 as it is."""
     _write_png(folder / DEPTH_FOLDER / f"{index:06d}.png", millimetres(depth))
-    # Not compressed: noise in the low bits lets zlib save 13 % for eight times the time.
+    # Not compressed: noise in the low bits leaves little to save.
     with whole_file(folder / DEPTH_FOLDER / f"{index:06d}.npz") as partial:
         np.savez(partial, depth=depth.astype(np.float32, copy=False))
 
