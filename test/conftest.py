@@ -76,6 +76,32 @@ def shared() -> Path:
     pytest.skip(f"the reference data are not here: no folder {ROOT.parent / 'shared'}")
 
 
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A network that takes no time."""
+    from raymap3r_ros.network import NetworkConfig
+
+    return NetworkConfig(
+        image_size=32,
+        patch_size=8,
+        encoder_width=16,
+        encoder_depth=1,
+        encoder_heads=2,
+        ray_encoder_depth=1,
+        ray_encoder_heads=2,
+        decoder_width=16,
+        decoder_depth=2,
+        decoder_heads=2,
+        state_heads=4,
+        state_tokens=6,
+        memory_slots=4,
+        memory_depth=1,
+        memory_heads=2,
+        modulation_depth=1,
+        head_type="linear",
+    )
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers in every run."""

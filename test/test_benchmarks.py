@@ -19,25 +19,6 @@ from raymap3r_ros.network import NetworkConfig, load_network, save_network, untr
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, cameras
 from raymap3r_ros.synthetic import suite_sequence
 
-TINY = NetworkConfig(
-    image_size=32,
-    patch_size=8,
-    encoder_width=16,
-    encoder_depth=1,
-    encoder_heads=2,
-    ray_encoder_depth=1,
-    ray_encoder_heads=2,
-    decoder_width=16,
-    decoder_depth=2,
-    decoder_heads=2,
-    state_heads=4,
-    state_tokens=6,
-    memory_slots=4,
-    memory_depth=1,
-    memory_heads=2,
-    modulation_depth=1,
-    head_type="linear",
-)
 CPU = torch.device("cpu")
 
 
@@ -48,10 +29,10 @@ def scripts(benchmark_script):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tiny_config: NetworkConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with a network that takes no time."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_network(untrained_network(TINY), path)
+    save_network(untrained_network(tiny_config), path)
     return path
 
 

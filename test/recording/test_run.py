@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.network import load_network
 from raymap3r_ros.recording import CloudOptions, open_recording, run, run_recording
 from raymap3r_ros.recording.run import UNTRAINED_WARNING
 from raymap3r_ros.streaming import Stream, StreamOptions
@@ -20,20 +19,6 @@ from raymap3r_ros.streaming import Stream, StreamOptions
 OPTIONS = StreamOptions(image_size=64, reset_interval=6)
 CLOUD = CloudOptions(confidence_threshold=1.0)
 COUNT = 8
-
-
-@pytest.fixture(scope="module")
-def network():
-    return load_network("mini")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (120, 220, 3), dtype=np.uint8), (0, 0), 4)
-    for index in range(COUNT):
-        cv2.imwrite(str(folder / f"{index}.png"), noise[:, 4 * index : 4 * index + 160])
-    return folder
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 
 from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError, Raymap3rError
-from raymap3r_ros.network import load_network
 from raymap3r_ros.recording import CloudOptions, open_recording, run_recording
 from raymap3r_ros.recording.view import RerunView
 from raymap3r_ros.streaming import StreamOptions
@@ -36,20 +35,6 @@ def read(file):
         entity: {name: sorted(rows, key=lambda row: row[0] or 0) for name, rows in components.items()}
         for entity, components in values.items()
     }
-
-
-@pytest.fixture(scope="module")
-def network():
-    return load_network("mini")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (120, 220, 3), dtype=np.uint8), (0, 0), 4)
-    for index in range(COUNT):
-        cv2.imwrite(str(folder / f"{index}.png"), noise[:, 4 * index : 4 * index + 160])
-    return folder
 
 
 @pytest.fixture(scope="module")

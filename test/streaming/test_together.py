@@ -25,25 +25,6 @@ from raymap3r_ros.network import Network, NetworkConfig, save_network, untrained
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.together import Together
 
-TINY = NetworkConfig(
-    image_size=32,
-    patch_size=8,
-    encoder_width=16,
-    encoder_depth=1,
-    encoder_heads=2,
-    ray_encoder_depth=1,
-    ray_encoder_heads=2,
-    decoder_width=16,
-    decoder_depth=2,
-    decoder_heads=2,
-    state_heads=4,
-    state_tokens=6,
-    memory_slots=4,
-    memory_depth=1,
-    memory_heads=2,
-    modulation_depth=1,
-    head_type="linear",
-)
 METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
 STEADY = METHOD_SOON.router_last_frame + 1  # first frame that may run in a batch
 FOREVER = 1e4  # times the last round, which takes some milliseconds: longer than LIMIT
@@ -52,8 +33,8 @@ TENSORS = [field.name for field in dataclasses.fields(StepResult) if field.type 
 
 
 @pytest.fixture(scope="module")
-def network():
-    return untrained_network(TINY, seed=5).eval().requires_grad_(False)
+def network(tiny_config: NetworkConfig):
+    return untrained_network(tiny_config, seed=5).eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -386,7 +367,7 @@ def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Networ
 
 
 def test_a_stream_with_another_network_is_refused(network: Network):
-    stranger = Stream(untrained_network(TINY).eval(), method=METHOD_SOON)
+    stranger = Stream(untrained_network(network.config).eval(), method=METHOD_SOON)
     with pytest.raises(OptionError, match="network of its own"):
         Together(network).step(stranger, frames(1, 0)[0])
 
@@ -502,8 +483,10 @@ def test_timings_tell_what_the_company_cost(network: Network):
 # --- the benchmark ------------------------------------------------------------------------------------------------
 
 
-def test_the_benchmark_runs(benchmark_script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture):
-    save_network(untrained_network(TINY), tmp_path / "tiny.safetensors")
+def test_the_benchmark_runs(
+    network: Network, benchmark_script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    save_network(network, tmp_path / "tiny.safetensors")
     target = tmp_path / "cameras.json"
     arguments = ["--checkpoint", tmp_path / "tiny.safetensors", "--device", "cpu", "--cameras", 1, 2]
     arguments += ["--frames", 3, "--warmup", 7, "--json", target]
