@@ -43,7 +43,7 @@ help:
 test: $(VENV)/.package
 	@# The script, not `python -m`, which would put the checkout before the installed package.
 	@# Files share the cores; each process has a ROS domain of its own.
-	$(ROS) $(VENV)/bin/pytest test -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(ROS) $(VENV)/bin/pytest test -n auto --dist loadfile --no-loadscope-reorder
 
 faults: $(VENV)/.package
 	$(ROS) $(VENV)/bin/pytest test/faults --long

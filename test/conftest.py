@@ -41,6 +41,12 @@ os.environ.setdefault("ROS_LOG_DIR", _log_dir.name)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: many tests wait for the processes that they have started, or for messages."""
+    return min(4, len(os.sched_getaffinity(0)) + 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest files first: one that begins when all others are done would run alone.
     first = ("test_golden.py", "test_demo.py", "test_replay.py")

@@ -1,21 +1,11 @@
 """Parity with the public code, on the golden case of the reference data; and the checker itself."""
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-
-@pytest.fixture(autouse=True)
-def all_cores():
-    """These networks are wide enough to gain from more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
