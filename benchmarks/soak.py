@@ -55,9 +55,11 @@ from raymap3r_ros.node.transport import profile_environment
 
 NAMESPACE = "/raymap3r_soak"
 NODE = f"{NAMESPACE}/raymap3r"
+CAMERA_FRAME = "soak_camera"
 START = 1_700_000_000  # seconds; the first stamp
 RATE = 30  # Hz of the stamps
 IMAGES = 48  # different ones
+MAP_POINTS = 100_000  # at most: full within the warm-up, so that what the map lets go is watched as well
 WINDOW = 2  # frames on their way
 STUCK = 60.0  # seconds without a pose after which the node is given up
 DEPTH = 200  # messages that may wait: the listener must not be what loses them
@@ -147,8 +149,10 @@ def listen(pipe: Connection) -> None:
     told = Told()
     wanted = {**TOPICS, "static_map": MAP_TOPICS["static_map"], "tf": (TFMessage, RELIABLE)}
 
-    def count(topic: str, _: bytes) -> None:
-        counts[topic] += 1
+    def count(topic: str, message: bytes) -> None:
+        # Others of this ROS domain have transforms too.
+        if topic != "tf" or CAMERA_FRAME.encode() in message:
+            counts[topic] += 1
 
     for topic, (kind, qos) in wanted.items():
         own = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=DEPTH, reliability=qos.reliability)
@@ -251,9 +255,10 @@ def soak(args: argparse.Namespace) -> tuple[list[Sample], list[str]]:
         "image_size": args.size,
         "ray_interval": args.ray_interval,
         "every_frame": True,
+        "static_map.max_points": MAP_POINTS,
     }
     images = rendered_room(args.images)
-    messages = [image_message(Header(frame_id="soak_camera"), image, "rgb8") for image in images]
+    messages = [image_message(Header(frame_id=CAMERA_FRAME), image, "rgb8") for image in images]
     to_and_fro = itertools.cycle([*messages, *messages[-2:0:-1]])
     samples: list[Sample] = []
     with (

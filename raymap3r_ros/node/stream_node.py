@@ -200,8 +200,9 @@ class StreamNode(LifecycleNode):
             self._transforms = TransformListener(self._buffer, self)
         self._look_up = partial(look_up, self._buffer)
         self._frames = Frames(_frame_names(options), self._look_up)
-        self._outputs = Outputs(self)
-        self._maps = Maps(self, options, self._map_group)
+        with self._configured:  # who looks at the one looks at the other
+            self._outputs = Outputs(self)
+            self._maps = Maps(self, options, self._map_group)
         self._services_in = [
             self.create_service(Trigger, "~/reset", self._on_reset),
             self.create_service(SetBool, "~/set_paused", self._on_set_paused),

@@ -3,6 +3,7 @@
 import array
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from sensor_msgs_py.point_cloud2 import read_points
 from std_msgs.msg import Header
 
 from raymap3r_ros.network import load_network
-from raymap3r_ros.node import conversions, outputs
+from raymap3r_ros.node import conversions, outputs, stream_node
 from raymap3r_ros.node.frame_queue import DEPTH
 from raymap3r_ros.node.outputs import TOPICS
 
@@ -540,6 +541,23 @@ def test_reset_starts_a_new_world(make_bench):
     first, *_, again = bench.messages["pose"]
     assert numbers(again.pose.position, again.pose.orientation) == numbers(first.pose.position, first.pose.orientation)
     bench.wait_for_told("resets", 1)
+
+
+def test_diagnostics_amid_configure(make_bench, monkeypatch):
+    """The timer may come just when some of what it tells about is there, and some is not."""
+    bench = make_bench()
+    reports = []
+
+    class LateMaps(stream_node.Maps):
+        def __init__(self, *arguments):
+            reports.append(pool.submit(bench.node._report))
+            wait(reports, timeout=0.2)  # it has to wait for us
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(stream_node, "Maps", LateMaps)
+    with ThreadPoolExecutor(1) as pool:
+        assert bench.change_state("configure")
+        reports[0].result(timeout=60.0)
 
 
 def test_memory_that_starts_anew_at_its_interval_keeps_the_world(make_bench):
