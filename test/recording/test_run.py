@@ -151,8 +151,12 @@ def test_second_ctrl_c_stops_at_once(images, network, stepped, tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     stepped.before = twice
-    with pytest.raises(KeyboardInterrupt):
-        run_recording(open_recording(images), network, tmp_path / "out", OPTIONS, progress=False)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_recording(open_recording(images), network, tmp_path / "out", OPTIONS, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert not [name for name in files_in(tmp_path / "out") if "partial" in name]
 
 
