@@ -5,9 +5,6 @@ ros2 launch raymap3r_ros nvblox.launch.py image:=/camera/image_raw camera_info:=
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration
-
 from launch import LaunchDescription
 from raymap3r_ros.node.launching import mapper_beside
 
@@ -43,19 +40,14 @@ FRAMES = (
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, the stream node and nvblox."""
-    frame_id = DeclareLaunchArgument(
-        "frame_id",
-        default_value=LaunchConfiguration("child_frame"),
-        description="frame around which the map is kept: the camera's, or with tf_mode:=base the robot's",
-    )
     return mapper_beside(
         Path(__file__).with_name("stream.launch.py"),
         STREAM,
-        frame_id,
         package="nvblox_ros",
         executable="nvblox_node",
         name="nvblox_node",
         inputs=INPUTS,
         parameters=PARAMETERS,
         frames=FRAMES,
+        frame_description="frame around which the map is kept: the camera's, or with tf_mode:=base the robot's",
     )

@@ -5,9 +5,6 @@ ros2 launch raymap3r_ros octomap.launch.py image:=/camera/image_raw camera_info:
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration
-
 from launch import LaunchDescription
 from raymap3r_ros.node.launching import mapper_beside
 
@@ -22,19 +19,14 @@ FRAMES = ("base_frame_id",)  # parameters that name the frame of the robot, or o
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, the stream node and octomap_server."""
-    frame_id = DeclareLaunchArgument(
-        "frame_id",
-        default_value=LaunchConfiguration("child_frame"),
-        description="frame for the ground filter: the camera's, or with tf_mode:=base the robot's",
-    )
     return mapper_beside(
         Path(__file__).with_name("stream.launch.py"),
         STREAM,
-        frame_id,
         package="octomap_server",
         executable="octomap_server_node",
         name="octomap_server",
         inputs=INPUTS,
         parameters=PARAMETERS,
         frames=FRAMES,
+        frame_description="frame for the ground filter: the camera's, or with tf_mode:=base the robot's",
     )

@@ -5,9 +5,6 @@ ros2 launch raymap3r_ros rtabmap.launch.py image:=/camera/image_raw camera_info:
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration
-
 from launch import LaunchDescription
 from raymap3r_ros.node.launching import mapper_beside
 
@@ -35,19 +32,14 @@ FRAMES = ("frame_id",)  # parameters that name the frame of the robot, or of the
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, the stream node and RTAB-Map."""
-    frame_id = DeclareLaunchArgument(
-        "frame_id",
-        default_value=LaunchConfiguration("child_frame"),
-        description="frame that is localised: the camera's, or with tf_mode:=base the robot's",
-    )
     return mapper_beside(
         Path(__file__).with_name("stream.launch.py"),
         STREAM,
-        frame_id,
         package="rtabmap_slam",
         executable="rtabmap",
         name="rtabmap",
         inputs=INPUTS,
         parameters=PARAMETERS,
         frames=FRAMES,
+        frame_description="frame that is localised: the camera's, or with tf_mode:=base the robot's",
     )

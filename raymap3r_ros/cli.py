@@ -182,8 +182,8 @@ def _add_convert(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
         help="turn the public checkpoint into a safetensors file",
-        description="Turn the public CUT3R checkpoint (.pth) into this package's safetensors format, which "
-        "can execute nothing.",
+        description="Turn the public CUT3R checkpoint (.pth) into this package's safetensors format, which can "
+        "execute nothing.",
     )
     parser.set_defaults(command=_convert)
     parser.add_argument("input", metavar="IN", type=Path, help="the public .pth, or a .safetensors of ours")

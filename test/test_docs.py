@@ -214,20 +214,23 @@ def test_commands_that_are_wrong_are_found(capsys):
     assert sum(len(commands(text, "raymap3r")) for text in PAGES.values()) > 10
 
 
-def launch_arguments(name):
+def launch_arguments(path):
     """Names of the arguments of a launch file, and of the one that it includes; launch itself need not be here."""
     names = set()
-    for node in ast.walk(ast.parse((ROOT / "launch" / name).read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
+        called = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("ARGUMENTS", "STREAM"):
             names.update(key.value for key in node.value.keys)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "DeclareLaunchArgument":
+        elif called == "DeclareLaunchArgument":
             names.update(one.value for one in node.args if isinstance(one, ast.Constant))
-        elif isinstance(node, ast.Constant) and node.value == "stream.launch.py" != name:
-            names |= launch_arguments("stream.launch.py")
+        elif called == "mapper_beside":
+            names |= launch_arguments(ROOT / "raymap3r_ros" / "node" / "launching.py")
+        elif isinstance(node, ast.Constant) and node.value == "stream.launch.py" != path.name:
+            names |= launch_arguments(path.with_name("stream.launch.py"))
     return names
 
 
-LAUNCH = {path.name: launch_arguments(path.name) for path in ROOT.glob("launch/*.launch.py")}
+LAUNCH = {path.name: launch_arguments(path) for path in ROOT.glob("launch/*.launch.py")}
 
 
 @pytest.mark.parametrize("page", PAGES)

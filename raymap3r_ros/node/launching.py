@@ -53,7 +53,6 @@ def is_true(text: str) -> bool:
 def mapper_beside(
     stream: Path,
     defaults: Mapping[str, str],
-    frame_id: DeclareLaunchArgument,
     *,
     package: str,
     executable: str,
@@ -61,17 +60,20 @@ def mapper_beside(
     inputs: Mapping[str, str],
     parameters: Mapping[str, Any],
     frames: Sequence[str],
+    frame_description: str,
 ) -> LaunchDescription:
     """The launch file `stream` with other `defaults` of its arguments, and a mapper's node that is fed by it.
 
     `inputs`: the mapper's topics, and the stream node's that they are taken from; `frames`: the mapper's parameters
-    that name the frame of argument `frame_id`.
+    that name the frame of argument `frame_id`, by default the camera's; `frame_description`: what that is to it.
     """
     node = [LaunchConfiguration("namespace"), "/", LaunchConfiguration("name"), "/"]
     return LaunchDescription(
         [
             *(DeclareLaunchArgument(key, default_value=value) for key, value in defaults.items()),
-            frame_id,
+            DeclareLaunchArgument(
+                "frame_id", default_value=LaunchConfiguration("child_frame"), description=frame_description
+            ),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(stream))),
             Node(
                 package=package,

@@ -193,7 +193,7 @@ class StreamNode(LifecycleNode):
         self._scale = MetricScale(options.scale)
         self._scale_estimate: ScaleEstimate | None = None
         self._camera_mounted = False
-        self._ranger = ""  # frame of the range sensor, until it is known where that sits
+        self._ranger = ""  # frame of the range sensor, once it is heard
         self._ranger_mounted = False
         self._buffer.clear()
         if options.tf_mode != "camera" or options.scale.source != "fixed":
@@ -541,14 +541,14 @@ class StreamNode(LifecycleNode):
         return Sight(stamp, camera_frame, scale, placement)
 
     def _look_for_mounts(self, camera_frame: str, stamp: Time) -> None:
-        """Where camera and range sensor sit, once tf2 knows it: scale is found without, but not as well."""
-        if not self._camera_mounted:
+        """Where what the scale comes from sits, once tf2 knows it: scale is found without, but not as well."""
+        if self._options.scale.source in ("odometry", "height") and not self._camera_mounted:
             try:
                 mount = self._look_up(self._options.base_frame, camera_frame, stamp, MOUNT_AGE)
                 self._scale.mount_camera(mount)
                 self._camera_mounted = True
             except TransformError:
-                pass  # a mode that cannot be without says so itself
+                pass
         if self._ranger and not self._ranger_mounted:
             try:
                 self._scale.mount_ranger(self._look_up(camera_frame, self._ranger, stamp, MOUNT_AGE))

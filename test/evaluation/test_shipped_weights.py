@@ -54,7 +54,7 @@ def test_they_are_good_in_their_room():
     assert not worse, f"allowed: {BOUNDS}"
 
 
-@pytest.mark.parametrize("part", ["ray_encoder", "pose_head"])
+@pytest.mark.parametrize("part", ["decoder.state_blocks", "ray_encoder", "pose_head"])
 def test_a_broken_network_does_not_pass(part: str):
     """Each part of the network matters to one of the bounds at least: turn its weights around."""
     network = load_network()
