@@ -10,7 +10,7 @@ from raymap3r_ros.node.launching import mapper_beside
 
 # Arguments of stream.launch.py that have another default here; all its others may be given too. nvblox leaves out
 # pixels of depth 0 and below, which NaN is not.
-STREAM = {"child_frame": "camera_optical_frame", "depth_encoding": "16UC1"}
+STREAM = {"world_frame": "map", "child_frame": "camera_optical_frame", "depth_encoding": "16UC1"}
 # Topics of nvblox, and the node's that they are taken from.
 INPUTS = {
     "camera_0/depth/image": "depth_static",
@@ -24,7 +24,6 @@ PARAMETERS = {
     "use_color": True,
     "use_lidar": False,
     "input_qos": "SENSOR_DATA",
-    "global_frame": "map",
     "use_tf_transforms": True,
     "use_topic_transforms": False,
     "voxel_size": 0.05,
@@ -36,6 +35,7 @@ FRAMES = (
     "workspace_height_bounds_visualization_attachment_frame_id",
     "ground_plane_visualization_attachment_frame_id",
 )
+WORLDS = ("global_frame",)  # and that of the world
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -49,5 +49,6 @@ def generate_launch_description() -> LaunchDescription:
         inputs=INPUTS,
         parameters=PARAMETERS,
         frames=FRAMES,
+        worlds=WORLDS,
         frame_description="frame around which the map is kept: the camera's, or with tf_mode:=base the robot's",
     )

@@ -10,11 +10,17 @@ from raymap3r_ros.node.launching import mapper_beside
 
 # Arguments of stream.launch.py that have another default here; all its others may be given too. octomap_server takes
 # every point for an obstacle, and casts a ray for each.
-STREAM = {"child_frame": "camera_optical_frame", "points.static_only": "true", "points.stride": "4"}
+STREAM = {
+    "world_frame": "map",
+    "child_frame": "camera_optical_frame",
+    "points.static_only": "true",
+    "points.stride": "4",
+}
 # Topics of octomap_server, and the node's that they are taken from. It asks for sensor data QoS.
 INPUTS = {"cloud_in": "points"}
-PARAMETERS = {"frame_id": "map", "resolution": 0.05, "sensor_model.max_range": 5.0}
+PARAMETERS = {"resolution": 0.05, "sensor_model.max_range": 5.0}
 FRAMES = ("base_frame_id",)  # parameters that name the frame of the robot, or of the camera where it is on its own
+WORLDS = ("frame_id",)  # and that of the world
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -28,5 +34,6 @@ def generate_launch_description() -> LaunchDescription:
         inputs=INPUTS,
         parameters=PARAMETERS,
         frames=FRAMES,
+        worlds=WORLDS,
         frame_description="frame for the ground filter: the camera's, or with tf_mode:=base the robot's",
     )

@@ -11,7 +11,7 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from raymap3r_ros.node.launching import declare, is_true, read
+from raymap3r_ros.node.launching import declare, is_true, read, sim_time, with_pushed
 from raymap3r_ros.node.transport import config_file
 
 ARGUMENTS = {
@@ -32,10 +32,10 @@ ARGUMENTS = {
         "",
         "names of several cameras, front,rear: one process, a node for each, in a namespace of its name",
     ),
-    "rviz": ("false", "show everything in RViz"),
+    "rviz": ("false", "show everything in RViz; the layout is for the node /raymap3r"),
     "params_file": (str(config_file("stream.yaml")), "YAML file with the node's parameters"),
     "autostart": ("true", "configure and activate the node at once"),
-    "use_sim_time": ("false", "take the time from /clock"),
+    "use_sim_time": ("", "true: take the time from /clock; empty: as the parameter file says"),
     "namespace": ("", "namespace of the node and of its topics"),
     "name": ("raymap3r", "name of the node"),
 }
@@ -62,11 +62,11 @@ def _node(context: LaunchContext) -> list[Action]:
         for name, kind in OVERRIDES.items()
         if values[name]
     }
-    overrides["use_sim_time"] = is_true(values["use_sim_time"])
+    clock = sim_time(values["use_sim_time"])
     common = {
         "package": "raymap3r_ros",
         "executable": "stream",
-        "parameters": [values["params_file"], overrides],
+        "parameters": [values["params_file"], overrides, *clock],
         "remappings": [
             ("image", values["image"]),
             ("image/compressed", values["image"] + "/compressed"),
@@ -80,12 +80,16 @@ def _node(context: LaunchContext) -> list[Action]:
     arguments = ["--autostart"] if is_true(values["autostart"]) else []
     if values["cameras"]:
         # Name and namespace would be given to every node of the process: each has its camera's.
-        parent = f"{values['namespace'].strip('/')}/".lstrip("/")
-        names = ",".join(parent + name.strip() for name in values["cameras"].split(","))
-        actions = [Node(**common, arguments=[*arguments, "--cameras", names])]
+        if values["name"] != ARGUMENTS["name"][0]:
+            raise ValueError(f"name is {values['name']!r}; with cameras each node is {ARGUMENTS['name'][0]!r}")
+        parent = with_pushed(context, values["namespace"]).strip("/")
+        names = ",".join("/".join(filter(None, (parent, name.strip()))) for name in values["cameras"].split(","))
+        actions = [Node(**common, namespace="/", arguments=[*arguments, "--cameras", names])]
     else:
         actions = [LifecycleNode(**common, name=values["name"], namespace=values["namespace"], arguments=arguments)]
     if is_true(values["rviz"]):
         layout = str(config_file("raymap3r.rviz"))
-        actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", layout], output="log"))
+        actions.append(
+            Node(package="rviz2", executable="rviz2", arguments=["-d", layout], parameters=clock, output="log")
+        )
     return actions

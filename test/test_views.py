@@ -194,6 +194,12 @@ def test_foxglove_plots_values_that_the_node_tells(foxglove):
         assert float(told[found[2]]) >= 0
 
 
+def test_foxglove_finds_the_status_of_the_node(foxglove):
+    status = Monitor().status(NODE, "active", {"device": "cpu"})
+    panel = foxglove["configById"]["DiagnosticStatusPanel!stream"]
+    assert (panel["selectedHardwareId"], panel["selectedName"]) == (status.hardware_id, status.name)
+
+
 def test_every_panel_of_foxglove_has_one_place(foxglove):
     def places(node):
         return [node] if isinstance(node, str) else places(node["first"]) + places(node["second"])

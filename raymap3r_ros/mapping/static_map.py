@@ -207,6 +207,19 @@ class StaticMap:
         if len(self) > self.max_points:
             self._grow() if self._whole_scene else self._evict(position[:, 0])
 
+    @torch.inference_mode()
+    def resize(self, voxel_size: float) -> None:
+        """Sort the voxels into ones of another size; those that fall into one are merged, none is split."""
+        self.voxel_size = voxel_size
+        before = self._voxels
+        keys, _ = _keys(before.means[:, :3], voxel_size)
+        keys, group, means, weight = _averages(keys, before.means, before.weight)
+        evidence, seen = (
+            torch.zeros_like(keys, dtype=torch.int32).scatter_reduce_(0, group, column, "amax")
+            for column in (before.evidence, before.seen)
+        )
+        self._voxels = _Voxels(keys, means, weight, evidence, seen)
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Points (n, 3) float32 metres and colors (n, 3) uint8 in host memory, in one copy from a GPU.
 
@@ -229,15 +242,7 @@ class StaticMap:
     def _grow(self) -> None:
         """Merge voxels in ever larger ones until they are few enough."""
         while len(self) > self.max_points:
-            self.voxel_size *= GROWTH
-            small = self._voxels
-            keys, _ = _keys(small.means[:, :3], self.voxel_size)
-            keys, group, means, weight = _averages(keys, small.means, small.weight)
-            evidence, seen = (
-                torch.zeros_like(keys, dtype=torch.int32).scatter_reduce_(0, group, column, "amax")
-                for column in (small.evidence, small.seen)
-            )
-            self._voxels = _Voxels(keys, means, weight, evidence, seen)
+            self.resize(self.voxel_size * GROWTH)
 
 
 def _keys(points: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:

@@ -188,7 +188,7 @@ class Monitor:
             level=level,
             name=f"{name}: stream",
             message="; ".join(texts),
-            hardware_id=str(facts.get("device", "")),
+            hardware_id=name,  # always the same: viewers find a status by it
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
 

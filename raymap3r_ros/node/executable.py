@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -80,21 +81,28 @@ def main() -> int:
 
     if arguments.cameras:
         shared = SharedNetworks(len(arguments.cameras))
-        nodes = [StreamNode(shared, frame_prefix=name, namespace=name) for name in arguments.cameras]
+        nodes = [
+            # A rule of the node's own, because one for the process (launch's PushRosNamespace) holds for all nodes.
+            StreamNode(shared, frame_prefix=name, namespace=name, cli_args=["--ros-args", "-r", f"__ns:=/{name}"])
+            for name in arguments.cameras
+        ]
     else:
         nodes = [StreamNode()]
-    if arguments.autostart and not all([node.autostart() for node in nodes]):
-        status = 1
-    else:
-        _spin(nodes, stop)
-        status = 0
-    # The interpreter's end puts back the default handlers, by which a second signal (launch sends one) would kill.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    for node in nodes:
-        node.close()
-        node.destroy_node()
-    rclpy.shutdown()
+    status = 1
+    try:
+        if not arguments.autostart or all([node.autostart() for node in nodes]):
+            _spin(nodes, stop)
+            status = 0
+    except Exception as error:  # of a callback: whatever it is, no worker may be left over without its node
+        nodes[0].get_logger().fatal(f"the process ends: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+    finally:
+        # The interpreter's end puts back the default handlers, by which a second signal (launch sends one) would kill.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        for node in nodes:
+            node.close()
+            node.destroy_node()
+        rclpy.shutdown()
     return status
 
 

@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from raymap3r_ros.recording.rectify import Calibration
+
 DEPTH = 100  # images that may wait in every-frame mode
 
 
@@ -19,6 +21,7 @@ class WaitingFrame:
     stamp: Any  # builtin_interfaces/Time that everything made from this image will carry
     arrival: float  # seconds of the monotonic clock
     scene: int  # counts up at every jump of the stamps: the worker starts a new scene where it changes
+    calibration: Calibration | None = None  # that was in force when it arrived: a newer one belongs to later images
 
 
 class Put(enum.Enum):

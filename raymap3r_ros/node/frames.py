@@ -156,10 +156,13 @@ class Frames:
         if not alone:
             pose = _rigid(pose)  # it is chained to others; alone it is published as the stream has it
         base_from_camera = np.eye(4) if alone else self._look_up(names.base_frame, camera_frame, stamp, MOUNT_AGE)
-        if self._world_from_stream is None:
+        begins = self._world_from_stream is None
+        if begins:
             self._world_from_stream = np.eye(4) if alone else base_from_camera @ _inverse(pose)
         camera = self._world_from_stream @ pose
         base = camera @ _inverse(base_from_camera)  # in mode camera the camera itself
+        if begins and not alone:
+            base = np.eye(4)  # to the last bit, which tells RTAB-Map that the odometry has begun anew
 
         now = seconds(stamp)
         motion, interval = self._motion(base, now, scale)
@@ -261,16 +264,24 @@ def look_up(buffer: Buffer, parent: str, child: str, stamp: Time, age: float = 0
         time.sleep(PATIENCE / 20)
         newest = _newest(buffer, parent, child)
     try:
-        found = buffer.lookup_transform(parent, child, wanted).transform
-        return rigid_matrix(found.translation, found.rotation)
+        return _matrix(buffer.lookup_transform(parent, child, wanted))
     except TransformException as error:
         if 0 < behind <= age:
-            return rigid_matrix(newest.transform.translation, newest.transform.rotation)
+            return _matrix(newest)
         when = f"the newest is {behind:.3f} s older" if behind > 0 else "what is known begins after it"
         raise TransformError(
             f"no transform {parent} -> {child} at the image's stamp, {when}: have it published without a pause, at "
             f"{1 / PATIENCE:.0f} Hz or more where it changes, and by a clock that agrees with the images'"
         ) from error
+
+
+def _matrix(transform: TransformStamped) -> np.ndarray:
+    """(4, 4) of a transform. Raises TransformError where it is not finite: tf2 lets infinity through."""
+    matrix = rigid_matrix(transform.transform.translation, transform.transform.rotation)
+    if not np.isfinite(matrix).all():
+        parent, child = transform.header.frame_id, transform.child_frame_id
+        raise TransformError(f"the transform {parent} -> {child} is not finite: mend what publishes it")
+    return matrix
 
 
 def _newest(buffer: Buffer, parent: str, child: str) -> TransformStamped:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, Opaq
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.utilities import prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.node.transport import profile_environment
@@ -37,17 +38,31 @@ def _transport(context: LaunchContext) -> list[Action]:
     return [SetEnvironmentVariable(name, value) for name, value in profile_environment(context.environment).items()]
 
 
-def read(context: LaunchContext, arguments: Mapping[str, tuple[str | None, str]]) -> dict[str, str]:
-    """The arguments as text. Raises FileNotFoundError where `params_file`, one of them, is no file."""
+def read(context: LaunchContext, arguments: Iterable[str]) -> dict[str, str]:
+    """The arguments as text. Raises FileNotFoundError where `params_file`, if it is one of them, is no file."""
     values = {name: LaunchConfiguration(name).perform(context) for name in arguments}
-    if not Path(values["params_file"]).is_file():
-        raise FileNotFoundError(f"params_file is {values['params_file']!r}, which is not a file")
+    if "params_file" in values:
+        file = Path(values["params_file"]).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"params_file is {values['params_file']!r}, which is not a file")
+        values["params_file"] = str(file)
     return values
 
 
 def is_true(text: str) -> bool:
     """Whether an argument that is one of TRUTH is true."""
     return text.lower() == "true"
+
+
+def sim_time(text: str) -> list[dict[str, bool]]:
+    """What to add to a node's parameters for the argument `use_sim_time`; where it is empty nothing, so that the
+    choice of a parameter file, or of who includes the launch file, holds."""
+    return [{"use_sim_time": is_true(text)}] if text else []
+
+
+def with_pushed(context: LaunchContext, namespace: str) -> str:
+    """A namespace below the one that PushRosNamespace has set for this part of the launch; "" for none."""
+    return prefix_namespace(context.launch_configurations.get("ros_namespace"), namespace) or ""
 
 
 def mapper_beside(
@@ -61,13 +76,36 @@ def mapper_beside(
     parameters: Mapping[str, Any],
     frames: Sequence[str],
     frame_description: str,
+    worlds: Sequence[str] = (),
 ) -> LaunchDescription:
     """The launch file `stream` with other `defaults` of its arguments, and a mapper's node that is fed by it.
 
     `inputs`: the mapper's topics, and the stream node's that they are taken from; `frames`: the mapper's parameters
-    that name the frame of argument `frame_id`, by default the camera's; `frame_description`: what that is to it.
+    that name the frame of argument `frame_id`, by default the camera's; `frame_description`: what that is to it;
+    `worlds`: its parameters that name the frame of argument `world_frame`.
     """
-    node = [LaunchConfiguration("namespace"), "/", LaunchConfiguration("name"), "/"]
+
+    def mapper(context: LaunchContext) -> list[Action]:
+        values = read(context, ("cameras", "namespace", "name", "world_frame", "frame_id", "use_sim_time"))
+        if values["cameras"]:
+            raise ValueError(f"cameras is {values['cameras']!r}; allowed beside a mapper, which takes one: none")
+        ours = "/".join(filter(None, (with_pushed(context, values["namespace"]).rstrip("/"), values["name"])))
+        return [
+            Node(
+                package=package,
+                executable=executable,
+                name=name,
+                parameters=[
+                    dict(parameters),
+                    dict.fromkeys(frames, values["frame_id"]),
+                    dict.fromkeys(worlds, values["world_frame"]),
+                    *sim_time(values["use_sim_time"]),
+                ],
+                remappings=[(theirs, f"{ours}/{topic}") for theirs, topic in inputs.items()],
+                output="screen",
+            )
+        ]
+
     return LaunchDescription(
         [
             *(DeclareLaunchArgument(key, default_value=value) for key, value in defaults.items()),
@@ -75,17 +113,6 @@ def mapper_beside(
                 "frame_id", default_value=LaunchConfiguration("child_frame"), description=frame_description
             ),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(stream))),
-            Node(
-                package=package,
-                executable=executable,
-                name=name,
-                parameters=[
-                    dict(parameters),
-                    {"use_sim_time": LaunchConfiguration("use_sim_time")},
-                    dict.fromkeys(frames, LaunchConfiguration("frame_id")),
-                ],
-                remappings=[(theirs, [*node, ours]) for theirs, ours in inputs.items()],
-                output="screen",
-            ),
+            OpaqueFunction(function=mapper),
         ]
     )

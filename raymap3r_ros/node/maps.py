@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -13,9 +14,10 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
-from raymap3r_ros.mapping.occupancy import occupancy_grid
+from raymap3r_ros.mapping.occupancy import MAX_SIDE, occupancy_grid
 from raymap3r_ros.mapping.static_map import PixelOptions, StaticMap
 from raymap3r_ros.node import conversions
+from raymap3r_ros.node.notes import Notes
 from raymap3r_ros.node.options import NodeOptions
 from raymap3r_ros.node.outputs import LATCHED
 from raymap3r_ros.streaming import StepResult
@@ -25,14 +27,17 @@ MAP_TOPICS = {"static_map": (PointCloud2, LATCHED), "occupancy": (GridMessage, L
 # takes time in proportion to the map, so from so many points on it is longer in proportion.
 PERIOD = 0.1
 LARGE = 100_000
+NOTHING = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # the points and colours of a map without any
+VOXEL_TOLERANCE = 0.1  # by which voxels may be off the size that was asked for, while the metric scale drifts
 
 
 class Maps:
     """The static map of a configured node, and its publishers."""
 
-    def __init__(self, node: LifecycleNode, options: NodeOptions, group: CallbackGroup) -> None:
+    def __init__(self, node: LifecycleNode, options: NodeOptions, notes: Notes, group: CallbackGroup) -> None:
         self._node = node
         self._options = options
+        self._notes = notes
         self._publishers = {
             name: node.create_lifecycle_publisher(kind, f"~/{name}", qos)
             for name, (kind, qos) in MAP_TOPICS.items()
@@ -62,28 +67,41 @@ class Maps:
         known = self._map  # read once: the worker takes it away with the world
         return 0 if known is None else len(known)
 
+    def use(self, options: NodeOptions) -> None:
+        """Go by these options from now on."""
+        self._options = options
+        period = round(1e9 / options.static_map.rate)
+        if self._timer.timer_period_ns != period:
+            self._timer.timer_period_ns = period
+            self._timer.reset()  # or the old period would run out first
+
     def restart(self) -> None:
-        """A new world: nothing of the old one may be joined to it."""
+        """A new world: nothing of the old one may be joined to it, and who listens is told that it is gone."""
         with self._lock:
+            if self._map is not None:
+                self._unsent = {"static_map"}
             self._map = self._joined = None
 
     def listeners(self) -> set[str]:
         """Names of the topics that somebody has subscribed to."""
         return {name for name, publisher in self._publishers.items() if publisher.get_subscription_count()}
 
-    def wants(self, stamp: float, options: NodeOptions) -> bool:
+    def wants(self, stamp: float) -> bool:
         """Whether a frame stamped so many seconds is to join the map."""
         period = PERIOD * max(1.0, len(self) / LARGE)
         due = self._joined is None or abs(stamp - self._joined) >= period
-        return due and (options.static_map.always or bool(self.listeners()))
+        return due and (self._options.static_map.always or bool(self.listeners()))
 
-    def integrate(self, result: StepResult, stamp: Time, placement: np.ndarray, options: NodeOptions) -> None:
+    def integrate(self, result: StepResult, stamp: Time, placement: np.ndarray) -> None:
         """Let a healthy frame join the map. `placement`: (4, 4) similarity, the stream's world to `world_frame`."""
+        options = self._options
+        # The map is kept in the stream's own metres: what is known of their true length may still change.
+        voxel_size = options.static_map.voxel_size / _scale(placement)
         with self._lock:
-            self._options = options
             if self._map is None:
-                # The map is kept in the stream's own metres: what is known of their true length may still change.
-                self._map = StaticMap(options.static_map.voxel_size / _scale(placement))
+                self._map = StaticMap(voxel_size)
+            elif voxel_size and abs(voxel_size / self._map.voxel_size - 1) > VOXEL_TOLERANCE:
+                self._map.resize(voxel_size)
             self._map.max_points = options.static_map.max_points
             self._map.integrate(
                 result.points,
@@ -96,9 +114,6 @@ class Maps:
             )
             self._placement, self._stamp, self._joined = placement, stamp, conversions.seconds(stamp)
             self._unsent = set(self._publishers)
-        period = round(1e9 / options.static_map.rate)
-        if self._timer.timer_period_ns != period:
-            self._timer.timer_period_ns = period
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Points (n, 3) in `world_frame`, metres, and colors (n, 3) of the map; None where none was made."""
@@ -113,19 +128,35 @@ class Maps:
         with self._publishing:
             with self._lock:
                 wanted = self._unsent & self.listeners()
-                if not wanted or self._map is None:
-                    return
                 self._unsent -= wanted
-                points, colors = self._map.arrays()
-                placement, options, voxel_size = self._placement, self._options, self._map.voxel_size
-                header = Header(stamp=self._stamp, frame_id=options.world_frame)
-            if "static_map" in wanted:
-                cloud = conversions.map_message(header, _placed(points, placement), colors)
-                self._publishers["static_map"].publish(cloud)
-            if "occupancy" in wanted:
-                grid = occupancy_grid(points, voxel_size, placement, options.occupancy)
-                if grid is not None:
-                    self._publishers["occupancy"].publish(conversions.grid_message(header, grid))
+            try:
+                self._publish_on(wanted)
+            except Exception as error:  # a GPU without memory above all; the timer's callback must outlive it
+                with self._lock:
+                    self._unsent |= wanted
+                text = f"static map not published: {str(error) or type(error).__name__}"
+                self._notes.fail(text, throttle=True, details=f"\n{traceback.format_exc()}")
+
+    def _publish_on(self, wanted: set[str]) -> None:
+        with self._lock:
+            if not wanted or self._stamp is None:
+                return
+            header = Header(stamp=self._stamp, frame_id=self._options.world_frame)
+            known, placement, options = self._map, self._placement, self._options.occupancy
+            points, colors = NOTHING if known is None else known.arrays()
+            voxel_size = 0.0 if known is None else known.voxel_size
+        if "static_map" in wanted:
+            cloud = conversions.map_message(header, _placed(points, placement), colors)
+            self._publishers["static_map"].publish(cloud)
+        if "occupancy" in wanted and known is not None:
+            grid = occupancy_grid(points, voxel_size, placement, options)
+            if grid is not None:
+                if grid.cropped:
+                    self._notes.warn(
+                        f"~/occupancy is cut to {MAX_SIDE} x {MAX_SIDE} cells about its middle: the map is larger; "
+                        "choose a larger occupancy.resolution"
+                    )
+                self._publishers["occupancy"].publish(conversions.grid_message(header, grid))
 
 
 def _placed(points: np.ndarray, placement: np.ndarray) -> np.ndarray:

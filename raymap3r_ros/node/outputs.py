@@ -23,7 +23,7 @@ from raymap3r_ros.node import conversions, geometry
 from raymap3r_ros.node.frames import Placement
 from raymap3r_ros.node.options import NodeOptions
 from raymap3r_ros.node.trajectory import Trajectory
-from raymap3r_ros.streaming import StepResult
+from raymap3r_ros.streaming import StepResult, cameras
 from raymap3r_ros.streaming.options import UPDATE_RULES
 from raymap3r_ros.streaming.result import to_host
 
@@ -53,8 +53,8 @@ TOPICS = {
 MOTION_TOPICS = frozenset({"depth_static", "dynamic_mask", "dynamic_map", "points"})
 # What every image topic shows, made on the network's device.
 IMAGES: dict[str, Callable[[StepResult], Tensor]] = {
-    "depth": lambda result: result.depth,
-    "depth_static": lambda result: result.depth.masked_fill(result.dynamic_mask, torch.nan),
+    "depth": lambda result: result.depth.masked_fill(result.depth <= 0, torch.nan),
+    "depth_static": lambda result: result.depth.masked_fill((result.depth <= 0) | result.dynamic_mask, torch.nan),
     "confidence": lambda result: result.confidence,
     "dynamic_mask": lambda result: result.dynamic_mask.to(torch.uint8) * 255,
     "dynamic_map": lambda result: result.dynamic_map,
@@ -118,7 +118,7 @@ class Outputs:
         self._unsent: set[str] = set()  # trajectories that have grown since they were last published
         self._trajectories_sent: float | None = None  # stamp at which they were last due
         self._last_pose: np.ndarray | None = None  # of the last frame, as in Glance
-        self._travelled = 0.0  # since the world began, see `geometry.travel`
+        self._travelled = 0.0  # since the odometry's frame began, see `geometry.travel`
 
     def destroy(self) -> None:
         """Take the topics back."""
@@ -126,7 +126,7 @@ class Outputs:
             self._node.destroy_lifecycle_publisher(publisher)
         self._node.destroy_publisher(self._broadcaster.pub_tf)
 
-    def restart(self) -> None:
+    def restart(self, options: NodeOptions) -> None:
         """A new world: nothing of the old one may be joined to it."""
         with self._lock:
             for name, trajectory in self._trajectories.items():
@@ -135,7 +135,8 @@ class Outputs:
             self._unsent.clear()
             self._sight = None
         self._trajectories_sent = self._last_pose = None
-        self._travelled = 0.0
+        if options.tf_mode != "odom":  # there the odometry goes on, and with it what it may be off by
+            self._travelled = 0.0
 
     def wanted(self) -> set[str]:
         """Names of the outputs that somebody has subscribed to."""
@@ -203,11 +204,9 @@ class Outputs:
 
     def trajectories(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By name: stamps (n,) in nanoseconds, and poses (n, 7) x y z and quaternion x y z w in `world_frame`."""
-        with self._lock:
-            return {
-                name: (stamps, _numbers(poses, self._sight))
-                for name, (stamps, poses) in ((name, one.sample()) for name, one in self._trajectories.items())
-            }
+        with self._lock:  # no longer than for the copies: the next frame waits
+            samples, sight = {name: one.sample() for name, one in self._trajectories.items()}, self._sight
+        return {name: (stamps, _numbers(poses, sight)) for name, (stamps, poses) in samples.items()}
 
     def _publish_pose(
         self, glance: Glance, sight: Sight, placement: Placement, wanted: set[str], options: NodeOptions
@@ -303,7 +302,8 @@ def _numbers(poses: np.ndarray, sight: Sight | None) -> np.ndarray:
     world_from_stream = sight.world_from_stream
     positions = poses[:, :3, 3] @ world_from_stream[:3, :3].T + world_from_stream[:3, 3]
     rotations = sight.placement.world_from_stream[:3, :3] @ poses[:, :3, :3]
-    return np.concatenate((positions, [geometry.quaternion(rotation) for rotation in rotations]), axis=1)
+    quaternions = cameras.quaternion(torch.from_numpy(rotations)).numpy()
+    return np.concatenate((positions, quaternions[:, [1, 2, 3, 0]]), axis=1)
 
 
 def _millimetres(depth: Tensor) -> Tensor:
@@ -315,9 +315,10 @@ def _millimetres(depth: Tensor) -> Tensor:
 
 
 def _is_chosen(result: StepResult, options: NodeOptions) -> Tensor:
-    """(h, w) bool, strided: points for the cloud. The points of a healthy result are finite."""
+    """(h, w) bool, strided: points for the cloud. The points of a healthy result are finite; behind the camera lies
+    what the network makes of a depth that it does not know."""
     every = slice(None, None, options.points.stride)
-    chosen = result.confidence[every, every] >= options.confidence_threshold
+    chosen = (result.confidence[every, every] >= options.confidence_threshold) & (result.depth[every, every] > 0)
     return chosen & ~result.dynamic_mask[every, every] if options.points.static_only else chosen
 
 

@@ -49,6 +49,23 @@ def read(node: Node, options: type[Options], changes: dict[str, Any] | None = No
     return build_options(options, value_of)
 
 
+def check_change(node: Node, options: type[Options], changes: dict[str, Any]) -> None:
+    """Raise OptionError where the parameters cannot be used any more after `changes` (parameter name -> value).
+
+    While they cannot be used anyway, `changes` are looked at by themselves: else none of several wrong values could
+    be put right before the others.
+    """
+    try:
+        read(node, options, changes)
+    except OptionError:
+        try:
+            read(node, options)
+        except OptionError:
+            build_options(options, lambda name, item: _typed(name, changes.get(name, item.default), item))
+        else:
+            raise
+
+
 def lock(node: Node, locked: bool, *options: type) -> None:
     """Make every option that cannot change while the network is loaded read-only, or free it again."""
     for kind in options:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -56,6 +58,21 @@ MAX_FAILURES = 3  # frames in a row without GPU memory, after which the node dea
 LATE = 0.1  # seconds by which a stamp may lie before the last one and still be a late frame, not a jump
 
 
+def _reasoned(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
+    """Lets `on_error` know why a transition broke: rclpy keeps it to itself."""
+
+    @functools.wraps(transition)
+    def told(self: StreamNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except Exception as error:
+            self._broken = f"{type(error).__name__}: {error}"
+            self.get_logger().debug(traceback.format_exc())
+            return TransitionCallbackReturn.ERROR
+
+    return told
+
+
 class StreamNode(LifecycleNode):
     """One camera stream.
 
@@ -89,7 +106,10 @@ class StreamNode(LifecycleNode):
         self._paused = False
         self._configured = threading.Lock()  # held while what a configured node has is looked at or taken away
         self._idle_state = "unconfigured"  # of the life cycle, while nothing is configured
-        self._forget_times()
+        self._broken = ""  # why the last transition broke
+        self._last_stamp: float | None = None  # seconds, of the image that arrived last
+        self._resumed = False  # after a pause the first image may be stamped much later: the scene goes on
+        self._scene = self._processed_scene = 0
 
         # Images, and the timer, must go on while a transition or a service is at work in the default group.
         self._image_group = MutuallyExclusiveCallbackGroup()
@@ -115,15 +135,16 @@ class StreamNode(LifecycleNode):
             self._configure()
         except Exception as error:  # rclpy would swallow it; whatever it is, the user gets one line
             self._release()
-            self._notes.fail(f"configure failed: {error or type(error).__name__}")
+            self._notes.fail(f"configure failed: {str(error) or type(error).__name__}")
             self.get_logger().debug(traceback.format_exc())
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
 
+    @_reasoned
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and publish. The memory of the scene is as `deactivate` left it."""
         super().on_activate(state)
-        self._forget_times()
+        self._resumed = True
         self._failures = 0
         self._queue = FrameQueue(self._options.every_frame)
         self._worker = threading.Thread(target=self._work, name="stream")
@@ -135,11 +156,14 @@ class StreamNode(LifecycleNode):
         )
         return TransitionCallbackReturn.SUCCESS
 
+    @_reasoned
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop taking images, keep the memory of the scene."""
         self._stop()
+        self._outputs.publish_trajectories(self._outputs.wanted(), self._options)  # their ends
         return super().on_deactivate(state)
 
+    @_reasoned
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the GPU."""
         self._release()
@@ -153,7 +177,7 @@ class StreamNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """A transition broke: back to unconfigured, with nothing left over."""
-        self._notes.fail(f"a transition from {state.label} broke: the node is unconfigured again")
+        self._notes.fail(f"a transition from {state.label} broke ({self._broken}): the node is unconfigured again")
         self.close()
         return TransitionCallbackReturn.SUCCESS
 
@@ -183,8 +207,12 @@ class StreamNode(LifecycleNode):
         self.get_logger().info(f"{self._stream.network.source} runs on {self._stream.device}")
         self._notes.forget()
         self._rule = self._intrinsics_from = ""
-        self._has_world = self._paused = self._jumped = False
+        self._has_world = self._paused = False
         self._reset_reason = ""  # why the frame at hand, or one before it that came to nothing, starts a new memory
+        # After the last frame the memory began anew: joined to the old one not well (jumped), or not at all (apart).
+        self._jumped = self._apart = False
+        self._last_stamp = None
+        self._scene = self._processed_scene = 0
         self._options = options
         topic = self.resolve_topic_name("image/compressed" if options.image_transport == "compressed" else "image")
         self._calibration = CameraCalibration(
@@ -192,9 +220,7 @@ class StreamNode(LifecycleNode):
         )
         self._scale = MetricScale(options.scale)
         self._scale_estimate: ScaleEstimate | None = None
-        self._camera_mounted = False
         self._ranger = ""  # frame of the range sensor, once it is heard
-        self._ranger_mounted = False
         self._buffer.clear()
         if options.tf_mode != "camera" or options.scale.source != "fixed":
             self._transforms = TransformListener(self._buffer, self)
@@ -202,7 +228,7 @@ class StreamNode(LifecycleNode):
         self._frames = Frames(_frame_names(options), self._look_up)
         with self._configured:  # who looks at the one looks at the other
             self._outputs = Outputs(self)
-            self._maps = Maps(self, options, self._map_group)
+            self._maps = Maps(self, options, self._notes, self._map_group)
         self._services_in = [
             self.create_service(Trigger, "~/reset", self._on_reset),
             self.create_service(SetBool, "~/set_paused", self._on_set_paused),
@@ -280,7 +306,7 @@ class StreamNode(LifecycleNode):
         values = {parameter.name: parameter.value for parameter in changes}
         try:
             for kind in (NodeOptions, StreamOptions):
-                parameters.read(self, kind, values)
+                parameters.check_change(self, kind, values)
         except OptionError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -292,20 +318,20 @@ class StreamNode(LifecycleNode):
 
     def _on_set_paused(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if self._paused and not request.data:
-            self._last_stamp = None  # the scene goes on where it was left
+            self._resumed = True
         self._paused = bool(request.data)
         response.success = True
         response.message = "paused: images are left aside" if self._paused else "images are taken in"
         return response
 
     def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        with self._configured:
-            if self._outputs is None:
-                response.message = "nothing to save: the node is not configured"
-                return response
-            points, colors = self._maps.arrays() or (None, None)
-            trajectories = self._outputs.trajectories()
         try:
+            with self._configured:
+                if self._outputs is None:
+                    response.message = "nothing to save: the node is not configured"
+                    return response
+                points, colors = self._maps.arrays() or (None, None)
+                trajectories = self._outputs.trajectories()
             saved = Saved(trajectories, points, colors, self._settings())
             folder = save(self._options.output_dir, saved)
         except OptionError:
@@ -313,6 +339,10 @@ class StreamNode(LifecycleNode):
             return response
         except OSError as error:
             response.message = f"not saved: {error}; is output_dir a folder with room that the node may write to?"
+            self._notes.fail(response.message)
+            return response
+        except (MemoryError, RuntimeError) as error:  # RuntimeError: torch's, also where a GPU has no memory left
+            response.message = f"not saved: {str(error) or type(error).__name__}"
             self._notes.fail(response.message)
             return response
         poses = len(saved.trajectories["trajectory"][0])
@@ -370,7 +400,7 @@ class StreamNode(LifecycleNode):
             stamp = self.get_clock().now().to_msg()
         jump = self._stamp_jumps(conversions.seconds(stamp))
         self._monitor.arrived(conversions.seconds(stamp), jump)
-        put = self._queue.put(WaitingFrame(message, stamp, arrival, self._scene))
+        put = self._queue.put(WaitingFrame(message, stamp, arrival, self._scene, self._calibration.current))
         if put is Put.REPLACING:
             self._monitor.count("frames dropped")
         elif put is Put.OVERFLOW:
@@ -391,7 +421,9 @@ class StreamNode(LifecycleNode):
         """Compare with the last image that arrived, processed or not: a slow network is no gap in the stamps."""
         last, self._last_stamp = self._last_stamp, stamp
         step = 0.0 if last is None else stamp - last
-        if -LATE <= step <= self._options.max_gap:
+        longest = math.inf if self._resumed else self._options.max_gap
+        self._resumed = False
+        if -LATE <= step <= longest:
             return False
         self._scene += 1
         self.get_logger().warning(
@@ -462,7 +494,9 @@ class StreamNode(LifecycleNode):
 
     def _process(self, frame: WaitingFrame) -> None:
         started = time.monotonic()
-        image, intrinsics = self._calibration.apply(conversions.image_array(frame.message))
+        image, intrinsics = conversions.image_array(frame.message), None
+        if frame.calibration is not None:
+            image, intrinsics = frame.calibration.rectify(image)
         options = self._current_options()
         forget = "reset" if self._reset_asked.is_set() else ""
         if frame.scene != self._processed_scene:
@@ -471,14 +505,10 @@ class StreamNode(LifecycleNode):
             self._processed_scene = frame.scene
             self._reset_asked.clear()
             self._stream.reset()
-        child_frame = options.child_frame or frame.message.header.frame_id
-        if not child_frame:
-            self._notes.warn_once(f"the images have no frame_id: {DEFAULT_FRAME} is taken")
-            child_frame = DEFAULT_FRAME
-
+        child_frame = options.child_frame or self._frame_of(frame.message)
         stamp, seconds = frame.stamp, conversions.seconds(frame.stamp)
         wanted = self._outputs.wanted()
-        maps = self._maps.wants(seconds, options)
+        maps = self._maps.wants(seconds)
         motion = maps or not wanted.isdisjoint(MOTION_TOPICS) or options.scale.source in ("range", "height")
         stepped = time.monotonic()
         result = step_of(self._stream, self._together)(image, seconds, intrinsics, motion=motion)
@@ -489,20 +519,28 @@ class StreamNode(LifecycleNode):
         if not glance.healthy:
             self._monitor.count("failed frames")
             self._notes.fail("the network's output is not finite: frame not published", throttle=True)
+            if self._reset_reason == "interval":
+                self._reset_reason = ""  # the memory was left as it was
             return
         published = time.monotonic()
         reason, self._reset_reason = self._reset_reason, ""
-        new_world = reason not in ("", "interval")
-        if reason:
-            self._on_new_memory(result, reason)
+        alignment = self._stream.options.reset_alignment
+        new_world = reason not in ("", "interval") or self._apart
+        if new_world:
+            self._on_new_world(result, reason if reason not in ("", "interval") else "memory not aligned")
+        elif reason and alignment != "off":
+            self._monitor.count("resets")
+            self.get_logger().info(f"frame {result.frame}: the memory starts anew, aligned to what was there")
         sight = self._place(glance, stamp, child_frame, new_world)
-        # An alignment by the camera's own poses is no jump; the next frame is the first of the new memory.
-        self._jumped = reason == "interval" and self._stream.options.reset_alignment != "robust"
+        # The next frame is the first that is seen with the new memory. An alignment by the camera's own poses is no
+        # jump, and without any it is in another world.
+        self._jumped = reason == "interval" and alignment == "published"
+        self._apart = reason == "interval" and alignment == "off"
         if self._stream.options.ray_interval > 1 and not result.motion and result.frame >= METHOD.warmup_frames:
             wanted -= MOTION_TOPICS  # nobody asked what moves in this frame: it shall not pass for a still one
         self._outputs.publish(result, glance, sight, wanted, options)
         if maps and result.motion and sight.placement is not None:
-            self._maps.integrate(result, stamp, sight.world_from_stream @ WORLD_FROM_OPTICAL, options)
+            self._maps.integrate(result, stamp, sight.world_from_stream @ WORLD_FROM_OPTICAL)
         done = time.monotonic()
 
         self._rule = glance.rule
@@ -519,6 +557,15 @@ class StreamNode(LifecycleNode):
         }
         from_stamp = self.get_clock().now().nanoseconds * 1e-9 - seconds
         self._monitor.published(from_stamp, done - frame.arrival, stages)
+
+    def _frame_of(self, message: Image | CompressedImage) -> str:
+        """The frame_id of an image, as tf2 takes it."""
+        name = message.header.frame_id
+        if not name:
+            self._notes.warn_once(f"the images have no frame_id: {DEFAULT_FRAME} is taken")
+        elif name.startswith("/"):
+            self._notes.warn_once(f"the images' frame_id is {name!r}: tf2 knows no leading slash, it is left out")
+        return name.lstrip("/") or DEFAULT_FRAME
 
     def _place(self, glance: Glance, stamp: Time, camera_frame: str, new_world: bool) -> Sight:
         """Find out how long the stream's metre is, and where the camera is in the frames that are published."""
@@ -541,22 +588,17 @@ class StreamNode(LifecycleNode):
         return Sight(stamp, camera_frame, scale, placement)
 
     def _look_for_mounts(self, camera_frame: str, stamp: Time) -> None:
-        """Where what the scale comes from sits, once tf2 knows it: scale is found without, but not as well."""
-        if self._options.scale.source in ("odometry", "height") and not self._camera_mounted:
-            try:
-                mount = self._look_up(self._options.base_frame, camera_frame, stamp, MOUNT_AGE)
-                self._scale.mount_camera(mount)
-                self._camera_mounted = True
-            except TransformError:
-                pass
-        if self._ranger and not self._ranger_mounted:
-            try:
+        """Where what the scale comes from sits now, if tf2 knows: scale is found without, but not as well."""
+        source = self._options.scale.source
+        try:
+            if source in ("odometry", "height"):
+                self._scale.mount_camera(self._look_up(self._options.base_frame, camera_frame, stamp, MOUNT_AGE))
+            elif self._ranger:
                 self._scale.mount_ranger(self._look_up(camera_frame, self._ranger, stamp, MOUNT_AGE))
-                self._ranger_mounted = True
-            except TransformError:
-                pass  # it is taken to sit where the camera sits
-            except InputError as error:
-                self._notes.fail(f"scale.source is range, but {error}", throttle=True)
+        except TransformError:
+            pass  # what was known last holds; without any, docs/scale.md says what is assumed
+        except InputError as error:
+            self._notes.fail(f"scale.source is {source}, but {error}", throttle=True)
 
     def _node_options(self) -> NodeOptions:
         options = parameters.read(self, NodeOptions)
@@ -579,28 +621,21 @@ class StreamNode(LifecycleNode):
             self._stream.options = stream_options
             self.get_logger().info(f"options are now {stream_options}")
         self._options = options
-        self._scale.options = self._options.scale
-        return self._options
+        self._scale.options = options.scale
+        self._maps.use(options)
+        return options
 
-    def _on_new_memory(self, result: StepResult, reason: str) -> None:
+    def _on_new_world(self, result: StepResult, reason: str) -> None:
         if self._has_world:
             self._monitor.count("resets")
         self._has_world = True
-        if reason == "interval":
-            self.get_logger().info(f"frame {result.frame}: the memory starts anew, aligned to what was there")
-        else:
-            self._outputs.restart()
-            self._maps.restart()
-            self._scale.reset()
-            height, width = result.depth.shape
-            self.get_logger().info(f"a new world starts ({reason}); the network sees {width}x{height}")
+        self._outputs.restart(self._options)
+        self._maps.restart()
+        self._scale.reset()
+        height, width = result.depth.shape
+        self.get_logger().info(f"a new world starts ({reason}); the network sees {width}x{height}")
 
     # ------------------------------------------------------------------------------------------------------- notes
-
-    def _forget_times(self) -> None:
-        # A pause is no jump: the scene goes on where it was left.
-        self._last_stamp: float | None = None
-        self._scene = self._processed_scene = 0
 
     def _refuse(self, error: InputError) -> None:
         self._monitor.count("bad frames")

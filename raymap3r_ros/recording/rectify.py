@@ -180,15 +180,14 @@ class CameraCalibration:
     """Keeps the last CameraInfo and applies it to images.
 
     `rectified`: see `read_camera_info`. `report` is told what cannot be used, once for each calibration and
-    image size, from the thread that finds out; the calibration is then done without. `update` may be called while
-    another thread, always the same, is in `apply`.
+    image size, from the thread that finds out; the calibration is then done without.
     """
 
     def __init__(self, report: Callable[[str], None], *, rectified: bool = False) -> None:
         self._report = report
         self._rectified = rectified
         self._content: tuple | None = None  # of the message that was read last
-        self._calibration: Calibration | None = None
+        self.current: Calibration | None = None  # None: there is none, or none that can be used
 
     def update(self, info: Any) -> None:
         """Take in a message. One that says what the last one said costs next to nothing."""
@@ -197,9 +196,9 @@ class CameraCalibration:
             return
         self._content = content
         try:
-            self._calibration = read_camera_info(info, rectified=self._rectified, report=self._report)
+            self.current = read_camera_info(info, rectified=self._rectified, report=self._report)
         except InputError as error:
-            self._calibration = None
+            self.current = None
             self._report(str(error))
 
     def apply(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -207,8 +206,7 @@ class CameraCalibration:
 
         Without a calibration that fits: the image as it is, and None.
         """
-        calibration = self._calibration  # read once: the other thread may replace it
-        return (image, None) if calibration is None else calibration.rectify(image)
+        return (image, None) if self.current is None else self.current.rectify(image)
 
 
 def camera_of(info: Any) -> tuple:

@@ -46,6 +46,7 @@ class StreamState:
     segment: int  # how many times the memory was started anew
     reset_reason: str  # why the next frame starts a new world; "" where it does not
     size: tuple[int, int]  # H, W of the images that the network sees
+    image_size: tuple[int, int]  # and of those that come
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Stream:
         """Take in one frame.
 
         `image` is RGB uint8 (h, w, 3), or (B, h, w, 3) for B cameras; any size, resized and cropped here. A change
-        of size starts a new world. `intrinsics` (3, 3) or (B, 3, 3) are in pixels of that image, pixel centres
+        of its size starts a new world. `intrinsics` (3, 3) or (B, 3, 3) are in pixels of that image, pixel centres
         integer; without them the focal length is estimated. `stamp` is handed through. Without `motion` the ray
         branch is asked only where the update rule or an alignment needs it. Where it was not asked, as in frames
         between those of `ray_interval`, the result's own `motion` is False. What happens inside is put into `record`
@@ -192,9 +193,9 @@ class Stream:
         pixels = frame_images(images, framing, self.device)
         before = self._state
         if before is None:
-            before = self._begin(batch, framing.size, "start")
-        elif before.size != framing.size or len(before.state) != batch:
-            before = self._begin(batch, framing.size, "size")
+            before = self._begin(batch, framing.size, (height, width), "start")
+        elif (before.size, before.image_size) != (framing.size, (height, width)) or len(before.state) != batch:
+            before = self._begin(batch, framing.size, (height, width), "size")
         timer.mark("preprocess")
         plan = self._plan(before.frame, motion)
         steady = before.frame > self.method.router_last_frame and not plan.reset
@@ -214,8 +215,13 @@ class Stream:
     def finish(self, frame: Frame, estimate: Estimate, after: StreamState) -> StepResult:
         """The last part of `step`: remember, and tell."""
         before, plan = frame.before, frame.plan
+        # What is no tensor came through a batch, or a graph, with what it had there.
         self._state = dataclasses.replace(
-            after, frame=before.frame + 1, segment=before.segment + plan.reset, reset_reason=""
+            after,
+            frame=before.frame + 1,
+            segment=before.segment + plan.reset,
+            reset_reason="",
+            image_size=before.image_size,
         )
         result = StepResult(
             **vars(estimate),
@@ -314,7 +320,7 @@ class Stream:
         mark("outputs")
         return estimate, after
 
-    def _begin(self, batch: int, size: tuple[int, int], reason: str) -> StreamState:
+    def _begin(self, batch: int, size: tuple[int, int], image_size: tuple[int, int], reason: str) -> StreamState:
         """The state of streams that have seen nothing."""
         config = self.network.config
         with self._precision():
@@ -334,6 +340,7 @@ class Stream:
             segment=0,
             reset_reason=reason,
             size=size,
+            image_size=image_size,
         )
 
     def _look(self, tokens: Tensor, before: StreamState, *, want_attention: bool) -> View:
@@ -490,7 +497,7 @@ class Stream:
 
         Returns the new state and the error of the alignment (B,), see `align_segments`; None without alignment.
         """
-        fresh = self._begin(len(tokens), after.size, "")
+        fresh = self._begin(len(tokens), after.size, after.image_size, "")
         rule = self.options.update_rule
         again = self._look(tokens, fresh, want_attention=rule in gates.ATTENTION_RULES)
         with self._precision():

@@ -47,7 +47,7 @@ def test_counts_and_latencies(clock, speed):
     monitor.count("frames dropped", 3)
     status = monitor.status("/raymap3r", "active", {"device": "cpu"})
     assert (status.level, status.message) == (DiagnosticStatus.OK, "active")
-    assert (status.name, status.hardware_id) == ("/raymap3r: stream", "cpu")
+    assert (status.name, status.hardware_id) == ("/raymap3r: stream", "/raymap3r")
     told = values(status)
     counts = [told[f"frames {what}"] for what in ("in", "out", "dropped", "lost")]
     assert counts == ["20", "20", "3", "0"]

@@ -68,8 +68,8 @@ JOINED = {
 # The frame in which the mapper asks tf2 where its input was taken.
 GLOBAL_FRAMES = {
     "rtabmap": lambda stream, parameters: stream["world_frame"],
-    "nvblox": lambda stream, parameters: parameters["global_frame"],
-    "octomap": lambda stream, parameters: parameters["frame_id"],
+    "nvblox": lambda stream, parameters: stream["world_frame"],
+    "octomap": lambda stream, parameters: stream["world_frame"],
 }
 
 

@@ -300,11 +300,11 @@ def test_large_map_takes_in_fewer_frames(make_bench, room, monkeypatch):
     bench = make_bench(every_frame=True, static_map__always=True)
     bench.start("pose")
     show(bench, room[:8])
-    maps, options = bench.node._maps, bench.node._options
+    maps = bench.node._maps
     last = maps._joined
-    assert not maps.wants(last + 0.05, options) and maps.wants(last + 0.15, options)
+    assert not maps.wants(last + 0.05) and maps.wants(last + 0.15)
     monkeypatch.setattr(type(maps), "__len__", lambda _: 500_000)
-    assert not maps.wants(last + 0.45, options) and maps.wants(last + 0.55, options)
+    assert not maps.wants(last + 0.45) and maps.wants(last + 0.55)
 
 
 def test_occupancy_is_there_when_it_is_asked_for(make_bench, room):

@@ -164,7 +164,7 @@ def test_no_frame_waits_for_the_host(rule: str, valueless_network: Network, monk
         pixels = torch.empty(2, 48, 64, 3, dtype=torch.uint8)
         intrinsics = torch.empty(2, 3, 3)
     with torch.inference_mode():
-        state = dataclasses.replace(stream._begin(2, (48, 64), "start"), frame=150)
+        state = dataclasses.replace(stream._begin(2, (48, 64), (48, 64), "start"), frame=150)
         # In between, and where the memory starts anew.
         for frame, given in ((150, None), (200, intrinsics)):
             plan = stream._plan(frame, motion=True)
