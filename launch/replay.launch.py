@@ -14,7 +14,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.node.launching import declare, is_true, read
-from raymap3r_ros.node.player import open_bag
+from raymap3r_ros.node.player import ReplayOptions, open_bag
 from raymap3r_ros.node.replay import node_parameters, prepare_folder
 from raymap3r_ros.node.transport import config_file
 
@@ -25,6 +25,8 @@ ARGUMENTS = {
     "loop": ("1", "play the bag so many times"),
     "start": ("0.0", "begin so many seconds after the first message"),
     "duration": ("0.0", "play so many seconds of the bag; 0 = all"),
+    "range": ("", "topic of the bag for scale.source range; empty: the only one of its type"),
+    "wheel_odometry": ("", "topic of the bag for scale.source odometry; empty: the only one that is no truth"),
     "truth": ("", "odometry topic or TF frame of the bag to compare with; empty: what is called the truth in it"),
     "out": ("replay_out", "folder for the report"),
     "overwrite": ("false", "replace the report of an earlier replay in that folder"),
@@ -34,7 +36,8 @@ ARGUMENTS = {
     "namespace": ("", "namespace of the node and of its topics"),
     "name": ("raymap3r", "name of the node"),
 }
-PLAYED = ("topic", "rate", "loop", "start", "duration", "truth", "out")  # handed on to `raymap3r replay`
+# Handed on to `raymap3r replay`.
+PLAYED = ("topic", "rate", "loop", "start", "duration", "range", "wheel_odometry", "truth", "out")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -44,9 +47,12 @@ def generate_launch_description() -> LaunchDescription:
 
 def _processes(context: LaunchContext) -> list[Action]:
     values = read(context, ARGUMENTS)
+    for name in ("bag", "out"):
+        values[name] = str(Path(values[name]).expanduser())  # the shell leaves ~ alone behind `bag:=`
     overwrite = is_true(values["overwrite"])
     # What the player would refuse is refused before the node has loaded its weights.
-    bag = open_bag(Path(values["bag"]), values["topic"])
+    topics = {name: values[name] for name in ("topic", "range", "wheel_odometry")}
+    bag = open_bag(Path(values["bag"]), ReplayOptions(**topics))
     prepare_folder(Path(values["out"]), overwrite)
     chosen = {
         # As text, or YAML would make a number of a file called 7.
@@ -68,7 +74,7 @@ def _processes(context: LaunchContext) -> list[Action]:
     player = ExecuteProcess(
         cmd=[
             *(sys.executable, "-m", "raymap3r_ros.cli", "replay", values["bag"], "--node", full_name),
-            *(f"--{name}={values[name]}" for name in PLAYED),
+            *(f"--{name.replace('_', '-')}={values[name]}" for name in PLAYED),
             *(["--overwrite"] if overwrite else []),
         ],
         name="replay",

@@ -29,6 +29,7 @@ from raymap3r_ros.network import (
 from raymap3r_ros.options import Options, build_options, option_fields
 from raymap3r_ros.recording import CloudOptions, RunSummary, open_recording, run_recording
 from raymap3r_ros.recording.view import SUFFIX, RerunView
+from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.synthetic import SUITES, WORLDS, suite_sequence
 from raymap3r_ros.synthetic.export import FORMATS, export_sequence
@@ -38,7 +39,6 @@ from raymap3r_ros.training import RECIPES, TrainOptions, train
 SHORT_NAMES = {"update_rule": "rule", "image_size": "size"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 FAILED = 2  # exit status of every error that has a message of its own
-INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

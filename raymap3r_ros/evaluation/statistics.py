@@ -32,7 +32,7 @@ def optional_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise Raymap3rError(
-            f"{error.name} is not installed; the evaluation needs it: pip install 'raymap3r_ros[evaluation]'"
+            f"{error.name} is not installed; the evaluation needs it: pip install evo scipy matplotlib"
         ) from error
 
 

@@ -20,6 +20,8 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.mapping.occupancy import OccupancyGrid
 from raymap3r_ros.node.geometry import UNKNOWN_VARIANCE, quaternion, twist
 
+Numbers = tuple[float, ...]  # position x y z, orientation x y z w
+
 # Bytes per pixel of every encoding that is taken, and the name under which cv_bridge knows it.
 ENCODINGS: dict[str, tuple[int, str]] = {
     "rgb8": (3, "rgb8"),
@@ -180,9 +182,20 @@ def rigid_matrix(position: Point | Vector3, orientation: Quaternion) -> np.ndarr
     return matrix
 
 
+def pose_numbers(position: Point | Vector3, orientation: Quaternion) -> Numbers:
+    """A pose as it is in its message."""
+    p, q = position, orientation
+    return p.x, p.y, p.z, q.x, q.y, q.z, q.w
+
+
 def seconds(stamp: Time) -> float:
     """A stamp as a number."""
     return stamp.sec + stamp.nanosec * 1e-9
+
+
+def nanoseconds(stamp: Time) -> int:
+    """A stamp as a whole number, with every digit."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 # ------------------------------------------------------------------------------------------------ arrays to messages

@@ -6,7 +6,6 @@ import argparse
 import re
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from rclpy.utilities import remove_ros_args
 
 from raymap3r_ros.node.shared import SharedNetworks
 from raymap3r_ros.node.stream_node import StreamNode
+from raymap3r_ros.signals import StopSignal
 
 
 class Executor(MultiThreadedExecutor):
@@ -70,9 +70,7 @@ def main() -> int:
         "they share one network, and frames that come at the same time run through it together",
     )
     # rclpy's own handlers take the context away while the worker still publishes.
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopSignal()
     try:
         arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
@@ -118,8 +116,8 @@ def camera_names(text: str) -> list[str]:
     return names
 
 
-def _spin(nodes: Sequence[StreamNode], stop: threading.Event) -> None:
-    """Run the nodes' callbacks until `stop` is set. Raises what a callback raises."""
+def _spin(nodes: Sequence[StreamNode], stop: StopSignal) -> None:
+    """Run the nodes' callbacks until `stop`. Raises what a callback raises."""
     executor = Executor(num_threads=4 * len(nodes))
     for node in nodes:
         executor.add_node(node)

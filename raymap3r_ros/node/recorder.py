@@ -12,21 +12,19 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import Point, Quaternion, Vector3
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
+from raymap3r_ros.node import conversions
 from raymap3r_ros.node.outputs import RELIABLE, TOPICS
 
 DEPTH = 200  # messages that may wait: the recorder must not be what loses them
 IDLE_LIMIT = 30.0  # seconds without any message after which the rest is given up
 PICTURES = ("rgb", "depth", "dynamic_map", "dynamic_mask")
 MAX_PICTURES = 300  # frames kept for the preview
-
-Numbers = tuple[float, ...]  # position x y z, orientation x y z w
 
 
 @dataclass
@@ -35,8 +33,8 @@ class Recorded:
 
     stamps: dict[str, list[int]] = field(default_factory=dict)  # by topic
     latencies: dict[str, list[float]] = field(default_factory=dict)  # by topic
-    poses: dict[int, Numbers] = field(default_factory=dict)  # by stamp
-    transforms: dict[int, Numbers] = field(default_factory=dict)  # by stamp
+    poses: dict[int, conversions.Numbers] = field(default_factory=dict)  # by stamp
+    transforms: dict[int, conversions.Numbers] = field(default_factory=dict)  # by stamp
     not_finite: int = 0  # pixels of ~/depth
     pictures: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # rgb, depth, dynamic map, mask
     told: dict[str, str] = field(default_factory=dict)  # the node's diagnostics
@@ -116,7 +114,7 @@ class _Recorder:
 
     def _note(self, topic: str, stamp: Any) -> int:
         self._heard = time.monotonic()
-        nanoseconds = stamp.sec * 1_000_000_000 + stamp.nanosec
+        nanoseconds = conversions.nanoseconds(stamp)
         self._recorded.stamps[topic].append(nanoseconds)
         self._recorded.latencies[topic].append((self._node.get_clock().now().nanoseconds - nanoseconds) * 1e-9)
         return nanoseconds
@@ -124,7 +122,7 @@ class _Recorder:
     def _take(self, topic: str, message: Any) -> None:
         stamp = self._note(topic, message.header.stamp)
         if topic == "pose":
-            self._recorded.poses[stamp] = _numbers(message.pose.position, message.pose.orientation)
+            self._recorded.poses[stamp] = conversions.pose_numbers(message.pose.position, message.pose.orientation)
         if topic == "depth":
             self._recorded.not_finite += int((~np.isfinite(_array(message))).sum())
         if topic in PICTURES and (stamp in self._pictures or len(self._pictures) < MAX_PICTURES):
@@ -134,20 +132,13 @@ class _Recorder:
         for transform in message.transforms:
             if transform.child_frame_id == self._child_frame:
                 stamp = self._note("tf", transform.header.stamp)
-                self._recorded.transforms[stamp] = _numbers(
-                    transform.transform.translation, transform.transform.rotation
-                )
+                pose = transform.transform
+                self._recorded.transforms[stamp] = conversions.pose_numbers(pose.translation, pose.rotation)
 
     def _take_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name == self._status_name:
                 self._recorded.told = {item.key: item.value for item in status.values}
-
-
-def _numbers(position: Point | Vector3, orientation: Quaternion) -> Numbers:
-    return (
-        position.x, position.y, position.z, orientation.x, orientation.y, orientation.z, orientation.w,
-    )  # fmt: skip
 
 
 _DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

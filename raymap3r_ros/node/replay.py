@@ -19,20 +19,20 @@ import torch
 
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
-from raymap3r_ros.node.player import Bag, Played, ReplayOptions, open_bag, play
-from raymap3r_ros.node.processes import camera_node, check_running, running_node
+from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.player import Bag, Played, ReplayOptions, open_bag, play, scale_topic
+from raymap3r_ros.node.processes import camera_node, running_node
 from raymap3r_ros.node.transport import profile_environment
 from raymap3r_ros.node.truth import TruePoses
 from raymap3r_ros.recording.run import Milliseconds
-from raymap3r_ros.recording.writers import partial_path, write_json, write_trajectory
-from raymap3r_ros.signals import on_stop_signals
+from raymap3r_ros.recording.writers import clear_folder, whole_file, write_json, write_tum
+from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
 from raymap3r_ros.streaming.cameras import pose_matrix
 
 NODE_NAME = "/raymap3r"  # of the node that is started here, as RViz layouts and other nodes know it
 REPORT, REPORT_TEXT = "report.json", "report.txt"
 TRAJECTORY = "trajectory{}.txt"  # a number where there are several worlds
-INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
-_OURS = re.compile(rf"{REPORT}|{REPORT_TEXT}|trajectory(_\d+)?\.txt")
+_OURS = re.compile(rf"{re.escape(REPORT)}|{re.escape(REPORT_TEXT)}|trajectory(_\d+)?\.txt")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class ReplayReport:
     seconds: float
     rate: float  # frames processed per second
     latency: Milliseconds | None  # from sending an image to having its pose
+    scale_topic: str  # of the bag, that the node's scale comes from; empty where it needs none
     truth: str  # what the trajectory is compared with
     worlds: list[WorldReport]
     node: dict[str, str]  # its last diagnostics
@@ -92,7 +93,9 @@ def run(
     """
     if node and parameters:
         raise OptionError(f"{', '.join(parameters)}: the node {node} runs already; set its parameters there")
-    bag = open_bag(bag_path, options.topic)
+    bag = open_bag(bag_path, options)
+    if not node:  # one that runs already is asked for it
+        scale_topic(bag, options, (parameters or {}).get("scale.source", NodeOptions().scale.source))
     prepare_folder(out, overwrite)
     # Before the first participant of this process: it is the publisher of a large message that needs the profile.
     os.environ.update(profile_environment(os.environ))
@@ -100,18 +103,13 @@ def run(
     namespace = name.rpartition("/")[0] or "/"
     stop = threading.Event()
     with on_stop_signals(lambda _: stop.set()), contextlib.ExitStack() as stack:
-        if node:
-            check = _nothing
-        else:
+        process = None
+        if not node:
             os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
             process = stack.enter_context(running_node(namespace, node_parameters(bag, parameters or {})))
-
-            def check() -> None:
-                check_running(process)
-
         camera = stack.enter_context(camera_node(namespace))
         print(f"playing {bag.images} of {bag.path} into {name} ...", flush=True)
-        played = play(bag, options, camera, name, check, stop)
+        played = play(bag, options, camera, name, process, stop)
     report = write_report(out, bag, played, options.truth)
     print((out / REPORT_TEXT).read_text(), end="")
     print(f"wrote {out}: {', '.join([REPORT, REPORT_TEXT, *(world.trajectory for world in report.worlds)])}")
@@ -131,19 +129,8 @@ def node_parameters(bag: Bag, parameters: Mapping[str, object]) -> dict[str, obj
 
 
 def prepare_folder(folder: Path, overwrite: bool = False) -> None:
-    """Make the output folder; with `overwrite` the report of an earlier replay goes, and all other files stay.
-
-    Raises InputError where it is a file, or holds a report and `overwrite` is off.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; the report needs a folder")
-    if (folder / REPORT).exists():
-        if not overwrite:
-            raise InputError(f"{folder}: holds a report already; name another folder, or allow it with --overwrite")
-        for file in folder.iterdir():
-            if _OURS.fullmatch(file.name):
-                file.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make the output folder of a replay, see `writers.clear_folder`."""
+    clear_folder(folder, _OURS, overwrite)
 
 
 def write_report(folder: Path, bag: Bag, played: Played, truth: str = "") -> ReplayReport:
@@ -180,15 +167,15 @@ def write_report(folder: Path, bag: Bag, played: Played, truth: str = "") -> Rep
         seconds=round(played.seconds, 3),
         rate=round(processed / played.seconds, 3) if played.seconds else 0.0,
         latency=Milliseconds.of([1e3 * value for value in played.latencies.values()]) if played.latencies else None,
+        scale_topic=played.scale_topic,
         truth=true_poses.source if true_poses else note,
         worlds=worlds,
         node=played.told,
         parameters=played.parameters,
     )
     write_json(folder / REPORT, dataclasses.asdict(report))
-    partial = partial_path(folder / REPORT_TEXT)
-    partial.write_text("\n".join(_text(report)) + "\n")
-    partial.replace(folder / REPORT_TEXT)
+    with whole_file(folder / REPORT_TEXT) as partial:
+        partial.write_text("\n".join(_text(report)) + "\n")
     return report
 
 
@@ -207,7 +194,7 @@ def _world(path: Path, played: Played, span: list[int], true_poses: TruePoses | 
     numbers = torch.tensor([played.poses[index] for index in span], dtype=torch.float64)
     poses = pose_matrix(numbers[:, [0, 1, 2, 6, 3, 4, 5]]).numpy()
     stamps = [played.frames[index].stamp for index in span]
-    write_trajectory(path, [stamp * 1e-9 for stamp in stamps], poses)
+    write_tum(path, stamps, numbers.numpy())
     score, with_truth = None, 0
     if true_poses:
         known = [row for row, stamp in enumerate(stamps) if stamp in true_poses.poses]
@@ -254,6 +241,8 @@ def _text(report: ReplayReport) -> Iterator[str]:
     timing = f", latency {latency.median:.0f} ms median, {latency.p95:.0f} ms p95" if latency else ""
     yield f"speed      {report.rate:.1f} frames/s over {report.seconds:.1f} s{timing}"
     yield f"memory     {report.resets} resets"
+    if report.scale_topic:
+        yield f"scale      {node.get('scale')}, {report.scale_topic}"
     if node.get("last error"):
         yield f"error      {node['last error']}"
     yield f"truth      {report.truth}"
@@ -271,10 +260,6 @@ def _score_text(world: WorldReport) -> str:
         f"{score['ate_se3']:.4f} m without scaling, of a camera at rest {score['ate_constant']:.4f} m; "
         f"RPE {score['rpe_translation']:.4f} m, {score['rpe_rotation']:.3f} deg"
     )
-
-
-def _nothing() -> None:
-    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

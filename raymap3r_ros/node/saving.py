@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.recording.writers import write_ply
+from raymap3r_ros.recording.writers import write_ply, write_tum
 
 DEFAULT_FOLDER = "~/.ros/raymap3r"
 
@@ -41,7 +41,7 @@ def save(output_dir: str, saved: Saved) -> Path:
     partial.mkdir()
     try:
         for name, (stamps, poses) in saved.trajectories.items():
-            _write_tum(partial / f"{name}.txt", stamps, poses)
+            write_tum(partial / f"{name}.txt", stamps, poses)
         if saved.points is not None:
             write_ply(partial / "static_map.ply", saved.points, saved.colors)
         (partial / "settings.yaml").write_text(saved.settings)
@@ -51,15 +51,6 @@ def save(output_dir: str, saved: Saved) -> Path:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _write_tum(path: Path, stamps: np.ndarray, poses: np.ndarray) -> None:
-    """TUM format. Stamps keep their nanoseconds, positions and quaternions every digit of a double."""
-    with path.open("w") as file:
-        file.write("# timestamp tx ty tz qx qy qz qw\n")
-        for stamp, pose in zip(stamps.tolist(), poses.tolist(), strict=True):
-            seconds, nanoseconds = divmod(stamp, 1_000_000_000)
-            file.write(f"{seconds}.{nanoseconds:09d} {' '.join(map(repr, pose))}\n")
 
 
 def _flush(file: Path) -> None:

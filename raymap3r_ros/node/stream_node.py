@@ -23,7 +23,7 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.service import Service
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
@@ -44,7 +44,7 @@ from raymap3r_ros.node.outputs import MOTION_TOPICS, Glance, Outputs, Sight
 from raymap3r_ros.node.saving import Saved, save
 from raymap3r_ros.node.shared import SharedNetworks
 from raymap3r_ros.recording.rectify import CameraCalibration, names_rectified
-from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.together import Together, step_of, warm_up
 
 try:
@@ -282,7 +282,7 @@ class StreamNode(LifecycleNode):
             self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, infos, callback_group=group),
         ]
         # Reliable or not, whoever publishes these is heard.
-        sensor = qos_profile_sensor_data
+        sensor = QoSProfile(depth=DEPTH if every else 5, reliability=ReliabilityPolicy.BEST_EFFORT)
         if self._options.scale.source == "range":
             self._subscriptions_in.append(
                 self.create_subscription(Range, "range", self._on_range, sensor, callback_group=group)
@@ -536,8 +536,8 @@ class StreamNode(LifecycleNode):
         # jump, and without any it is in another world.
         self._jumped = reason == "interval" and alignment == "published"
         self._apart = reason == "interval" and alignment == "off"
-        if self._stream.options.ray_interval > 1 and not result.motion and result.frame >= METHOD.warmup_frames:
-            wanted -= MOTION_TOPICS  # nobody asked what moves in this frame: it shall not pass for a still one
+        if not result.motion:
+            wanted -= MOTION_TOPICS  # nobody knows what moves in this frame: it shall not pass for a still one
         self._outputs.publish(result, glance, sight, wanted, options)
         if maps and result.motion and sight.placement is not None:
             self._maps.integrate(result, stamp, sight.world_from_stream @ WORLD_FROM_OPTICAL)

@@ -16,23 +16,19 @@ class Trajectory:
 
     def __init__(self, max_poses: int = MAX_POSES) -> None:
         self._max_poses = max_poses
+        # All at once, and once: the system gives memory as it is first written to, and arrays that grow leave holes.
+        self._stamps = np.empty(max_poses + 1, np.int64)
+        self._poses = np.empty((max_poses + 1, 3, 4))
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
-        self._stamps = np.empty(0, np.int64)
-        self._poses = np.empty((0, 3, 4))
         self._kept = 0  # rows in use, but for the newest pose
         self._stride = 1  # of the poses appended, every so-many-th is kept
         self._appended = 0
 
     def append(self, stamp: int, pose: np.ndarray) -> None:
         """Add the newest pose, (4, 4), of a stamp in nanoseconds."""
-        if self._kept + 1 >= len(self._stamps):
-            room = min(max(1024, 2 * len(self._stamps)), self._max_poses + 1)
-            stamps, poses = np.empty(room, np.int64), np.empty((room, 3, 4))
-            stamps[: self._kept], poses[: self._kept] = self._stamps[: self._kept], self._poses[: self._kept]
-            self._stamps, self._poses = stamps, poses
         if self._kept == self._max_poses:
             half = (self._kept + 1) // 2
             self._stamps[:half], self._poses[:half] = self._stamps[: self._kept : 2], self._poses[: self._kept : 2]

@@ -21,6 +21,11 @@ FOR_EVER = Duration(seconds=1e9)  # that transforms are kept
 TRUE_FRAME = "truth"  # of an odometry topic: its own frame may be part of the TF tree too
 
 
+def is_called_truth(topic: str) -> bool:
+    """Whether the name of a topic says that it is the truth."""
+    return any(part in topic.lower() for part in TRUE_TOPICS)
+
+
 @dataclass(frozen=True)
 class TruePoses:
     """The camera's true way, as far as it is known."""
@@ -97,7 +102,7 @@ class Truth:
         if wanted:
             return "", wanted.lstrip("/")
         for topic in topics:
-            if any(part in topic.lower() for part in TRUE_TOPICS):
+            if is_called_truth(topic):
                 return topic, TRUE_FRAME
         if root != self._camera and any(part in root.lower() for part in TRUE_FRAMES):
             return "", root

@@ -386,7 +386,7 @@ class BagReader:
             self.seconds = self._reader.duration * 1e-9
             told = self._reader.typestore.fielddefs
         except Exception as error:  # the library lets struct, sqlite and decompression errors through
-            raise InputError(f"{path}: cannot be read as a ROS 2 bag: {error or type(error).__name__}") from error
+            raise InputError(f"{path}: cannot be read as a ROS 2 bag: {_reason(error)}") from error
         for name in KNOWN_TYPES:
             # A bag brings the definitions of its messages with it, and may say anything.
             if name in told and told[name][1] != known.fielddefs[name][1]:
@@ -406,13 +406,18 @@ class BagReader:
             except StopIteration:
                 return
             except Exception as error:  # as above: damage in the file itself, after which nothing more can be read
-                log.warning("%s: damaged, nothing can be read after this point: %s", self._path.name, error)
+                log.warning("%s: damaged, nothing can be read after this point: %s", self._path.name, _reason(error))
                 return
             try:
                 message = self._reader.deserialize(data, connection.msgtype)
             except Exception as error:  # generated code, which fails in many ways on damaged bytes
-                message = BrokenFrame(f"not a valid {connection.msgtype}: {error or type(error).__name__}")
+                message = BrokenFrame(f"not a valid {connection.msgtype}: {_reason(error)}")
             yield connection.topic, recorded, message
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, or its kind where it says nothing."""
+    return str(error) or type(error).__name__
 
 
 def _message_image(message: Any) -> np.ndarray:
@@ -427,7 +432,7 @@ def _raw_image(message: Any) -> np.ndarray:
     from rosbags.image.image import Format, to_cvtype
 
     try:
-        _, layout, dtype, channels = to_cvtype(message.encoding)
+        depth, layout, dtype, channels = to_cvtype(message.encoding)
         if layout is Format.GENERIC:
             raise BrokenFrame(f"encoding {message.encoding!r} does not say what its channels are")
         # The library takes rows without padding, and the chroma rows of NV12 and NV21 as part of the height.
@@ -442,6 +447,8 @@ def _raw_image(message: Any) -> np.ndarray:
         packed = SimpleNamespace(
             encoding=message.encoding, height=height, width=message.width, is_bigendian=message.is_bigendian, data=data
         )
-        return np.ascontiguousarray(image_to_cvimage(packed, "rgb8"))
+        image = np.ascontiguousarray(image_to_cvimage(packed, f"rgb{depth}"))
+        # Rounded, as cv_bridge does it for the node: the library would cut the rest off.
+        return image if depth == 8 else cv2.convertScaleAbs(image, alpha=255 / 65535)
     except (ImageError, cv2.error) as error:
         raise BrokenFrame(error) from error

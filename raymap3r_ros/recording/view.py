@@ -145,9 +145,7 @@ def _import_rerun() -> ModuleType:
     try:
         return importlib.import_module("rerun")
     except ModuleNotFoundError as error:
-        raise Raymap3rError(
-            f"{error.name} is not installed; --view needs it: pip install 'raymap3r_ros[view]', or rerun-sdk"
-        ) from error
+        raise Raymap3rError(f"{error.name} is not installed; --view needs it: pip install rerun-sdk") from error
 
 
 def _blueprint(rerun: ModuleType) -> Any:

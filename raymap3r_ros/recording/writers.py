@@ -30,8 +30,8 @@ DEPTH_FOLDER = "depth"
 MASK_FOLDER = "masks"
 
 _OURS = re.compile(
-    rf"{TRAJECTORY}|{INTRINSICS}|{CLOUD}|{SUMMARY}|{SHEET}|{VIDEO}\.(mp4|gif)"
-    rf"|{DEPTH_FOLDER}/\d{{6}}\.(png|npz)|{MASK_FOLDER}/\d{{6}}\.png"
+    "|".join(re.escape(name) for name in (TRAJECTORY, INTRINSICS, CLOUD, SUMMARY, SHEET))
+    + rf"|{VIDEO}\.(mp4|gif)|{DEPTH_FOLDER}/\d{{6}}\.(png|npz)|{MASK_FOLDER}/\d{{6}}\.png"
 )
 
 
@@ -53,10 +53,17 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def prepare_folder(folder: Path, overwrite: bool = False) -> None:
-    """Make an output folder with its subfolders.
+    """Make the output folder of a run with its subfolders, see `clear_folder`."""
+    clear_folder(folder, _OURS, overwrite)
+    for name in (DEPTH_FOLDER, MASK_FOLDER):
+        (folder / name).mkdir(parents=True, exist_ok=True)
 
-    With `overwrite` the results of an earlier run go, so that two runs never mix; files that are not ours stay.
-    Raises InputError where `folder` is a file, or holds any file and `overwrite` is off.
+
+def clear_folder(folder: Path, ours: re.Pattern[str], overwrite: bool = False) -> None:
+    """Make an output folder.
+
+    With `overwrite` the files of an earlier output go, so that two never mix: those whose path in the folder matches
+    `ours`. All others stay. Raises InputError where `folder` is a file, or holds any file and `overwrite` is off.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; the output needs a folder")
@@ -64,19 +71,29 @@ def prepare_folder(folder: Path, overwrite: bool = False) -> None:
         if not overwrite:
             raise InputError(f"{folder}: holds files already; name another folder, or allow it with --overwrite")
         for file in [*folder.glob("*"), *folder.glob("*/*")]:
-            if _OURS.fullmatch(file.relative_to(folder).as_posix()):
+            if ours.fullmatch(file.relative_to(folder).as_posix()):
                 file.unlink()
-    for name in (DEPTH_FOLDER, MASK_FOLDER):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_tum(path: Path, stamps: Sequence[int] | np.ndarray, poses: np.ndarray) -> None:
+    """TUM format, one line `timestamp tx ty tz qx qy qz qw` per pose, with every digit.
+
+    `stamps`: (n,) nanoseconds; `poses`: (n, 7) metres and a quaternion x y z w.
+    """
+    with whole_file(path) as partial, partial.open("w") as file:
+        file.write("# timestamp tx ty tz qx qy qz qw\n")
+        for stamp, pose in zip(stamps, poses.tolist(), strict=True):
+            seconds, nanoseconds = divmod(stamp, 1_000_000_000)
+            file.write(f"{seconds}.{nanoseconds:09d} {' '.join(map(repr, pose))}\n")
 
 
 def write_trajectory(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
-    """TUM format, one line `timestamp tx ty tz qx qy qz qw` per pose. `poses`: (n, 4, 4) camera to world, metres."""
-    encodings = pose_encoding(torch.from_numpy(np.asarray(poses, np.float64)))
-    with whole_file(path) as partial, partial.open("w") as file:
-        file.write("# timestamp tx ty tz qx qy qz qw\n")
-        for stamp, (tx, ty, tz, qw, qx, qy, qz) in zip(stamps, encodings.tolist(), strict=True):
-            file.write(f"{stamp:.6f} {tx:.9f} {ty:.9f} {tz:.9f} {qx:.9f} {qy:.9f} {qz:.9f} {qw:.9f}\n")
+    """`write_tum` of `poses` (n, 4, 4), camera to world, metres, at `stamps` in seconds."""
+    encodings = pose_encoding(torch.from_numpy(np.asarray(poses, np.float64))).numpy()
+    # Seconds since 1970 are good to a microsecond as a float.
+    nanoseconds = [round(stamp * 1e6) * 1000 for stamp in stamps]
+    write_tum(path, nanoseconds, encodings[:, [0, 1, 2, 4, 5, 6, 3]])
 
 
 def write_intrinsics(

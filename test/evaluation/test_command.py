@@ -168,4 +168,4 @@ def test_without_evo_nothing_is_run(weights, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "evo.core.metrics", None)
     monkeypatch.setattr(command, "load_network", lambda *_: pytest.fail("loaded weights"))
     message = error_of(capsys, "synthetic", "--checkpoint", weights)
-    assert "evo" in message and "pip install 'raymap3r_ros[evaluation]'" in message
+    assert "evo" in message and "pip install evo scipy matplotlib" in message

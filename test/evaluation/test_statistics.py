@@ -103,5 +103,5 @@ def test_no_correlation_without_spread(x, y):
 
 def test_missing_library_tells_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "evo", None)
-    with pytest.raises(Raymap3rError, match=r"evo is not installed.*pip install 'raymap3r_ros\[evaluation\]'"):
+    with pytest.raises(Raymap3rError, match=r"evo is not installed.*pip install evo scipy matplotlib"):
         optional_module("evo")

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 
 import numpy as np
 import pytest
@@ -30,6 +30,9 @@ from raymap3r_ros.node.executable import Executor  # noqa: E402
 from raymap3r_ros.node.maps import MAP_TOPICS  # noqa: E402
 from raymap3r_ros.node.outputs import TOPICS  # noqa: E402
 from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
+from raymap3r_ros.recording.rectify import camera_of  # noqa: E402
+from raymap3r_ros.streaming import METHOD, StepResult  # noqa: E402
+from raymap3r_ros.streaming.timing import StageTimer  # noqa: E402
 
 LIMIT = 60.0  # seconds; only a failing test waits so long
 START = 1_700_000_000  # seconds; tests write stamps from here
@@ -47,7 +50,7 @@ def picture(index=0, width=64, height=48):
 class Bench:
     """A StreamNode and a probe node, each with an executor of its own in the background."""
 
-    def __init__(self, parameters):
+    def __init__(self, parameters, arguments=(), shared=None):
         # Of its own: topics and log of the last test's node may live on for a while in this process.
         self.namespace = f"/bench{next(numbers)}"
         self.name = f"{self.namespace}/raymap3r"
@@ -58,7 +61,8 @@ class Bench:
         self.logs = []  # level and text
         self.told = {}  # values of the last diagnostics
         self.statuses = []  # level and text of all of them
-        self.probe = rclpy.create_node("probe", namespace=self.namespace, context=self.context)
+        names = {"namespace": self.namespace, "context": self.context, "cli_args": ["--ros-args", *arguments]}
+        self.probe = rclpy.create_node("probe", **names)
         latched = QoSProfile(
             depth=1000, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
         )
@@ -69,7 +73,7 @@ class Bench:
         self._spinning = []
         self._spin(self.probe, SingleThreadedExecutor(context=self.context))
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
-        self.node = StreamNode(namespace=self.namespace, context=self.context, parameter_overrides=overrides)
+        self.node = StreamNode(shared, parameter_overrides=overrides, **names)
         self._spin(self.node, Executor(num_threads=4, context=self.context))
 
     def close(self):
@@ -166,7 +170,8 @@ class Bench:
         publisher = self.probe.create_publisher(kind, topic, qos)
         self._publishers[topic] = publisher
         self.wait(publisher.get_subscription_count, f"match of {topic}")
-        self.wait(lambda: self.node.count_publishers(topic) > 0, f"the node's match of {topic}")
+        name = self.node.resolve_topic_name(topic)
+        self.wait(lambda: self.node.count_publishers(name) > 0, f"the node's match of {topic}")
 
     def send(self, index=0, time=None, message=None, frame_id="camera", size=(64, 48)):
         """Publish picture number `index`, or a message of one's own, stamped START + `time` (index / 10 seconds)."""
@@ -188,11 +193,13 @@ class Bench:
     def send_camera_info(self, **values):
         if "camera_info" not in self._publishers:
             self.advertise(CameraInfo, "camera_info", QoSProfile(depth=1))
-        self._publishers["camera_info"].publish(CameraInfo(**values))
+        self._sent_info = CameraInfo(**values)
+        self._publishers["camera_info"].publish(self._sent_info)
 
     def wait_for_camera_info(self):
-        """Wait until the node has taken in the camera_info that was sent."""
-        self.wait(lambda: self.node._calibration._content is not None, "camera_info")
+        """Wait until the node has taken in the camera_info that was sent last."""
+        content = camera_of(self._sent_info)
+        self.wait(lambda: self.node._calibration._content == content, "camera_info")
 
     def change_state(self, label):
         """Ask for a transition over its service; whether it was a success."""
@@ -268,14 +275,73 @@ class Held:
         self.go_on.release(frames)
 
 
+class StandIn:
+    """Stands in for a bench's stream: of every image it says what the test has told it beforehand.
+
+    Cameras are (4, 4) poses of the optical frame in any one frame; the world begins with the first, as a stream's.
+    """
+
+    def __init__(self, stream):
+        self._told = deque()
+        self._first, self._frame = None, 0
+        stream.step, stream.reset = self.step, self.reset
+
+    def tell(self, camera, points, focal, reason="", segment=None):
+        """Of the next image: the `points` (H, W, 3) of its pixels and where its camera is. `reason`: why the memory
+        begins anew with it; `segment`: pose (4, 4) to which the world as this memory has it is shifted."""
+        self._told.append((camera, points, focal, reason, np.eye(4) if segment is None else segment))
+
+    def reset(self):
+        self._first = None
+
+    def step(self, image, stamp, intrinsics, *, motion):
+        camera, points, focal, reason, segment = self._told.popleft()
+        if self._first is None:
+            self._first, self._frame, reason = camera, 0, "start"
+        height, width = points.shape[:2]
+        assert image.shape == (height, width, 3)
+        pose = torch.tensor(segment @ np.linalg.inv(self._first) @ camera, dtype=torch.float32)
+        points = torch.tensor(points, dtype=torch.float32)
+        still = torch.ones(height, width)
+        frame, self._frame = self._frame, self._frame + 1
+        return StepResult(
+            pose=pose,
+            pose_raw=pose,
+            depth=points[..., 2],
+            points=points,
+            confidence=5 * still,
+            staticness=still,
+            dynamic_mask=still == 0,
+            intrinsics=torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]),
+            gate=torch.ones(1),
+            scale=torch.ones(()),
+            healthy=torch.tensor(True),
+            intrinsics_known=torch.tensor(True),
+            rule_index=torch.tensor(0),
+            alignment_error=None,
+            image=torch.tensor(image),
+            frame=frame,
+            segment=0,
+            stamp=stamp,
+            motion=motion and frame >= METHOD.warmup_frames,
+            reset=bool(reason),
+            reset_reason=reason,
+            timer=StageTimer(torch.device("cpu")),
+        )
+
+
 @pytest.fixture
 def make_bench():
-    """Makes a Bench with the parameters given to it; a group is written mask__high."""
+    """Makes a Bench with the parameters given to it, a group is written mask__high, and ROS arguments of its nodes.
+
+    `shared`: as of StreamNode.
+    """
     torch.set_num_threads(1)
     made = []
 
-    def make(**parameters):
-        made.append(Bench({name.replace("__", "."): value for name, value in parameters.items()}))
+    def make(*arguments, shared=None, **parameters):
+        values = {name.replace("__", "."): value for name, value in parameters.items()}
+        made.append(Bench(values, arguments, shared))
         return made[-1]
 
     yield make
@@ -295,3 +361,9 @@ def hold():
     yield make
     for one in held:
         one.let_go()
+
+
+@pytest.fixture
+def stand_in():
+    """Replaces the stream of a configured bench with a StandIn, which it gives."""
+    return lambda bench: StandIn(bench.node._stream)

@@ -4,6 +4,7 @@ import itertools
 import json
 import signal
 import threading
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import rclpy
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
+from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
@@ -25,6 +28,7 @@ from raymap3r_ros.node.frame_queue import FrameQueue
 from raymap3r_ros.node.player import ReplayOptions, open_bag, play
 from raymap3r_ros.node.truth import Truth
 from raymap3r_ros.recording import open_recording
+from raymap3r_ros.recording.readers import BagReader
 from raymap3r_ros.streaming import Stream
 from raymap3r_ros.synthetic import suite_sequence
 from raymap3r_ros.synthetic.export import export_sequence
@@ -72,6 +76,26 @@ def transform(time, parent, child, place=(0.0, 0.0, 0.0)):
             "geometry_msgs/msg/Transform", translation=make("geometry_msgs/msg/Vector3", x=x, y=y, z=z),
             rotation=make("geometry_msgs/msg/Quaternion", x=0.0, y=0.0, z=0.0, w=1.0),
         ),
+    )  # fmt: skip
+
+
+def reading(time, distance=2.0):
+    return make(
+        "sensor_msgs/msg/Range", header=header(time, "ranger"), radiation_type=1, field_of_view=0.125, min_range=0.25,
+        max_range=8.0, range=distance,
+    )  # fmt: skip
+
+
+def wheels(time, x=0.0):
+    place = make("geometry_msgs/msg/Point", x=x, y=0.0, z=0.0)
+    level = make("geometry_msgs/msg/Quaternion", x=0.0, y=0.0, z=0.0, w=1.0)
+    still = make("geometry_msgs/msg/Vector3", x=0.0, y=0.0, z=0.0)
+    pose = make("geometry_msgs/msg/Pose", position=place, orientation=level)
+    twist = make("geometry_msgs/msg/Twist", linear=still, angular=still)
+    return make(
+        "nav_msgs/msg/Odometry", header=header(time, "odom"), child_frame_id="base",
+        pose=make("geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=np.zeros(36)),
+        twist=make("geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=np.zeros(36)),
     )  # fmt: skip
 
 
@@ -131,7 +155,7 @@ def rendered(tmp_path_factory):
 
 
 def test_replay_gives_the_offline_trajectory_bit_for_bit(make_bench, replay_into, rendered):
-    bag = open_bag(rendered, "/camera/image_raw")
+    bag = open_bag(rendered, ReplayOptions(topic="/camera/image_raw"))
     assert bag.camera_info == "/camera/camera_info" and bag.frame == "camera_optical_frame"
     bench = make_bench(**replay.node_parameters(bag, {}))
     assert bench.change_state("configure") and bench.change_state("activate")
@@ -146,6 +170,26 @@ def test_replay_gives_the_offline_trajectory_bit_for_bit(make_bench, replay_into
     assert len(expected) == 12 and len(set(expected)) == 12
     assert [played.poses[index] for index in range(12)] == expected
     assert played.worlds == {0} and played.counts["frames lost"] == 0
+
+
+@pytest.mark.parametrize("encoding", conversions.ENCODINGS)
+def test_pixels_are_those_of_the_method_without_ros(encoding, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, conversions.ENCODINGS[encoding][0]), np.uint8)
+    assert_same_pixels(tmp_path, raw(0.0, image, encoding), Image)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pixels_of_compressed_images_too(suffix, tmp_path):
+    data = cv2.imencode(suffix, picture(0))[1].reshape(-1)
+    message = make("sensor_msgs/msg/CompressedImage", header=header(0.0), format=suffix[1:], data=data)
+    assert_same_pixels(tmp_path, message, CompressedImage)
+
+
+def assert_same_pixels(folder, message, kind):
+    (frame,) = open_recording(write_bag(folder / "bag", [(0.0, "/image", message)]))
+    taken = deserialize_message(bytes(store.serialize_cdr(message, message.__msgtype__)), kind)
+    np.testing.assert_array_equal(conversions.image_array(taken), frame.image)
+    assert frame.image.std() > 10
 
 
 # ------------------------------------------------------------------------------------------------ what can be played
@@ -170,9 +214,11 @@ def test_every_image_size_is_a_world_of_its_own(make_bench, replay_into, tmp_pat
     assert [(world.frames, world.trajectory) for world in report.worlds] == [
         (2, "trajectory_1.txt"), (3, "trajectory_2.txt"),
     ]  # fmt: skip
-    lines = np.loadtxt(tmp_path / "trajectory_2.txt")
-    np.testing.assert_allclose(lines[:, 0] - START, [0.2, 0.3, 0.4], atol=1e-6)
-    np.testing.assert_allclose(lines[:, 1:], [played.poses[i] for i in (2, 3, 4)], atol=1e-8)
+    _, *lines = (tmp_path / "trajectory_2.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [
+        f"{frame.stamp / 1e9:.0f}.{frame.stamp % 10**9:09d}" for frame in played.frames[2:]
+    ]
+    assert [tuple(map(float, line.split()[1:])) for line in lines] == [played.poses[index] for index in (2, 3, 4)]
 
 
 def test_loop_is_one_scene_per_pass(make_bench, replay_into, tmp_path):
@@ -262,6 +308,106 @@ def test_a_node_that_takes_other_images_is_told_so(make_bench, replay_into, tmp_
     monkeypatch.setattr(player, "START_LIMIT", 2.0)
     with pytest.raises(Raymap3rError, match=rf"does not take images from {bench.namespace}/image/compressed"):
         replay_into(bench, bag)
+
+
+# ------------------------------------------------------------------------------------------------------ metric scale
+
+
+def sensors_bag(folder, *sensors):
+    """Three images, and before each a message of every sensor: its topic and what makes the messages."""
+    messages = []
+    for i in range(3):
+        messages += [(i / 10, topic, make_message(i)) for topic, make_message in sensors]
+        messages.append((i / 10, "/image", raw(i / 10, picture(i))))
+    return write_bag(folder, messages)
+
+
+def test_the_range_sensor_is_played(make_bench, replay_into, tmp_path, monkeypatch):
+    path = sensors_bag(
+        tmp_path / "bag",
+        ("/sonar/left", lambda i: reading(i / 10)),
+        ("/sonar/front", lambda i: reading(i / 10 if i else None, 3.0 + i)),  # the first one without a stamp
+    )
+    options = ReplayOptions(rate=0.0, range="sonar/front")
+    bag = open_bag(path, options)
+    bench, heard = active_bench(make_bench, bag, **{"scale.source": "range"}), []
+    monkeypatch.setattr(bench.node._scale, "add_range", heard.append)
+    played = replay_into(bench, bag, options)
+    bench.wait(lambda: len(heard) == 3, "all readings")
+    assert [one.stamp - START for one in heard] == pytest.approx([0.0, 0.1, 0.2], abs=1e-6)
+    assert [one.distance for one in heard] == [3.0, 4.0, 5.0]
+    assert {(one.low, one.high, one.field_of_view) for one in heard} == {(0.25, 8.0, 0.125)}
+    assert bench.node._ranger == "ranger"
+    assert played.scale_topic == "/sonar/front" and played.told[f"publishers of {bench.namespace}/range"] == "1"
+
+
+def test_the_wheels_are_found_beside_the_truth_and_played(make_bench, replay_into, tmp_path, monkeypatch):
+    path = sensors_bag(
+        tmp_path / "bag",
+        ("/base/ground_truth", lambda i: wheels(i / 10, -1.0)),
+        ("/wheels", lambda i: wheels(i / 10, float(i))),
+        ("/rig", lambda i: wheels(i / 10, -2.0)),
+    )
+    bag = open_bag(path)
+    bench, heard = active_bench(make_bench, bag, **{"scale.source": "odometry"}), []
+    monkeypatch.setattr(bench.node._scale, "add_odometry", lambda stamp, pose: heard.append((stamp, pose[0, 3])))
+    played = replay_into(bench, bag, ReplayOptions(rate=0.0, truth="rig"))
+    bench.wait(lambda: len(heard) == 3, "all odometry")
+    assert [place for _, place in heard] == [0.0, 1.0, 2.0]
+    assert [stamp - START for stamp, _ in heard] == pytest.approx([0.0, 0.1, 0.2], abs=1e-6)
+    assert played.scale_topic == "/wheels" and played.told[f"publishers of {bench.namespace}/wheel_odometry"] == "1"
+    # What the scale comes from can be the truth that is compared with, too.
+    assert played.truth.poses([played.frames[0].stamp], "wheels").source.startswith("odometry /wheels")
+
+
+def test_wheels_that_are_faster_than_the_camera_are_heard_in_full(make_bench, replay_into, tmp_path, monkeypatch):
+    messages = [(i / 50, "/wheels", wheels(i / 50, float(i))) for i in range(150)]
+    messages += [(i / 10 + 0.001, "/image", raw(i / 10, picture(i))) for i in range(30)]
+    bag = open_bag(write_bag(tmp_path / "bag", sorted(messages, key=lambda one: one[0])))
+    bench, heard = active_bench(make_bench, bag, **{"scale.source": "odometry"}), []
+    monkeypatch.setattr(bench.node._scale, "add_odometry", lambda stamp, pose: heard.append(pose[0, 3]))
+    assert len(replay_into(bench, bag).poses) == 30
+    bench.wait(lambda: len(heard) == 150, "all odometry")
+    assert heard == list(range(150))
+
+
+def test_a_node_whose_scale_the_bag_leaves_open_is_refused(make_bench, replay_into, tmp_path):
+    bag = open_bag(sensors_bag(tmp_path / "bag", *((f"/sonar/{i}", lambda i: reading(i / 10)) for i in range(2))))
+    bench = active_bench(make_bench, bag, **{"scale.source": "range"})
+    with pytest.raises(
+        InputError, match=r"with --range; of type sensor_msgs/msg/Range the bag has: /sonar/0, /sonar/1$"
+    ):
+        replay_into(bench, bag)
+    assert bench.told["frames in"] == "0"
+
+
+def test_a_topic_that_the_scale_does_not_come_from_stays_in_the_bag(make_bench, replay_into, tmp_path, caplog):
+    bag = open_bag(sensors_bag(tmp_path / "bag", ("/sonar", lambda i: reading(i / 10))))
+    played = replay_into(active_bench(make_bench, bag), bag, ReplayOptions(rate=0.0, range="/sonar"))
+    assert played.scale_topic == "" and len(played.poses) == 3
+    assert "/sonar is not played: scale.source is fixed, not range" in caplog.text
+
+
+def test_the_command_finds_the_scale(rendered, tmp_path, capfd):
+    """By the only range sensor of the bag, whose readings are far from true."""
+    with closing(BagReader(rendered)) as reader:
+        wanted = ["/camera/image_raw", "/camera/camera_info"]
+        messages = [(recorded * 1e-9 - START, topic, message) for topic, recorded, message in reader.messages(wanted)]
+    images = [message for _, topic, message in messages if topic == wanted[0]]
+    for image in images:
+        one = reading(0.0, 6.5)
+        one.header.stamp = image.header.stamp
+        recorded = image.header.stamp.sec - START + image.header.stamp.nanosec * 1e-9
+        messages.append((recorded, "/sonar", one))
+    messages.sort(key=lambda one: one[0])
+    bag = write_bag(tmp_path / "bag", messages)
+    out = tmp_path / "out"
+    arguments = ["--device", "cpu", "--scale-source", "range"]
+    assert cli.main(["replay", str(bag), "--out", str(out), *arguments]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["scale_topic"] == "/sonar" and report["node"]["publishers of /range"] == "1"
+    assert int(report["node"]["scale observations"]) > 0
+    assert f"scale      {report['node']['scale']}, /sonar\n" in capfd.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------- TF, clock
@@ -461,6 +607,27 @@ def test_what_cannot_be_played_is_one_clear_line(tmp_path, capsys):
     assert "is a file" in error_of(capsys, tmp_path / "images", "--out", tmp_path / "file")
 
 
+def test_what_the_scale_comes_from_must_be_in_the_bag(tmp_path, capsys):
+    bag = sensors_bag(
+        tmp_path / "bag", ("/sonar", lambda i: reading(i / 10)), ("/left", lambda i: wheels(i / 10)),
+        ("/right", lambda i: wheels(i / 10)),
+    )  # fmt: skip
+    ranges, odometry = "sensor_msgs/msg/Range", "nav_msgs/msg/Odometry"
+    assert error_of(capsys, bag, "--range", "/nothing").endswith(
+        f"no topic /nothing of type {ranges}; the bag has: /sonar\n"
+    )
+    assert error_of(capsys, bag, "--range", "left").endswith(f"no topic /left of type {ranges}; the bag has: /sonar\n")
+    assert error_of(capsys, bag, "--wheel-odometry", "/sonar").endswith(
+        f"no topic /sonar of type {odometry}; the bag has: /left, /right\n"
+    )
+    assert error_of(capsys, bag, "--scale-source", "odometry").endswith(
+        f"scale.source is odometry: name the topic that it comes from with --wheel-odometry; of type {odometry} the "
+        "bag has: /left, /right\n"
+    )
+    images = images_bag(tmp_path / "images")
+    assert error_of(capsys, images, "--scale-source", "range").endswith(f"of type {ranges} the bag has: none\n")
+
+
 def test_parameters_for_a_node_that_runs_already_are_refused(tmp_path):
     bag = images_bag(tmp_path / "bag")
     with pytest.raises(OptionError, match="device: the node /eye runs already"):
@@ -468,10 +635,10 @@ def test_parameters_for_a_node_that_runs_already_are_refused(tmp_path):
 
 
 def test_overwrite_keeps_files_of_others(tmp_path):
-    names = ["report.json", "report.txt", "trajectory_2.txt", "trajectory_mine.txt", "notes.md"]
-    for name in names:
+    kept = ["notes.md", "report_json", "report_txt", "trajectory_mine.txt", "trajectory_txt"]
+    for name in ["report.json", "report.txt", "trajectory.txt", "trajectory_2.txt", *kept]:
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match="holds a report already"):
+    with pytest.raises(InputError, match="holds files already"):
         replay.prepare_folder(tmp_path)
     replay.prepare_folder(tmp_path, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.md", "trajectory_mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -509,3 +510,19 @@ def test_bag_with_a_file_missing(tmp_path):
 def test_options_out_of_range(tmp_path, option, message):
     with pytest.raises(InputError, match=message):
         open_recording(tmp_path, **option)
+
+
+@pytest.mark.parametrize(("error", "reason"), [(AssertionError(), "AssertionError"), (KeyError("what"), "'what'")])
+def test_an_error_without_a_text_is_told_by_its_kind(tmp_path, monkeypatch, caplog, error, reason):
+    bag = camera_bag(tmp_path / "bag")
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="not one frame could be read"):
+        patch.setattr(AnyReader, "deserialize", fail)
+        list(open_recording(bag))
+    assert caplog.messages[0].endswith(f"not a valid sensor_msgs/msg/Image: {reason}")
+    monkeypatch.setattr(AnyReader, "open", fail)
+    with pytest.raises(InputError, match=rf"cannot be read as a ROS 2 bag: {reason}$"):
+        open_recording(bag)

@@ -40,7 +40,23 @@ def test_trajectory_holds_position_and_quaternion_of_the_pose(tmp_path, axis, de
         expected = -expected
     assert qw >= 0
     assert abs(abs(np.dot(expected, (qx, qy, qz, qw))) - 1) < 1e-6
-    assert second == "1.000000" + " 0.000000000" * 6 + " 1.000000000"
+    assert second == "1.000000000 0.0 0.0 0.0 0.0 0.0 0.0 1.0"
+
+
+def test_stamps_keep_their_nanoseconds_and_numbers_every_digit(tmp_path):
+    numbers = np.random.default_rng(0).normal(size=(3, 7))
+    writers.write_tum(tmp_path / "t.txt", [1_700_000_000_123_456_789, 7, 2_000_000_000], numbers)
+    comment, *lines = (tmp_path / "t.txt").read_text().splitlines()
+    assert comment == "# timestamp tx ty tz qx qy qz qw"
+    assert [line.split()[0] for line in lines] == ["1700000000.123456789", "0.000000007", "2.000000000"]
+    assert [[float(value) for value in line.split()[1:]] for line in lines] == numbers.tolist()
+
+
+def test_stamps_in_seconds_are_good_to_the_microsecond(tmp_path):
+    """As a float, seconds since 1970 have digits behind that nobody measured."""
+    writers.write_trajectory(tmp_path / "t.txt", [1_700_000_000.1, 1_700_000_000.000001], np.stack([np.eye(4)] * 2))
+    lines = (tmp_path / "t.txt").read_text().splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["1700000000.100000000", "1700000000.000001000"]
 
 
 def test_trajectory_rotates_a_vector_as_the_pose_does(tmp_path):
@@ -143,7 +159,8 @@ def test_folder_with_files_is_refused_unless_allowed(tmp_path):
         writers.prepare_folder(folder)
     for name in ("depth/000000.png", "depth/000000.npz", "masks/000001.png", "trajectory.txt", "preview.mp4"):
         (folder / name).write_text("old result")
-    kept = ["notes.txt", "depth/mine.png", "masks/17.png", "preview.txt"]
+    kept = ["notes.txt", "depth/mine.png", "masks/17.png", "preview.txt", "trajectory_txt", "summary.jsonx"]
+    kept += ["previewXmp4", "static_scene_ply", "depth/000000_png"]
     for name in kept:
         (folder / name).write_text("not ours")
     writers.prepare_folder(folder, overwrite=True)
