@@ -32,7 +32,8 @@ CORRELATION = 1.0  # seconds: errors of a network's depth that lie closer are on
 MAX_OBSERVATIONS = 512  # kept; more than MEMORY at ten a second
 KNOWN_VOTES = 5.0  # independent observations, and ...
 KNOWN_CONFIDENCE = 0.8  # ... confidence, from which on the factor is used
-MAX_RATE = 0.01  # change of the factor's logarithm per second once it is in use: what hangs on it must not jump
+MAX_RATE = 0.01  # change of the factor's logarithm per second once it is in use: what hangs on it must not jump, ...
+MAX_PAUSE = 1.0  # ... nor after seconds without an image: no more than these count
 CUTOFF = 2.5  # spreads from the centre at which an observation counts for nothing
 # Standard deviation of an observation's logarithm at best, by what networks and sensors are known to do.
 DEVIATION = 0.03
@@ -182,7 +183,7 @@ class ScaleEstimator:
         confidence = math.erf(TOLERANCE / (error * math.sqrt(2)))
 
         if self._log_factor is not None:
-            step = MAX_RATE * max(stamp - self._stamp, 0.0)
+            step = MAX_RATE * min(max(stamp - self._stamp, 0.0), MAX_PAUSE)
             self._log_factor += min(max(centre - self._log_factor, -step), step)
         elif votes >= KNOWN_VOTES and confidence >= KNOWN_CONFIDENCE:
             self._log_factor = centre

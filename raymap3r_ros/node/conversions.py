@@ -85,6 +85,8 @@ def check_image(message: Image | CompressedImage) -> None:
         raise InputError(f"{size}: has no pixels")
     if max(message.width, message.height) > MAX_SIDE:
         raise InputError(f"{size}: is larger than any camera's ({MAX_SIDE} pixels a side)")
+    if message.width % 2 and ENCODINGS[message.encoding][1].startswith("yuv422"):
+        raise InputError(f"{size}: {message.encoding} holds pixels in pairs, the width must be even")
     row = message.width * ENCODINGS[message.encoding][0]
     if message.step < row:
         raise InputError(f"{size}: step is {message.step} bytes, but a row of {message.encoding} takes {row}")
@@ -147,15 +149,15 @@ def _check_header(message: CompressedImage) -> None:
 
 def _tight(message: Image) -> Image:
     """The message without padding, little-endian, in an encoding of cv_bridge: which takes rows of whole pixels only,
-    and whose byte swap fails on NumPy 2."""
+    and whose byte swap fails on NumPy 2, of single bytes too."""
     size, encoding = ENCODINGS[message.encoding]
     row = message.width * size
-    swap = bool(message.is_bigendian) and message.encoding.endswith("16")
-    if message.step == row and len(message.data) == row * message.height and not swap and encoding == message.encoding:
+    whole = message.step == row and len(message.data) == row * message.height
+    if whole and not message.is_bigendian and encoding == message.encoding:
         return message
     rows = np.frombuffer(message.data, np.uint8)[: message.step * message.height].reshape(message.height, -1)
     pixels = np.ascontiguousarray(rows[:, :row])
-    if swap:
+    if message.is_bigendian and message.encoding.endswith("16"):
         pixels = pixels.view(np.uint16).byteswap()
     tight = Image(height=message.height, width=message.width, encoding=encoding, step=row)
     _fill(tight.data, pixels)

@@ -23,9 +23,10 @@ from raymap3r_ros.node.outputs import LATCHED
 from raymap3r_ros.streaming import StepResult
 
 MAP_TOPICS = {"static_map": (PointCloud2, LATCHED), "occupancy": (GridMessage, LATCHED)}
-# Seconds of the images' stamps between two frames that join the map: those between show the same surfaces. A frame
-# takes time in proportion to the map, so from so many points on it is longer in proportion.
-PERIOD = 0.1
+# Seconds of the images' stamps between two frames that join the map: those between show the same surfaces. A little
+# less than a tenth, for the stamps of a camera of 10 Hz waver. A frame takes time in proportion to the map, so from so
+# many points on it is longer in proportion.
+PERIOD = 0.09
 LARGE = 100_000
 NOTHING = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # the points and colours of a map without any
 VOXEL_TOLERANCE = 0.1  # by which voxels may be off the size that was asked for, while the metric scale drifts

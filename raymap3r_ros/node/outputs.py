@@ -212,7 +212,7 @@ class Outputs:
         self, glance: Glance, sight: Sight, placement: Placement, wanted: set[str], options: NodeOptions
     ) -> None:
         stamp = sight.stamp
-        if options.publish_tf:
+        if options.publish_tf and placement.transforms:
             self._broadcaster.sendTransform(
                 [
                     conversions.transform_message(Header(stamp=stamp, frame_id=parent), child, matrix)

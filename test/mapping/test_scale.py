@@ -174,6 +174,20 @@ def test_drift_is_followed_without_jumps():
     assert math.log(estimate.factor) == pytest.approx(0.2, abs=0.015)
 
 
+def test_no_jump_after_a_pause():
+    estimator = ScaleEstimator()
+    for index in range(20):
+        estimator.add(Observation(float(index), 0.0, 0.03))
+    assert estimator.estimate(20.0).factor == 1.0
+    for index in range(60):
+        estimator.add(Observation(1000.0 + index, math.log(2), 0.03))
+    before = 1.0
+    for stamp in (1060.0, 2000.0, 2000.5):
+        after = estimator.estimate(stamp).factor
+        assert before < after < before * 1.011, "what hangs on the factor jumps"
+        before = after
+
+
 def test_a_lasting_change_wins_a_passing_one_does_not():
     estimator = ScaleEstimator()
 

@@ -70,7 +70,7 @@ def test_every_encoding_becomes_rgb(encoding, padding):
     np.testing.assert_allclose(result[2:-2, 2:-2].reshape(-1, 3).astype(int), [expected] * 8, atol=3)
 
 
-@pytest.mark.parametrize("encoding", ["mono16", "bayer_rggb16"])
+@pytest.mark.parametrize("encoding", ["mono16", "bayer_rggb16", "bayer_rggb8", "yuyv"])
 def test_big_endian_pixels(encoding):
     little = conversions.image_array(image(encoding, plain(encoding)))
     big = conversions.image_array(image(encoding, plain(encoding, order=">"), is_bigendian=1))
@@ -111,6 +111,7 @@ def broken(**changes):
         (broken(width=0), "0x4 image: has no pixels"),
         (broken(height=0), "6x0 image: has no pixels"),
         (broken(width=100_000), "100000x4 image: is larger than any camera's"),
+        (broken(encoding="yuyv", width=5), "5x4 image: yuyv holds pixels in pairs, the width must be even"),
         (broken(step=17), "6x4 image: step is 17 bytes, but a row of rgb8 takes 18"),
         (broken(data=array.array("B", [0] * 71)), "6x4 image: data is cut short, 71 bytes where step * height is 72"),
         (CompressedImage(), "compressed image without data"),
