@@ -24,6 +24,11 @@ from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import METHOD
 
 MAPPERS = ("rtabmap", "nvblox", "octomap")
+EXECUTABLES = {
+    "rtabmap": ("rtabmap_slam", "rtabmap"),
+    "nvblox": ("nvblox_ros", "nvblox_node"),
+    "octomap": ("octomap_server", "octomap_server_node"),
+}
 FRAMES_SENT = 14
 UNKNOWN = METHOD.warmup_frames  # of a world's first frames nobody knows what moves in them
 SEEN = FRAMES_SENT - UNKNOWN  # frames of which it is known what moves in them
@@ -136,12 +141,25 @@ def test_arguments_in_the_docs_are_there(recipe, root):
 def test_the_launch_file_can_be_loaded(root, mapper):
     """By launch itself, where a ROS distribution supplies it."""
     launch_ros = pytest.importorskip("launch_ros.actions", reason="launch_ros comes with a ROS distribution")
-    from launch.actions import IncludeLaunchDescription
     from launch.launch_description_sources import get_launch_description_from_python_launch_file as load
 
-    entities = load(str(root / "launch" / f"{mapper}.launch.py")).entities
-    kinds = [type(entity) for entity in entities]
-    assert kinds.count(IncludeLaunchDescription) == kinds.count(launch_ros.Node) == 1
+    from launch import LaunchContext
+
+    context, nodes = LaunchContext(), []
+
+    def run(entities):
+        for entity in entities or ():
+            if isinstance(entity, launch_ros.Node):
+                nodes.append((entity.node_package, entity.node_executable))
+            else:
+                run(entity.visit(context))
+
+    run(load(str(root / "launch" / f"{mapper}.launch.py")).entities)
+    assert nodes == [("raymap3r_ros", "stream"), EXECUTABLES[mapper]]
+
+    context.launch_configurations["cameras"] = "front,rear"
+    with pytest.raises(ValueError, match="cameras is 'front,rear'; allowed beside a mapper"):
+        run(load(str(root / "launch" / f"{mapper}.launch.py")).entities)
 
 
 def test_one_node_publishes_each_transform(recipe):
