@@ -1,4 +1,4 @@
-"""What the nodes of one process share: networks, and the batches in which their frames run together."""
+"""What the nodes of one process share: networks, the batches in which frames run together, one tree of frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ class SharedNetworks:
         """`cameras`: how many nodes there are, at most."""
         self.cameras = cameras
         self._lock = threading.Lock()
+        self._publishers: dict[str, str] = {}  # by frame: the node that publishes its parent
         self._loaded: weakref.WeakValueDictionary[tuple[str, str, str], Together] = weakref.WeakValueDictionary()
+
+    def claim(self, frame: str, node: str) -> str:
+        """The node that publishes the parent of `frame`, of which there may be one: this, or one that came before."""
+        with self._lock:
+            return self._publishers.setdefault(frame, node)
+
+    def give_back(self, node: str) -> None:
+        """Let others have what a node has claimed."""
+        with self._lock:
+            self._publishers = {frame: owner for frame, owner in self._publishers.items() if owner != node}
 
     def get(self, checkpoint: str, device: str, precision: str) -> Together:
         """The network of these options. Raises what `choose_device` and `load_network` raise."""

@@ -193,6 +193,7 @@ class StreamNode(LifecycleNode):
 
     def _configure(self) -> None:
         options, stream_options = self._node_options(), parameters.read(self, StreamOptions)
+        self._claim_frame(options)
         _leave_a_core_free()
         self.get_logger().info(f"loading {options.checkpoint}")
         if self._shared is None:
@@ -235,8 +236,23 @@ class StreamNode(LifecycleNode):
         ]
         parameters.lock(self, True, NodeOptions, StreamOptions)
 
+    def _claim_frame(self, options: NodeOptions) -> None:
+        """Raise OptionError where another camera of the process publishes the same frame's parent (REP 105)."""
+        if self._shared is None or options.tf_mode == "camera" or options.invert_tf or not options.publish_tf:
+            return
+        frame = options.odom_frame if options.tf_mode == "map" else options.base_frame
+        name = self.get_fully_qualified_name()
+        owner = self._shared.claim(frame, name)
+        if owner != name:
+            raise OptionError(
+                f"publish_tf is true, but {owner} publishes the parent of {frame} already; allowed with tf_mode "
+                f"{options.tf_mode}: true for one of the cameras"
+            )
+
     def _release(self) -> None:
         parameters.lock(self, False, NodeOptions, StreamOptions)
+        if self._shared is not None:
+            self._shared.give_back(self.get_fully_qualified_name())
         with self._configured:
             for outputs in (self._outputs, self._maps):
                 if outputs is not None:

@@ -118,6 +118,23 @@ def test_cameras_are_what_single_nodes_would_be():
             np.testing.assert_allclose(pose_matrix(message.pose), expected, atol=2e-3, err_msg=f"{name} {index}")
 
 
+def test_one_camera_of_a_process_publishes_the_parent_of_a_frame(make_bench):
+    shared = SharedNetworks(2)
+    front, rear = (make_bench(shared=shared, tf_mode="base") for _ in range(2))
+    assert front.change_state("configure")
+    assert not rear.change_state("configure")
+    text = f"publish_tf is true, but {front.name} publishes the parent of base_link already"
+    rear.wait(lambda: any(text in line for _, line in rear.logs), "the reason")
+    assert rear.set_parameter("base_frame", "trailer").successful
+    assert rear.change_state("configure") and rear.change_state("cleanup")
+    assert rear.set_parameter("base_frame", "base_link").successful
+    assert rear.set_parameter("publish_tf", False).successful
+    assert rear.change_state("configure") and rear.change_state("cleanup")
+    assert rear.set_parameter("publish_tf", True).successful
+    assert front.change_state("cleanup")
+    assert rear.change_state("configure"), "what nobody publishes any more is free"
+
+
 @pytest.mark.parametrize("names", ["front,front", "1st,rear", "front,", "a b"])
 def test_bad_names_are_refused(names):
     with pytest.raises(argparse.ArgumentTypeError, match="allowed: different names"):
