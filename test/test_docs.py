@@ -244,6 +244,13 @@ def test_launch_commands_name_files_and_arguments_that_are_there(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_launch_arguments_have_values(page):
+    """`ros2 launch` takes no argument that ends with `:=`: it calls it malformed."""
+    for arguments in commands(PAGES[page], "ros2 launch"):
+        assert not [argument for argument in arguments if argument.endswith(":=")]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_arguments_in_the_prose_are_there(page):
     theirs = set()  # names of the mappers' topics, which their launch files remap
     for file in ROOT.glob("launch/*.launch.py"):

@@ -579,7 +579,10 @@ class MetricScale:
             self._odometry.reset()
 
     def look(self, result: StepResult, min_confidence: float) -> Tensor | None:
-        """What `update` needs of a frame's maps: (2,) on the network's device; None where it needs nothing."""
+        """What `update` needs of a frame's maps: (2,) on the network's device; None where it needs nothing, or where
+        nobody knows what moves in them: a mover may stand in the beam, or on the floor."""
+        if not result.motion:
+            return None
         maps = result.points, result.confidence, result.dynamic_mask
         if self.options.source == "height":
             return height_above_floor(*maps, min_confidence, self.up)

@@ -45,7 +45,7 @@ class NodeOptions:
     )
     max_gap: float = option(
         2.0,
-        "images stamped further apart than this many seconds, or going back in time, start a new scene",
+        "images stamped further apart than this many seconds, or back in time by more than 0.1, start a new scene",
         low=0.01,
         high=86_400.0,
     )
@@ -73,7 +73,8 @@ class NodeOptions:
     )
     confidence_threshold: float = option(
         1.5,
-        "points that the network is less confident of (1 = not at all) are left out of the cloud",
+        "pixels that the network is less confident of (1 = not at all) become no points of ~/points and of the map, "
+        "and tell nothing of the scale",
         low=1.0,
         high=1000.0,
         live=True,

@@ -37,11 +37,11 @@ def point_map(depth, intrinsics):
     return torch.stack((x, y, torch.ones_like(x)), dim=-1) * depth[..., None]
 
 
-def as_seen(points, moving=None):
-    """The maps of a result that believes in all of these points (H, W, 3)."""
+def as_seen(points, moving=None, motion=True):
+    """The maps of a result that believes in all of these points (H, W, 3). `motion`: it knows what moves."""
     moving = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device) if moving is None else moving
     confidence = torch.full(points.shape[:2], 5.0, device=points.device)
-    return SimpleNamespace(points=points, confidence=confidence, dynamic_mask=moving)
+    return SimpleNamespace(points=points, confidence=confidence, dynamic_mask=moving, motion=motion)
 
 
 def depth_noise(generator, frames, correlated=0.07, single=0.02):
@@ -544,6 +544,14 @@ def test_a_look_waits_for_nothing_of_the_device(source):
     metric = MetricScale(ScaleOptions(source=source, camera_height=1.0))
     metric.add_range(RangeReading(0.1, 1.0, 0.1, 4.0, BEAM))
     assert metric.look(as_seen(torch.empty(*SIZE, 3, device="meta")), 1.5).shape == (2,)
+
+
+@pytest.mark.parametrize("source", ["range", "height"])
+def test_frames_of_which_nobody_knows_what_moves_say_nothing(source):
+    metric = MetricScale(ScaleOptions(source=source, camera_height=1.0))
+    metric.add_range(RangeReading(0.1, 1.0, 0.1, 4.0, BEAM))
+    assert metric.look(as_seen(wall(2.0), motion=False), 1.5) is None
+    assert metric.look(as_seen(wall(2.0)), 1.5) is not None
 
 
 def test_a_new_world_begins_unknown():

@@ -31,7 +31,7 @@ from raymap3r_ros.node.maps import MAP_TOPICS  # noqa: E402
 from raymap3r_ros.node.outputs import TOPICS  # noqa: E402
 from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
 from raymap3r_ros.recording.rectify import camera_of  # noqa: E402
-from raymap3r_ros.streaming import METHOD, StepResult  # noqa: E402
+from raymap3r_ros.streaming import StepResult  # noqa: E402
 from raymap3r_ros.streaming.timing import StageTimer  # noqa: E402
 
 LIMIT = 60.0  # seconds; only a failing test waits so long
@@ -323,7 +323,7 @@ class StandIn:
             frame=frame,
             segment=0,
             stamp=stamp,
-            motion=motion and frame >= METHOD.warmup_frames,
+            motion=motion,  # from the first image on: nothing moves
             reset=bool(reason),
             reset_reason=reason,
             timer=StageTimer(torch.device("cpu")),

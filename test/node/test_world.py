@@ -307,7 +307,7 @@ def test_large_map_takes_in_fewer_frames(make_bench, room, monkeypatch):
     last = maps._joined
     assert not maps.wants(last + 0.05) and maps.wants(last + 0.15)
     monkeypatch.setattr(type(maps), "__len__", lambda _: 500_000)
-    assert not maps.wants(last + 0.45) and maps.wants(last + 0.55)
+    assert not maps.wants(last + 0.4) and maps.wants(last + 0.5)
 
 
 def test_occupancy_is_there_when_it_is_asked_for(make_bench, room):
