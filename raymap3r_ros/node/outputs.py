@@ -229,7 +229,7 @@ class Outputs:
         self._travelled += step
         if glance.confidence is not None:
             self._publishers["odometry"].publish(self._odometry(glance.confidence, sight, placement, step))
-        nanoseconds = stamp.sec * 1_000_000_000 + stamp.nanosec
+        nanoseconds = conversions.nanoseconds(stamp)
         with self._lock:
             self._trajectories["trajectory"].append(nanoseconds, glance.pose)
             self._trajectories["trajectory_raw"].append(nanoseconds, glance.pose_raw)
