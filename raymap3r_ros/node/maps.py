@@ -149,6 +149,7 @@ class Maps:
         if "static_map" in wanted:
             cloud = conversions.map_message(header, _placed(points, placement), colors)
             self._publishers["static_map"].publish(cloud)
+            wanted.remove("static_map")  # not once more, should the grid fail
         if "occupancy" in wanted and known is not None:
             grid = occupancy_grid(points, voxel_size, placement, options)
             if grid is not None:

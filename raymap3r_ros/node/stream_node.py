@@ -357,9 +357,9 @@ class StreamNode(LifecycleNode):
             response.message = f"not saved: {error}; is output_dir a folder with room that the node may write to?"
             self._notes.fail(response.message)
             return response
-        except (MemoryError, RuntimeError) as error:  # RuntimeError: torch's, also where a GPU has no memory left
+        except Exception as error:  # no memory above all; what cannot be saved must not end the node
             response.message = f"not saved: {str(error) or type(error).__name__}"
-            self._notes.fail(response.message)
+            self._notes.fail(response.message, details=f"\n{traceback.format_exc()}")
             return response
         poses = len(saved.trajectories["trajectory"][0])
         cloud = "no static map (nobody listened to it; see static_map.always)"
@@ -382,7 +382,7 @@ class StreamNode(LifecycleNode):
         if not 0 <= message.field_of_view <= math.pi:
             self._notes.warn(f"range left aside: its field_of_view is {message.field_of_view:g} rad; allowed: 0 to pi")
             return
-        self._ranger = message.header.frame_id
+        self._ranger = message.header.frame_id.lstrip("/")  # tf2 knows no leading slash
         self._scale.add_range(
             RangeReading(
                 conversions.seconds(message.header.stamp),

@@ -124,6 +124,52 @@ def test_many_frames_of_random_points_are_sums_over_a_dictionary():
     assert max(np.abs(found[key] - np.mean(truth[key], axis=0)).max() for key in truth) < 1e-5
 
 
+@pytest.mark.parametrize("size", [0.5, 0.4, 0.1])
+def test_voxels_of_another_size_are_sums_over_a_dictionary_too(size):
+    """None is split: each goes with its mean into one of the new size, and what comes later joins it there."""
+    rng = np.random.default_rng(0)
+    static_map, old_size = StaticMap(0.25), np.float32(0.25)
+    size = float(np.float32(size))
+    truth = {}  # by voxel: its points and colours, and in which frames it was seen
+
+    def take_in(frame, voxel_size):
+        points = rng.uniform((-2, -1, 0.01), (2, 1, 1), (200, 3)).astype(np.float32)
+        colors = rng.integers(0, 256, (200, 3))
+        points_view(points, colors).into(static_map, EVERY_PIXEL)
+        for point, color in zip(points, colors, strict=True):
+            entries, seen = truth.setdefault(tuple(np.floor(point / voxel_size)), ([], set()))
+            entries.append((*point, *color))
+            seen.add(frame)
+
+    for frame in range(15):
+        take_in(frame, old_size)
+    # Of voxels that become one, the evidence is that of the best known.
+    evidence = {}
+    before, truth = truth, {}
+    for entries, seen in before.values():
+        key = tuple(np.floor(np.mean(entries, axis=0)[:3] / size))
+        truth.setdefault(key, ([], set()))[0].extend(entries)
+        evidence[key] = max(evidence.get(key, 0), min(len(seen), MAX_EVIDENCE))
+    static_map.resize(size)
+    assert static_map.voxel_size == size and len(static_map) == len(truth)
+    assert (len(truth) < len(before)) == (size > 0.25)
+    found = dict(zip(keys_of(static_map, size), static_map._voxels.evidence.tolist(), strict=True))
+    assert found == evidence
+
+    for frame in range(15, 20):
+        take_in(frame, np.float32(size))
+    points, colors = static_map.arrays()
+    assert len(points) == len(truth)
+    for key, point, color in zip(keys_of(static_map, size), points, colors, strict=True):
+        mean = np.mean(truth[key][0], axis=0)
+        assert np.abs(point - mean[:3]).max() < 1e-5 and np.abs(color - mean[3:]).max() < 0.51
+
+
+def keys_of(static_map, size):
+    """The voxels, each as the multiples of its edge at which it begins."""
+    return [tuple(np.floor(point / np.float32(size))) for point in positions(static_map)]
+
+
 def test_points_given_out_do_not_change_with_later_frames():
     static_map = StaticMap(1.0)
     points_view([[0.1, 0.2, 0.3]], [[1, 1, 1]]).into(static_map, EVERY_PIXEL)

@@ -31,7 +31,7 @@ from raymap3r_ros.node.maps import MAP_TOPICS  # noqa: E402
 from raymap3r_ros.node.outputs import TOPICS  # noqa: E402
 from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
 from raymap3r_ros.recording.rectify import camera_of  # noqa: E402
-from raymap3r_ros.streaming import StepResult  # noqa: E402
+from raymap3r_ros.streaming import METHOD, StepResult  # noqa: E402
 from raymap3r_ros.streaming.timing import StageTimer  # noqa: E402
 
 LIMIT = 60.0  # seconds; only a failing test waits so long
@@ -281,8 +281,9 @@ class StandIn:
     Cameras are (4, 4) poses of the optical frame in any one frame; the world begins with the first, as a stream's.
     """
 
-    def __init__(self, stream):
-        self._told = deque()
+    def __init__(self, stream, warm_up=METHOD.warmup_frames):
+        """Of a world's first `warm_up` images it does not know what moves."""
+        self._told, self._warm_up = deque(), warm_up
         self._first, self._frame = None, 0
         stream.step, stream.reset = self.step, self.reset
 
@@ -323,7 +324,7 @@ class StandIn:
             frame=frame,
             segment=0,
             stamp=stamp,
-            motion=motion,  # from the first image on: nothing moves
+            motion=motion and frame >= self._warm_up,
             reset=bool(reason),
             reset_reason=reason,
             timer=StageTimer(torch.device("cpu")),
@@ -366,4 +367,4 @@ def hold():
 @pytest.fixture
 def stand_in():
     """Replaces the stream of a configured bench with a StandIn, which it gives."""
-    return lambda bench: StandIn(bench.node._stream)
+    return lambda bench, **options: StandIn(bench.node._stream, **options)

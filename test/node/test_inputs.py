@@ -274,6 +274,27 @@ def test_binning_and_region_of_interest(make_bench):
     assert not [text for level, text in bench.logs if level >= 40]
 
 
+def test_calibration_that_comes_while_an_image_waits_belongs_to_later_ones(make_bench, hold):
+    bench = make_bench()
+    bench.start("camera_info")
+    held = hold(bench)
+    others = [90.0, 0.0, 31.0, 0.0, 88.0, 24.0, 0.0, 0.0, 1.0]
+    bench.send(0)
+    held.wait_until_inside()
+    bench.send(1)
+    bench.wait_for_arrival(0.1)
+    for index, k in enumerate([K, others], 2):
+        calibrate(bench, k)
+        bench.send(index)
+        bench.wait_for_arrival(index / 10)
+    held.let_go()
+    bench.wait_for("camera_info", 4)
+    assert bench.times("camera_info") == [0.0, 0.1, 0.2, 0.3]
+    *uncalibrated, calibrated, again = bench.messages["camera_info"]
+    assert not any(np.allclose(info.k[[0, 2, 5]], [k[0], k[2], k[5]]) for info in uncalibrated for k in (K, others))
+    assert is_pinhole(calibrated, K) and is_pinhole(again, others)
+
+
 @pytest.mark.parametrize(
     ("arguments", "parameters"), [((), {"rectified": True}), (("-r", "image:=eye/image_rect_color"), {})]
 )

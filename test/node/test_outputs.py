@@ -298,12 +298,12 @@ def static_wall(index):
     }  # fmt: skip
 
 
-def expected_map():
+def expected_map(voxel=VOXEL):
     """Points (n, 3) in `map`, of the means of all pixels in a voxel."""
     keep = filled(True, (UNSURE, False), (np.s_[9:21, 19:31], False))  # around what moves a pixel more
     stream = (RAYS * 1.97)[keep] @ LOOKS_RIGHT[:3, :3].T + LOOKS_RIGHT[:3, 3]
     voxels = {}
-    for key, point in zip(np.floor(stream / VOXEL).astype(int), stream, strict=True):
+    for key, point in zip(np.floor(stream / voxel).astype(int), stream, strict=True):
         voxels.setdefault(tuple(key), []).append(point)
     return np.array([np.mean(points, axis=0) for points in voxels.values()]) @ ROS_FROM_OPTICAL[:3, :3].T
 
@@ -320,6 +320,18 @@ def test_static_map_holds_what_stands_still_and_is_sure(make_bench):
     assert off.max() < 1e-4 and len(set(which)) == len(points) == len(expected)
     assert (colors == 120).all()
     assert_latched(bench, "static_map")
+
+
+def test_voxels_keep_their_size_in_metres_when_the_scale_changes_much(make_bench):
+    bench = start(make_bench, static_wall, "static_map", static_map__voxel_size=VOXEL, static_map__rate=30.0)
+    # A tenth is let pass; at half the scale, two of the stream's voxels make one of the size that was asked for.
+    for index, (scale, voxel) in enumerate([(1.0, VOXEL), (1.08, VOXEL), (0.93, VOXEL), (0.5, 2 * VOXEL)]):
+        assert bench.set_parameter("scale.value", scale).successful
+        sent = bench.send(time=index / 5, message=paint((MOVER, RED), (UNSURE, GREEN)))
+        points, _ = cloud_of(wait_for_stamp(bench, "static_map", sent))
+        expected = scale * expected_map(voxel)
+        off, which = cKDTree(points).query(expected)
+        assert off.max() < 1e-4 and len(set(which)) == len(points) == len(expected), scale
 
 
 def test_static_map_follows_what_is_seen_and_what_is_set(make_bench):

@@ -130,6 +130,34 @@ def test_bad_value_from_outside_fails_configure_with_one_clear_line(make_bench, 
     assert bench.change_state("configure")
 
 
+def test_bad_values_from_outside_are_put_right_one_by_one(make_bench):
+    wrong = {"points.stride": 0, "update_rule": "ttt4r", "max_gap": "long", "mask.low": 900.0}
+    right = {"points.stride": 2, "update_rule": "cut3r", "max_gap": 5.0, "mask.low": 1.0}
+    texts = {
+        "points.stride": "points.stride is 0; ",
+        "update_rule": "update_rule is 'ttt4r'; ",
+        "max_gap": "max_gap is 'long'; ",
+        "mask.low": "mask.low is 900.0, above mask.high",
+    }
+    bench = make_bench(**{name.replace(".", "__"): value for name, value in wrong.items()})
+    left = list(wrong)
+    while left:
+        assert not bench.change_state("configure")
+        # Whatever is wrong with others, what is wrong in itself is refused.
+        for name, value in {**wrong, "device": 1, "reset_interval": 1}.items():
+            assert not bench.set_parameter(name, value).successful, name
+        name = left.pop(0)
+        result = bench.set_parameter(name, right[name])
+        assert result.successful, result.reason
+        failed = len(wrong) - len(left)
+        bench.wait(lambda failed=failed: bench.count_logs("configure failed") == failed, "one line for each attempt")
+    failures = [text for level, text in bench.logs if level == 40]
+    assert len(failures) == len(wrong) and texts["mask.low"] in failures[-1]
+    assert all(any(text in failure for text in texts.values()) for failure in failures)
+    assert bench.change_state("configure")
+    assert parameters.read(bench.node, NodeOptions).points.stride == 2
+
+
 def test_bad_value_is_refused_when_it_is_set(make_bench):
     bench = make_bench()
     result = bench.set_parameter("update_rule", "ttt4r")

@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 import rclpy
 from geometry_msgs.msg import PoseStamped
+from lifecycle_msgs.srv import GetState
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -21,8 +23,8 @@ LIMIT = 60.0
 class Process:
     """The executable, with the lines that it prints."""
 
-    def __init__(self, *arguments):
-        command = [sys.executable, "-m", "raymap3r_ros.node", *arguments]
+    def __init__(self, *arguments, run=("-m", "raymap3r_ros.node")):
+        command = [sys.executable, *run, *arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines = []
         self._changed = threading.Condition()
@@ -38,6 +40,9 @@ class Process:
     def wait_for(self, text):
         with self._changed:
             assert self._changed.wait_for(lambda: any(text in line for line in self.lines), LIMIT), self.lines
+
+    def is_running(self):
+        return self._process.poll() is None
 
     def end(self, number=None):
         """Send a signal, if one is given; the exit status."""
@@ -55,8 +60,8 @@ class Process:
 def start():
     started = []
 
-    def make(*arguments):
-        started.append(Process(*arguments))
+    def make(*arguments, **options):
+        started.append(Process(*arguments, **options))
         return started[-1]
 
     yield make
@@ -98,3 +103,51 @@ def test_parameter_file_that_is_not_there_is_told_without_a_traceback(start):
     assert process.end() == 2
     assert "/nowhere/stream.yaml" in process.lines[-1]
     assert not any("Traceback" in line for line in process.lines)
+
+
+BROKEN = """
+import sys
+from raymap3r_ros.node import conversions, executable
+
+def break_down(message):
+    raise ZeroDivisionError("as a test")
+
+conversions.check_image = break_down
+sys.exit(executable.main())
+"""
+
+
+def test_error_in_a_callback_ends_the_process_in_order(start, ros):
+    process = start("--autostart", "--ros-args", "-r", "__ns:=/broken", run=("-c", BROKEN))
+    process.wait_for("active: newest frame of /broken/image")
+    node = rclpy.create_node("camera")
+    camera = node.create_publisher(Image, "/broken/image", QoSProfile(depth=1))
+    deadline = time.monotonic() + LIMIT
+    while process.is_running() and time.monotonic() < deadline:  # it may not know of us when the first is sent
+        camera.publish(Image())
+        rclpy.spin_once(node, timeout_sec=0.1)
+    assert not process.is_running(), process.lines
+    assert process.end() == 1
+    node.destroy_node()
+    text = "\n".join(process.lines)
+    assert "[FATAL]" in text and "the process ends: ZeroDivisionError: as a test" in text
+    assert text.count("Traceback") == 1 and ", in break_down" in text, text
+    assert text.rstrip().endswith("ZeroDivisionError: as a test"), text
+
+
+def test_cameras_have_namespaces_of_their_own_under_a_rule_for_the_process(start, ros):
+    """As PushRosNamespace of launch gives one, which would put all of them into the same namespace."""
+    process = start(
+        "--autostart", "--cameras", "front,rear", "--ros-args", "-r", "__ns:=/robot", "-p", "checkpoint:=mini"
+    )
+    node = rclpy.create_node("caller")
+    for name in ("front", "rear"):
+        process.wait_for(f"active: newest frame of /{name}/image")
+        client = node.create_client(GetState, f"/{name}/raymap3r/get_state")
+        assert client.wait_for_service(LIMIT)
+        future = client.call_async(GetState.Request())
+        rclpy.spin_until_future_complete(node, future, timeout_sec=LIMIT)
+        assert future.result().current_state.label == "active"
+    assert not [one for one in node.get_node_names_and_namespaces() if one[1].startswith("/robot")]
+    node.destroy_node()
+    assert process.end(signal.SIGINT) == 0

@@ -54,7 +54,7 @@ def start(make_bench, stand_in):
         (report,) = (timer for timer in bench.node.timers if timer.callback == bench.node._report)
         report.timer_period_ns = 50_000_000
         report.reset()
-        return bench, stand_in(bench)
+        return bench, stand_in(bench, warm_up=0)
 
     return make
 
@@ -277,9 +277,9 @@ def test_wheel_odometry_leaves_curves_out_where_the_lever_is_not_known(start):
 # ------------------------------------------------------------------------------------------------------------- range
 
 
-def reading(distance, field_of_view=0.05):
+def reading(distance, field_of_view=0.05, frame_id="ranger"):
     message = Range(range=distance, field_of_view=field_of_view, min_range=0.2, max_range=9.0)
-    message.header.frame_id = "ranger"
+    message.header.frame_id = frame_id
     return message
 
 
@@ -334,3 +334,15 @@ def test_range_sensor_that_looks_elsewhere_is_refused_with_a_line(start, degrees
     show(bench, stream, 8, np.eye(4), FAR)
     bench.wait_for_log("a new world starts (reset)")  # whatever was told before is here too
     assert bench.count_logs("scale.source is range, but") == 1
+
+
+def test_range_sensor_is_found_in_tf_where_its_name_has_a_leading_slash(start):
+    """As names of tf had, and those in bags of ROS 1 have: tf2 knows none of these."""
+    bench, stream = start("depth", scale__source="range")
+    keep = fix(bench, "camera", "ranger", matrix((0, 0, 0.5), OPTICAL.inv()))
+    publish = sensor(bench, Range, "range", "add_range")
+    for time in range(8):
+        publish(reading(7.5, frame_id="/ranger"), time)
+        show(bench, stream, time, np.eye(4), FAR)
+    assert keep is not None
+    assert factors(bench, [FAR[..., 2]] * 8)[7] == pytest.approx((7.5 + 0.5) / 4, rel=1e-3)

@@ -41,6 +41,41 @@ def test_paused_node_leaves_images_aside_and_then_goes_on_in_the_same_world(make
     assert bench.times("pose") == [0.0, 0.1, 0.2, 500.0] and bench.count_logs("a new world starts") == 1
 
 
+@pytest.mark.parametrize("away", ["paused", "inactive"])
+def test_while_the_node_is_away_time_may_go_on_but_not_back(make_bench, away):
+    bench = make_bench(every_frame=True)
+    bench.start("pose", "trajectory")
+
+    def look(time):
+        """How many poses the trajectory has with an image of this time."""
+        sent = bench.send(time=time)
+        came = bench.messages["trajectory"]
+        bench.wait(lambda: came and came[-1].header.stamp == sent.header.stamp, f"trajectory up to {time}")
+        return len(came[-1].poses)
+
+    def leave_and_return():
+        if away == "paused":
+            assert pause(bench, True).success and pause(bench, False).success
+            return
+        assert bench.change_state("deactivate")
+        bench.wait(lambda: not bench._publishers["image"].get_subscription_count(), "the node's leave")
+        assert bench.change_state("activate")
+        bench.wait_for_match()
+
+    assert [look(0.0), look(0.5)] == [1, 2]
+    leave_and_return()
+    assert [look(300.0), look(300.5)] == [3, 4]  # the scene goes on
+    leave_and_return()
+    assert [look(100.0), look(100.5)] == [1, 2]  # a bag that was begun again
+    if away == "paused":
+        assert pause(bench, False).success  # it was not paused: nothing excuses a gap
+    assert [look(400.0), look(400.5)] == [1, 2]  # nor with the second image after a pause
+    bench.wait_for_log("stamps jump back by 200.500 s: a new scene is started", level=30)
+    bench.wait_for_log("stamps jump forward by 299.500 s: a new scene is started", level=30)
+    bench.wait_for_told("resets", 2)
+    assert bench.count_logs("stamps jump") == 2 and bench.count_logs("a new world starts (time jump)") == 2
+
+
 def test_paused_node_can_be_cleaned_up_and_starts_unpaused(make_bench):
     bench = make_bench()
     bench.start("pose")
@@ -114,6 +149,29 @@ def test_save_where_nothing_can_be_written(make_bench, tmp_path):
     answer = save(bench)
     assert not answer.success and "not saved" in answer.message and "output_dir" in answer.message
     bench.wait(lambda: any(level == b"\x02" for level, _ in bench.statuses), "error in the diagnostics")
+    bench.send(1)
+    bench.wait_for("pose", 2)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error, as a test"), MemoryError(), ValueError("odd")])
+def test_save_whose_map_cannot_be_had_is_refused_and_the_node_goes_on(make_bench, tmp_path, monkeypatch, error):
+    bench = make_bench(output_dir=str(tmp_path), every_frame=True)
+    bench.start("pose")
+    bench.send(0)
+    bench.wait_for("pose")
+
+    def fail():
+        raise error
+
+    text = f"not saved: {str(error) or 'MemoryError'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.node._maps, "arrays", fail)
+        answer = save(bench)
+    assert not answer.success and answer.message == text
+    line, _, details = bench.wait_for_log(text, level=40).partition("\n")
+    assert line == text and details.startswith("Traceback")
+    assert not list(tmp_path.iterdir())
+    assert save(bench).success
     bench.send(1)
     bench.wait_for("pose", 2)
 

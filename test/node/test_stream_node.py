@@ -19,10 +19,10 @@ from sensor_msgs_py.point_cloud2 import read_points
 from std_msgs.msg import Header
 
 from raymap3r_ros.network import load_network
-from raymap3r_ros.node import conversions, outputs, stream_node
+from raymap3r_ros.node import conversions, geometry, outputs, stream_node
 from raymap3r_ros.node.frame_queue import DEPTH
 from raymap3r_ros.node.outputs import MOTION_TOPICS, TOPICS
-from raymap3r_ros.streaming import METHOD
+from raymap3r_ros.streaming import METHOD, Stream, StreamOptions
 
 EVERYTHING = (*TOPICS, "tf")
 WIDTH, HEIGHT = 64, 48  # of the images sent, and as the network sees them
@@ -332,6 +332,19 @@ def test_change_of_size_starts_a_new_world(make_bench):
     assert wait_for_end(bench, last) == 1
 
 
+def test_another_size_starts_a_new_world_though_the_network_sees_the_same(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("depth", "trajectory")
+    lengths = []
+    for index, size in enumerate([(64, 48), (64, 48), (128, 96), (128, 96), (64, 48)]):
+        lengths.append(wait_for_end(bench, bench.send(index, time=index * 0.5, size=size)))
+    assert lengths == [1, 2, 1, 2, 1]
+    bench.wait_for("depth", 5)
+    assert {(message.width, message.height) for message in bench.messages["depth"]} == {(WIDTH, HEIGHT)}
+    bench.wait_for_told("resets", 2)
+    bench.wait(lambda: bench.count_logs("a new world starts (size); the network sees 64x48") == 2, "two lines")
+
+
 def test_frames_without_a_name(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("depth", "tf")
@@ -342,6 +355,26 @@ def test_frames_without_a_name(make_bench):
     assert bench.wait_for("tf").transforms[0].child_frame_id == "camera_optical_frame"
     bench.wait_for_log("the images have no frame_id: camera_optical_frame is taken", level=30)
     assert bench.count_logs("no frame_id") == 1
+
+
+def test_leading_slash_of_the_frame_id_is_left_out_of_every_output(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start(*EVERYTHING)
+    for index in range(UNKNOWN + 2):
+        sent = bench.send(index, frame_id="/head/camera")
+    for topic in EVERYTHING:
+        if topic not in TRAJECTORIES:
+            bench.wait_for(topic, UNKNOWN + 2 - UNKNOWN * (topic in MOTION_TOPICS))
+    for topic in TRAJECTORIES:
+        wait_for_end(bench, sent, topic)
+    for topic in TOPICS:
+        frame = "map" if topic in ("pose", "odometry", *TRAJECTORIES) else "head/camera"
+        assert {message.header.frame_id for message in bench.messages[topic]} == {frame}, topic
+    assert {message.child_frame_id for message in bench.messages["odometry"]} == {"head/camera"}
+    transforms = [one for message in bench.messages["tf"] for one in message.transforms]
+    assert {(one.header.frame_id, one.child_frame_id) for one in transforms} == {("map", "head/camera")}
+    bench.wait_for_log("frame_id is '/head/camera': tf2 knows no leading slash, it is left out", level=30)
+    assert bench.count_logs("slash") == 1
 
 
 def test_names_of_frames_are_parameters(make_bench):
@@ -574,6 +607,26 @@ def test_memory_that_starts_anew_at_its_interval_keeps_the_world(make_bench):
     assert wait_for_end(bench, last) == 6
     bench.wait_for_log("the memory starts anew, aligned to what was there")
     bench.wait_for_told("resets", 1)
+
+
+def test_memory_that_starts_anew_without_alignment_starts_a_new_world_with_the_image_after_it(make_bench):
+    bench = make_bench(every_frame=True, reset_interval=4, reset_alignment="off")
+    bench.start("pose", "trajectory")
+    lengths, sent = [], []
+    for index in range(10):
+        sent.append(bench.send(index, time=index * 0.5))  # so far apart that each trajectory is published
+        lengths.append(wait_for_end(bench, sent[-1]))
+    # Frames 4 and 8 are still seen with the memory that they replace.
+    assert lengths == [1, 2, 3, 4, 5, 1, 2, 3, 4, 1]
+    alone = Stream(load_network("one_room"), StreamOptions(image_size=WIDTH, reset_interval=0))
+    endless = [geometry.world_pose(alone.step(conversions.image_array(message)).pose.numpy()) for message in sent[:6]]
+    bench.wait_for("pose", 10)
+    poses = [conversions.pose_matrix(message.pose) for message in bench.messages["pose"]]
+    np.testing.assert_allclose(poses[:5], endless[:5], atol=1e-5)
+    assert np.abs(poses[5] - endless[5]).max() > 1e-3
+    bench.wait_for_told("resets", 2)
+    bench.wait(lambda: bench.count_logs("a new world starts (memory not aligned)") == 2, "two lines")
+    assert bench.count_logs("aligned to what was there") == 0
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "text.safetensors", "foreign.safetensors", "text.pth"])

@@ -353,6 +353,7 @@ def test_mode_map_lives_with_odometry_that_is_missing_slow_or_gone(ride):
     frames = {(one.header.frame_id, one.child_frame_id) for one in bench.messages["odometry"]}
     assert frames == {("map", "base_link")}
     assert ride.sent() == {("map", "odom"): len(seen), **others.sent}
+    assert all(message.transforms for message in bench.messages["tf"])  # where there is none, no message either
 
 
 # ------------------------------------------------------------------------------------------------------------- tree
@@ -444,6 +445,42 @@ def test_panning_head_is_where_it_was_when_the_image_was_taken(ride):
         close(one["map", "base_link"], np.eye(4))
     for pose, camera in zip(ride.poses(), cameras, strict=True):
         close(pose, camera)
+
+
+@pytest.mark.parametrize("topic", ["/tf", "/tf_static"])
+def test_mount_that_is_not_finite_is_told_and_harms_no_other_image(ride, topic):
+    ride = ride("tf", "pose", "odometry", tf_mode="base")
+    bench, others = ride.bench, Others(ride.bench)
+    endless = MOUNT.copy()
+    endless[0, 3] = np.inf
+    bases = drive(6)
+
+    def is_known_finite():
+        return np.isfinite(bench.node._buffer.lookup_transform("base_link", "camera", Time()).transform.translation.x)
+
+    def go(index, mount):
+        if topic == "/tf":
+            others.move("base_link", "camera", {index / 10: mount})
+        else:
+            others.fix("base_link", "camera", mount)
+            bench.wait(lambda: is_known_finite() == np.isfinite(mount).all(), "the mount")  # not the one before it
+        ride.go(index / 10, bases[index] @ MOUNT)
+
+    for index, mount in enumerate([endless, MOUNT, MOUNT, endless, MOUNT, MOUNT]):
+        go(index, mount)
+    line = bench.wait_for_log("the transform base_link -> camera is not finite", level=30)
+    assert line.startswith("nothing is published in the world") and bench.count_logs("not finite") == 1
+    placed = [1, 2, 4, 5]
+    for seen in ("pose", "odometry"):
+        bench.wait_for(seen, len(placed))
+        assert bench.times(seen) == [index / 10 for index in placed]
+    seen = ride.transforms(len(placed), ("map", "base_link"))
+    for index, pose, odometry, (_, one) in zip(placed, ride.poses(), ride.odometry(), seen, strict=True):
+        world = np.linalg.inv(bases[1]) @ bases[index]
+        close(one["map", "base_link"], world)
+        close(odometry, world)
+        close(pose, world @ MOUNT)
+    assert bench.state() == "active"
 
 
 def test_mount_that_is_repeated_slowly_will_do_for_a_second(ride):

@@ -14,7 +14,7 @@ from sensor_msgs_py.point_cloud2 import read_points
 from std_msgs.msg import Header
 from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
 
-from raymap3r_ros.node import conversions, geometry
+from raymap3r_ros.node import conversions, geometry, maps, notes
 from raymap3r_ros.node.maps import MAP_TOPICS
 from raymap3r_ros.streaming import METHOD
 from raymap3r_ros.synthetic import suite_sequence
@@ -76,6 +76,29 @@ def matrix_of(transform: TransformStamped):
 
 def poses(bench, topic="pose"):
     return [conversions.pose_matrix(message.pose) for message in bench.messages[topic]]
+
+
+WALL_SIZE, WALL_FOCAL = (8, 6), 8.0  # of a stand-in's images
+
+
+def wall(depth):
+    """(6, 8, 3) points of a wall straight ahead, as a stand-in is told them."""
+    columns, rows = np.meshgrid((np.arange(8) - 4) / WALL_FOCAL, (np.arange(6) - 3) / WALL_FOCAL)
+    return np.stack([columns, rows, np.ones((6, 8))], -1) * depth
+
+
+def wait_for_map(bench, sent):
+    """Wait for the static map whose last image is this one."""
+    bench.wait(
+        lambda: bench.messages["static_map"] and bench.messages["static_map"][-1].header.stamp == sent.header.stamp,
+        "the map with the last image",
+    )
+    return bench.messages["static_map"][-1]
+
+
+def ahead(cloud):
+    """How far ahead the points of a map are, metres, each distance once."""
+    return set(np.unique(read_points(cloud)["x"].round(3)).tolist())
 
 
 # ---------------------------------------------------------------------------------------------------------- transforms
@@ -299,6 +322,72 @@ def test_map_is_forgotten_with_the_world(make_bench, room):
     assert bench.node._maps._map._frame <= 3
 
 
+def test_map_is_forgotten_with_the_image_after_a_memory_that_is_not_aligned(make_bench, stand_in):
+    bench = make_bench(every_frame=True, reset_alignment="off", static_map__rate=30.0, static_map__voxel_size=0.05)
+    bench.start("static_map")
+    stream = stand_in(bench)
+
+    def look(index, depth, reason=""):
+        """How far ahead the points of the map are when a wall at this depth has joined it."""
+        stream.tell(np.eye(4), wall(depth), WALL_FOCAL, reason)
+        return ahead(wait_for_map(bench, bench.send(index, size=WALL_SIZE)))
+
+    for index in range(UNKNOWN):
+        stream.tell(np.eye(4), wall(2.0), WALL_FOCAL)
+        bench.send(index, size=WALL_SIZE)
+    assert look(UNKNOWN, 2.0) == look(UNKNOWN + 1, 2.0) == {2.0}
+    assert look(UNKNOWN + 2, 1.5, "interval") == {1.5, 2.0}  # still in the old memory, and nearer: nothing is carved
+    # Seen through once, a wall that was seen twice would still stand.
+    assert look(UNKNOWN + 3, 4.0) == {4.0}
+
+
+def test_who_listens_is_told_that_the_map_of_the_old_world_is_gone(make_bench, stand_in):
+    bench = make_bench(every_frame=True, static_map__rate=30.0, static_map__voxel_size=0.05)
+    bench.start("pose", "static_map")
+    stream = stand_in(bench)
+
+    def send(first, count):
+        for index in range(first, first + count):
+            stream.tell(np.eye(4), wall(2.0), WALL_FOCAL)
+            sent = bench.send(index, size=WALL_SIZE)
+        bench.wait_for("pose", first + count)
+        return sent
+
+    send(0, UNKNOWN)  # nothing that could be mapped, and so nothing that could be gone
+    sent = send(UNKNOWN, 1)
+    assert wait_for_map(bench, sent).width > 0
+    assert all(cloud.width > 0 for cloud in bench.messages["static_map"])
+    before = len(bench.messages["static_map"])
+    assert bench.reset().success
+    send(UNKNOWN + 1, 1)  # of the new world's first images none joins a map
+    empty = bench.wait_for("static_map", before + 1)
+    assert (empty.width, len(empty.data), empty.header.frame_id) == (0, 0, "map")
+    bench.listen("static_map")  # who comes late is told the same by DDS
+    assert bench.wait_for("static_map", before + 2) == empty
+
+
+def test_map_takes_every_image_of_a_camera_of_10_hz(make_bench, stand_in):
+    """However its stamps waver; of a faster camera every second or third will do."""
+    random = np.random.default_rng(0)
+    bench = make_bench(every_frame=True, static_map__always=True)
+    bench.start("pose")
+    stream, maps, joined = stand_in(bench), bench.node._maps, []
+    integrate = maps.integrate
+    maps.integrate = lambda result, stamp, placement: joined.append(stamp) or integrate(result, stamp, placement)
+    expected, sent, start = [], 0, 0.0
+    for rate in (10, 20, 30):
+        times = start + np.arange(UNKNOWN + rate) / rate + random.uniform(-0.0035, 0.0035, UNKNOWN + rate)
+        for time in times:
+            stream.tell(np.eye(4), wall(2.0), WALL_FOCAL)
+            bench.send(time=time, size=WALL_SIZE)
+        expected += [bench.stamp(time) for time in times[UNKNOWN :: rate // 10]]
+        start = times[-1] + 10.0  # a jump: a new world, and a new map
+        sent += len(times)
+        bench.wait_for("pose", sent)
+    assert bench.change_state("deactivate")  # the last image has then joined too
+    assert joined == expected and len(joined) == 30
+
+
 def test_large_map_takes_in_fewer_frames(make_bench, room, monkeypatch):
     bench = make_bench(every_frame=True, static_map__always=True)
     bench.start("pose")
@@ -307,7 +396,7 @@ def test_large_map_takes_in_fewer_frames(make_bench, room, monkeypatch):
     last = maps._joined
     assert not maps.wants(last + 0.05) and maps.wants(last + 0.15)
     monkeypatch.setattr(type(maps), "__len__", lambda _: 500_000)
-    assert not maps.wants(last + 0.4) and maps.wants(last + 0.5)
+    assert not maps.wants(last + 0.43) and maps.wants(last + 0.47)  # five times the points of a large one
 
 
 def test_occupancy_is_there_when_it_is_asked_for(make_bench, room):
@@ -321,6 +410,39 @@ def test_occupancy_is_there_when_it_is_asked_for(make_bench, room):
     cells = np.array(grid.data)
     assert len(cells) == grid.info.width * grid.info.height
     assert set(np.unique(cells)) <= {-1, 0, 100} and (cells == 100).any()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "topic"), [(conversions, "map_message", "static_map"), (maps, "occupancy_grid", "occupancy")]
+)
+def test_map_that_cannot_be_published_is_told_once_and_comes_later(
+    make_bench, stand_in, monkeypatch, owner, name, topic
+):
+    bench = make_bench(every_frame=True, static_map__rate=30.0, occupancy__enabled=True)
+    bench.start("static_map", "occupancy")
+    stream, attempts = stand_in(bench), []
+    monkeypatch.setattr(notes, "THROTTLE", 1e6)  # however slow this machine is
+
+    def fail(*arguments):
+        attempts.append(arguments)
+        raise RuntimeError("no memory, as a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        for index in range(UNKNOWN + 1):
+            stream.tell(np.eye(4), wall(2.0), WALL_FOCAL)
+            sent = bench.send(index, size=WALL_SIZE)
+        bench.wait(lambda: len(attempts) >= 3, "attempts")
+        assert not bench.messages[topic]
+    # Without another image.
+    assert bench.wait_for(topic).header.stamp == sent.header.stamp
+    line = bench.wait_for_log("static map not published: no memory, as a test", level=40)
+    assert "Traceback" in line and bench.count_logs("not published") == 1
+    bench.wait_for_told("last error", "static map not published: no memory, as a test")
+    stream.tell(np.eye(4), wall(2.0), WALL_FOCAL)
+    sent = bench.send(UNKNOWN + 1, size=WALL_SIZE)
+    wait_for_map(bench, sent)
+    assert len(bench.messages["static_map"]) == 2  # of each image one, whatever becomes of the grid
 
 
 def test_what_nobody_listens_to_is_not_mapped(make_bench, room):

@@ -351,6 +351,19 @@ def test_another_size_starts_a_new_world(network):
     assert not stream.step(frames(1, size=(64, 48))[0]).reset
 
 
+@pytest.mark.parametrize("size", [(96, 128), (49, 64)])
+def test_another_raw_size_starts_a_new_world_though_the_network_sees_the_same(network, size):
+    """A camera in another mode may show another field of view, whatever its images are shrunk to."""
+    stream, fresh = Stream(network), Stream(network)
+    for image in frames(3):
+        before = stream.step(image)
+    for index, image in enumerate(frames(3, size=size)):
+        result = stream.step(image)
+        assert result.depth.shape == before.depth.shape
+        assert same(result, fresh.step(image)) and result.frame == index
+        assert (result.reset, result.reset_reason) == ((False, "") if index else (True, "size"))
+
+
 def test_reset_starts_a_new_world(network):
     images = frames(4)
     stream = Stream(network)

@@ -170,6 +170,20 @@ def test_frames_of_one_kind_are_one_batch_and_no_others(network: Network, batche
     assert batches == [2, 1, 1, 1, 1, 1]
 
 
+def test_cameras_whose_raw_images_differ_in_size_stay_in_their_worlds_in_one_batch(
+    network: Network, batches: list[int]
+):
+    images = [frames(STEADY + 3, seed, size) for seed, size in enumerate([(24, 32), (48, 64)])]
+    expected = [[stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, 2))]
+    together, streams = Together(network), cameras(network, 2)
+    batches.clear()
+    for index in range(STEADY + 3):
+        calls = [stepping(together, stream, own[index]) for stream, own in zip(streams, images, strict=True)]
+        for camera, result in enumerate(at_once(together, *calls)):
+            assert_close(result.result(), expected[camera][index])
+    assert batches == [1] * 2 * STEADY + [2] * 3
+
+
 def test_cameras_that_run_free_get_what_they_would_get_alone(network: Network, batches: list[int]):
     count, length = 3, 16
     images = [frames(length, seed) for seed in range(count)]
