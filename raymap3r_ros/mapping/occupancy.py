@@ -54,6 +54,11 @@ class OccupancyGrid:
     cropped: bool  # the points reach further than the grid may
 
 
+def nothing_known(options: OccupancyOptions) -> OccupancyGrid:
+    """The smallest grid there is: one unknown cell."""
+    return OccupancyGrid(np.full((1, 1), UNKNOWN, np.int8), options.resolution, (0.0, 0.0), 0.0, False)
+
+
 def floor_height(heights: np.ndarray) -> float:
     """z of the floor, metres, from the heights (n,) of voxels: the level that has most of them and lies not
     above the origin.

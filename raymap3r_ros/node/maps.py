@@ -14,7 +14,7 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
-from raymap3r_ros.mapping.occupancy import MAX_SIDE, occupancy_grid
+from raymap3r_ros.mapping.occupancy import MAX_SIDE, nothing_known, occupancy_grid
 from raymap3r_ros.mapping.static_map import PixelOptions, StaticMap
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.notes import Notes
@@ -80,7 +80,7 @@ class Maps:
         """A new world: nothing of the old one may be joined to it, and who listens is told that it is gone."""
         with self._lock:
             if self._map is not None:
-                self._unsent = {"static_map"}
+                self._unsent = set(self._publishers)
             self._map = self._joined = None
 
     def listeners(self) -> set[str]:
@@ -150,8 +150,9 @@ class Maps:
             cloud = conversions.map_message(header, _placed(points, placement), colors)
             self._publishers["static_map"].publish(cloud)
             wanted.remove("static_map")  # not once more, should the grid fail
-        if "occupancy" in wanted and known is not None:
-            grid = occupancy_grid(points, voxel_size, placement, options)
+        if "occupancy" in wanted:
+            # Of a map without any points a cell nevertheless: no costmap takes a grid of none.
+            grid = nothing_known(options) if known is None else occupancy_grid(points, voxel_size, placement, options)
             if grid is not None:
                 if grid.cropped:
                     self._notes.warn(

@@ -342,8 +342,8 @@ def test_map_is_forgotten_with_the_image_after_a_memory_that_is_not_aligned(make
 
 
 def test_who_listens_is_told_that_the_map_of_the_old_world_is_gone(make_bench, stand_in):
-    bench = make_bench(every_frame=True, static_map__rate=30.0, static_map__voxel_size=0.05)
-    bench.start("pose", "static_map")
+    bench = make_bench(every_frame=True, static_map__rate=30.0, static_map__voxel_size=0.05, occupancy__enabled=True)
+    bench.start("pose", "static_map", "occupancy")
     stream = stand_in(bench)
 
     def send(first, count):
@@ -357,11 +357,15 @@ def test_who_listens_is_told_that_the_map_of_the_old_world_is_gone(make_bench, s
     sent = send(UNKNOWN, 1)
     assert wait_for_map(bench, sent).width > 0
     assert all(cloud.width > 0 for cloud in bench.messages["static_map"])
+    assert len(bench.wait_for("occupancy").data) > 1
     before = len(bench.messages["static_map"])
     assert bench.reset().success
     send(UNKNOWN + 1, 1)  # of the new world's first images none joins a map
     empty = bench.wait_for("static_map", before + 1)
     assert (empty.width, len(empty.data), empty.header.frame_id) == (0, 0, "map")
+    bench.wait(lambda: len(bench.messages["occupancy"][-1].data) == 1, "the smallest grid")
+    grid = bench.messages["occupancy"][-1]
+    assert (grid.data[0], grid.header) == (-1, empty.header)
     bench.listen("static_map")  # who comes late is told the same by DDS
     assert bench.wait_for("static_map", before + 2) == empty
 
