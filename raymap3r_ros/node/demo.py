@@ -220,20 +220,19 @@ def _write_preview(recorded: Recorded, args: argparse.Namespace) -> None:
     colors = preview.DepthRange()
     rows = []
     for index, (image, depth, dynamic_map, mask) in enumerate(recorded.pictures):
-        asked = bool(dynamic_map.any())  # the first frames come without the ray branch
         rows.append(
             preview.draw_panels(
                 image,
                 depth,
-                dynamic_map if asked else None,
-                mask if asked else None,
+                dynamic_map,
+                mask,
                 f"frame {index}, {args.rate:g} Hz over DDS",
                 depth_range=colors.update(depth),
                 warning=preview.UNTRAINED if untrained else "",
             )
         )
     if not rows:
-        print("no preview: no frame came with image, depth, dynamic map and mask", file=sys.stderr)
+        print("no preview: no frame came with its image and depth", file=sys.stderr)
         return
     stamps = recorded.stamps["pose"]
     rate = (len(stamps) - 1) / (stamps[-1] - stamps[0]) * 1e9 if len(stamps) > 1 else args.rate

@@ -36,7 +36,8 @@ class Recorded:
     poses: dict[int, conversions.Numbers] = field(default_factory=dict)  # by stamp
     transforms: dict[int, conversions.Numbers] = field(default_factory=dict)  # by stamp
     not_finite: int = 0  # pixels of ~/depth
-    pictures: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # rgb, depth, dynamic map, mask
+    # rgb, depth, dynamic map, mask; the last two None where nobody knows what moves, as in the first frames
+    pictures: list[tuple[np.ndarray | None, ...]] = field(default_factory=list)
     told: dict[str, str] = field(default_factory=dict)  # the node's diagnostics
 
 
@@ -107,9 +108,9 @@ class _Recorder:
         return counted and all(values and values[-1] == last for values in stamps.values())
 
     def finish(self) -> Recorded:
-        """Everything, with the pictures in order that are there in full."""
-        whole = [self._pictures[stamp] for stamp in sorted(self._pictures) if len(self._pictures[stamp]) == 4]
-        self._recorded.pictures = [tuple(maps[topic] for topic in PICTURES) for maps in whole]
+        """Everything, with the pictures in order that have an image and its depth."""
+        seen = [maps for _, maps in sorted(self._pictures.items()) if {"rgb", "depth"} <= maps.keys()]
+        self._recorded.pictures = [tuple(maps.get(topic) for topic in PICTURES) for maps in seen]
         return self._recorded
 
     def _note(self, topic: str, stamp: Any) -> int:
