@@ -13,7 +13,7 @@ from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from raymap3r_ros.node.launching import declare, is_true, read, with_pushed
+from raymap3r_ros.node.launching import declare, full_name, is_true, read
 from raymap3r_ros.node.player import ReplayOptions, open_bag
 from raymap3r_ros.node.replay import node_parameters, prepare_folder
 from raymap3r_ros.node.transport import config_file
@@ -70,10 +70,10 @@ def _processes(context: LaunchContext) -> list[Action]:
         output="screen",
         on_exit=_end,
     )
-    full_name = f"/{with_pushed(context, values['namespace']).strip('/')}/{values['name']}".replace("//", "/")
+    name = full_name(context, values["namespace"], values["name"])
     player = ExecuteProcess(
         cmd=[
-            *(sys.executable, "-m", "raymap3r_ros.cli", "replay", values["bag"], "--node", full_name),
+            *(sys.executable, "-m", "raymap3r_ros.cli", "replay", values["bag"], "--node", name),
             *(f"--{name.replace('_', '-')}={values[name]}" for name in PLAYED),
             *(["--overwrite"] if overwrite else []),
         ],

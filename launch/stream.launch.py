@@ -11,7 +11,7 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from raymap3r_ros.node.launching import declare, is_true, read, sim_time, with_pushed
+from raymap3r_ros.node.launching import declare, full_name, is_true, read, sim_time
 from raymap3r_ros.node.transport import config_file
 
 ARGUMENTS = {
@@ -82,8 +82,8 @@ def _node(context: LaunchContext) -> list[Action]:
         # Name and namespace would be given to every node of the process: each has its camera's.
         if values["name"] != ARGUMENTS["name"][0]:
             raise ValueError(f"name is {values['name']!r}; with cameras each node is {ARGUMENTS['name'][0]!r}")
-        parent = with_pushed(context, values["namespace"]).strip("/")
-        names = ",".join("/".join(filter(None, (parent, name.strip()))) for name in values["cameras"].split(","))
+        cameras = (name.strip() for name in values["cameras"].split(","))
+        names = ",".join(full_name(context, values["namespace"], name)[1:] for name in cameras)
         actions = [Node(**common, namespace="/", arguments=[*arguments, "--cameras", names])]
     else:
         actions = [LifecycleNode(**common, name=values["name"], namespace=values["namespace"], arguments=arguments)]

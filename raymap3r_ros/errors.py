@@ -15,3 +15,8 @@ class InputError(Raymap3rError, ValueError):
 
 class OptionError(Raymap3rError, ValueError):
     """An option has a value that is not allowed."""
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, or its kind where it says nothing."""
+    return str(error) or type(error).__name__

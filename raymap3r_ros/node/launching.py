@@ -60,9 +60,11 @@ def sim_time(text: str) -> list[dict[str, bool]]:
     return [{"use_sim_time": is_true(text)}] if text else []
 
 
-def with_pushed(context: LaunchContext, namespace: str) -> str:
-    """A namespace below the one that PushRosNamespace has set for this part of the launch; "" for none."""
-    return prefix_namespace(context.launch_configurations.get("ros_namespace"), namespace) or ""
+def full_name(context: LaunchContext, namespace: str, name: str) -> str:
+    """The full name of what has this name in a namespace, below the one that PushRosNamespace has set for this part of
+    the launch."""
+    pushed = prefix_namespace(context.launch_configurations.get("ros_namespace"), namespace) or ""
+    return "/".join(["", *filter(None, (pushed.strip("/"), name))])
 
 
 def mapper_beside(
@@ -89,7 +91,7 @@ def mapper_beside(
         values = read(context, ("cameras", "namespace", "name", "world_frame", "frame_id", "use_sim_time"))
         if values["cameras"]:
             raise ValueError(f"cameras is {values['cameras']!r}; allowed beside a mapper, which takes one: none")
-        ours = "/".join(filter(None, (with_pushed(context, values["namespace"]).rstrip("/"), values["name"])))
+        ours = full_name(context, values["namespace"], values["name"])
         return [
             Node(
                 package=package,

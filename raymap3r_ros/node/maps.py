@@ -14,6 +14,7 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
+from raymap3r_ros.errors import reason_of
 from raymap3r_ros.mapping.occupancy import MAX_SIDE, nothing_known, occupancy_grid
 from raymap3r_ros.mapping.static_map import PixelOptions, StaticMap
 from raymap3r_ros.node import conversions
@@ -130,18 +131,18 @@ class Maps:
             with self._lock:
                 wanted = self._unsent & self.listeners()
                 self._unsent -= wanted
+            if not wanted:
+                return
             try:
                 self._publish_on(wanted)
             except Exception as error:  # a GPU without memory above all; the timer's callback must outlive it
                 with self._lock:
                     self._unsent |= wanted
-                text = f"static map not published: {str(error) or type(error).__name__}"
+                text = f"static map not published: {reason_of(error)}"
                 self._notes.fail(text, throttle=True, details=f"\n{traceback.format_exc()}")
 
     def _publish_on(self, wanted: set[str]) -> None:
         with self._lock:
-            if not wanted or self._stamp is None:
-                return
             header = Header(stamp=self._stamp, frame_id=self._options.world_frame)
             known, placement, options = self._map, self._placement, self._options.occupancy
             points, colors = NOTHING if known is None else known.arrays()

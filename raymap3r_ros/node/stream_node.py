@@ -30,7 +30,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
 from std_srvs.srv import SetBool, Trigger
 from tf2_ros import Buffer, TransformListener
 
-from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.errors import InputError, OptionError, reason_of
 from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
 from raymap3r_ros.network import choose_device, load_network
 from raymap3r_ros.node import conversions, geometry, parameters
@@ -135,7 +135,7 @@ class StreamNode(LifecycleNode):
             self._configure()
         except Exception as error:  # rclpy would swallow it; whatever it is, the user gets one line
             self._release()
-            self._notes.fail(f"configure failed: {str(error) or type(error).__name__}")
+            self._notes.fail(f"configure failed: {reason_of(error)}")
             self.get_logger().debug(traceback.format_exc())
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
@@ -358,7 +358,7 @@ class StreamNode(LifecycleNode):
             self._notes.fail(response.message)
             return response
         except Exception as error:  # no memory above all; what cannot be saved must not end the node
-            response.message = f"not saved: {str(error) or type(error).__name__}"
+            response.message = f"not saved: {reason_of(error)}"
             self._notes.fail(response.message, details=f"\n{traceback.format_exc()}")
             return response
         poses = len(saved.trajectories["trajectory"][0])
@@ -539,19 +539,20 @@ class StreamNode(LifecycleNode):
                 self._reset_reason = ""  # the memory was left as it was
             return
         published = time.monotonic()
-        reason, self._reset_reason = self._reset_reason, ""
+        reset, self._reset_reason = self._reset_reason, ""
         alignment = self._stream.options.reset_alignment
-        new_world = reason not in ("", "interval") or self._apart
+        at_interval = reset == "interval"
+        new_world = reset if reset and not at_interval else "memory not aligned" if self._apart else ""
         if new_world:
-            self._on_new_world(result, reason if reason not in ("", "interval") else "memory not aligned")
-        elif reason and alignment != "off":
+            self._on_new_world(result, new_world)
+        elif at_interval and alignment != "off":
             self._monitor.count("resets")
             self.get_logger().info(f"frame {result.frame}: the memory starts anew, aligned to what was there")
-        sight = self._place(glance, stamp, child_frame, new_world)
+        sight = self._place(glance, stamp, child_frame, bool(new_world))
         # The next frame is the first that is seen with the new memory. An alignment by the camera's own poses is no
         # jump, and without any it is in another world.
-        self._jumped = reason == "interval" and alignment == "published"
-        self._apart = reason == "interval" and alignment == "off"
+        self._jumped = at_interval and alignment == "published"
+        self._apart = at_interval and alignment == "off"
         if not result.motion:
             wanted -= MOTION_TOPICS  # nobody knows what moves in this frame: it shall not pass for a still one
         self._outputs.publish(result, glance, sight, wanted, options)

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raymap3r_ros.errors import InputError
+from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.recording.rectify import CameraCalibration, names_rectified
 
 log = logging.getLogger(__name__)
@@ -386,7 +386,7 @@ class BagReader:
             self.seconds = self._reader.duration * 1e-9
             told = self._reader.typestore.fielddefs
         except Exception as error:  # the library lets struct, sqlite and decompression errors through
-            raise InputError(f"{path}: cannot be read as a ROS 2 bag: {_reason(error)}") from error
+            raise InputError(f"{path}: cannot be read as a ROS 2 bag: {reason_of(error)}") from error
         for name in KNOWN_TYPES:
             # A bag brings the definitions of its messages with it, and may say anything.
             if name in told and told[name][1] != known.fielddefs[name][1]:
@@ -406,18 +406,13 @@ class BagReader:
             except StopIteration:
                 return
             except Exception as error:  # as above: damage in the file itself, after which nothing more can be read
-                log.warning("%s: damaged, nothing can be read after this point: %s", self._path.name, _reason(error))
+                log.warning("%s: damaged, nothing can be read after this point: %s", self._path.name, reason_of(error))
                 return
             try:
                 message = self._reader.deserialize(data, connection.msgtype)
             except Exception as error:  # generated code, which fails in many ways on damaged bytes
-                message = BrokenFrame(f"not a valid {connection.msgtype}: {_reason(error)}")
+                message = BrokenFrame(f"not a valid {connection.msgtype}: {reason_of(error)}")
             yield connection.topic, recorded, message
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, or its kind where it says nothing."""
-    return str(error) or type(error).__name__
 
 
 def _message_image(message: Any) -> np.ndarray:
