@@ -191,6 +191,13 @@ class StreamNode(LifecycleNode):
         self._stop()
         self._release()
 
+    def destroy_node(self) -> None:
+        """Take the node off the graph. `close` comes before; afterwards another can have its name."""
+        super().destroy_node()
+        # rclpy leaves it to the garbage collector, and with it rcl's node: which, collected later, would take the
+        # publisher of /rosout from a node that has its name by then.
+        self._state_machine.destroy_when_not_in_use()
+
     def _configure(self) -> None:
         options, stream_options = self._node_options(), parameters.read(self, StreamOptions)
         self._claim_frame(options)

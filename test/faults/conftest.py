@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import itertools
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ pytest.importorskip("rclpy", reason="the node needs ROS 2")
 _spec = importlib.util.spec_from_file_location("node_bench", Path(__file__).parents[1] / "node" / "conftest.py")
 node_bench = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(node_bench)
+node_bench.numbers = itertools.count(1000)  # no name twice in a process
 make_bench, hold = node_bench.make_bench, node_bench.hold
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

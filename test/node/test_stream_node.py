@@ -2,6 +2,7 @@
 
 import array
 import dataclasses
+import gc
 import json
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -752,3 +753,22 @@ def test_best_effort_camera_in_every_frame_mode_is_warned_about(make_bench):
 
 def test_bad_parameter_type_does_not_break_the_constructor(make_bench):
     assert make_bench(every_frame="yes").node.get_parameter("every_frame").type_ == Parameter.Type.STRING
+
+
+def test_destroyed_node_leaves_the_graph_at_once(make_bench):
+    """Were it left to Python's collector, it would take the log from a node that has its name by then."""
+    bench = make_bench()
+    guest = stream_node.StreamNode(namespace="/guest", context=bench.context)
+
+    def is_there():
+        return ("raymap3r", "/guest") in bench.probe.get_node_names_and_namespaces()
+
+    gc.disable()
+    try:
+        assert guest.autostart()
+        bench.wait(is_there, "the guest in the graph")
+        guest.close()
+        guest.destroy_node()
+        bench.wait(lambda: not is_there(), "the guest's leave")
+    finally:
+        gc.enable()
