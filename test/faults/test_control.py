@@ -16,7 +16,7 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import EventHandler
 from rclpy.exceptions import InvalidHandle
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, qos_profile_parameters
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
@@ -80,8 +80,8 @@ def prove(bench):
 def test_parameter_storm(make_bench, rng, sized):
     bench = make_bench(image_size=64)
     bench.start("pose", "points", "depth_static")
-    clients = {
-        kind: bench.probe.create_client(kind, f"{bench.name}/{name}")
+    clients = {  # as deep as their servers: 25 answers may come at once
+        kind: bench.probe.create_client(kind, f"{bench.name}/{name}", qos_profile=qos_profile_parameters)
         for kind, name in ((SetParameters, "set_parameters"), (SetParametersAtomically, "set_parameters_atomically"))
     }
     assert all(client.wait_for_service(ANSWER_LIMIT) for client in clients.values())
