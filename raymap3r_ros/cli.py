@@ -27,7 +27,8 @@ from raymap3r_ros.network import (
     shipped_weights,
 )
 from raymap3r_ros.options import Options, build_options, option_fields
-from raymap3r_ros.recording import CloudOptions, RunSummary, open_recording, run_recording
+from raymap3r_ros.rates import rate_text
+from raymap3r_ros.recording import CloudOptions, RunOutputs, RunSummary, open_recording, run_recording
 from raymap3r_ros.recording.view import SUFFIX, RerunView
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.streaming import StreamOptions
@@ -101,8 +102,17 @@ def _add_run(commands: Any) -> None:
         f"{' or '.join(PRESETS)} for untrained ones, which only show that everything runs (default: %(default)s)",
     )
     _add_device(parser)
-    parser.add_argument("--no-preview", action="store_true", help="write no preview video and picture")
-    parser.add_argument(
+
+    results = parser.add_argument_group("results")
+    for name, help_text in (
+        ("depth", "do not write depth/"),
+        ("masks", "do not write masks/"),
+        ("cloud", "do not write static_scene.ply"),
+        ("preview", "do not write the preview video and picture"),
+        ("motion", "do not estimate motion: no masks, and static_scene.ply contains moving objects"),
+    ):
+        results.add_argument(f"--no-{name}", dest=name, action="store_false", help=help_text)
+    results.add_argument(
         "--view",
         nargs="?",
         type=_view_file,
@@ -134,12 +144,14 @@ def _run(args: argparse.Namespace) -> int:
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
         intrinsics=args.intrinsics,
     )  # fmt: skip
-    view = RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None
+    outputs = RunOutputs(
+        depth=args.depth, masks=args.masks, cloud=args.cloud, preview=args.preview, motion=args.motion,
+        view=RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None,
+    )  # fmt: skip
     network = load_network(args.checkpoint, choose_device(args.device), options.precision)
     summary = run_recording(
-        recording, network, args.out, options, cloud_options=cloud_options, with_preview=not args.no_preview,
-        view=view, overwrite=args.overwrite,
-    )  # fmt: skip
+        recording, network, args.out, options, outputs=outputs, cloud_options=cloud_options, overwrite=args.overwrite
+    )
     _report(summary, args.out)
     return 0 if summary.complete else INTERRUPTED
 
@@ -153,8 +165,8 @@ def _report(summary: RunSummary, folder: Path) -> None:
     print(f"weights: {summary.checkpoint}")
     early = "" if summary.complete else f" (stopped early: {summary.stopped_by})"
     print(
-        f"{', '.join(counts)}{early}: {summary.engine_rate:.1f} frames/s, "
-        f"{summary.whole_rate:.1f} with reading and writing, on {summary.device}"
+        f"{', '.join(counts)}{early}: {rate_text(summary.engine_rate)}, "
+        f"{rate_text(summary.whole_rate)} with reading and writing, on {summary.device}"
     )
     print(f"{folder}: {', '.join(summary.files)}")
 

@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 import raymap3r_ros
 from raymap3r_ros import cli
 from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
-from raymap3r_ros.recording import CloudOptions
+from raymap3r_ros.recording import CloudOptions, RunOutputs
 from raymap3r_ros.streaming import MaskOptions, Stream, StreamOptions
 from raymap3r_ros.streaming.options import UPDATE_RULES
 
@@ -90,6 +91,38 @@ def test_help_tells_meaning_default_choices_and_limits(capsys):
     assert f"--rule {{{','.join(UPDATE_RULES)}}}" in text
     assert "how much each state token takes in of a frame (default: raymap3r)" in text
     assert "--mask-high FLOAT" in text and f"(default: {MaskOptions().high}; 0.0 to 1000.0)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outputs"),
+    [
+        ([], RunOutputs()),
+        (["--no-depth"], RunOutputs(depth=False)),
+        (["--no-masks", "--no-cloud"], RunOutputs(masks=False, cloud=False)),
+        (["--no-preview", "--no-motion"], RunOutputs(preview=False, motion=False)),
+    ],
+)
+def test_results_that_are_not_needed_are_left_out(images, tmp_path, monkeypatch, arguments, outputs):
+    given = []
+    monkeypatch.setattr(cli, "run_recording", lambda *_, **values: given.append(values["outputs"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["run", str(images), "--out", str(tmp_path / "out"), "--checkpoint", "mini", *arguments])
+    assert given == [outputs]
+
+
+def test_report_of_a_slow_run_has_significant_digits(images, tmp_path, capsys, monkeypatch):
+    run_recording = cli.run_recording
+    monkeypatch.setattr(
+        cli,
+        "run_recording",
+        lambda *args, **values: dataclasses.replace(
+            run_recording(*args, **values), engine_rate=0.081123, whole_rate=0.03
+        ),
+    )
+    assert cli.main(["run", str(images), "--out", str(tmp_path / "out"), *SMALL, "--no-masks"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 frames: 0.0811 frames/s (12.3 s a frame), 0.0300 frames/s (33.3 s a frame) with reading" in printed
+    assert "depth/*.png" in printed and "masks" not in printed
 
 
 def test_interrupted_run_gives_the_status_of_ctrl_c(images, tmp_path, capsys, monkeypatch):

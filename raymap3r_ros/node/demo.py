@@ -37,6 +37,7 @@ from raymap3r_ros.node.processes import (
 )
 from raymap3r_ros.node.recorder import Recorded, record
 from raymap3r_ros.node.transport import profile_environment
+from raymap3r_ros.rates import significant
 from raymap3r_ros.recording import open_recording, preview
 from raymap3r_ros.recording.writers import write_image
 from raymap3r_ros.synthetic import suite_sequence
@@ -171,7 +172,7 @@ def _report(args: argparse.Namespace, played: Played, recorded: Recorded, status
     rate = (sent - 1) / (played.stamps[-1] - played.stamps[0]) * 1e9 if sent > 1 else 0.0
     print()
     clip = args.input or "the rendered room"
-    print(f"camera     {sent} frames of {played.size[0]}x{played.size[1]} at {rate:.1f} Hz: {clip}")
+    print(f"camera     {sent} frames of {played.size[0]}x{played.size[1]} at {significant(rate)} Hz: {clip}")
     print(f"node       {told.get('checkpoint')}, on {told.get('device')}, rule {told.get('update rule')}")
     print(
         f"frames     in {told.get('frames in')}   out {out}   dropped {told.get('frames dropped')} "

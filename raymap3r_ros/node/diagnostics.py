@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from raymap3r_ros.rates import significant
+
 WINDOW = 5.0  # seconds over which rates are counted and for which an event colours the status
 SAMPLES = 200  # latest frames that latencies and stage times are taken over
 LOST_SHARE = 0.5  # of the images that were stamped, below which the middleware is blamed
@@ -163,7 +165,8 @@ class Monitor:
                 warnings.append("no images are arriving")
             elif state == "active" and 0 < arriving < LOST_SHARE * stamped:
                 warnings.append(
-                    f"images arrive at {arriving:.1f} Hz but are stamped at {stamped:.1f} Hz: {PROFILE_HINT}"
+                    f"images arrive at {significant(arriving)} Hz but are stamped at {significant(stamped)} Hz: "
+                    f"{PROFILE_HINT}"
                 )
             if now - self._warning_time < WINDOW:
                 warnings.append(self._warning)
@@ -174,9 +177,9 @@ class Monitor:
                 level, texts = DiagnosticStatus.ERROR, [self._error, *warnings]
             values = {
                 "state": state,
-                "rate in (Hz)": f"{frames_in:.2f}",
-                "rate out (Hz)": f"{frames_out:.2f}",
-                "rate stamped (Hz)": f"{stamped:.2f}",
+                "rate in (Hz)": significant(frames_in),
+                "rate out (Hz)": significant(frames_out),
+                "rate stamped (Hz)": significant(stamped),
                 **{what: self._counts[what] for what in COUNTS},
                 **_latencies("from stamp", self._from_stamp),
                 **_latencies("from arrival", self._from_arrival),

@@ -24,6 +24,7 @@ from raymap3r_ros.node.player import Bag, Played, ReplayOptions, open_bag, play,
 from raymap3r_ros.node.processes import camera_node, running_node
 from raymap3r_ros.node.transport import profile_environment
 from raymap3r_ros.node.truth import TruePoses
+from raymap3r_ros.rates import rate_text, rounded
 from raymap3r_ros.recording.run import Milliseconds
 from raymap3r_ros.recording.writers import clear_folder, whole_file, write_json, write_tum
 from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
@@ -165,7 +166,7 @@ def write_report(folder: Path, bag: Bag, played: Played, truth: str = "") -> Rep
         frames_unanswered=max(0, sent - processed - refused - dropped - lost),
         resets=played.counts["resets"],
         seconds=round(played.seconds, 3),
-        rate=round(processed / played.seconds, 3) if played.seconds else 0.0,
+        rate=rounded(processed / played.seconds) if played.seconds else 0.0,
         latency=Milliseconds.of([1e3 * value for value in played.latencies.values()]) if played.latencies else None,
         scale_topic=played.scale_topic,
         truth=true_poses.source if true_poses else note,
@@ -239,7 +240,7 @@ def _text(report: ReplayReport) -> Iterator[str]:
     always = ("sent", "processed", "dropped", "lost")
     yield "frames     " + "   ".join(f"{what} {count}" for what, count in counts.items() if count or what in always)
     timing = f", latency {latency.median:.0f} ms median, {latency.p95:.0f} ms p95" if latency else ""
-    yield f"speed      {report.rate:.1f} frames/s over {report.seconds:.1f} s{timing}"
+    yield f"speed      {rate_text(report.rate)} over {report.seconds:.1f} s{timing}"
     yield f"memory     {report.resets} resets"
     if report.scale_topic:
         yield f"scale      {node.get('scale')}, {report.scale_topic}"

@@ -121,16 +121,21 @@ def draw_panels(
     depth_range: tuple[float, float] | None = None,
     warning: str = "",
     panel_width: int = 320,
+    with_motion: bool = True,
 ) -> np.ndarray:
     """One row `image | depth | dynamic map | image with mask`, each titled, with a line of text under it.
 
     `image` (h, w, 3) uint8 RGB, `depth` (H, W) metres, `dynamic_map` (H, W) 0..1 and `mask` (H, W) bool show the same
-    view, the image at the same or at a higher resolution; the last two are None where motion was not asked for.
+    view, the image at the same or at a higher resolution; the last two are None if motion was not estimated for this
+    frame. Without `with_motion` the row is `image | depth`, in larger panels that fill the same width.
     `depth_range`: near and far in metres (see DepthRange), else this map's own. `warning` stands out at the right of
-    the caption. The row's size depends on the shape of the image and on `panel_width` alone, and is even in both
-    directions, as video needs it.
+    the caption. The row's size depends only on the shape of the image, `panel_width` and `with_motion`, and is even in
+    both directions, as video needs it.
     """
     near, far = DepthRange().update(depth) if depth_range is None else depth_range
+    width = 4 * panel_width + 3 * GAP
+    count = 4 if with_motion else 2
+    panel_width = (width - (count - 1) * GAP) // count
     size = panel_width, 2 * round(panel_width * image.shape[0] / image.shape[1] / 2)
     picture = _resize(image, size)
     blank = np.full_like(picture, BACKGROUND)
@@ -149,13 +154,12 @@ def draw_panels(
     notes = (
         "",
         f"{_metres(near)} to {_metres(far)} m",
-        "not asked for yet" if dynamic_map is None else "0 still, 1 moving",
-        "" if mask is None else f"{100 * mask.mean():.1f} % moving",
+        "not estimated for this frame" if dynamic_map is None else "0 still, 1 moving",
+        "not estimated for this frame" if mask is None else f"{100 * mask.mean():.1f} % moving",
     )
-    width = 4 * panel_width + 3 * GAP
     row = np.full((TITLE_HEIGHT + size[1] + CAPTION_HEIGHT, width, 3), BACKGROUND, np.uint8)
-    lefts = [position * (panel_width + GAP) for position in range(4)]
-    for left, panel in zip(lefts, panels, strict=True):
+    lefts = [position * (panel_width + GAP) for position in range(count)]
+    for left, panel in zip(lefts, panels[:count], strict=True):
         row[TITLE_HEIGHT : TITLE_HEIGHT + size[1], left : left + panel_width] = panel
     bars = {1: _bar(cv2.COLORMAP_TURBO, 0.94, 0.06), 2: _bar(cv2.COLORMAP_INFERNO)}
     if dynamic_map is None:
@@ -164,7 +168,7 @@ def draw_panels(
     canvas = Image.fromarray(row)
     draw = ImageDraw.Draw(canvas)
     for position, (left, title, note) in enumerate(
-        zip(lefts, ("image", "depth", "dynamic map", "moving mask"), notes, strict=True)
+        zip(lefts, ("image", "depth", "dynamic map", "moving mask")[:count], notes[:count], strict=True)
     ):
         title_end = left + 6 + _text(draw, (left + 6, TITLE_HEIGHT / 2), title, TEXT, 14)
         right = left + panel_width - 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.mapping import StaticMap
 from raymap3r_ros.network import Network
+from raymap3r_ros.rates import rate_text, rounded
 from raymap3r_ros.recording import preview, writers
 from raymap3r_ros.recording.cloud import CloudOptions
 from raymap3r_ros.recording.readers import Recording
@@ -36,6 +38,36 @@ UNTRAINED_WARNING = (
     "these weights are UNTRAINED: poses, depth and masks are meaningless and only show that everything runs; "
     "give trained weights as the checkpoint"
 )
+
+
+@dataclass(frozen=True)
+class RunOutputs:
+    """The results of a run beside trajectory, intrinsics and summary, which are always written.
+
+    Work that no result needs is not done.
+    """
+
+    depth: bool = True
+    masks: bool = True  # written only if motion is estimated
+    cloud: bool = True
+    preview: bool = True
+    view: RerunView | None = None
+    motion: bool = True  # False: motion is not estimated, and moving objects are part of the static scene
+
+    @property
+    def motion_estimated(self) -> bool:
+        """Whether dynamic map and mask are computed: they are allowed, and one of the results shows or uses them."""
+        return self.motion and (self.masks or self.scene_built)
+
+    @property
+    def masks_written(self) -> bool:
+        """Whether there is a file for each mask."""
+        return self.masks and self.motion_estimated
+
+    @property
+    def scene_built(self) -> bool:
+        """Whether frames are merged into a static scene: preview.png and the view show it, too."""
+        return self.cloud or self.preview or self.view is not None
 
 
 @dataclass(frozen=True)
@@ -77,16 +109,17 @@ class RunSummary:
     input_size: tuple[int, int]  # width, height
     image_size: tuple[int, int]  # width, height of depth maps and masks
     path_length: float  # metres that the camera went
-    moving_share: float | None  # mean share of pixels under the mask, over the frames that have one
+    motion_frames: int  # for which motion was estimated; 0: moving objects are part of the static scene
+    moving_share: float | None  # mean share of pixels under the mask, over these frames; None without any
     resets: int  # how often the memory was started anew
     rules: dict[str, int]  # frames under each update rule
-    static_points: int
-    voxel_size: float  # metres
+    static_points: int | None  # None: no static scene was built
+    voxel_size: float | None  # metres
     engine_rate: float  # frames/s of the stream alone, without the first frames
     whole_rate: float  # frames/s with reading and writing
     step: Milliseconds  # of one step of the stream, without the first frames
     stages: dict[str, Milliseconds]  # of its stages
-    files: list[str]
+    files: list[str]  # written
 
 
 @dataclass
@@ -113,27 +146,31 @@ def run_recording(
     folder: str | Path,
     options: StreamOptions | None = None,
     *,
+    outputs: RunOutputs | None = None,
     cloud_options: CloudOptions | None = None,
-    with_preview: bool = True,
-    view: RerunView | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RunSummary:
-    """Run `recording` through one stream of `network` and write everything into `folder` (see `writers`).
+    """Run `recording` through one stream of `network` and write `outputs` (default: all) to `folder` (see `writers`).
 
     SIGINT (Ctrl-C) and SIGTERM end the run after the frame at hand, with all files finished for the frames so far. So
-    does an error half-way, which is raised again when the files are there. `view`: is opened, shown every frame and
-    closed. `progress`: a bar on a terminal.
+    does an error half-way, which is raised again when the files are there. `outputs.view` is opened, gets every frame
+    and is closed. `progress`: a bar on a terminal.
 
     Raises InputError where the recording or the folder cannot be used.
     """
     options, cloud_options = options or StreamOptions(), cloud_options or CloudOptions()
+    outputs = outputs or RunOutputs()
+    view = outputs.view
     folder = Path(folder)
-    writers.prepare_folder(folder, overwrite)
+    subfolders = {writers.DEPTH_FOLDER: outputs.depth, writers.MASK_FOLDER: outputs.masks_written}
+    writers.prepare_folder(folder, overwrite, [name for name, written in subfolders.items() if written])
     if not network.trained:
         log.warning(UNTRAINED_WARNING)
     stream = Stream(network, options)
-    cloud = StaticMap(cloud_options.voxel_size, cloud_options.max_points, whole_scene=True)
+    cloud = None
+    if outputs.scene_built:
+        cloud = StaticMap(cloud_options.voxel_size, cloud_options.max_points, whole_scene=True)
     collected = _Collected()
     failure: Exception | None = None
     asked_to_stop: list[str] = []  # names of signals
@@ -145,7 +182,7 @@ def run_recording(
 
     begin = time.perf_counter()
     with ExitStack() as stack:
-        pictures = stack.enter_context(_Pictures(folder, recording, stream)) if with_preview else None
+        pictures = stack.enter_context(_Pictures(folder, recording, stream, outputs)) if outputs.preview else None
         if view is not None:
             stack.enter_context(view)
         stack.enter_context(on_stop_signals(stop))
@@ -156,12 +193,12 @@ def run_recording(
         try:
             for frame in recording:
                 start = time.perf_counter()
-                result = stream.step(frame.image, frame.stamp, frame.intrinsics)
+                result = stream.step(frame.image, frame.stamp, frame.intrinsics, motion=outputs.motion_estimated)
                 if stream.device.type == "cuda":
                     torch.cuda.synchronize(stream.device)
                 collected.steps.append((time.perf_counter() - start) * 1e3)
                 collected.input_size = frame.image.shape[1], frame.image.shape[0]
-                if _take(result, folder, collected, cloud, cloud_options):
+                if _take(result, folder, outputs, collected, cloud, cloud_options):
                     if pictures is not None:
                         pictures.add(frame.image, result, frame.stamp - collected.stamps[0])
                     if view is not None:
@@ -185,7 +222,9 @@ def run_recording(
     stopped_by = asked_to_stop[0] if asked_to_stop else ""
     if failure is not None:
         stopped_by = str(failure) or type(failure).__name__
-    summary = _finish(folder, recording, stream, collected, cloud, cloud_options, pictures, elapsed, stopped_by)
+    summary = _finish(
+        folder, recording, stream, outputs, collected, cloud, cloud_options, pictures, elapsed, stopped_by
+    )
     if failure is not None:
         raise failure
     return summary
@@ -194,8 +233,9 @@ def run_recording(
 def _take(
     result: StepResult,
     folder: Path,
+    outputs: RunOutputs,
     collected: _Collected,
-    cloud: StaticMap,
+    cloud: StaticMap | None,
     cloud_options: CloudOptions,
 ) -> bool:
     """Write what belongs to one frame, and remember what is written at the end; False where it is of no use."""
@@ -205,26 +245,29 @@ def _take(
         collected.unhealthy += 1
         log.warning("frame %d: the network's values are not finite; nothing is written for it", result.frame)
         return False
-    maps = result.numpy("pose", "depth", "dynamic_mask", "intrinsics")
-    depth, mask, pose, intrinsics = maps["depth"], maps["dynamic_mask"], maps["pose"], maps["intrinsics"]
+    written = {"depth": outputs.depth, "dynamic_mask": outputs.masks_written}
+    maps = result.numpy("pose", "intrinsics", *(name for name, wanted in written.items() if wanted))
     index = len(collected.stamps)  # names of files count as lines of the trajectory do
-    writers.write_depth(folder, index, depth)
-    writers.write_mask(folder, index, mask)
-
-    cloud.integrate(
-        result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
-        cloud_options,
-    )  # fmt: skip
+    if "depth" in maps:
+        writers.write_depth(folder, index, maps["depth"])
+    if "dynamic_mask" in maps:
+        writers.write_mask(folder, index, maps["dynamic_mask"])
+    if cloud is not None:
+        cloud.integrate(
+            result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
+            cloud_options,
+        )  # fmt: skip
 
     collected.stamps.append(result.stamp)
-    collected.poses.append(pose)
-    collected.intrinsics.append(intrinsics)
+    # Copies: arrays from a GPU share one buffer with the frame's maps, which must not stay in memory until the end.
+    collected.poses.append(maps["pose"].copy())
+    collected.intrinsics.append(maps["intrinsics"].copy())
     collected.intrinsics_known.append(result.intrinsics_known.item())
     collected.rules[result.rule] += 1
     collected.resets += result.reset and result.frame > 0
-    collected.image_size = depth.shape[1], depth.shape[0]
+    collected.image_size = result.depth.shape[1], result.depth.shape[0]
     if result.motion:
-        collected.moving.append(float(mask.mean()))
+        collected.moving.append(result.dynamic_mask.float().mean().item())
     return True
 
 
@@ -232,8 +275,9 @@ def _finish(
     folder: Path,
     recording: Recording,
     stream: Stream,
+    outputs: RunOutputs,
     collected: _Collected,
-    cloud: StaticMap,
+    cloud: StaticMap | None,
     cloud_options: CloudOptions,
     pictures: _Pictures | None,
     elapsed: float,
@@ -241,16 +285,19 @@ def _finish(
 ) -> RunSummary:
     """Write the files that sum the run up."""
     poses, intrinsics = np.stack(collected.poses), np.stack(collected.intrinsics)
-    points, colors = cloud.arrays()
     writers.write_trajectory(folder / writers.TRAJECTORY, collected.stamps, poses)
     writers.write_intrinsics(
         folder / writers.INTRINSICS, collected.stamps, intrinsics, collected.intrinsics_known, collected.image_size
     )
-    writers.write_ply(folder / writers.CLOUD, points, colors)
-    files = [
-        writers.TRAJECTORY, writers.INTRINSICS, writers.CLOUD, writers.SUMMARY,
-        f"{writers.DEPTH_FOLDER}/*.png", f"{writers.DEPTH_FOLDER}/*.npz", f"{writers.MASK_FOLDER}/*.png",
-    ]  # fmt: skip
+    files = [writers.TRAJECTORY, writers.INTRINSICS, writers.SUMMARY]
+    points, colors = (None, None) if cloud is None else cloud.arrays()
+    if outputs.cloud:
+        writers.write_ply(folder / writers.CLOUD, points, colors)
+        files.append(writers.CLOUD)
+    if outputs.depth:
+        files += [f"{writers.DEPTH_FOLDER}/*.png", f"{writers.DEPTH_FOLDER}/*.npz"]
+    if outputs.masks_written:
+        files.append(f"{writers.MASK_FOLDER}/*.png")
     if pictures is not None:
         files += [writers.SHEET, pictures.video.path.name]
 
@@ -278,13 +325,14 @@ def _finish(
         input_size=collected.input_size,
         image_size=collected.image_size,
         path_length=float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum()),
+        motion_frames=len(collected.moving),
         moving_share=float(np.mean(collected.moving)) if collected.moving else None,
         resets=collected.resets,
         rules=dict(collected.rules),
-        static_points=len(points),
-        voxel_size=cloud.voxel_size,
-        engine_rate=round(1e3 / float(np.mean(steady)), 3),
-        whole_rate=round(len(poses) / elapsed, 3),
+        static_points=None if points is None else len(points),
+        voxel_size=None if cloud is None else cloud.voxel_size,
+        engine_rate=rounded(1e3 / float(np.mean(steady))),
+        whole_rate=rounded(len(poses) / elapsed),
         step=Milliseconds.of(steady),
         stages={stage: Milliseconds.of(times[WARM_UP:] or times) for stage, times in collected.stages.items()},
         files=files,
@@ -298,8 +346,9 @@ def _finish(
 class _Pictures:
     """The preview video and the sheet. Used in a `with` block, at whose end the video is there."""
 
-    def __init__(self, folder: Path, recording: Recording, stream: Stream) -> None:
+    def __init__(self, folder: Path, recording: Recording, stream: Stream, outputs: RunOutputs) -> None:
         self._folder = folder
+        self._with_motion = outputs.motion_estimated
         self._name = recording.path.name
         self._warning = "" if stream.network.trained else preview.UNTRAINED
         self._long_edge = stream.options.image_size or stream.network.config.image_size
@@ -320,15 +369,16 @@ class _Pictures:
         caption = f"{self._name}    frame {result.frame}    {seconds:.2f} s    rule {result.rule}"
         if result.reset and result.frame:
             caption += "    memory started anew"
-        maps = result.numpy("depth", "dynamic_map", "dynamic_mask")
+        maps = result.numpy("depth", *(("dynamic_map", "dynamic_mask") if result.motion else ()))
         row = preview.draw_panels(
             self._seen_part(image),
             maps["depth"],
-            maps["dynamic_map"] if result.motion else None,
-            maps["dynamic_mask"] if result.motion else None,
+            maps.get("dynamic_map"),
+            maps.get("dynamic_mask"),
             caption,
             depth_range=self._range.update(maps["depth"]),
             warning=self._warning,
+            with_motion=self._with_motion,
         )
         self.video.write(row)
         if self._rows.wants_next():
@@ -346,21 +396,24 @@ class _Pictures:
     def write_sheet(self, summary: RunSummary, positions: np.ndarray, points: np.ndarray, colors: np.ndarray) -> None:
         """The whole run on one page; `positions` (n, 3), `points` (m, 3) metres, world; `colors` (m, 3) uint8."""
         options = summary.options
-        moving = "no mask" if summary.moving_share is None else f"{100 * summary.moving_share:.1f} % of pixels move"
+        moving, scene = "motion not estimated", "whole scene"
+        if summary.moving_share is not None:
+            moving, scene = f"{100 * summary.moving_share:.1f} % of pixels move", "static scene"
         lines = [
             f"{summary.frames} frames over {summary.duration:.1f} s, {_size(summary.input_size)} seen as "
             f"{_size(summary.image_size)}",
             summary.checkpoint,
             f"rule {options['update_rule']}, router {options['router']}, smoothing {options['smoothing']}, "
             f"{summary.resets} resets",
-            f"{summary.engine_rate:.1f} frames/s on {summary.device}, {summary.whole_rate:.1f} with files",
+            f"{rate_text(summary.engine_rate)} on {summary.device}",
+            f"{rate_text(summary.whole_rate)} with reading and writing",
             f"{summary.path_length:.2f} m travelled, {moving}",
-            f"{summary.static_points:,} static points, voxels of {100 * summary.voxel_size:.2g} cm",
+            f"{summary.static_points:,} points of the {scene}, voxels of {100 * summary.voxel_size:.2g} cm",
         ]
         title = self._name if summary.complete else f"{self._name} (stopped early)"
-        sheet = preview.draw_sheet(
-            self._rows.spread(SHEET_ROWS), positions, points, colors, title, lines, self._warning
-        )
+        # Panels without those of motion are twice as wide, and so twice as high.
+        rows = self._rows.spread(SHEET_ROWS if self._with_motion else math.ceil(SHEET_ROWS / 2))
+        sheet = preview.draw_sheet(rows, positions, points, colors, title, lines, self._warning)
         writers.write_image(self._folder / writers.SHEET, sheet)
 
 

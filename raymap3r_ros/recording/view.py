@@ -88,7 +88,8 @@ class RerunView:
     def add(self, result: StepResult, cloud: StaticMap) -> None:
         """Show one healthy frame, and from time to time what `cloud` holds by now."""
         rerun = self._rerun
-        maps = result.numpy("pose", "intrinsics", "image", "depth", "dynamic_mask", "dynamic_map")
+        motion = ("dynamic_mask", "dynamic_map") if result.motion else ()
+        maps = result.numpy("pose", "intrinsics", "image", "depth", *motion)
         pose, (height, width) = maps["pose"].astype(np.float64), maps["depth"].shape
         self._recording.set_time("frame", sequence=result.frame)
         self._recording.set_time("stamp", timestamp=np.datetime64(round(result.stamp * 1e9), "ns"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,18 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def prepare_folder(folder: Path, overwrite: bool = False) -> None:
-    """Make the output folder of a run with its subfolders, see `clear_folder`."""
+def prepare_folder(
+    folder: Path, overwrite: bool = False, subfolders: Collection[str] = (DEPTH_FOLDER, MASK_FOLDER)
+) -> None:
+    """Make the output folder of a run with the `subfolders` that it writes to, see `clear_folder`."""
     clear_folder(folder, _OURS, overwrite)
     for name in (DEPTH_FOLDER, MASK_FOLDER):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        if name in subfolders:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        else:
+            # An empty folder of an earlier run would look like a result of this one. One with other files stays.
+            with suppress(OSError):
+                (folder / name).rmdir()
 
 
 def clear_folder(folder: Path, ours: re.Pattern[str], overwrite: bool = False) -> None:

@@ -48,6 +48,18 @@ def test_rows_are_even_for_any_shape_and_need_no_motion(size):
     assert (panels_of(row)[2] == preview.BACKGROUND).all()
 
 
+def test_row_without_motion_is_as_wide_and_has_two_larger_panels():
+    image, depth, dynamic_map, mask = scene()
+    row = preview.draw_panels(image, depth, None, None, "", with_motion=False)
+    width = preview.draw_panels(image, depth, dynamic_map, mask, "").shape[1]
+    panel_width = (width - preview.GAP) // 2
+    assert row.shape[1] == width and row.shape[0] % 2 == 0
+    inside = row[preview.TITLE_HEIGHT : -preview.CAPTION_HEIGHT]
+    assert inside.shape[0] == pytest.approx(panel_width * HEIGHT / WIDTH, abs=1)
+    assert (inside[:, :panel_width] == image[0, 0]).all()
+    assert (inside[:, -panel_width:] != preview.BACKGROUND).any(axis=2).all()
+
+
 def test_depth_may_be_unknown_everywhere_and_constant():
     image, depth, dynamic_map, mask = scene()
     for value in (np.nan, 0.0, 2.0):

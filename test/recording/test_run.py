@@ -4,6 +4,8 @@ import dataclasses
 import json
 import signal
 import threading
+import weakref
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,9 +14,11 @@ import torch
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.recording import CloudOptions, open_recording, run, run_recording
+from raymap3r_ros.recording import CloudOptions, RunOutputs, open_recording, run, run_recording
 from raymap3r_ros.recording.run import UNTRAINED_WARNING
-from raymap3r_ros.streaming import Stream, StreamOptions
+from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import result as results
+from raymap3r_ros.streaming.options import METHOD
 
 OPTIONS = StreamOptions(image_size=64, reset_interval=6)
 CLOUD = CloudOptions(confidence_threshold=1.0)
@@ -104,11 +108,193 @@ def test_everything_is_written_and_agrees_with_the_results(images, network, step
         assert sheet.width == video.get(cv2.CAP_PROP_FRAME_WIDTH) and sheet.height > sheet.width / 2
 
 
+def rays_encoded(network, images, folder, options, outputs):
+    """How many frames of a run go through the ray branch, and its summary."""
+    calls = []
+    hook = network.ray_encoder.register_forward_hook(lambda *_: calls.append(None))
+    try:
+        summary = run_recording(
+            open_recording(images), network, folder, options, outputs=outputs, cloud_options=CLOUD, progress=False
+        )
+    finally:
+        hook.remove()
+    return len(calls), summary
+
+
+NOTHING = RunOutputs(depth=False, masks=False, cloud=False, preview=False)
+NO_RESET = dataclasses.replace(OPTIONS, reset_interval=0)
+ESTIMATED = COUNT - METHOD.warmup_frames  # frames for which motion can be estimated
+
+
+@pytest.mark.parametrize(
+    ("rule", "outputs", "rays", "motion_frames"),
+    [
+        ("cut3r", RunOutputs(), ESTIMATED, ESTIMATED),
+        ("cut3r", RunOutputs(motion=False), 0, 0),
+        ("raymap3r", RunOutputs(motion=False), ESTIMATED, 0),
+        ("cut3r", NOTHING, 0, 0),
+        ("cut3r", dataclasses.replace(NOTHING, depth=True), 0, 0),
+        ("cut3r", dataclasses.replace(NOTHING, masks=True), ESTIMATED, ESTIMATED),
+        ("cut3r", dataclasses.replace(NOTHING, cloud=True), ESTIMATED, ESTIMATED),
+        ("cut3r", dataclasses.replace(NOTHING, preview=True), ESTIMATED, ESTIMATED),
+        ("raymap3r", NOTHING, ESTIMATED, 0),
+    ],
+)
+def test_ray_branch_runs_only_for_results_and_rules_that_need_it(
+    images, network, tmp_path, rule, outputs, rays, motion_frames
+):
+    options = dataclasses.replace(NO_RESET, update_rule=rule)
+    count, summary = rays_encoded(network, images, tmp_path / "out", options, outputs)
+    assert (count, summary.motion_frames) == (rays, motion_frames)
+    assert (summary.moving_share is None) == (motion_frames == 0)
+
+
+def test_reset_alignment_needs_the_ray_branch_without_motion_too(images, network, tmp_path):
+    options = dataclasses.replace(OPTIONS, update_rule="cut3r")
+    assert rays_encoded(network, images, tmp_path / "out", options, NOTHING)[0] == 1
+
+
+def test_view_needs_motion():
+    class View:
+        pass
+
+    assert not NOTHING.motion_estimated and not NOTHING.scene_built
+    viewed = dataclasses.replace(NOTHING, view=View())
+    assert viewed.motion_estimated and viewed.scene_built and not viewed.masks_written
+    assert not dataclasses.replace(viewed, motion=False).motion_estimated
+
+
+def test_trajectory_is_the_same_without_motion(images, network, tmp_path):
+    options = dataclasses.replace(OPTIONS, update_rule="cut3r")
+    for name, outputs in (("with", RunOutputs()), ("without", RunOutputs(motion=False))):
+        run_recording(open_recording(images), network, tmp_path / name, options, outputs=outputs, progress=False)
+    for file in ("trajectory.txt", "intrinsics.txt", "depth/000007.npz"):
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+
+
+FOLDERS = {"depth/*.png", "depth/*.npz", "masks/*.png"}
+ALWAYS = {"trajectory.txt", "intrinsics.txt", "summary.json"}
+EVERYTHING = {*ALWAYS, *FOLDERS, "static_scene.ply", "preview.png", "preview.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "files"),
+    [
+        (RunOutputs(), EVERYTHING),
+        (RunOutputs(depth=False), EVERYTHING - {"depth/*.png", "depth/*.npz"}),
+        (RunOutputs(masks=False), EVERYTHING - {"masks/*.png"}),
+        (RunOutputs(cloud=False), EVERYTHING - {"static_scene.ply"}),
+        (RunOutputs(preview=False), EVERYTHING - {"preview.png", "preview.mp4"}),
+        (RunOutputs(motion=False), EVERYTHING - {"masks/*.png"}),
+        (NOTHING, ALWAYS),
+    ],
+)
+def test_summary_lists_the_files_that_are_there_also_over_an_earlier_run(images, network, tmp_path, outputs, files):
+    folder = tmp_path / "out"
+    run_recording(open_recording(images, max_frames=4), network, folder, OPTIONS, progress=False)
+    summary = run_recording(
+        open_recording(images, max_frames=3), network, folder, OPTIONS, outputs=outputs, overwrite=True, progress=False
+    )
+    assert set(summary.files) == files and len(summary.files) == len(files)
+    names = [name for pattern in summary.files for name in folder.glob(pattern)]
+    assert sorted(name.relative_to(folder).as_posix() for name in names) == files_in(folder)
+    assert all(len(list(folder.glob(pattern))) == 3 for pattern in files & FOLDERS)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(
+        {pattern.partition("/")[0] for pattern in files & FOLDERS}
+    )
+    assert json.loads((folder / "summary.json").read_text())["files"] == summary.files
+
+
+def test_static_scene_without_motion_contains_what_moves(images, network, stepped, tmp_path):
+    """The mask covers the left half of every image wherever motion was estimated, which it is for the last frames."""
+
+    def mask(result):
+        moving = result.dynamic_mask.clone()
+        moving[:, :32] = result.motion
+        return dataclasses.replace(result, dynamic_mask=moving)
+
+    stepped.after = mask
+    points = []
+    for name, outputs in (("with", RunOutputs(preview=False)), ("without", RunOutputs(preview=False, motion=False))):
+        summary = run_recording(
+            open_recording(images), network, tmp_path / name, OPTIONS, outputs=outputs, cloud_options=CLOUD,
+            progress=False,
+        )  # fmt: skip
+        points.append(summary.static_points)
+    assert stepped[COUNT - 1].dynamic_mask.any() and not stepped[-1].dynamic_mask.any()
+    assert points[0] < points[1]
+
+
+def test_without_scene_and_maps_nothing_of_them_is_computed_or_copied(images, network, tmp_path, monkeypatch):
+    copied = set()
+    numpy = StepResult.numpy
+
+    def spy(self, *names):
+        copied.update(names)
+        return numpy(self, *names)
+
+    monkeypatch.setattr(StepResult, "numpy", spy)
+    monkeypatch.setattr(run, "StaticMap", lambda *_, **__: 1 / 0)
+    summary = run_recording(open_recording(images), network, tmp_path / "a", OPTIONS, outputs=NOTHING, progress=False)
+    assert copied == {"pose", "intrinsics"}
+    assert (summary.static_points, summary.voxel_size) == (None, None)
+    assert summary.image_size == (64, 48)
+    outputs = dataclasses.replace(NOTHING, depth=True)
+    run_recording(open_recording(images), network, tmp_path / "b", OPTIONS, outputs=outputs, progress=False)
+    assert copied == {"pose", "intrinsics", "depth"}
+
+
+def test_preview_without_motion_has_no_panels_for_it(images, network, tmp_path, monkeypatch):
+    drawn, written = [], []
+    draw_panels, draw_sheet = run.preview.draw_panels, run.preview.draw_sheet
+    monkeypatch.setattr(
+        run.preview, "draw_panels", lambda *args, **kwargs: drawn.append(kwargs) or draw_panels(*args, **kwargs)
+    )
+    monkeypatch.setattr(run.preview, "draw_sheet", lambda *args: written.append(args[5]) or draw_sheet(*args))
+    outputs = RunOutputs(cloud=False, motion=False)
+    summary = run_recording(
+        open_recording(images), network, tmp_path / "out", OPTIONS, outputs=outputs, progress=False
+    )
+    assert len(drawn) == COUNT and not any(arguments["with_motion"] for arguments in drawn)
+    assert summary.static_points is not None  # the sheet shows it
+    text = "\n".join(written[0])
+    assert "motion not estimated" in text and "points of the whole scene" in text and "frames/s on cpu" in text
+
+
+def test_slow_rates_keep_their_digits(images, network, tmp_path, monkeypatch):
+    ticks = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    outputs = dataclasses.replace(NOTHING, motion=False)
+    summary = run_recording(
+        open_recording(images), network, tmp_path / "out", OPTIONS, outputs=outputs, progress=False
+    )
+    assert summary.engine_rate == 0.01
+    assert summary.whole_rate == float(f"{COUNT / (100 * (2 * COUNT + 1)):.5g}")
+
+
+def test_maps_of_past_frames_are_not_kept_in_memory(images, network, tmp_path, monkeypatch):
+    """From a GPU all maps of a frame come in one buffer, of which the pose is a part."""
+    buffers = []
+
+    def packed(tensors):
+        buffer = results.pack(tensors).numpy()
+        buffers.append(weakref.ref(buffer))
+        return results.unpack(buffer, tensors)
+
+    monkeypatch.setattr(results, "to_host", packed)
+    kept = []
+    finish = run._finish
+    monkeypatch.setattr(run, "_finish", lambda *args: kept.extend(buffer() for buffer in buffers) or finish(*args))
+    outputs = RunOutputs(preview=False)
+    run_recording(open_recording(images), network, tmp_path / "out", OPTIONS, outputs=outputs, progress=False)
+    assert len(kept) == COUNT and not any(buffer is not None for buffer in kept)
+
+
 def test_points_of_the_cloud_are_the_pixels_in_the_world(images, network, stepped, tmp_path):
     options = CloudOptions(confidence_threshold=1.0, max_slope=10_000.0, mask_margin=0.0, voxel_size=1e-4)
     run_recording(
         open_recording(images, max_frames=1), network, tmp_path / "out", OPTIONS, cloud_options=options,
-        with_preview=False, progress=False,
+        outputs=RunOutputs(preview=False), progress=False,
     )  # fmt: skip
     assert "preview.png" not in files_in(tmp_path / "out")
     (result,) = stepped

@@ -11,7 +11,7 @@ import pytest
 
 from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError, Raymap3rError
-from raymap3r_ros.recording import CloudOptions, open_recording, run_recording
+from raymap3r_ros.recording import CloudOptions, RunOutputs, open_recording, run_recording
 from raymap3r_ros.recording.view import RerunView
 from raymap3r_ros.streaming import StreamOptions
 
@@ -45,7 +45,7 @@ def run(images, network, tmp_path_factory):
     file = folder / "view" / "clip.rrd"
     run_recording(
         open_recording(images, rate=RATE), network, folder / "out", StreamOptions(image_size=SIZE[1]),
-        cloud_options=CloudOptions(confidence_threshold=1.0), with_preview=False, view=RerunView(file),
+        outputs=RunOutputs(preview=False, view=RerunView(file)), cloud_options=CloudOptions(confidence_threshold=1.0),
         progress=False,
     )  # fmt: skip
     assert [item.name for item in file.parent.iterdir()] == ["clip.rrd"]
@@ -129,13 +129,26 @@ def test_the_last_static_scene_is_that_of_the_file(run):
     np.testing.assert_array_equal(np.array(clouds[-1], np.float32), written["xyz"])
 
 
+def test_without_motion_the_view_has_no_mask(images, network, tmp_path):
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+    outputs = RunOutputs(masks=False, cloud=False, preview=False, motion=False, view=RerunView(tmp_path / "a.rrd"))
+    recording, options = open_recording(images), StreamOptions(image_size=SIZE[1])
+    summary = run_recording(recording, network, tmp_path / "out", options, outputs=outputs, progress=False)
+    assert summary.motion_frames == 0
+    recorded = read(tmp_path / "a.rrd")
+    assert {"/world/camera/image/depth", "/world/static_scene"} <= recorded.keys()
+    assert "/dynamic_map" not in recorded
+    assert "SegmentationImage:buffer" not in recorded["/world/camera/image/moving"]
+
+
 def test_a_run_that_fails_at_once_leaves_no_recording(images, network, tmp_path, monkeypatch):
     pytest.importorskip("rerun", reason="rerun-sdk is not installed")
     monkeypatch.setattr("raymap3r_ros.streaming.Stream.step", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_recording(
-            open_recording(images), network, tmp_path / "out", view=RerunView(tmp_path / "a.rrd"), progress=False
-        )
+            open_recording(images), network, tmp_path / "out",
+            outputs=RunOutputs(view=RerunView(tmp_path / "a.rrd")), progress=False,
+        )  # fmt: skip
     assert not list(tmp_path.glob("*.rrd")) and not list(tmp_path.glob(".*"))
 
 
@@ -157,7 +170,8 @@ def test_a_viewer_that_goes_away_does_not_end_the_run(images, network, spawned, 
 
     monkeypatch.setattr(sys.modules["rerun"].RecordingStream, "flush", flush)
     recording = open_recording(images, max_frames=2)
-    summary = run_recording(recording, network, tmp_path / "out", view=RerunView(None), progress=False)
+    outputs = RunOutputs(view=RerunView(None))
+    summary = run_recording(recording, network, tmp_path / "out", outputs=outputs, progress=False)
     assert summary.complete and (tmp_path / "out" / "summary.json").exists()
     assert "viewer is not there to show the rest (it needs a display): no connection" in caplog.text
     assert spawned == ["/usr/bin", str(Path(sys.executable).parent)]

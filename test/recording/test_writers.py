@@ -168,3 +168,11 @@ def test_folder_with_files_is_refused_unless_allowed(tmp_path):
     assert left == sorted(kept)
     with pytest.raises(InputError, match="is a file; the output needs a folder"):
         writers.prepare_folder(folder / "notes.txt")
+
+
+def test_folder_has_only_the_subfolders_that_are_written_to(tmp_path):
+    writers.prepare_folder(tmp_path)
+    (tmp_path / "masks" / "000000.png").write_text("old result")
+    (tmp_path / "depth" / "mine.png").write_text("not ours")
+    writers.prepare_folder(tmp_path, overwrite=True, subfolders=())
+    assert [item.relative_to(tmp_path).as_posix() for item in tmp_path.rglob("*")] == ["depth", "depth/mine.png"]
