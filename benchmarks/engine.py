@@ -1,13 +1,20 @@
 #!/usr/bin/env python3
-"""Measure how long a frame takes, and how much memory, beside the naive mode in the same run.
+"""Measure time and memory per frame, next to the public way of running the same weights (naive mode), in one run.
 
     python benchmarks/engine.py [--preset P ...] [--device D] [--json FILE] [--csv FILE]
 
-One row for every combination of the sizes, precisions, ... that are asked; without any, a list that suits the device.
-A frame is timed from an image in host memory to results in host memory. All rows of one size take turns, frames of
-one after frames of the other. The naive mode (`naive.py`) works as the public implementation does: that of RayMap3R,
-or of TTT3R for rows in which no rays are asked. The last column is frames/s over those of the naive mode; it looks at
-one stream at a time, so several streams gain by running together too.
+One row for every combination of the given sizes, precisions, ...; without any, a list that suits the device. A frame
+is timed from an image in host memory to results in host memory. All rows of one size take turns, frames of one after
+frames of the other. Each row has a baseline (`naive.py`), which works as a public implementation does:
+
+| row | baseline |
+|---|---|
+| runs the ray branch | RayMap3R |
+| rule reads attention, no ray branch | TTT3R |
+| other rules, no ray branch | CUT3R |
+
+The last column is frames/s over those of the baseline. A baseline runs one stream at a time, so rows of several
+streams gain from batching too.
 """
 
 from __future__ import annotations
@@ -28,10 +35,10 @@ from naive import NaiveStream
 
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, choose_device, load_network
 from raymap3r_ros.streaming import StreamOptions
-from raymap3r_ros.streaming.gates import MOTION_RULES
+from raymap3r_ros.streaming.gates import ATTENTION_RULES, MOTION_RULES
 from raymap3r_ros.streaming.options import UPDATE_RULES
 
-MOTION = ("on", "off")
+MOTION = ("on", "off", "auto")
 ASKED = ("size", "precision", "rule", "motion", "ray_interval", "execution", "streams")  # what rows can differ in
 
 
@@ -43,7 +50,7 @@ class Setting:
     size: int  # long edge, pixels
     precision: str = "float32"
     rule: str = "raymap3r"
-    motion: str = "on"  # off: nobody looks at what moves, so rays are asked only where the rule needs them
+    motion: str = "on"  # or "off": no dynamic map, and the ray branch runs only if the rule needs it
     ray_interval: int = 1  # rays are asked in every n-th frame
     execution: str = StreamOptions.execution
     streams: int = 1
@@ -60,8 +67,9 @@ class Setting:
         return self.motion == "on" or self.rule in MOTION_RULES
 
     def baseline(self) -> Setting:
-        """The naive mode that does what this row does."""
-        rule, motion = ("raymap3r", "on") if self.asks_rays else ("ttt3r", "off")
+        """The naive mode of the public implementation that does this row's work."""
+        motion = "on" if self.asks_rays else "off"
+        rule = "raymap3r" if self.asks_rays else "ttt3r" if self.rule in ATTENTION_RULES else "cut3r"
         return Setting(self.network, self.size, rule=rule, motion=motion, execution="plain", mode="naive")
 
 
@@ -93,11 +101,14 @@ class Row:
 
 
 def combinations(base: Setting, asked: dict[str, Sequence[Any]]) -> list[Setting]:
-    """Every combination of the values that are asked, what is not asked as in `base`."""
-    return [
-        dataclasses.replace(base, **dict(zip(asked, values, strict=True)))
-        for values in itertools.product(*asked.values())
-    ]
+    """Every combination of the values in `asked`; the rest is as in `base`. Motion `auto` becomes `on` or `off`."""
+    settings = []
+    for values in itertools.product(*asked.values()):
+        setting = dataclasses.replace(base, **dict(zip(asked, values, strict=True)))
+        if setting.motion == "auto":
+            setting = dataclasses.replace(setting, motion="on" if setting.rule in MOTION_RULES else "off")
+        settings.append(setting)
+    return list(dict.fromkeys(settings))
 
 
 def suited(base: Setting, device: torch.device, patch: int) -> list[Setting]:
@@ -249,13 +260,13 @@ def _parser() -> argparse.ArgumentParser:
     common.add_common_arguments(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--size", nargs="+", type=common.positive, metavar="N", help="long edges, pixels")
-    for name, choices in (
-        ("precision", common.PRECISIONS),
-        ("rule", UPDATE_RULES),
-        ("motion", MOTION),
-        ("execution", common.EXECUTIONS),
+    for name, choices, note in (
+        ("precision", common.PRECISIONS, ""),
+        ("rule", UPDATE_RULES, ""),
+        ("motion", MOTION, " (on for rules that need the ray branch)"),
+        ("execution", common.EXECUTIONS, ""),
     ):
-        parser.add_argument(f"--{name}", nargs="+", choices=choices, metavar="X", help=", ".join(choices))
+        parser.add_argument(f"--{name}", nargs="+", choices=choices, metavar="X", help=", ".join(choices) + note)
     parser.add_argument(
         "--ray-interval", nargs="+", type=common.positive, metavar="N", help="ask the rays in every n-th frame"
     )

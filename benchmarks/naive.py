@@ -1,11 +1,24 @@
-"""The network run the way that the public implementation runs it: the baseline of `engine.py`.
+"""The network run as the public implementations run it: the baselines of `engine.py`.
 
-float32; the attention matrix is made in every layer, and the decoder's logits are kept for all layers; all three
-dense heads in both branches, their convolutions on planes and those of single pixels after each doubling; the ray
-branch's state computed to the end and thrown away; focal length and rays in numpy on the host; every result copied to
-numpy from unpinned memory; nothing compiled. One stream, one frame at a time. The weights are those of the network
-that is given, so the answers are the same. Formulas are written out here from the papers, so that nothing that is
-made faster elsewhere makes the baseline faster.
+| rule | decoder attention | rest of the attention | ray branch |
+|---|---|---|---|
+| `raymap3r` | explicit, the logits of all layers kept | fused | from the sixth frame on |
+| `ttt3r` | explicit, the logits of all layers kept | fused | none |
+| `cut3r` | fused | fused | none |
+
+"Fused" is `scaled_dot_product_attention`; the rest is the encoders, the pose memory and the world head.
+
+All three run in float32, uncompiled, one stream and one frame at a time. Each branch runs all three dense heads. The
+convolutions work on planes, and the 1x1 convolution of each fusion stage follows the interpolation. The ray branch
+computes its state to the end and discards it. The ray map is made in numpy on the host. Results are copied from
+unpinned memory.
+
+The baselines do not run router, smoothing and resets, round nothing to float16 in the image encoder, and copy only
+those results to the host that the engine delivers as well. Where the public implementation may do the same work in a
+slower or in a faster way, the faster way is used, so that a measured ratio is not too high.
+
+The weights are those of the given network, so both give the same results. The formulas are written out here, so that
+an optimisation elsewhere does not speed up the baseline.
 """
 
 from __future__ import annotations
@@ -28,19 +41,17 @@ from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
 from raymap3r_ros.streaming.timing import StageTimer
 
 NAIVE_RULES = ("raymap3r", "ttt3r", "cut3r")
+LOGIT_RULES = ("raymap3r", "ttt3r")  # read the decoder's logits, which a fused kernel does not return
 
 
 @dataclass(frozen=True)
 class NaiveResult:
-    """What one frame gives, in host memory; the public code copies all of it."""
+    """The results of one frame, in host memory."""
 
     pose: np.ndarray  # (4, 4) c2w
     points: np.ndarray  # (H, W, 3) metres, in the camera frame
     confidence: np.ndarray  # (H, W)
-    world_points: np.ndarray  # (H, W, 3) metres, in the first camera's frame
-    world_confidence: np.ndarray  # (H, W)
-    rgb: np.ndarray  # (H, W, 3) -1..1
-    staticness: np.ndarray | None  # (H, W) 0..1; None where the rays were not asked
+    staticness: np.ndarray | None  # (H, W) 0..1; None without the ray branch
     timer: StageTimer
 
     @property
@@ -56,10 +67,10 @@ class NaiveResult:
 
 @dataclass(frozen=True)
 class _Answer:
-    """One branch: everything that the decoder and all heads give. B = 1."""
+    """One branch: the outputs of the decoder and of all heads. B = 1."""
 
     decoded: Decoded
-    logits: dict[Attention, Tensor]  # of every attention of the decoder: (1, heads, queries, keys)
+    logits: dict[Attention, Tensor]  # (1, heads, queries, keys) of each decoder attention; empty for rule cut3r
     encoding: Tensor  # (1, 7) pose
     points: Tensor  # (1, H, W, 3)
     confidence: Tensor  # (1, H, W)
@@ -71,8 +82,7 @@ class _Answer:
 class NaiveStream:
     """One stream, without router, smoothing and resets, with tokens pooled along the raster.
 
-    `rule` is `raymap3r`, whose public code asks the rays from the sixth frame on, or `ttt3r` or `cut3r`, whose public
-    codes know nothing of them. Frames of one size only.
+    `rule` selects the public implementation (see the module's docstring). All images must have the same size.
     """
 
     def __init__(self, network: Network, rule: str = "raymap3r", image_size: int = 0, method: Method = METHOD) -> None:
@@ -90,10 +100,11 @@ class NaiveStream:
         self.network.load_state_dict(network.state_dict(), assign=True)
         self.network.eval().requires_grad_(False)
         self._logits: dict[Attention, Tensor] = {}
-        kept = set(self.network.decoder.modules())
+        explicit = set(self.network.decoder.modules()) if rule in LOGIT_RULES else set()
         for module in self.network.modules():
             if isinstance(module, Attention):
-                module.attend = functools.partial(self._attend, module, module in kept)
+                attend = self._attend_explicitly if module in explicit else _attend_fused
+                module.attend = functools.partial(attend, module)
             elif isinstance(module, Fusion):
                 module.forward = functools.partial(_fuse, module)
             elif isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
@@ -141,10 +152,10 @@ class NaiveStream:
         self._frame += 1
         timer.mark("update")
 
-        names = ("points", "confidence", "world_points", "world_confidence", "rgb")
         result = NaiveResult(
             pose=pose_of(main.encoding[0].cpu().numpy()),
-            **{name: getattr(main, name)[0].cpu().numpy() for name in names},
+            points=main.points[0].cpu().numpy(),
+            confidence=main.confidence[0].cpu().numpy(),
             staticness=None if pixel_staticness is None else pixel_staticness[0].cpu().numpy(),
             timer=timer,
         )
@@ -152,11 +163,10 @@ class NaiveStream:
         self._logits = {}
         return result
 
-    def _attend(self, attention: Attention, keep: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`Attention.attend` by an explicit matrix."""
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        if keep:
-            self._logits[attention] = logits
+    def _attend_explicitly(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`Attention.attend` by an explicit matrix, whose logits are kept."""
+        # Scaling the queries is cheaper than a pass over the matrix.
+        logits = self._logits[attention] = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return attention.proj((logits.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
 
     def _answer(self, tokens: Tensor, pose_token: Tensor, size: tuple[int, int]) -> _Answer:
@@ -175,12 +185,12 @@ class NaiveStream:
         )
 
     def _host_rays(self, main: _Answer) -> Tensor:
-        """The ray map (1, H, W, 6) of this frame's camera, by way of the host."""
-        points = main.points[0].cpu().numpy()
+        """The ray map (1, H, W, 6) of this frame's camera, made on the host."""
+        size = main.points.shape[1:3]
         pose = pose_of(main.encoding[0].cpu().numpy())
-        # Untrained weights may see a mirrored world, which has no focal length; then the image's diagonal.
-        focal = focal_of(points, self.method.focal_iterations) or float(np.hypot(*points.shape[:2]))
-        return torch.from_numpy(rays_of(pose, focal, points.shape[:2]))[None].to(self.device)
+        # Untrained weights may predict a mirrored scene, which has no focal length; then the image's diagonal.
+        focal = focal_of(main.points[0], self.method.focal_iterations) or float(np.hypot(*size))
+        return torch.from_numpy(rays_of(pose, focal, size))[None].to(self.device)
 
     def _staticness(self, main: _Answer, ray: _Answer) -> tuple[Tensor, Tensor]:
         """Staticness of pixels (1, H, W) and of state tokens (1, S, 1)."""
@@ -195,13 +205,16 @@ class NaiveStream:
 
         tokens = main.decoded.grid[0] * main.decoded.grid[1]
         pooled, total = (F.adaptive_avg_pool1d(x.flatten(1), tokens)[0] for x in (weight * delta, weight))
-        attention = self._state_logits(main).softmax(dim=-1)[..., 1:]
-        attention = (attention / attention.sum(dim=-1, keepdim=True)).mean(dim=(0, 1))  # (S, N)
+        # Layer by layer: at full size, copying all layers into one tensor first is slower.
+        attention = torch.zeros((), device=self.device)
+        for logits in self._state_logits(main):
+            share = logits[0].softmax(dim=-1)[..., 1:]
+            attention = attention + (share / share.sum(dim=-1, keepdim=True)).mean(dim=0)  # (S, N)
         projection = attention @ (pooled / total.clamp_min(1e-6)) / attention.sum(dim=1)
         return pixel, _relative(projection, method.token_sharpness)[None, :, None]
 
     def _gate(self, main: _Answer, token_staticness: Tensor | None) -> Tensor | float:
-        """How much of its candidate each state token takes in: (1, S, 1), or 1."""
+        """The gate of each state token: (1, S, 1), or 1."""
         method = self.method
         if token_staticness is not None and self._frame >= method.gate_from_frame:
             keep, before = method.staticness_memory, self._token_staticness
@@ -210,7 +223,8 @@ class NaiveStream:
             )
         if self._frame == 0 or self.rule == "cut3r":
             return 1.0
-        gate = self._state_logits(main).mean(dim=(0, 1, 3)).sigmoid()[None, :, None]
+        layers = [logits.mean(dim=(0, 1, 3)) for logits in self._state_logits(main)]
+        gate = torch.stack(layers).mean(dim=0).sigmoid()[None, :, None]
         if self._token_staticness is not None:
             damping = 1 - method.cover_damping * (1 - self._token_staticness).mean()
             strength = (method.gate_strength * damping).clamp(0, 1)
@@ -218,9 +232,14 @@ class NaiveStream:
             gate = gate * motion * damping.clamp(method.eta_floor, 1)
         return gate
 
-    def _state_logits(self, answer: _Answer) -> Tensor:
-        """Cross-attention logits of the state side, all layers stacked: (layers, heads, S, 1 + N)."""
-        return torch.cat([answer.logits[block.cross_attn] for block in self.network.decoder.state_blocks])
+    def _state_logits(self, answer: _Answer) -> list[Tensor]:
+        """Cross-attention logits of the state side: (1, heads, S, 1 + N) for each layer."""
+        return [answer.logits[block.cross_attn] for block in self.network.decoder.state_blocks]
+
+
+def _attend_fused(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`Attention.attend` by PyTorch's fused kernel."""
+    return attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def _fuse(fusion: Fusion, x: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -263,21 +282,20 @@ def pose_of(encoding: np.ndarray) -> np.ndarray:
     return pose
 
 
-def focal_of(points: np.ndarray, iterations: int) -> float:
+def focal_of(points: Tensor, iterations: int) -> float:
     """Focal length in pixels of a point map (H, W, 3), by Weiszfeld iterations from the least-squares value.
 
-    0 where the best one is negative.
+    0 where the best one is negative. Computed where the points are.
     """
     height, width = points.shape[:2]
-    column, row = np.meshgrid(np.arange(width) - width // 2, np.arange(height) - height // 2)
-    offset = np.stack((column, row), axis=-1).reshape(-1, 2).astype(points.dtype)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = (points[..., :2] / points[..., 2:]).reshape(-1, 2)
-    slope = np.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
-    along, square = (slope * offset).sum(axis=1), (slope * slope).sum(axis=1)
+    column = torch.arange(width, device=points.device, dtype=points.dtype) - width // 2
+    row = torch.arange(height, device=points.device, dtype=points.dtype) - height // 2
+    offset = torch.stack(torch.meshgrid(column, row, indexing="xy"), dim=-1)
+    slope = torch.nan_to_num(points[..., :2] / points[..., 2:], nan=0.0, posinf=0.0, neginf=0.0)
+    along, square = (slope * offset).sum(dim=-1), (slope * slope).sum(dim=-1)
     focal = along.sum() / square.sum()
     for _ in range(iterations):
-        weight = 1 / np.maximum(np.linalg.norm(offset - focal * slope, axis=1), 1e-8)
+        weight = 1 / (offset - focal * slope).norm(dim=-1).clamp_min(1e-8)
         focal = (weight * along).sum() / (weight * square).sum()
     return max(0.0, float(focal))
 

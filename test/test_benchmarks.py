@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raymap3r_ros.network import NetworkConfig, load_network, save_network, untrained_network
+from raymap3r_ros.network import Network, NetworkConfig, load_network, save_network, untrained_network
+from raymap3r_ros.network.attention import Attention
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, cameras
 from raymap3r_ros.synthetic import suite_sequence
 
@@ -77,21 +79,76 @@ def test_the_answers_depend_on_the_rule(scripts, network, images):
         assert not np.allclose(depths[first], depths[second], rtol=1e-3)
 
 
-def test_the_naive_mode_makes_every_attention_matrix_and_leaves_the_network_alone(
-    scripts, network, images, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rule", ["raymap3r", "ttt3r", "cut3r"])
+def test_the_naive_mode_uses_the_fused_kernel_where_the_public_code_does(
+    scripts, network, images, rule: str, monkeypatch: pytest.MonkeyPatch
 ):
-    naive, stream = scripts.naive.NaiveStream(network), Stream(network)
+    naive = scripts.naive.NaiveStream(network, rule)
+    modules = attention_modules(naive.network)
+    called, fused = count_fused_calls(modules, monkeypatch)
+    kept: list[set[str]] = []  # names of the attentions whose logits each branch keeps
+    answer = naive._answer
 
-    def refuse(*args, **kwargs):
-        raise AssertionError("fused attention")
+    def note_logits(*args):
+        result = answer(*args)
+        kept.append({name for name, module in modules.items() if module in result.logits})
+        assert len(kept[-1]) == len(result.logits)
+        return result
 
-    with monkeypatch.context() as patched:
-        patched.setattr(F, "scaled_dot_product_attention", refuse)
-        for image in images[: METHOD.warmup_frames + 2]:
-            naive.step(image)
-        with pytest.raises(AssertionError, match="fused attention"):
-            stream.step(images[0])
-    stream.step(images[0])
+    monkeypatch.setattr(naive, "_answer", note_logits)
+    for image in images[: METHOD.warmup_frames + 2]:
+        naive.step(image)
+
+    in_decoder = {name for name in modules if name.startswith("decoder.")}
+    explicit = set() if rule == "cut3r" else in_decoder
+    for name in modules:
+        runs = rule == "raymap3r" or not name.startswith("ray_encoder.")
+        assert (called[name] > 0) == runs
+        assert fused[name] == (0 if name in explicit else called[name]), name
+    for part in ("image_encoder.", "pose_memory.read_blocks.", "pose_memory.write_blocks.", "modulation."):
+        assert any(fused[name] for name in modules if name.startswith(part))
+    branches = METHOD.warmup_frames + 2 + (2 if rule == "raymap3r" else 0)
+    assert len(in_decoder) == 4 * network.config.decoder_depth and kept == [explicit] * branches
+
+
+def test_the_naive_mode_leaves_the_network_alone(scripts, network, images, monkeypatch: pytest.MonkeyPatch):
+    scripts.naive.NaiveStream(network).step(images[0])
+    modules = attention_modules(network)
+    called, fused = count_fused_calls(modules, monkeypatch)
+    Stream(network).step(images[0])
+    assert called == fused and any(name.startswith("decoder.") for name in fused)
+
+
+def attention_modules(network: Network) -> dict[str, Attention]:
+    """Every attention of a network, by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
+
+
+def count_fused_calls(
+    modules: dict[str, Attention], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Counter[str], Counter[str]]:
+    """Calls of each attention by name, and calls of the fused kernel within them; both grow from now on."""
+    called, fused, running = Counter(), Counter(), []
+    kernel = F.scaled_dot_product_attention
+
+    def count(*args, **kwargs):
+        fused[running[-1]] += 1
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", count)
+    for name, module in modules.items():
+        forward = module.forward
+
+        def counted(*args, name=name, forward=forward, **kwargs):
+            called[name] += 1
+            running.append(name)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                running.pop()
+
+        monkeypatch.setattr(module, "forward", counted)
+    return called, fused
 
 
 def test_the_naive_mode_runs_all_heads_in_both_branches_on_the_same_weights(scripts, network, images):
@@ -123,12 +180,15 @@ def test_host_geometry_agrees_with_the_streams_own(scripts):
     np.testing.assert_allclose(scripts.naive.rays_of(pose.numpy(), focal, size), rays, atol=1e-6)
     row, column = np.mgrid[:24, :32].astype(np.float32)
     depth = 2 + np.sin(row) + 0.1 * column
-    points = np.stack(((column - 16) / focal * depth, (row - 12) / focal * depth, depth), axis=-1)
+    points = torch.from_numpy(np.stack(((column - 16) / focal * depth, (row - 12) / focal * depth, depth), axis=-1))
     assert scripts.naive.focal_of(points, 10) == pytest.approx(focal, rel=1e-5)
-    points[:3] *= [1.5, 1.5, 1]  # an eighth of outliers, which a least-squares fit would follow
+    points[:3, :, :2] *= 1.5  # an eighth of outliers, which a least-squares fit would follow
     robust = scripts.naive.focal_of(points, 10)
     assert robust == pytest.approx(focal, rel=0.02)
-    assert robust == pytest.approx(cameras.focal_from_points(torch.from_numpy(points)[None], 10).item(), rel=1e-4)
+    assert robust == pytest.approx(cameras.focal_from_points(points[None], 10).item(), rel=1e-4)
+    points[:, :, 0] *= -1
+    points[:, :, 1] *= -1
+    assert scripts.naive.focal_of(points, 10) == 0
 
 
 # --- the figures ------------------------------------------------------------------------------------------------
@@ -182,17 +242,18 @@ def test_peak_memory_is_of_what_ran_since_its_reset(scripts):
 
 def test_each_row_is_compared_with_the_mode_that_does_the_same(scripts):
     setting = scripts.engine.Setting("net", 64)
-    variants = {
-        (rule, motion): dataclasses.replace(setting, rule=rule, motion=motion).baseline()
-        for rule in ("raymap3r", "motion_filter", "filt3r", "cut3r")
-        for motion in ("on", "off")
-    }
-    without_rays = {key for key, baseline in variants.items() if baseline.rule == "ttt3r"}
-    assert without_rays == {("filt3r", "off"), ("cut3r", "off")}
-    assert all(baseline.mode == "naive" and baseline.precision == "float32" for baseline in variants.values())
+    without_rays = {"ttt3r": "ttt3r", "ttsa3r": "ttt3r", "filt3r": "cut3r", "cut3r": "cut3r"}
+    for rule in scripts.engine.UPDATE_RULES:
+        for motion in ("on", "off"):
+            baseline = dataclasses.replace(setting, rule=rule, motion=motion).baseline()
+            expected = "raymap3r" if motion == "on" else without_rays.get(rule, "raymap3r")
+            assert (baseline.mode, baseline.rule, baseline.precision) == ("naive", expected, "float32")
+            assert baseline.motion == ("on" if expected == "raymap3r" else "off")
     asked = {"precision": ("float32", "bfloat16"), "streams": (1, 2, 4)}
     rows = scripts.engine.combinations(setting, asked)
     assert len(set(rows)) == 6 and {row.rule for row in rows} == {"raymap3r"}
+    rows = scripts.engine.combinations(setting, {"rule": ("raymap3r", "cut3r"), "motion": ("auto", "off")})
+    assert [(row.rule, row.motion) for row in rows] == [("raymap3r", "on"), ("raymap3r", "off"), ("cut3r", "off")]
     suited = scripts.engine.suited(setting, torch.device("cuda"), 8)
     assert len(set(suited)) == len(suited) > 10
     assert {row.streams for row in suited} == {1, 2, 4, 8} and {row.size for row in suited} == {64, 48, 32}
@@ -293,7 +354,7 @@ def test_engine_without_wishes_measures_the_everyday_row_and_the_least(scripts, 
     target = tmp_path / "engine.json"
     run(scripts.engine, "--checkpoint", tiny, "--frames", 2, "--warmup", 7, "--json", target)
     assert [(row["mode"], row["rule"], row["motion"]) for row in finite_rows(target)] == [
-        ("naive", "raymap3r", "on"), ("naive", "ttt3r", "off"), ("engine", "raymap3r", "on"),
+        ("naive", "raymap3r", "on"), ("naive", "cut3r", "off"), ("engine", "raymap3r", "on"),
         ("engine", "filt3r", "off"),
     ]  # fmt: skip
 
