@@ -2,6 +2,7 @@
 
 from raymap3r_ros.network.checkpoint import (
     DEFAULT_CHECKPOINT,
+    STORED_DTYPES,
     convert_checkpoint,
     load_network,
     save_network,
@@ -16,6 +17,7 @@ from raymap3r_ros.network.model import Network
 __all__ = [
     "DEFAULT_CHECKPOINT",
     "PRESETS",
+    "STORED_DTYPES",
     "Decoded",
     "Network",
     "NetworkConfig",

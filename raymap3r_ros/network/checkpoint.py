@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import pickle
-import pickletools
 import re
 import tempfile
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from raymap3r_ros.errors import CheckpointError, OptionError
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.model import Network, initialise
+from raymap3r_ros.network.torch_file import Skipped, TensorRecord, TorchFile, open_torch_file
+
+log = logging.getLogger(__name__)
 
 FORMAT = "raymap3r-1"  # of our own files; stands in their metadata
 # What a file may ask for. Ten times the largest of these networks; a file that asks for more wants to do harm.
 MAX_DEPTH, MAX_WIDTH = 128, 16_384
-MAX_PICKLE = 2**26  # bytes; that of the public checkpoint has less than a hundredth
 DEFAULT_CHECKPOINT = "one_room"  # comes with the package
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
+
+STORED_DTYPES = ("float32", "mixed", "float16")  # of the numbers in a file
+# Besides norms and biases, what `mixed` stores in float32: little of the size, most of the error (docs/weights.md).
+_MIXED_FLOAT32 = (
+    "self_head.", "pose_head.", "image_encoder.patch_embed.", "ray_encoder.patch_embed.", "decoder.image_embed.",
+    "decoder.state_embed.", "pose_memory.embed.",
+)  # fmt: skip
+_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16"}
 
 # Our names -> the public checkpoint's. Applied in order to each of our keys.
 _PUBLIC_NAMES: tuple[tuple[str, str], ...] = (
@@ -88,7 +97,7 @@ def load_network(
     name = str(checkpoint)
     shipped = shipped_weights()
     if name in shipped:
-        network = _read_native(shipped[name])
+        network = _read_network(shipped[name])
         network.trained = True
         network.source = f"{name}: {network.manifest.get('about', 'comes with the package')}"
     elif name in PRESETS:
@@ -102,7 +111,7 @@ def load_network(
                 f"({', '.join(shipped) or 'none'}), nor one of the untrained presets {', '.join(PRESETS)}; "
                 "give the path of a .safetensors or .pth file"
             )
-        network = _read_native(path) if path.suffix == ".safetensors" else _read_public(path)
+        network = _read_network(path)
         network.trained = True
         network.source = path.name
     if precision != "float32":
@@ -123,18 +132,50 @@ def untrained_network(config: NetworkConfig, seed: int = _UNTRAINED_SEED) -> Net
     return network
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_checkpoint` wrote."""
+
+    parameters: int
+    bytes: int  # of the file
+    rounding: dict[str, float]  # of each part of the network, see `_Rounding`
+
+
 def convert_checkpoint(
-    source: str | os.PathLike, target: str | os.PathLike, dtype: torch.dtype = torch.float32
-) -> Network:
+    source: str | os.PathLike, target: str | os.PathLike, dtype: str = "float32", *, progress: bool = False
+) -> Conversion:
     """Write the public checkpoint, or one of ours, as ours (safetensors, configuration in the metadata).
 
-    `dtype` is torch.float32 or torch.float16. Raises CheckpointError; an existing `target` stays whole then.
+    `dtype` is one of STORED_DTYPES. Tensors are read and written one by one, so that memory does not grow with the
+    file. `progress`: a bar on a terminal. Raises CheckpointError; an existing `target` stays whole then.
     """
     if str(source) in PRESETS:
         raise CheckpointError(f"{source!s} is a preset without weights; give the path of a .pth or .safetensors file")
-    network = load_network(source)
-    save_network(network, target, dtype, network.manifest)
-    return network
+    path = shipped_weights().get(str(source), Path(source).expanduser())
+    with _open_weights(path) as weights:
+        dtypes = {key: stored_dtype(key, shape, dtype) for key, shape in weights.shapes.items()}
+        rounding = _Rounding()
+        total = sum(4 * shape.numel() for shape in weights.shapes.values())
+        bar = tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True, dynamic_ncols=True)
+
+        def read(key: str) -> Tensor:
+            tensor = weights.read(key)
+            rounding.add(key, tensor, dtypes[key])
+            bar.update(4 * tensor.numel())
+            return tensor
+
+        with bar:
+            _write_weights(Path(target), weights, dtypes, read)
+    return Conversion(total // 4, Path(target).stat().st_size, rounding.relative())
+
+
+def stored_dtype(key: str, shape: torch.Size, dtype: str) -> torch.dtype:
+    """The type in which a file of this `dtype` (one of STORED_DTYPES) stores one of our tensors."""
+    if dtype not in STORED_DTYPES:
+        raise OptionError(f"dtype is {dtype!r}; allowed: {', '.join(STORED_DTYPES)}")
+    if dtype == "float32" or (dtype == "mixed" and (len(shape) < 2 or key.startswith(_MIXED_FLOAT32))):
+        return torch.float32
+    return torch.float16
 
 
 def save_network(
@@ -148,21 +189,9 @@ def save_network(
     The file appears under its name only when it is whole. Raises CheckpointError where it cannot be written, or
     where a weight does not fit into `dtype`.
     """
-    tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
-    overflown = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
-    if overflown:
-        raise CheckpointError(f"weights do not fit into {dtype}, or are not finite: {', '.join(overflown[:5])}")
-    metadata = {**(manifest or {}), "format": FORMAT, "config": json.dumps(network.config.to_dict())}
-    target = Path(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            whole = Path(folder) / target.name
-            safetensors.torch.save_file(tensors, whole, metadata)
-            whole.chmod(0o644)  # safetensors writes files that only their owner may read
-            whole.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
+    state = network.state_dict()
+    weights = _Weights(network.config, manifest or {}, _shapes(state), lambda key: state[key].detach().cpu())
+    _write_weights(Path(target), weights, dict.fromkeys(state, dtype), weights.read)
 
 
 def public_shapes(config: NetworkConfig) -> dict[str, torch.Size]:
@@ -172,8 +201,7 @@ def public_shapes(config: NetworkConfig) -> dict[str, torch.Size]:
     """
     if config.head_type != "dpt":
         raise OptionError(f"the public checkpoint format has no {config.head_type!r} head")
-    with torch.device("meta"):
-        state = Network(config).state_dict()
+    state = _empty_network(config).state_dict()
     shapes = {public_name(key): value.shape for key, value in state.items()}
     width = config.dpt_width
     for head in ("dpt_self", "dpt_cross", "dpt_rgb"):
@@ -200,33 +228,160 @@ def network_from_public(tensors: dict[str, Tensor], config: NetworkConfig, origi
 
     Raises CheckpointError that lists every missing, unexpected and misshapen tensor.
     """
-    prefix = "module."
-    if tensors and all(key.startswith(prefix) for key in tensors):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    tensors = _without_prefix(tensors)
     _require_match(_shapes(tensors), public_shapes(config), origin)
-    with torch.device("meta"):
-        network = Network(config)
-    # Copies, because the tensors may be windows into a file that somebody replaces.
+    network = _empty_network(config)
     ours = {key: tensors[public_name(key)].to(torch.float32, copy=True) for key in network.state_dict()}
     network.load_state_dict(ours, assign=True)
     return network
 
 
-def _read_native(path: Path) -> Network:
+def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Public names without the prefix of training on several GPUs."""
+    prefix = "module."
+    if all(key.startswith(prefix) for key in tensors):
+        return {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def _empty_network(config: NetworkConfig) -> Network:
+    """A network whose tensors have shapes only."""
+    with torch.device("meta"):
+        return Network(config)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of a network, not yet read. Names are ours."""
+
+    config: NetworkConfig
+    manifest: dict[str, str]
+    shapes: dict[str, torch.Size]
+    read: Callable[[str], Tensor]  # one of them, in float32 and in memory of its own
+
+
+def _read_network(path: Path) -> Network:
+    """The network in a file. Raises CheckpointError."""
+    with _open_weights(path) as weights:
+        network = _empty_network(weights.config)
+        network.load_state_dict({key: weights.read(key) for key in weights.shapes}, assign=True)
+        network.manifest = weights.manifest
+    return network
+
+
+@contextlib.contextmanager
+def _open_weights(path: Path) -> Iterator[_Weights]:
+    """Open one of our files (.safetensors), or one in the public form. Raises CheckpointError."""
+    with contextlib.ExitStack() as stack:
+        if path.suffix == ".safetensors":
+            yield stack.enter_context(_open_native(path))
+        else:
+            file = stack.enter_context(open_torch_file(path))
+            yield _public_weights(file)
+
+
+@contextlib.contextmanager
+def _open_native(path: Path) -> Iterator[_Weights]:
     """One of our files."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             network = _described_network(path, metadata)
-            # Whatever else is in the file stays there: it may be of any size.
+            # Tensors of other names are not read: they may be of any size.
             shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no dict)
-            _require_match(shapes, _shapes(network.state_dict()), str(path))
-            tensors = {key: file.get_tensor(key).float() for key in shapes}
+            expected = _shapes(network.state_dict())
+            _require_match(shapes, expected, str(path))
+            manifest = {key: value for key, value in metadata.items() if key not in ("format", "config")}
+            yield _Weights(network.config, manifest, expected, lambda key: file.get_tensor(key).float())
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    network.load_state_dict(tensors, assign=True)
-    network.manifest = {key: value for key, value in metadata.items() if key not in ("format", "config")}
-    return network
+
+
+def _public_weights(file: TorchFile) -> _Weights:
+    """The public checkpoint: a dictionary whose "model" entry has every tensor of the public preset."""
+    config = PRESETS["cut3r_512_dpt"]
+    records = _without_prefix(public_records(file))
+    shapes = {key: torch.Size(record.shape) for key, record in records.items()}
+    _require_match(shapes, public_shapes(config), str(file.path))
+    ours = {key: shapes[public_name(key)] for key in _empty_network(config).state_dict()}
+    if file.skipped:
+        log.warning(
+            "%s: skipped objects that are not tensors (%s); nothing in the file was executed",
+            file.path, ", ".join(file.skipped[:10]),
+        )  # fmt: skip
+    # Copies, because several tensors may share a storage.
+    return _Weights(config, {}, ours, lambda key: file.read(records[public_name(key)]).to(torch.float32, copy=True))
+
+
+def public_records(file: TorchFile) -> dict[str, TensorRecord]:
+    """The tensors of the "model" entry of a file in the public form. Raises CheckpointError where it has none."""
+    content = file.content
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not all(
+        isinstance(key, str) and isinstance(value, TensorRecord) for key, value in model.items()
+    ):
+        found = f"a {model.name} object" if isinstance(model, Skipped) else "no dictionary of tensors"
+        raise CheckpointError(f'{file.path} has {found} under "model"; it is not a CUT3R checkpoint')
+    return model
+
+
+class _Rounding:
+    """Root mean square error that storing gives the weights of each part of a network, relative to the weights."""
+
+    def __init__(self) -> None:
+        self._error: dict[str, float] = {}
+        self._size: dict[str, float] = {}
+
+    def add(self, key: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        """Take one float32 tensor, which is stored in `dtype`."""
+        part = key.partition(".")[0]
+        error = 0.0 if dtype == tensor.dtype else float((tensor.to(dtype).float() - tensor).square().sum())
+        self._error[part] = self._error.get(part, 0.0) + error
+        self._size[part] = self._size.get(part, 0.0) + float(tensor.square().sum())
+
+    def relative(self) -> dict[str, float]:
+        """Relative error of each part."""
+        return {part: (error / max(self._size[part], 1e-30)) ** 0.5 for part, error in self._error.items()}
+
+
+def _write_weights(
+    target: Path, weights: _Weights, dtypes: dict[str, torch.dtype], read: Callable[[str], Tensor]
+) -> None:
+    """Write one of our files, tensor by tensor, which the safetensors library cannot do.
+
+    The file appears under its name only when it is whole. Raises CheckpointError where it cannot be written, or
+    where a weight does not fit into its type.
+    """
+    # Wide numbers first, so that all are aligned.
+    order = sorted(weights.shapes, key=lambda key: -dtypes[key].itemsize)
+    header: dict[str, Any] = {
+        "__metadata__": {
+            **weights.manifest,
+            "format": FORMAT,
+            "config": json.dumps(weights.config.to_dict()),
+        }
+    }
+    end = 0
+    for key in order:
+        start, end = end, end + weights.shapes[key].numel() * dtypes[key].itemsize
+        shape, kind = list(weights.shapes[key]), _SAFETENSORS_DTYPES[dtypes[key]]
+        header[key] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            whole = Path(folder) / target.name
+            with whole.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for key in order:
+                    stored = read(key).to(dtypes[key]).contiguous()
+                    if not torch.isfinite(stored).all():
+                        raise CheckpointError(f"weights do not fit into {dtypes[key]}, or are not finite: {key}")
+                    file.write(stored.numpy().data)
+            whole.replace(target)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _described_network(path: Path, metadata: dict[str, str]) -> Network:
@@ -239,8 +394,7 @@ def _described_network(path: Path, metadata: dict[str, str]) -> Network:
     try:
         config = json.loads(metadata["config"])
         _check_measures(config)
-        with torch.device("meta"):
-            return Network(NetworkConfig.from_dict(config))
+        return _empty_network(NetworkConfig.from_dict(config))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds no usable network configuration: {error}") from error
 
@@ -260,96 +414,6 @@ def _check_measures(config: Any) -> None:
         if not all(type(one) in kinds and 0 < one <= highest for one in values):
             what = "numbers" if float in kinds else "whole numbers"
             raise ValueError(f"{name} is {value!r:.60}; allowed: {what} above 0 and up to {highest}")
-
-
-def _read_public(path: Path) -> Network:
-    """The public checkpoint: a dictionary whose "model" entry has every tensor of the public preset."""
-    tensors = read_public_tensors(path)
-    return network_from_public(tensors, PRESETS["cut3r_512_dpt"], str(path))
-
-
-def read_public_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The "model" entry of a file in the public form, read without executing anything in it.
-
-    What stands beside it (configuration objects, optimiser, ...) is taken in as inert placeholders and dropped.
-    Raises CheckpointError where the file is unreadable, or asks for anything else to be imported or called.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _check_archive(path, archive)
-            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            program = archive.read(names[0]) if names else b""
-        with _allowed(_placeholders(program)):
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, MemoryError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)|[Bb]locked|`?([\w.]+)`? (?:was not|is not)", str(error))
-        raise CheckpointError(
-            f"{path} is refused: it asks for more than tensors to be loaded "
-            f"({wanted.group(0) if wanted else 'unknown object'}). Nothing in it was executed. "
-            "Get the checkpoint from its authors' own page"
-        ) from error
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in model.items()
-    ):
-        raise CheckpointError(f'{path} has no dictionary of tensors under "model"; it is not a CUT3R checkpoint')
-    return dict(model)
-
-
-def _check_archive(path: str | os.PathLike, archive: zipfile.ZipFile) -> None:
-    """Raise CheckpointError where an archive is larger inside than outside, or would keep the reader busy for long."""
-    for entry in archive.infolist():
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(
-                f"{path} is refused: {entry.filename!r:.60} in it is compressed, as torch never does"
-            )
-        if entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE:
-            raise CheckpointError(
-                f"{path} is refused: {entry.filename!r:.60} in it is {entry.file_size} bytes long, "
-                f"more than {MAX_PICKLE}"
-            )
-
-
-class _Inert(dict):
-    """Stands for an object of a checkpoint that is not a tensor: takes anything, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: Any) -> None:
-        """Drop the state: it may hold anything."""
-
-
-@contextlib.contextmanager
-def _allowed(classes: list[type]) -> Iterator[None]:
-    """Let `torch.load` take these classes in; afterwards it is as strict as before."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(classes)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
-def _placeholders(program: bytes) -> list[type]:
-    """Inert classes for the harmless configuration objects that a pickle names; the rest stays refused."""
-    harmless = re.compile(
-        r"omegaconf\.\S+|typing\.\w+|collections\.defaultdict|argparse\.Namespace"
-        r"|builtins\.(dict|list|tuple|str|int|float|bool)"
-    )
-    names = {
-        argument.replace(" ", ".").replace("__builtin__.", "builtins.")
-        for opcode, argument, _ in pickletools.genops(program)
-        if opcode.name == "GLOBAL"
-    }
-    return [
-        type(name.rpartition(".")[2], (_Inert,), {"__module__": name.rpartition(".")[0]})
-        for name in sorted(names)
-        if harmless.fullmatch(name)
-    ]
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

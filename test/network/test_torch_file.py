@@ -1,0 +1,419 @@
+"""Files of `torch.save`: tensors are read, all else is skipped or refused, and nothing is imported or called."""
+
+import builtins
+import collections
+import functools
+import importlib
+import io
+import operator
+import os
+import pathlib
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+import time
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.network import load_network
+from raymap3r_ros.network.torch_file import LEGACY_MAGIC, Skipped, TensorRecord, open_torch_file
+
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+
+
+def read(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The "model" entry of a file as tensors, and the names of what was skipped."""
+    with open_torch_file(path) as file:
+        return {key: file.read(record) for key, record in file.content["model"].items()}, file.skipped
+
+
+def archive(path: Path, program: bytes) -> Path:
+    """A zip file of torch with this pickle and no storage."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("any/data.pkl", program)
+        file.writestr("any/version", "3\n")
+        file.writestr("any/byteorder", "little")
+    return path
+
+
+def legacy(path: Path, program: bytes) -> Path:
+    """A file in the form before torch 1.6 with this pickle and no storage."""
+    start = [LEGACY_MAGIC, 1001, {"little_endian": True}]
+    path.write_bytes(b"".join(pickle.dumps(one, 2) for one in start) + program + pickle.dumps([], 2))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------ what is read
+
+
+FORMS = ["hydra_main.pth", "hydra_main_legacy.pth", "namespace.pth", "omegaconf_load.pth"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_research_code_is_read(shared: Path, form: str):
+    path = shared / "checkpoint_forms" / form
+    tensors, skipped = read(path)
+    assert {key: value.tolist() for key, value in tensors.items()} == {
+        "module.enc_norm.weight": [[0, 1, 2], [3, 4, 5]],
+        "module.dec_norm.bias": [[1, 2, 3], [4, 5, 6]],
+    }
+    assert not skipped  # configuration objects of omegaconf and argparse are no surprise
+    with pytest.raises(
+        CheckpointError, match=r"does not hold this network\. 1246 missing: dec_blocks\.0\.attn.*2 missh"
+    ):
+        load_network(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_values_are_those_of_torch_itself(tmp_path: Path, zipped: bool):
+    big = torch.arange(60, dtype=torch.float32)
+    content = {
+        "plain": torch.randn(3, 4),
+        "transposed": torch.randn(3, 4).T,
+        "window": big[7:19].view(3, 4),
+        "second window": big[20:50:3],
+        "repeated": torch.tensor(2.5).expand(4, 5),
+        "scalar": torch.tensor(7.5),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(torch.randn(5)),
+        "double": torch.randn(3).double(),
+        "half": torch.randn(3).half(),
+        "bfloat16": torch.randn(3).bfloat16(),
+        "long": torch.tensor([2**40, -1]),
+        "bool": torch.tensor([True, False]),
+    }
+    path = tmp_path / "file.pth"
+    torch.save({"model": content}, path, _use_new_zipfile_serialization=zipped)
+    tensors, _ = read(path)
+    expected = torch.load(path, weights_only=True)["model"]
+    assert tensors.keys() == expected.keys()
+    for key, value in tensors.items():
+        assert value.dtype == expected[key].dtype and torch.equal(value, expected[key].data), key
+
+
+class _Config:
+    def __init__(self, values: dict) -> None:
+        self.values = values
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_stands_beside_the_tensors_is_skipped(tmp_path: Path, protocol: int, zipped: bool):
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(3)).sum().backward()
+    optimizer.step()
+    cache = collections.defaultdict(dict)
+    cache["now"][("%Y",)] = "2026"
+    content = {
+        "args": types.SimpleNamespace(cache=cache, kind=int, shape=torch.Size((2,)), device=torch.device("cpu")),
+        "config": _Config({"path": pathlib.PurePosixPath("/a"), "numbers": {1, 2}, 3: [b"x", 2.5, None, True]}),
+        "optimizer": optimizer.state_dict(),
+        "scaler": {"scale": np.float64(2.0), "array": np.arange(3)},
+        "precision": torch.bfloat16,
+        "model": net.state_dict(),
+        "best_so_far": float("inf"),
+    }
+    path = tmp_path / "file.pth"
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with open_torch_file(path) as file:
+        assert file.skipped == (f"{__name__}._Config",)
+        assert isinstance(file.content["config"], Skipped) and file.content["best_so_far"] == float("inf")
+        for key, value in net.state_dict().items():
+            assert torch.equal(file.read(file.content["model"][key]), value)
+
+
+def test_an_unknown_class_is_neither_imported_nor_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its module writes a file when it is imported, and its class when it is made."""
+    canary = tmp_path / "canary"
+    (tmp_path / "surprise.py").write_text(
+        f"import os\nos.mkdir({str(canary)!r})\n"
+        "class Config:\n    def __setstate__(self, state):\n        raise SystemExit\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    program = b"\x80\x02}(X\x04\x00\x00\x00argscsurprise\nConfig\n)\x81}bX\x05\x00\x00\x00model}u."
+    for write in (archive, legacy):
+        with open_torch_file(write(tmp_path / "file.pth", program)) as file:
+            assert file.skipped == ("surprise.Config",)
+            assert file.content["args"].name == "surprise.Config"
+    assert not canary.exists() and "surprise" not in sys.modules
+
+
+# --------------------------------------------------------------------------------------------------- what is refused
+
+
+class Call:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+    def __call__(self):
+        """What is called must look callable to pickle."""
+
+
+def touch(path: str) -> None:
+    """A function of a module that is not closed to files of weights by its name."""
+    Path(path).mkdir()
+
+
+GADGETS = {
+    "system": lambda canary: Call(os.system, f"mkdir {canary}"),
+    "eval": lambda canary: Call(eval, f"__import__('os').mkdir({str(canary)!r})"),
+    "exec": lambda canary: Call(exec, f"import os; os.mkdir({str(canary)!r})"),
+    "a class that starts programs": lambda canary: Call(subprocess.Popen, ("mkdir", str(canary))),
+    "a function of ours": lambda canary: Call(touch, str(canary)),
+    "getattr": lambda canary: Call(Call(getattr, os, "mkdir"), str(canary)),
+    "partial": lambda canary: Call(functools.partial(os.mkdir, str(canary))),
+    "partial alone": lambda canary: functools.partial(print, str(canary)),
+    "attrgetter": lambda canary: Call(operator.attrgetter("system"), os),
+    "methodcaller": lambda canary: operator.methodcaller("mkdir"),
+    "import": lambda canary: Call(importlib.import_module, "antigravity"),
+    "a map": lambda canary: Call(list, Call(map, os.mkdir, [str(canary)])),
+    "default factory": lambda canary: collections.defaultdict(os.getcwd),
+    "open": lambda canary: Call(open, str(canary), "w"),
+    "nested pickle": lambda canary: Call(torch.storage._load_from_bytes, pickle.dumps(Call(touch, str(canary)))),
+    "download": lambda canary: Call(torch.hub.load, "nobody/nothing", "x"),
+    "pickle in numpy": lambda canary: Call(np.load, str(canary), None, True),
+    "builtin type with a callback": lambda canary: Call(builtins.sorted, [1], Call(touch, str(canary))),
+    "bytes of any length": lambda canary: Call(bytearray, 2**45),
+}
+# A list in the place of the module, as `os` is in the gadgets above, cannot be pickled by name: modules are replaced.
+importlib.import_module("copyreg").pickle(
+    types.ModuleType, lambda module: (importlib.import_module, (module.__name__,))
+)
+
+
+@pytest.mark.parametrize(
+    "place", ["instead", "beside", "inside", "as a key", "in a tuple of a key", "in a configuration"]
+)
+@pytest.mark.parametrize("gadget", GADGETS)
+def test_a_malicious_file_is_refused_and_nothing_runs(tmp_path: Path, gadget: str, place: str):
+    canary = tmp_path / "canary"
+    attack = GADGETS[gadget](canary)
+    content = {
+        "instead": lambda: attack,
+        "beside": lambda: {"model": {"pose_token": 1}, "args": attack},
+        "inside": lambda: {"model": {"pose_token": 1, "enc_norm.bias": attack}},
+        "as a key": lambda: {"model": {Keyed(attack): 1}},
+        "in a tuple of a key": lambda: {"model": {("x", (Keyed(attack),)): 1}},
+        "in a configuration": lambda: {"model": {}, "args": types.SimpleNamespace(deep=[{"x": (attack,)}])},
+    }[place]()
+    program = pickle.dumps(content, 2)
+    for write in (archive, legacy):
+        path = write(tmp_path / "evil.pth", program)
+        with pytest.raises(CheckpointError, match=r"evil\.pth is refused: it names .*Nothing in it was executed"):
+            load_network(path)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["evil.pth"]
+        path.unlink()
+
+
+class Keyed:
+    """Stands in a dictionary's key for an attack, which need not be hashable itself."""
+
+    def __init__(self, attack):
+        self.attack = attack
+
+    def __reduce__(self):
+        return (tuple, ([self.attack],))
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("gadget", ["system", "getattr", "a function of ours"])
+def test_every_protocol_is_refused(tmp_path: Path, gadget: str, protocol: int):
+    canary = tmp_path / "canary"
+    program = pickle.dumps({"model": GADGETS[gadget](canary)}, protocol)
+    for write in (archive, legacy):
+        with pytest.raises(CheckpointError, match=r"is refused: it names"):
+            load_network(write(tmp_path / "evil.pth", program))
+    bare = tmp_path / "bare.pth"
+    bare.write_bytes(program)
+    with pytest.raises(CheckpointError, match=r"bare\.pth"):
+        load_network(bare)
+    assert not canary.exists()
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        # A name that leads out of a harmless class, by dots or by a module that is a path.
+        (text("collections") + text("OrderedDict.__init__.__globals__") + b"\x93.", "it names"),
+        (text("omegaconf.dictconfig") + text("os.system") + b"\x93.", "it names"),
+        (text("pathlib") + text("os.system") + b"\x93.", "it names"),
+        (text("typing") + text("sys.modules") + b"\x93.", "it names"),
+        (text("torch") + text("os.system") + b"\x93.", "it names"),
+        (text("torch._utils") + text("_rebuild_tensor_v2.__globals__") + b"\x93.", "it names"),
+        (text("../../tmp/x") + text("Config") + b"\x93.", "it names"),
+        (text("subprocess") + text("Popen") + b"\x93.", "it names"),
+        (text("code") + text("InteractiveInterpreter") + b"\x93.", "it names"),
+        (b"(S'mkdir x'\nios\nsystem\n.", "it names"),  # INST
+        (b"(cos\nsystem\nS'mkdir x'\no.", "it names"),  # OBJ
+        # What stands for a class, called twice, and attributes of what is a class.
+        (b"cargparse\nNamespace\n)\x81)R.", "it calls something"),
+        (b"X\x01\x00\x00\x00x)R.", "it calls something"),
+        (b"cargparse\nNamespace\nX\x01\x00\x00\x00xR.", "it calls something"),
+        # Codes of copyreg's registry, which are looked up beside all names, and buffers from outside.
+        (b"\x82\x01.", "it uses EXT1|its pickle uses EXT1"),
+        (b"\x83\x01\x00.", "its pickle uses EXT2"),
+        (b"\x84\x01\x00\x00\x00.", "its pickle uses EXT4"),
+        (b"\x97.", "its pickle uses NEXT_BUFFER"),
+    ],
+)
+def test_programs_by_hand_are_refused(tmp_path: Path, program: bytes, reason: str):
+    list(pickletools.genops(program))  # a program, not damage
+    for write in (archive, legacy):
+        with pytest.raises(CheckpointError, match=f"is refused: ({reason}).*Nothing in it was executed"):
+            load_network(write(tmp_path / "evil.pth", program))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"ctyping\nAny\n}b.",  # attributes of a class
+        b"ctyping\nAny\n(X\x01\x00\x00\x00x)t\x86b.",
+        b"0.", b"a.", b"t.", b"h\x05.", b"R.", b"Q.", b"(NQ.", b"s.", b"u.", b"N\x93.", b"NN\x93.", b"}", b"",
+        b"}Nu.", b"(N}u.", b"\x8b\xff\xff\xff\x7f.", b"X\xff\xff\xff\xffx.", b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7fx.",
+        b"ctorch._utils\n_rebuild_tensor_v2\n)R.",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00((NN\x89tR.",
+    ],
+)  # fmt: skip
+def test_programs_without_sense_are_named(tmp_path: Path, program: bytes):
+    for write in (archive, legacy):
+        with pytest.raises(CheckpointError, match=r"odd\.pth"):
+            load_network(write(tmp_path / "odd.pth", program))
+
+
+def test_programs_that_take_for_ever_end_soon(tmp_path: Path):
+    # Tuples of twice the same tuple: to hash one, to compare it or to print it takes 2^200 steps.
+    doubled = b"}K\x01" + b"2\x86" * 200
+    start = time.perf_counter()
+    for program in (
+        b"}X\x05\x00\x00\x00model" + doubled + b"K\x01ss.",
+        doubled + b".",
+        b"ctorch._utils\n_rebuild_tensor_v2\n" + doubled + b"R.",
+        doubled + b"Q.",
+        b"(" * 300_000 + b".",
+        b"]" * 300_000 + b"a" * 299_999 + b".",
+        b"N0" * 2_200_000 + b".",
+    ):
+        with pytest.raises(CheckpointError):
+            load_network(archive(tmp_path / "long.pth", program))
+    assert time.perf_counter() - start < 120
+
+
+# --------------------------------------------------------------------------------------------------- what is damaged
+
+
+def sample(path: Path, zipped: bool = True) -> Path:
+    content = {"model": {f"tensor.{index}": torch.randn(40, 5) for index in range(6)}, "epoch": 3}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damage_anywhere_gives_one_kind_of_error(tmp_path: Path, zipped: bool):
+    rng = np.random.default_rng(0)
+    sound = sample(tmp_path / "sound.pth", zipped).read_bytes()
+    path = tmp_path / "damaged.pth"
+    refused = 0
+    for turn in range(300):
+        data = bytearray(sound)
+        if turn % 3 == 0:
+            data = data[: rng.integers(len(data))]
+        # The pickle is near the beginning.
+        for position in rng.integers(0, len(sound) if turn % 2 else 1200, 1 + turn % 8):
+            if position < len(data):
+                data[position] = rng.integers(256)
+        path.write_bytes(bytes(data))
+        try:
+            with open_torch_file(path) as file:
+                model = file.content.get("model") if isinstance(file.content, dict) else None
+                for record in model.values() if isinstance(model, dict) else ():
+                    if isinstance(record, TensorRecord) and 4 * np.prod(record.shape, dtype=float) < 1e6:
+                        file.read(record)
+        except CheckpointError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 30
+
+
+def test_changed_numbers_are_noticed(tmp_path: Path):
+    """The zip form has a checksum of each storage."""
+    path = sample(tmp_path / "file.pth")
+    data = bytearray(path.read_bytes())
+    place = data.index(np.float32(torch.load(path)["model"]["tensor.3"][7, 2]).tobytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match=r"file\.pth cannot be read .*CRC"):
+        read(path)
+
+
+def rewritten(source: Path, target: Path, change) -> Path:
+    """A copy of an archive in which `change` turns the bytes of each entry into others, or None to leave it out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            data = change(entry.filename.partition("/")[2], old.read(entry))
+            if data is not None:
+                new.writestr(entry.filename, data)
+    return target
+
+
+def test_archives_that_contradict_themselves_are_named(tmp_path: Path):
+    sound, path = sample(tmp_path / "sound.pth"), tmp_path / "file.pth"
+    for name, data, message in (
+        ("byteorder", b"big", "not little-endian"),
+        ("data/2", bytes(100), "shorter than its tensors"),
+        ("data/2", None, "no item named"),
+        ("data.pkl", None, "0 entries NAME/data.pkl"),
+    ):
+        changed = rewritten(sound, path, lambda entry, old, name=name, data=data: data if entry == name else old)
+        with pytest.raises(CheckpointError, match=rf"file\.pth cannot be read as a checkpoint: .*{message}"):
+            read(changed)
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path):
+    """`as_strided` would read what is in memory behind it."""
+    path = tmp_path / "file.pth"
+    torch.save({"model": {"x": torch.zeros(8)}}, path)
+    for old, new in ((b"K\x08\x85", b"K\x09\x85"), (b"K\x01\x85", b"K\x02\x85")):  # shape, stride
+        changed = rewritten(path, tmp_path / "changed.pth", lambda _, data, old=old, new=new: data.replace(old, new))
+        with pytest.raises(CheckpointError, match="shorter than its tensors"):
+            read(changed)
+
+
+def test_bare_pickles_and_other_files_are_named(tmp_path: Path):
+    path = tmp_path / "file.pth"
+    for data, message in (
+        (b"", "neither a zip archive nor a pickle"),
+        (b"not a checkpoint", "neither a zip archive nor a pickle"),
+        (pickle.dumps({"model": {}}), "not one of torch"),
+        (pickle.dumps(LEGACY_MAGIC, 2), "pickle exhausted|no end"),
+        (b"PK\x03\x04" + bytes(50), "not a zip file"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=rf"file\.pth cannot be read as a checkpoint: .*({message})"):
+            load_network(path)
+    buffer = io.BytesIO()
+    torch.save(torch.nn.Linear(2, 2), buffer)
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(CheckpointError, match='no dictionary of tensors under "model"'):
+        load_network(path)
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)
+    with pytest.raises(CheckpointError, match=r'a torch\.nn\.modules\.linear\.Linear object under "model"'):
+        load_network(path)
