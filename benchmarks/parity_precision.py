@@ -3,6 +3,9 @@
 
     python benchmarks/parity_precision.py [--checkpoint F | --preset P] [--frames N] [--json FILE]
 
+`stored as mixed` and `stored as float16` are rows for weights in a file that `raymap3r convert --dtype` wrote. Weights
+that are float16 already, as the shipped ones, first get random digits below those that float16 keeps.
+
 All run the same rendered sequence side by side, with the options of a live robot (smoothing, a reset every 100
 frames). Position errors are in per cent of the length of the path that plain float32 sees. The last row is plain
 float32 too, with one pixel of the first image one level brighter: what is under it means nothing.
@@ -11,6 +14,7 @@ float32 too, with one pixel of the first image one level brighter: what is under
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -24,7 +28,8 @@ import torch
 
 from raymap3r_ros.errors import OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import checked_poses
-from raymap3r_ros.network import choose_device, load_network
+from raymap3r_ros.network import STORED_DTYPES, Network, choose_device, load_network
+from raymap3r_ros.network.checkpoint import stored_dtype
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.synthetic import SUITES, suite_sequence
 
@@ -39,11 +44,13 @@ class Mode:
     precision: str
     execution: str
     changed: bool = False  # one pixel of the first image
+    stored: str = "float32"  # type of the weights in the file, see `stored_dtype`
 
     @property
     def name(self) -> str:
-        """For people."""
-        return f"{self.precision} {self.execution}" + (f", {CONTROL}" if self.changed else "")
+        """For tables."""
+        stored = "" if self.stored == "float32" else f", stored as {self.stored}"
+        return f"{self.precision} {self.execution}{stored}" + (f", {CONTROL}" if self.changed else "")
 
 
 REFERENCE = Mode("float32", "plain")
@@ -125,9 +132,14 @@ def compare(
     checkpoint: str, modes: Sequence[Mode], frames: int, long_edge: int, device: torch.device
 ) -> tuple[dict[Mode, Deviation], float]:
     """Run all modes beside the reference; their deviations, and the length of the reference's path, metres."""
-    keys = {mode: common.variant(mode.precision, mode.execution) for mode in (REFERENCE, *modes)}
+    keys = {mode: (common.variant(mode.precision, mode.execution), mode.stored) for mode in (REFERENCE, *modes)}
     network = load_network(checkpoint)
-    networks = common.variants_of(network, device, keys.values())
+    add_lost_digits(network)
+    networks = {}
+    for stored in dict.fromkeys(mode.stored for mode in keys):
+        wanted = [variant for variant, kind in keys.values() if kind == stored]
+        made = common.variants_of(as_stored(network, stored), device, wanted)
+        networks |= {(variant, stored): one for variant, one in made.items()}
     size = common.image_size(network.config, long_edge)
     sequence = suite_sequence(SUITE, 0, world=WORLD, size=size, device=device)
     streams, records = {}, {}
@@ -144,6 +156,29 @@ def compare(
     reference = records.pop(REFERENCE)
     deviations = {mode: record.deviation(reference) for mode, record in records.items()}
     return deviations, path_length(checked_poses(reference.poses, "reference"))
+
+
+def add_lost_digits(network: Network) -> None:
+    """Give weights that are all float16 numbers random digits that rounding to float16 takes off again."""
+    weights = [parameter.data for parameter in network.parameters()]
+    if not all(torch.equal(weight.half().float(), weight) for weight in weights):
+        return
+    generator = torch.Generator().manual_seed(0)
+    for weight in weights:
+        step = torch.exp2(torch.floor(torch.log2(weight.abs().clamp_min(2.0**-14))) - 10)  # between float16 numbers
+        finer = weight + step * (torch.rand(weight.shape, generator=generator) - 0.5)
+        # Below a power of two steps are smaller, and half of one may lead too far.
+        weight.copy_(torch.where(finer.half() == weight, finer, weight))
+
+
+def as_stored(network: Network, stored: str) -> Network:
+    """The network that a file with weights stored in this way gives."""
+    if stored == "float32":
+        return network
+    rounded = copy.deepcopy(network)
+    for key, weight in rounded.state_dict().items():
+        weight.copy_(weight.to(stored_dtype(key, weight.shape, stored)))
+    return rounded
 
 
 def brighter_pixel(image: np.ndarray) -> np.ndarray:
@@ -164,6 +199,7 @@ def run(args: argparse.Namespace) -> None:
         ["plain"] if device.type == "cpu" else [name for name in common.EXECUTIONS if name != "auto"]
     )
     modes = [Mode(precision, execution) for precision in args.precision for execution in executions]
+    modes += [dataclasses.replace(REFERENCE, stored=stored) for stored in args.stored]
     modes = [mode for mode in dict.fromkeys(modes) if mode != REFERENCE]
     modes.append(dataclasses.replace(REFERENCE, changed=True))
     checkpoint = args.preset or args.checkpoint
@@ -206,6 +242,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", nargs="+", choices=common.PRECISIONS, default=common.PRECISIONS, metavar="X", help=precisions
     )
+    parser.add_argument(
+        "--stored", nargs="*", choices=STORED_DTYPES, default=STORED_DTYPES, metavar="X",
+        help=f"types of the weights in a file (default: all: {', '.join(STORED_DTYPES)})",
+    )  # fmt: skip
     parser.add_argument("--execution", nargs="+", choices=common.EXECUTIONS, metavar="X", help=executions)
     return parser
 

@@ -302,6 +302,21 @@ def test_a_frame_that_is_not_finite_is_counted_and_nothing_else(scripts):
         record.take(result(2.0, True), result(np.nan, False))
 
 
+def test_digits_that_float16_loses(scripts):
+    parity = scripts.parity_precision
+    shipped, finer = load_network(), load_network()
+    parity.add_lost_digits(finer)
+    rounded = parity.as_stored(finer, "float16").state_dict()
+    changed = 0
+    for (key, weight), fine in zip(shipped.state_dict().items(), finer.state_dict().values(), strict=True):
+        assert torch.equal(rounded[key], weight), key
+        changed += int((fine != weight).sum())
+    assert changed > 0.99 * sum(weight.numel() for weight in rounded.values())
+    before = {key: value.clone() for key, value in finer.state_dict().items()}
+    parity.add_lost_digits(finer)  # now they are float32 numbers
+    assert all(torch.equal(before[key], value) for key, value in finer.state_dict().items())
+
+
 def test_a_slope_and_a_power_are_found(scripts):
     rng = np.random.default_rng(0)
     times = 5 + 0.002 * np.arange(5000) + rng.normal(0, 0.05, 5000)
@@ -363,14 +378,17 @@ def test_parity_precision_runs(scripts, tiny, tmp_path, capsys):
     target = tmp_path / "parity.json"
     run(scripts.parity_precision, "--checkpoint", tiny, "--frames", 8, "--execution", "plain", "--json", target)
     rows = finite_rows(target)
-    assert [(row["precision"], row["changed"]) for row in rows] == [
-        ("bfloat16", False), ("float16", False), ("float32", True),
+    assert [(row["precision"], row["stored"], row["changed"]) for row in rows] == [
+        ("bfloat16", "float32", False), ("float16", "float32", False), ("float32", "mixed", False),
+        ("float32", "float16", False), ("float32", "float32", True),
     ]  # fmt: skip
     for row in rows:
         assert row["drift_worst_percent"] >= row["drift_final_percent"] >= 0 and 0 <= row["mask_iou"] <= 1
         assert row["unhealthy_frames"] == 0 and row["path_m"] > 0
     # Eight bits of mantissa against eleven.
     assert rows[0]["depth_median_percent"] > rows[1]["depth_median_percent"] > 0
+    # What is stored in float32 is not wrong.
+    assert rows[3]["depth_median_percent"] > rows[2]["depth_median_percent"] > 0
     assert "bfloat16 plain" in capsys.readouterr().out
 
 
