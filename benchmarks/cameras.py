@@ -4,9 +4,9 @@
     python benchmarks/cameras.py [--cameras N ...] [--checkpoint F | --preset P] [--device D] [--json FILE]
 
 The cameras are triggered at the same time, each has a thread of its own, and the next images come when all have their
-results in host memory. Together: through `Together`, which runs frames that wait at the same time as one batch. Apart:
-a stream each, one after another. The last column is frames/s together over those apart; for one camera it shows what
-sharing costs.
+results in host memory. `together`: through a `BatchScheduler`, which runs frames that wait at the same time as one
+batch. `apart`: a stream each, one after another. The last column is frames/s together over frames/s apart; for one
+camera it shows what sharing costs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from common import Contestant, Latency
 
 from raymap3r_ros.network import Network, choose_device, load_network
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
-from raymap3r_ros.streaming.options import UPDATE_RULES
-from raymap3r_ros.streaming.together import Together
+from raymap3r_ros.streaming.batching import BatchScheduler
+from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def build(network: Network, options: StreamOptions, cameras: int, share: bool) -
     size = common.image_size(network.config)
     images = common.moving_images(size, cameras)
     streams = [Stream(network, options) for _ in range(cameras)]
-    together = Together(network)
+    together = BatchScheduler(network)
     pool = ThreadPoolExecutor(cameras if share else 1)
 
     def look(camera: int, index: int) -> StepResult:

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymap3r_ros.geometry import cameras
+from raymap3r_ros.geometry.similarity import weighted_umeyama
 from raymap3r_ros.network import Decoded, Network, NetworkConfig
 from raymap3r_ros.network.attention import grid_positions, rotary_table, rotate, state_positions
 from raymap3r_ros.network.checkpoint import network_from_public
 from raymap3r_ros.network.heads import decode_pose
-from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, cameras, gates, staticness
-from raymap3r_ros.streaming.alignment import weighted_umeyama
+from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, gates, staticness
 from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
 

@@ -36,7 +36,7 @@ from naive import NaiveStream
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, choose_device, load_network
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.streaming.gates import ATTENTION_RULES, MOTION_RULES
-from raymap3r_ros.streaming.options import UPDATE_RULES
+from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 MOTION = ("on", "off", "auto")
 ASKED = ("size", "precision", "rule", "motion", "ray_interval", "execution", "streams")  # what rows can differ in

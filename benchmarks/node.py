@@ -42,12 +42,12 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
+from raymap3r_ros.clients.demo import rendered_room
+from raymap3r_ros.clients.processes import answer, camera_node, listening, running_node
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, choose_device
 from raymap3r_ros.node.conversions import image_message
-from raymap3r_ros.node.demo import rendered_room
-from raymap3r_ros.node.outputs import RELIABLE, TOPICS
-from raymap3r_ros.node.processes import answer, camera_node, listening, running_node
-from raymap3r_ros.node.transport import profile_environment
+from raymap3r_ros.node.dds_profile import profile_environment
+from raymap3r_ros.node.publishers import RELIABLE, TOPICS
 from raymap3r_ros.streaming import METHOD
 
 NAMESPACE = "/raymap3r_benchmark"

@@ -44,14 +44,14 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
+from raymap3r_ros.clients.demo import rendered_room
+from raymap3r_ros.clients.processes import answer, camera_node, check_running, listening, running_node, stop
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.network import DEFAULT_CHECKPOINT
 from raymap3r_ros.node.conversions import image_message
-from raymap3r_ros.node.demo import rendered_room
-from raymap3r_ros.node.maps import MAP_TOPICS
-from raymap3r_ros.node.outputs import RELIABLE, TOPICS
-from raymap3r_ros.node.processes import answer, camera_node, check_running, listening, running_node, stop
-from raymap3r_ros.node.transport import profile_environment
+from raymap3r_ros.node.dds_profile import profile_environment
+from raymap3r_ros.node.map_publisher import MAP_TOPICS
+from raymap3r_ros.node.publishers import RELIABLE, TOPICS
 
 NAMESPACE = "/raymap3r_soak"
 NODE = f"{NAMESPACE}/raymap3r"

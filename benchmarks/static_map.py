@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from common import Contestant, Latency
 
+from raymap3r_ros.geometry.cameras import pixel_rays
 from raymap3r_ros.mapping import OccupancyOptions, StaticMap, occupancy_grid
 from raymap3r_ros.network import choose_device
-from raymap3r_ros.streaming.cameras import pixel_rays
 from raymap3r_ros.synthetic import suite_sequence
 
 SIZES = ("64x48", "224x176", "512x384")

@@ -20,9 +20,9 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
+from raymap3r_ros.node.dds_profile import profile_environment
 from raymap3r_ros.node.executable import Executor
 from raymap3r_ros.node.stream_node import StreamNode
-from raymap3r_ros.node.transport import profile_environment
 
 UNKNOWN = 1e6  # variance of a twist with nothing behind it, as of the first image
 

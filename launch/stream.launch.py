@@ -11,8 +11,8 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
+from raymap3r_ros.node.dds_profile import config_file
 from raymap3r_ros.node.launching import declare, full_name, is_true, read, sim_time
-from raymap3r_ros.node.transport import config_file
 
 ARGUMENTS = {
     "image": ("image", "topic of the images; with image_transport:=compressed, /compressed is added"),

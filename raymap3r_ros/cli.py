@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from raymap3r_ros import __version__
+from raymap3r_ros.commands import evaluate as evaluation
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
-from raymap3r_ros.evaluation import command as evaluation
+from raymap3r_ros.io import open_recording
 from raymap3r_ros.network import (
     DEFAULT_CHECKPOINT,
     PRESETS,
@@ -27,10 +28,10 @@ from raymap3r_ros.network import (
     load_network,
     shipped_weights,
 )
+from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
+from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
 from raymap3r_ros.options import Options, build_options, option_fields
 from raymap3r_ros.rates import rate_text
-from raymap3r_ros.recording import CloudOptions, RunOutputs, RunSummary, open_recording, run_recording
-from raymap3r_ros.recording.view import SUFFIX, RerunView
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.synthetic import SUITES, WORLDS, suite_sequence
@@ -336,7 +337,7 @@ def _add_demo(commands: Any, wanted: bool) -> None:
 def _node_module(command: str) -> ModuleType:
     """The module of a command in the room that imports rclpy. Raises Raymap3rError where there is no ROS."""
     try:
-        return importlib.import_module(f"raymap3r_ros.node.{command}")
+        return importlib.import_module(f"raymap3r_ros.clients.{command}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("raymap3r_ros"):
             raise
@@ -353,7 +354,7 @@ def _add_replay(commands: Any, wanted: bool) -> None:
     if not wanted:
         return  # as above
     replay = _node_module("replay")
-    from raymap3r_ros.node.options import NodeOptions
+    from raymap3r_ros.node.node_options import NodeOptions
 
     replay.add_arguments(parser)
     add_options(parser.add_argument_group("playing"), replay.ReplayOptions)

@@ -16,9 +16,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raymap3r_ros.geometry import cameras
 from raymap3r_ros.network import Network, NetworkConfig, load_network, save_network, untrained_network
 from raymap3r_ros.network.attention import Attention
-from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, cameras
+from raymap3r_ros.streaming import METHOD, Stream, StreamOptions
 from raymap3r_ros.synthetic import suite_sequence
 
 CPU = torch.device("cpu")

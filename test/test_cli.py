@@ -14,9 +14,9 @@ from PIL import Image
 import raymap3r_ros
 from raymap3r_ros import cli
 from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
-from raymap3r_ros.recording import CloudOptions, RunOutputs
+from raymap3r_ros.offline import CloudOptions, RunOutputs
 from raymap3r_ros.streaming import MaskOptions, Stream, StreamOptions
-from raymap3r_ros.streaming.options import UPDATE_RULES
+from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 SMALL = ["--checkpoint", "mini", "--size", "48", "--no-preview", "--device", "cpu"]
 

@@ -19,7 +19,7 @@ from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from raymap3r_ros import cli
 from raymap3r_ros.node.diagnostics import Monitor
-from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.stream_node import StreamNode
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import StreamOptions

@@ -32,8 +32,8 @@ def test_every_page_of_the_docs_is_linked(text: str, root: Path):
 
 def test_every_output_is_told(text: str):
     pytest.importorskip("rclpy", reason="ROS 2 is not installed")
-    from raymap3r_ros.node.maps import MAP_TOPICS
-    from raymap3r_ros.node.outputs import TOPICS
+    from raymap3r_ros.node.map_publisher import MAP_TOPICS
+    from raymap3r_ros.node.publishers import TOPICS
 
     told = set(re.findall(r"`~/(\w+)`", section(text, "In ROS 2")))
     assert {*TOPICS, *MAP_TOPICS} <= told

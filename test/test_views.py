@@ -22,9 +22,9 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from raymap3r_ros.node.conversions import POINT_FIELDS
 from raymap3r_ros.node.diagnostics import Monitor
-from raymap3r_ros.node.maps import MAP_TOPICS
-from raymap3r_ros.node.options import NodeOptions
-from raymap3r_ros.node.outputs import TOPICS
+from raymap3r_ros.node.map_publisher import MAP_TOPICS
+from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.publishers import TOPICS
 
 NODE = "/raymap3r"
 OFFERED = {

@@ -12,8 +12,7 @@ the room; what remains is a creep. A network that is less confident is off by mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from collections.abc import Sequence as Sequenced
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -22,9 +21,9 @@ import numpy as np
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
-from raymap3r_ros.mapping.uncertainty import ONE_ROOM, ErrorModel, Growth, travels
+from raymap3r_ros.mapping.uncertainty import ONE_ROOM, ErrorModel, VarianceModel, travels
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 
@@ -47,7 +46,7 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Drive:
+class EvaluatedSequence:
     """What a stream said of one sequence, against the truth."""
 
     suite: str
@@ -58,14 +57,14 @@ class Drive:
 
 def run_drives(
     network: Network,
-    parts: Sequenced[tuple[str, Sequenced[Sequence]]],
+    parts: Sequence[tuple[str, Sequence[PosedSequence]]],
     options: StreamOptions,
     *,
     frames: int = 0,
     batch: int = 6,
     workers: int = 1,
     on_frame: Callable[[int], None] = lambda count: None,
-) -> list[Drive]:
+) -> list[EvaluatedSequence]:
     """Stream all sequences of all parts (suite, sequences of one length and size), as many side by side as `batch`.
 
     Of each the first `frames` (0: all). `on_frame` is told how many frames were done since it was last called. Raises
@@ -81,11 +80,11 @@ def run_drives(
 def _run_batch(
     network: Network,
     suite: str,
-    sequences: Sequenced[Sequence],
+    sequences: Sequence[PosedSequence],
     options: StreamOptions,
     length: int | None,
     on_frame: Callable[[int], None],
-) -> list[Drive]:
+) -> list[EvaluatedSequence]:
     stream = Stream(network, options)
     truth, columns = [], []
     for frames in zip(*(islice(sequence.frames(), length) for sequence in sequences), strict=True):
@@ -107,7 +106,7 @@ def _true_pose(frame: Frame) -> np.ndarray:
     return frame.pose
 
 
-def _intrinsics(frames: Sequenced[Frame]) -> np.ndarray:
+def _intrinsics(frames: Sequence[Frame]) -> np.ndarray:
     return np.stack([frame.intrinsics for frame in frames])
 
 
@@ -127,7 +126,7 @@ def _median(maps: Tensor) -> np.ndarray:
 
 def make_drive(
     suite: str, name: str, poses: np.ndarray, truth: np.ndarray, confidence: np.ndarray, depth: np.ndarray
-) -> Drive:
+) -> EvaluatedSequence:
     """Errors of poses (T, 4, 4) against true ones in whatever world; confidence and depth (T,) of their frames.
 
     Raises InputError for less than two frames.
@@ -137,7 +136,7 @@ def make_drive(
     truth = np.linalg.inv(truth[0]) @ truth
     travel = travels(poses)
     steps, true_steps = (np.linalg.inv(path[:-1]) @ path[1:] for path in (poses, truth))
-    return Drive(
+    return EvaluatedSequence(
         suite,
         name,
         Errors(_errors(poses, truth), np.concatenate(([0.0], np.cumsum(travel))), confidence, depth),
@@ -156,7 +155,7 @@ def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ calibration
 
 
-def fit_model(drives: Sequenced[Drive]) -> ErrorModel:
+def fit_model(drives: Sequence[EvaluatedSequence]) -> ErrorModel:
     """The constants under which the errors of these drives are likeliest, taken as normally distributed.
 
     Every suite counts alike. Raises InputError where there is no drive.
@@ -177,7 +176,7 @@ _SIZE, _RATIO = (-3.0, np.log(SMALLEST), np.log(10.0)), (0.0, -3.0, 3.0)
 _LOGS = (_SIZE, _SIZE, (-1.0, -5.0, 1.0), _RATIO, _RATIO, _SIZE, (0.0, -3.0, 3.0))
 
 
-def _fit_growth(errors: Errors, values: np.ndarray, weights: np.ndarray, settles: bool) -> Growth:
+def _fit_growth(errors: Errors, values: np.ndarray, weights: np.ndarray, settles: bool) -> VarianceModel:
     """The likeliest for values (N, 3) of one group."""
 
     def surprise(logs: np.ndarray) -> float:
@@ -193,19 +192,19 @@ def _fit_growth(errors: Errors, values: np.ndarray, weights: np.ndarray, settles
     return _growth(found.x)
 
 
-def _growth(logs: np.ndarray) -> Growth:
+def _growth(logs: np.ndarray) -> VarianceModel:
     """From _LOGS."""
     start, creep, power, y, z, *settling = np.exp(logs).tolist()
     size = np.sqrt((1 + y * y + z * z) / 3)
-    return Growth(start, creep, power, (1 / size, y / size, z / size), *settling)
+    return VarianceModel(start, creep, power, (1 / size, y / size, z / size), *settling)
 
 
-def _joined(errors: Sequenced[Errors]) -> Errors:
+def _joined(errors: Sequence[Errors]) -> Errors:
     names = [field.name for field in dataclasses.fields(Errors)]
     return Errors(*(np.concatenate([getattr(part, name) for part in errors]) for name in names))
 
 
-def _weights(drives: Sequenced[Drive], kind: str) -> np.ndarray:
+def _weights(drives: Sequence[EvaluatedSequence], kind: str) -> np.ndarray:
     """(N,) of all errors of a kind: every suite counts alike. Their sum is 1."""
     counts = [len(getattr(drive, kind).values) for drive in drives]
     suites = [drive.suite for drive in drives]
@@ -218,7 +217,7 @@ def _weights(drives: Sequenced[Drive], kind: str) -> np.ndarray:
 Judged = Callable[[Errors], np.ndarray]  # variances (N, 6) of errors
 
 
-def report(drives: Sequenced[Drive]) -> str:
+def report(drives: Sequence[EvaluatedSequence]) -> str:
     """Fit on every second sequence of each suite; judge on the others, beside simpler covariances and the node's.
 
     Raises InputError where a suite has a single sequence.
@@ -285,7 +284,7 @@ def rule_of_thumb(errors: Errors) -> np.ndarray:
     return np.repeat(np.stack((share * errors.depth, share), axis=1) ** 2, 3, axis=1)
 
 
-def constant_variances(drives: Sequenced[Drive]) -> tuple[np.ndarray, np.ndarray]:
+def constant_variances(drives: Sequence[EvaluatedSequence]) -> tuple[np.ndarray, np.ndarray]:
     """(6,) mean squared errors of poses and of steps, one for all axes of a group: what a fixed covariance can do."""
     found = []
     for kind in ("poses", "steps"):
@@ -294,7 +293,7 @@ def constant_variances(drives: Sequenced[Drive]) -> tuple[np.ndarray, np.ndarray
     return found[0], found[1]
 
 
-def format_spreads(drives: Sequenced[Drive], methods: dict[str, tuple[Judged, Judged]]) -> str:
+def format_spreads(drives: Sequence[EvaluatedSequence], methods: dict[str, tuple[Judged, Judged]]) -> str:
     """Markdown: per group a table, suites down, methods (variances of poses and of steps) across."""
     pieces = []
     for place, group in enumerate(GROUPS):
@@ -326,7 +325,7 @@ def _cell(spreads: list[Spread]) -> str:
     return f"{one:.0f} %, {two:.0f} %; {squared.mean:.2f}{interval}"
 
 
-def format_persistence(drives: Sequenced[Drive]) -> str:
+def format_persistence(drives: Sequence[EvaluatedSequence]) -> str:
     """One line: how an error goes together with that of the frame before (1: it is the same, 0: it is a new one)."""
     pieces = []
     for place, group in enumerate(GROUPS):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Sequenced
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,13 +30,13 @@ from raymap3r_ros.evaluation.metrics import (
     sequence_motion,
     umeyama,
 )
-from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.trajectory import random_walk, trajectory_metrics
 from raymap3r_ros.network import Network
 from raymap3r_ros.options import build_options
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
-from raymap3r_ros.streaming.options import METHOD, UPDATE_RULES
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_intrinsics
+from raymap3r_ros.streaming.stream_options import METHOD, UPDATE_RULES
 
 MANY_MOVING = 0.05  # share of moving pixels over which a frame counts for `mask_iou_5`
 SAMPLES = 12  # frames of a sequence kept for controls and pictures
@@ -103,7 +102,7 @@ class SequenceRun:
     samples: list[Sample]
 
 
-def rule_variants(options: StreamOptions, rules: Sequenced[str] = UPDATE_RULES) -> list[Variant]:
+def rule_variants(options: StreamOptions, rules: Sequence[str] = UPDATE_RULES) -> list[Variant]:
     """One variant per update rule, all else as in `options`. Raises OptionError where a rule is unknown."""
     return [Variant(rule, "rule", dataclasses.replace(options, update_rule=rule), "cut3r") for rule in rules]
 
@@ -139,8 +138,8 @@ def ablation_variants(options: StreamOptions) -> list[Variant]:
 
 def run_sequences(
     network: Network,
-    sequences: Sequenced[Sequence],
-    variants: Sequenced[Variant],
+    sequences: Sequence[PosedSequence],
+    variants: Sequence[Variant],
     plan: Plan,
     *,
     suite: str,
@@ -161,7 +160,7 @@ def run_sequences(
             raise _StoppedError
         on_frame(count)
 
-    def run_batch(batch: list[Sequence]) -> list[SequenceRun]:
+    def run_batch(batch: list[PosedSequence]) -> list[SequenceRun]:
         judges = _run_batch(network, batch, variants, plan, advance)
         return [judge.finish(sequence.name, suite, world) for sequence, judge in zip(batch, judges, strict=True)]
 
@@ -173,7 +172,7 @@ def run_sequences(
             stop.set()  # after an error the batches that still run end with their next frame
 
 
-def sequence_length(sequence: Sequence, plan: Plan) -> int:
+def sequence_length(sequence: PosedSequence, plan: Plan) -> int:
     """Frames of the sequence that the plan runs."""
     return min(sequence.length, plan.frames) if plan.frames else sequence.length
 
@@ -214,10 +213,10 @@ class SharedEncoder:
 # ------------------------------------------------------------------------------------------------------- one batch
 
 
-def _batches(sequences: Sequenced[Sequence], plan: Plan) -> Iterator[list[Sequence]]:
+def _batches(sequences: Sequence[PosedSequence], plan: Plan) -> Iterator[list[PosedSequence]]:
     """Neighbours of one length; as large as `plan.batch` allows, but no worker without one."""
     size = min(plan.batch, -(-len(sequences) // plan.workers))
-    batch: list[Sequence] = []
+    batch: list[PosedSequence] = []
     for sequence in sequences:
         if batch and (len(batch) == size or sequence_length(sequence, plan) != sequence_length(batch[0], plan)):
             yield batch
@@ -228,11 +227,11 @@ def _batches(sequences: Sequenced[Sequence], plan: Plan) -> Iterator[list[Sequen
 
 def _run_batch(
     network: Network,
-    batch: list[Sequence],
-    variants: Sequenced[Variant],
+    batch: list[PosedSequence],
+    variants: Sequence[Variant],
     plan: Plan,
     on_frame: Callable[[int], None],
-) -> list[_Judge]:
+) -> list[SequenceScorer]:
     length = sequence_length(batch[0], plan)
     shared = SharedEncoder(network)
     # Variants that cannot differ in so many frames run once.
@@ -241,7 +240,7 @@ def _run_batch(
         for options in (_in_effect(variant.options, length) for variant in variants)
     }
     step = -(-length // plan.judged_frames)
-    judges = [_Judge(variants, plan, length, step) for _ in batch]
+    judges = [SequenceScorer(variants, plan, length, step) for _ in batch]
     sources = [islice(sequence.frames(), length) for sequence in batch]
     for index, frames in enumerate(zip(*sources, strict=True)):
         images = _stack([frame.image for frame in frames], batch)
@@ -276,7 +275,7 @@ def _in_effect(options: StreamOptions, length: int) -> StreamOptions:
     return dataclasses.replace(options, reset_interval=0, reset_alignment=StreamOptions.reset_alignment)
 
 
-def _stack(images: list[np.ndarray], batch: list[Sequence]) -> np.ndarray:
+def _stack(images: list[np.ndarray], batch: list[PosedSequence]) -> np.ndarray:
     """(B, h, w, 3). Raises InputError where sizes differ."""
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
@@ -306,7 +305,7 @@ class _Cloud:
     normals: np.ndarray
 
     @classmethod
-    def joined(cls, clouds: Sequenced[_Cloud]) -> _Cloud:
+    def joined(cls, clouds: Sequence[_Cloud]) -> _Cloud:
         """All points of several frames, (N, 3)."""
         points = np.concatenate([cloud.points.reshape(-1, 3) for cloud in clouds])
         return cls(points, np.concatenate([cloud.normals.reshape(-1, 3) for cloud in clouds]))
@@ -324,10 +323,10 @@ class _Prediction:
     unhealthy: int = 0  # frames without finite values
 
 
-class _Judge:
+class SequenceScorer:
     """Takes in one sequence frame by frame, truth first, and says at the end how good each variant was."""
 
-    def __init__(self, variants: Sequenced[Variant], plan: Plan, length: int, step: int) -> None:
+    def __init__(self, variants: Sequence[Variant], plan: Plan, length: int, step: int) -> None:
         self._options = {variant.name: _in_effect(variant.options, length) for variant in variants}
         self._sampled_options = self._options[variants[0].name]
         self._plan = plan

@@ -24,7 +24,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class PosedSequence:
     """Frames in order. `frames()` begins at the first one every time and reads or renders one after the other."""
 
     name: str
@@ -38,7 +38,7 @@ def known_depth(depth: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
 
-def synthetic_sequence(suite: str, index: int, *, world: str, size: tuple[int, int], device: str) -> Sequence:
+def synthetic_sequence(suite: str, index: int, *, world: str, size: tuple[int, int], device: str) -> PosedSequence:
     """Sequence `index` of a rendered suite, images of `size` (height, width). Raises OptionError for unknown names."""
     rendered = suite_sequence(suite, index, world=world, size=size, device=device)
 
@@ -54,4 +54,4 @@ def synthetic_sequence(suite: str, index: int, *, world: str, size: tuple[int, i
                 frame.intrinsics,
             )
 
-    return Sequence(rendered.name, rendered.length, frames)
+    return PosedSequence(rendered.name, rendered.length, frames)

@@ -17,8 +17,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, Poi
 from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.geometry.poses import quaternion, twist
 from raymap3r_ros.mapping.occupancy import OccupancyGrid
-from raymap3r_ros.node.geometry import UNKNOWN_VARIANCE, quaternion, twist
+from raymap3r_ros.mapping.uncertainty import UNKNOWN_VARIANCE
 
 Numbers = tuple[float, ...]  # position x y z, orientation x y z w
 

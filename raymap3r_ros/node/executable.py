@@ -19,7 +19,7 @@ from rclpy.subscription import Subscription
 from rclpy.task import Future
 from rclpy.utilities import remove_ros_args
 
-from raymap3r_ros.node.shared import SharedNetworks
+from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.stream_node import StreamNode
 from raymap3r_ros.signals import StopSignal
 
@@ -78,7 +78,7 @@ def main() -> int:
         parser.error(str(error))
 
     if arguments.cameras:
-        shared = SharedNetworks(len(arguments.cameras))
+        shared = NetworkPool(len(arguments.cameras))
         nodes = [
             # A rule of the node's own, because one for the process (launch's PushRosNamespace) holds for all nodes.
             StreamNode(shared, frame_prefix=name, namespace=name, cli_args=["--ros-args", "-r", f"__ns:=/{name}"])

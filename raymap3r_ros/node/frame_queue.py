@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from raymap3r_ros.recording.rectify import Calibration
+from raymap3r_ros.geometry.calibration import Calibration
 
 DEPTH = 100  # images that may wait in every-frame mode
 
@@ -24,7 +24,7 @@ class WaitingFrame:
     calibration: Calibration | None = None  # that was in force when it arrived: a newer one belongs to later images
 
 
-class Put(enum.Enum):
+class PutResult(enum.Enum):
     """What became of a frame that was put into the queue."""
 
     WAITING = "waiting"
@@ -46,19 +46,19 @@ class FrameQueue:
     def __len__(self) -> int:
         return len(self._frames)
 
-    def put(self, frame: WaitingFrame) -> Put:
+    def put(self, frame: WaitingFrame) -> PutResult:
         """Let a frame wait, and say what came of it. Never blocks."""
         with self._changed:
             if self._closed:
-                return Put.CLOSED
+                return PutResult.CLOSED
             full = len(self._frames) == self._depth
             if full and self._every_frame:
-                return Put.OVERFLOW
+                return PutResult.OVERFLOW
             if full:
                 self._frames.clear()
             self._frames.append(frame)
             self._changed.notify()
-            return Put.REPLACING if full else Put.WAITING
+            return PutResult.REPLACING if full else PutResult.WAITING
 
     def get(self) -> WaitingFrame | None:
         """The oldest waiting frame, as soon as there is one; None once the queue is closed."""

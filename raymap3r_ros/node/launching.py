@@ -14,7 +14,7 @@ from launch_ros.actions import Node
 from launch_ros.utilities import prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
-from raymap3r_ros.node.transport import profile_environment
+from raymap3r_ros.node.dds_profile import profile_environment
 
 TRUTH = ["true", "false", "True", "False"]
 

@@ -13,9 +13,9 @@ from rclpy.exceptions import InvalidParameterValueException
 from rclpy.node import Node
 
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.options import Options, build_options, option_fields
-from raymap3r_ros.streaming.options import StreamOptions
+from raymap3r_ros.streaming.stream_options import StreamOptions
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 

@@ -31,28 +31,29 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_ros import Buffer, TransformListener
 
 from raymap3r_ros.errors import InputError, OptionError, reason_of
+from raymap3r_ros.geometry import poses
+from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
 from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
 from raymap3r_ros.network import choose_device, load_network
-from raymap3r_ros.node import conversions, geometry, parameters
+from raymap3r_ros.node import conversions, parameters
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
-from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, Put, WaitingFrame
-from raymap3r_ros.node.frames import MOUNT_AGE, FrameNames, Frames, TransformError, look_up
-from raymap3r_ros.node.maps import Maps
-from raymap3r_ros.node.notes import Notes
-from raymap3r_ros.node.options import NodeOptions
-from raymap3r_ros.node.outputs import MOTION_TOPICS, Glance, Outputs, Sight
+from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, PutResult, WaitingFrame
+from raymap3r_ros.node.map_publisher import MapPublisher
+from raymap3r_ros.node.network_pool import NetworkPool
+from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.publishers import MOTION_TOPICS, FrameSummary, PlacedFrame, Publishers
+from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.saving import Saved, save
-from raymap3r_ros.node.shared import SharedNetworks
-from raymap3r_ros.recording.rectify import CameraCalibration, names_rectified
+from raymap3r_ros.node.tf_frames import MOUNT_AGE, FrameNames, Frames, TransformError, look_up
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
-from raymap3r_ros.streaming.together import Together, step_of, warm_up
+from raymap3r_ros.streaming.batching import BatchScheduler, step_of, warm_up
 
 try:
     from rclpy.event_handler import QoSMessageLostInfo, SubscriptionEventCallbacks
 except ModuleNotFoundError:  # ROS 2 Humble
     from rclpy.qos_event import QoSMessageLostInfo, SubscriptionEventCallbacks
 
-WORLD_FROM_OPTICAL = geometry.world_pose(np.eye(4))
+WORLD_FROM_OPTICAL = poses.world_pose(np.eye(4))
 DEFAULT_FRAME = "camera_optical_frame"
 MAX_FAILURES = 3  # frames in a row without GPU memory, after which the node deactivates itself
 LATE = 0.1  # seconds by which a stamp may lie before the last one and still be a late frame, not a jump
@@ -82,7 +83,7 @@ class StreamNode(LifecycleNode):
     arguments are those of rclpy's Node.
     """
 
-    def __init__(self, shared: SharedNetworks | None = None, *, frame_prefix: str = "", **node_arguments: Any) -> None:
+    def __init__(self, shared: NetworkPool | None = None, *, frame_prefix: str = "", **node_arguments: Any) -> None:
         super().__init__("raymap3r", **node_arguments)
         self._shared = shared
         self._frame_prefix = frame_prefix
@@ -90,11 +91,11 @@ class StreamNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._check_parameters)
 
         self._monitor = Monitor()
-        self._notes = Notes(self.get_logger(), self._monitor)
+        self._notes = Reporter(self.get_logger(), self._monitor)
         self._stream: Stream | None = None
-        self._together: Together | None = None  # where the network is shared
-        self._outputs: Outputs | None = None
-        self._maps: Maps | None = None
+        self._together: BatchScheduler | None = None  # where the network is shared
+        self._outputs: Publishers | None = None
+        self._maps: MapPublisher | None = None
         # One for the node's life: what it hangs on the node's clock, and its service, it never takes back.
         self._buffer = Buffer(node=self)
         self._transforms: TransformListener | None = None
@@ -235,8 +236,8 @@ class StreamNode(LifecycleNode):
         self._look_up = partial(look_up, self._buffer)
         self._frames = Frames(_frame_names(options), self._look_up)
         with self._configured:  # who looks at the one looks at the other
-            self._outputs = Outputs(self)
-            self._maps = Maps(self, options, self._notes, self._map_group)
+            self._outputs = Publishers(self)
+            self._maps = MapPublisher(self, options, self._notes, self._map_group)
         self._services_in = [
             self.create_service(Trigger, "~/reset", self._on_reset),
             self.create_service(SetBool, "~/set_paused", self._on_set_paused),
@@ -424,9 +425,9 @@ class StreamNode(LifecycleNode):
         jump = self._stamp_jumps(conversions.seconds(stamp))
         self._monitor.arrived(conversions.seconds(stamp), jump)
         put = self._queue.put(WaitingFrame(message, stamp, arrival, self._scene, self._calibration.current))
-        if put is Put.REPLACING:
+        if put is PutResult.REPLACING:
             self._monitor.count("frames dropped")
-        elif put is Put.OVERFLOW:
+        elif put is PutResult.OVERFLOW:
             self._monitor.count("frames lost")
             self._notes.fail(
                 f"the queue of {DEPTH} frames is full: frames are lost, play them more slowly", throttle=True
@@ -473,7 +474,7 @@ class StreamNode(LifecycleNode):
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
-    def _facts(self, stream: Stream, outputs: Outputs) -> dict[str, object]:
+    def _facts(self, stream: Stream, outputs: Publishers) -> dict[str, object]:
         facts = {
             "device": stream.device,
             "checkpoint": stream.network.source,
@@ -591,7 +592,7 @@ class StreamNode(LifecycleNode):
             self._notes.warn_once(f"the images' frame_id is {name!r}: tf2 knows no leading slash, it is left out")
         return name.lstrip("/") or DEFAULT_FRAME
 
-    def _place(self, glance: Glance, stamp: Time, camera_frame: str, new_world: bool) -> Sight:
+    def _place(self, glance: FrameSummary, stamp: Time, camera_frame: str, new_world: bool) -> PlacedFrame:
         """Find out how long the stream's metre is, and where the camera is in the frames that are published."""
         seconds = conversions.seconds(stamp)
         if self._transforms is not None:
@@ -609,7 +610,7 @@ class StreamNode(LifecycleNode):
         except InputError as error:
             self._notes.warn(f"nothing is published in the world: {error}")
             placement = None
-        return Sight(stamp, camera_frame, scale, placement)
+        return PlacedFrame(stamp, camera_frame, scale, placement)
 
     def _look_for_mounts(self, camera_frame: str, stamp: Time) -> None:
         """Where what the scale comes from sits now, if tf2 knows: scale is found without, but not as well."""

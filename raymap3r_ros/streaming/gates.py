@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raymap3r_ros.network import Decoded
-from raymap3r_ros.streaming.options import METHOD, Method
+from raymap3r_ros.streaming.stream_options import METHOD, Method
 
 
 @dataclass(frozen=True)

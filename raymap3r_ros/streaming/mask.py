@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raymap3r_ros.streaming.cameras import constant
-from raymap3r_ros.streaming.options import MaskOptions
+from raymap3r_ros.geometry.cameras import constant
+from raymap3r_ros.streaming.stream_options import MaskOptions
 
 _SAMPLES = 4096  # pixels looked at for centre and noise unit: more do not change the estimate
 _SHARE = 0.15  # of the pixels in the densest interval

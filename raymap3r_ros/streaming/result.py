@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raymap3r_ros.streaming.options import UPDATE_RULES
+from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 from raymap3r_ros.streaming.timing import StageTimer
+
+
+class WorldChange(enum.Enum):
+    """How the world of a frame's pose relates to the world of the frame before."""
+
+    NONE = "none"  # the same world
+    ALIGNED = "aligned"  # the first frame of a new segment, aligned without a jump
+    JUMPED = "jumped"  # the first frame of a new segment, aligned with a jump of unknown size
+    NEW = "new"  # a world of its own: earlier poses, points and scale say nothing about it
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class StepResult(Estimate):
     reset: bool  # the memory was started anew at this frame
     reset_reason: str  # "start", "interval", "size" or ""
     timer: StageTimer  # see `timings`
+    world_change: WorldChange = WorldChange.NONE
 
     @property
     def dynamic_map(self) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymap3r_ros.streaming.cameras import rotation_angle
-from raymap3r_ros.streaming.options import Method
+from raymap3r_ros.geometry.cameras import rotation_angle
+from raymap3r_ros.streaming.stream_options import Method
 
 WINDOW = 16  # rotations that are looked at
 

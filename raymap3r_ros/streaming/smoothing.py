@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymap3r_ros.streaming.cameras import constant
-from raymap3r_ros.streaming.options import METHOD, Method
+from raymap3r_ros.geometry.cameras import constant
+from raymap3r_ros.streaming.stream_options import METHOD, Method
 
 
 @dataclass

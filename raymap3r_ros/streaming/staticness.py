@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raymap3r_ros.streaming.options import Method
+from raymap3r_ros.streaming.stream_options import Method
 
 
 def discrepancy(depth: Tensor, ray_depth: Tensor, ray_confidence: Tensor, method: Method) -> Tensor:

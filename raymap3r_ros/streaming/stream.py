@@ -16,17 +16,22 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.geometry import cameras
+from raymap3r_ros.geometry.similarity import Similarity
 from raymap3r_ros.network import Decoded, Network
-from raymap3r_ros.streaming import cameras, gates, staticness
-from raymap3r_ros.streaming.alignment import Similarity, align_segments
-from raymap3r_ros.streaming.graphs import Graphs, copy_of, map_tensors
+from raymap3r_ros.streaming import gates, staticness
+from raymap3r_ros.streaming.alignment import align_segments
+from raymap3r_ros.streaming.cuda_graphs import Graphs, copy_of, map_tensors
 from raymap3r_ros.streaming.mask import moving_mask, stillness
-from raymap3r_ros.streaming.options import METHOD, UPDATE_RULES, Method, StreamOptions
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_images, frame_intrinsics
-from raymap3r_ros.streaming.result import Estimate, StepResult
+from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_published
 from raymap3r_ros.streaming.smoothing import Smoothed, SmootherState, smooth
+from raymap3r_ros.streaming.stream_options import METHOD, UPDATE_RULES, Method, StreamOptions
 from raymap3r_ros.streaming.timing import StageTimer
+
+# The frame at which the memory is reset still belongs to the old segment; the change shows at the next one.
+_AFTER_ALIGNMENT = {"robust": WorldChange.ALIGNED, "published": WorldChange.JUMPED, "off": WorldChange.NEW}
 
 
 @dataclass
@@ -45,6 +50,7 @@ class StreamState:
     frame: int  # index of the next frame
     segment: int  # how many times the memory was started anew
     reset_reason: str  # why the next frame starts a new world; "" where it does not
+    world_change: WorldChange  # of the next frame
     size: tuple[int, int]  # H, W of the images that the network sees
     image_size: tuple[int, int]  # and of those that come
 
@@ -221,6 +227,7 @@ class Stream:
             frame=before.frame + 1,
             segment=before.segment + plan.reset,
             reset_reason="",
+            world_change=_AFTER_ALIGNMENT[plan.options.reset_alignment] if plan.reset else WorldChange.NONE,
             image_size=before.image_size,
         )
         result = StepResult(
@@ -232,6 +239,7 @@ class Stream:
             motion=plan.motion,
             reset=before.frame == 0 or plan.reset,
             reset_reason="interval" if plan.reset else before.reset_reason,
+            world_change=before.world_change,
             timer=frame.timer,
         )
         return result.camera(0) if frame.single else result
@@ -339,6 +347,7 @@ class Stream:
             frame=0,
             segment=0,
             reset_reason=reason,
+            world_change=WorldChange.NEW,
             size=size,
             image_size=image_size,
         )

@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.recording.writers import partial_path
-from raymap3r_ros.streaming.cameras import pose_encoding
+from raymap3r_ros.geometry.cameras import pose_encoding
+from raymap3r_ros.io.writers import partial_path
 from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
 
 FORMATS = ("tum", "bag", "both")

@@ -46,7 +46,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Wobble:
+class SumOfSines:
     """A sum of J sines of time: amplitude, frequency (Hz) and phase, each (B, ..., J)."""
 
     amplitude: Tensor
@@ -68,20 +68,20 @@ class Scenes:
     materials: Tensor  # (B, M, MATERIAL_WIDTH): room faces, static solids, moving solids
     light: Tensor  # (B, 2, 3) unit directions towards two lights
     brightness: Tensor  # (B, 3) ambient, first light, second light
-    exposure: Wobble  # (B, J) log gain
+    exposure: SumOfSines  # (B, J) log gain
     noise: Tensor  # (B,) standard deviation of pixel noise
     field_of_view: Tensor  # (B,) horizontal
     camera_reach: Tensor  # (B, 2) half extent of the camera's zone
     camera_height: Tensor  # (B,)
-    camera_place: Wobble  # (B, 3, J)
-    camera_angle: Wobble  # (B, 3, J) yaw, pitch, roll
+    camera_place: SumOfSines  # (B, 3, J)
+    camera_angle: SumOfSines  # (B, 3, J) yaw, pitch, roll
     camera_heading: Tensor  # (B, 2) middle yaw and pitch
     mover_half: Tensor  # (B, V, 3); 0 = absent
     mover_follows: Tensor  # (B, V) bool
     mover_angle: Tensor  # (B, V) where it stays: around the room's middle, or off the camera's axis
     mover_distance: Tensor  # (B, V) from the camera, for those that follow
     mover_ring: Tensor  # (B, V) share of the room's half extent, for the others
-    mover_wobble: Wobble  # (B, V, 4, J) angle, distance, height, own yaw
+    mover_wobble: SumOfSines  # (B, V, 4, J) angle, distance, height, own yaw
     mover_base: Tensor  # (B, V) height of its lowest point
     start: Tensor  # (B, V)
     stop: Tensor  # (B, V)
@@ -187,13 +187,15 @@ def random_scenes(generator: torch.Generator, count: int, recipe: Recipe) -> Sce
         materials=torch.cat((place_materials, moving_materials), dim=1),
         light=lights,
         brightness=torch.stack((draw.uniform(0.4, 0.6), draw.uniform(0.3, 0.6), draw.uniform(0.1, 0.3)), dim=-1),
-        exposure=Wobble(draw.uniform(0.0, 0.12, 2), draw.uniform(0.03, 0.3, 2), draw.phase(2)),
+        exposure=SumOfSines(draw.uniform(0.0, 0.12, 2), draw.uniform(0.03, 0.3, 2), draw.phase(2)),
         noise=draw.uniform(0.0, 0.02),
         field_of_view=draw.uniform(1.35, 1.45) if one_room else draw.uniform(1.0, 1.5),
         camera_reach=reach,
         camera_height=height,
-        camera_place=Wobble(place_amplitude, frequency, draw.phase(3, 3)),
-        camera_angle=Wobble(angle_amplitude, frequency[:, torch.randperm(3, generator=generator)], draw.phase(3, 3)),
+        camera_place=SumOfSines(place_amplitude, frequency, draw.phase(3, 3)),
+        camera_angle=SumOfSines(
+            angle_amplitude, frequency[:, torch.randperm(3, generator=generator)], draw.phase(3, 3)
+        ),
         camera_heading=torch.stack((heading, _pick(kind, draw.uniform(0.0, 0.2), draw.uniform(0.0, 0.1),
                                                    draw.uniform(0.1, 0.35))), dim=-1),
         mover_half=half,
@@ -201,7 +203,7 @@ def random_scenes(generator: torch.Generator, count: int, recipe: Recipe) -> Sce
         mover_angle=mover_angle,
         mover_distance=draw.uniform(*recipe.nearness, MOVERS),
         mover_ring=draw.uniform(0.62, 0.8, MOVERS),
-        mover_wobble=Wobble(
+        mover_wobble=SumOfSines(
             swing[..., None] * draw.uniform(0.5, 1.0, MOVERS, 4, 2),
             draw.uniform(0.08, 0.35, MOVERS, 4, 2),
             draw.phase(MOVERS, 4, 2),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymap3r_ros.streaming.cameras import assemble_pose, pixel_rays
+from raymap3r_ros.geometry.cameras import assemble_pose, pixel_rays
 from raymap3r_ros.synthetic import Recipe, random_scenes, render
 
 _LONGEST_TIME = 60.0  # seconds: when a sequence may begin

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymap3r_ros.geometry.cameras import pose_encoding, ray_map, rotation_angle
 from raymap3r_ros.network import Decoded, Network
-from raymap3r_ros.streaming.cameras import pose_encoding, ray_map, rotation_angle
 from raymap3r_ros.training.batches import Batch
-from raymap3r_ros.training.options import TrainOptions
+from raymap3r_ros.training.train_options import TrainOptions
 
 _CONFIDENCE_WORTH = 0.2  # alpha of the confidence-weighted regression: what a unit of log confidence is worth
 _ROTATION_WORTH = 2.0  # a quaternion's error against a metre's

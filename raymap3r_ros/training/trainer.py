@@ -27,7 +27,7 @@ from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.batches import Batch, image_size, make_batch
 from raymap3r_ros.training.losses import Probes, losses, measure
-from raymap3r_ros.training.options import RECIPES, TrainOptions
+from raymap3r_ros.training.train_options import RECIPES, TrainOptions
 
 STATE_FILE = "training.pt"
 LOG_FILE = "log.jsonl"

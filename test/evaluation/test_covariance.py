@@ -8,11 +8,12 @@ pytest.importorskip("scipy", reason="scipy is not installed: pip install 'raymap
 from scipy.spatial.transform import Rotation
 
 from raymap3r_ros import cli
+from raymap3r_ros.commands import evaluate
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.evaluation import command, covariance
+from raymap3r_ros.evaluation import covariance
 from raymap3r_ros.evaluation.covariance import (
-    Drive,
     Errors,
+    EvaluatedSequence,
     fit_model,
     format_model,
     judge,
@@ -20,16 +21,16 @@ from raymap3r_ros.evaluation.covariance import (
     run_drives,
 )
 from raymap3r_ros.evaluation.sequences import synthetic_sequence
-from raymap3r_ros.mapping.uncertainty import ONE_ROOM, ErrorModel, Growth, travels
+from raymap3r_ros.mapping.uncertainty import ONE_ROOM, ErrorModel, VarianceModel, travels
 from raymap3r_ros.network import load_network
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.synthetic import SUITES
 
 MODEL = ErrorModel(
-    position=Growth(start=0.01, creep=0.03, power=0.4, axes=(1.2, 0.6, 1.1), settled=0.2, reach=1.5),
-    rotation=Growth(start=0.004, creep=0.01, power=0.4, axes=(0.7, 1.4, 0.8), settled=0.1, reach=0.7),
-    step=Growth(start=0.004, creep=0.1, power=0.5, axes=(1.0, 1.0, 1.0)),
-    turn=Growth(start=0.002, creep=0.05, power=0.3, axes=(0.5, 1.5, 0.7)),
+    position=VarianceModel(start=0.01, creep=0.03, power=0.4, axes=(1.2, 0.6, 1.1), settled=0.2, reach=1.5),
+    rotation=VarianceModel(start=0.004, creep=0.01, power=0.4, axes=(0.7, 1.4, 0.8), settled=0.1, reach=0.7),
+    step=VarianceModel(start=0.004, creep=0.1, power=0.5, axes=(1.0, 1.0, 1.0)),
+    turn=VarianceModel(start=0.002, creep=0.05, power=0.3, axes=(0.5, 1.5, 0.7)),
 )
 
 
@@ -40,7 +41,9 @@ def pose(rotation_vector=(0.0, 0.0, 0.0), position=(0.0, 0.0, 0.0)):
     return matrix
 
 
-def drawn(model: ErrorModel, suite: str, frames: int, rng: np.random.Generator, factor: float = 1.0) -> Drive:
+def drawn(
+    model: ErrorModel, suite: str, frames: int, rng: np.random.Generator, factor: float = 1.0
+) -> EvaluatedSequence:
     """A drive whose errors come from the model, `factor` times as large."""
     confidence = rng.uniform(1.0, 6.0, frames)
     depth = np.full(frames, 2.0)
@@ -50,7 +53,7 @@ def drawn(model: ErrorModel, suite: str, frames: int, rng: np.random.Generator, 
     for variances, of in ((model.pose_variances, travel), (model.step_variances, step)):
         values = factor * np.sqrt(variances(confidence, of)) * rng.normal(size=(frames, 6))
         made.append(Errors(values, of, confidence, depth))
-    return Drive(suite, f"{suite} drawn", *made)
+    return EvaluatedSequence(suite, f"{suite} drawn", *made)
 
 
 def spread(model: ErrorModel, errors: Errors):
@@ -82,7 +85,7 @@ def test_a_fit_finds_the_model_that_errors_were_drawn_from():
 
 def test_suites_count_alike_in_a_fit():
     rng = np.random.default_rng(2)
-    flat = ErrorModel(*(Growth(0.1, 0.001, 0.01, (1.0, 1.0, 1.0)) for _ in range(4)))
+    flat = ErrorModel(*(VarianceModel(0.1, 0.001, 0.01, (1.0, 1.0, 1.0)) for _ in range(4)))
     large = drawn(flat, "large errors, few frames", 400, rng, factor=3)
     small = drawn(flat, "small errors, many frames", 4000, rng)
     pose_variance, _ = covariance.constant_variances([large, small])
@@ -136,9 +139,9 @@ def test_a_drive_without_a_step_is_refused():
 
 
 def test_the_printed_model_is_its_source():
-    rounded = eval(format_model(MODEL), {"ErrorModel": ErrorModel, "Growth": Growth})
+    rounded = eval(format_model(MODEL), {"ErrorModel": ErrorModel, "Growth": VarianceModel})
     assert rounded == MODEL
-    assert eval(format_model(ONE_ROOM), {"ErrorModel": ErrorModel, "Growth": Growth}) == ONE_ROOM
+    assert eval(format_model(ONE_ROOM), {"ErrorModel": ErrorModel, "Growth": VarianceModel}) == ONE_ROOM
     for model in (MODEL, ONE_ROOM):
         for growth in (model.position, model.rotation, model.step, model.turn):
             assert np.mean(np.square(growth.axes)) == pytest.approx(1, abs=0.1)
@@ -165,7 +168,7 @@ def test_the_shipped_weights_are_as_uncertain_as_the_model_says():
 
 
 def test_command_prints_spreads_and_constants(capsys, monkeypatch):
-    monkeypatch.setattr(command, "SUITES", {"static": SUITES["static"]})
+    monkeypatch.setattr(evaluate, "SUITES", {"static": SUITES["static"]})
     arguments = ["evaluate", "covariance", "--sequences", "2", "--frames", "5", "--device", "cpu"]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out

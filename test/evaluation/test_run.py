@@ -25,11 +25,11 @@ from raymap3r_ros.evaluation.run import (
     run_sequences,
     seen_part,
 )
-from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.network import NetworkConfig, untrained_network
 from raymap3r_ros.streaming import StreamOptions
-from raymap3r_ros.streaming.options import UPDATE_RULES
 from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
+from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -41,7 +41,7 @@ SMALL = NetworkConfig(
 RAW = StreamOptions(reset_interval=10, smoothing="off")
 
 
-def wall_sequence(length: int = 24, first: int = 0, **changes: object) -> Sequence:
+def wall_sequence(length: int = 24, first: int = 0, **changes: object) -> PosedSequence:
     """The wall's world with all its truth; `changes` replace fields of each frame."""
 
     def frames():
@@ -57,10 +57,10 @@ def wall_sequence(length: int = 24, first: int = 0, **changes: object) -> Sequen
             frame = Frame(wall.image(index), index / 10, depth, static_depth, moving, pose, intrinsics)
             yield dataclasses.replace(frame, **changes)
 
-    return Sequence(f"wall-{first}", length, frames)
+    return PosedSequence(f"wall-{first}", length, frames)
 
 
-def noise_sequence(seed: int, length: int = 8) -> Sequence:
+def noise_sequence(seed: int, length: int = 8) -> PosedSequence:
     """Random images, with a truth that is as random."""
 
     def frames():
@@ -73,10 +73,10 @@ def noise_sequence(seed: int, length: int = 8) -> Sequence:
             image = rng.integers(0, 256, (48, 64, 3)).astype(np.uint8)
             yield Frame(image, float(index), depth, depth, moving, pose)
 
-    return Sequence(f"noise-{seed}", length, frames)
+    return PosedSequence(f"noise-{seed}", length, frames)
 
 
-def run_wall(network: torch.nn.Module | None = None, sequence: Sequence | None = None, **plan: object):
+def run_wall(network: torch.nn.Module | None = None, sequence: PosedSequence | None = None, **plan: object):
     variants = rule_variants(RAW, ("raymap3r", "cut3r"))
     sequence = sequence or wall_sequence()
     (run,) = run_sequences(network or wall.WallNetwork(), [sequence], variants, Plan(**plan), suite="wall")

@@ -11,8 +11,8 @@ from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
-from raymap3r_ros.node.maps import MAP_TOPICS
-from raymap3r_ros.node.outputs import TOPICS
+from raymap3r_ros.node.map_publisher import MAP_TOPICS
+from raymap3r_ros.node.publishers import TOPICS
 
 from .conftest import assert_alive, assert_no_leak, usage
 

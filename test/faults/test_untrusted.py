@@ -20,10 +20,10 @@ from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CompressedImage
 
 from raymap3r_ros.errors import CheckpointError, InputError
+from raymap3r_ros.io import open_recording
 from raymap3r_ros.network import load_network
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.node import conversions
-from raymap3r_ros.recording import open_recording
 
 FORMAT = "raymap3r-1"
 

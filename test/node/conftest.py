@@ -25,12 +25,12 @@ from std_msgs.msg import Header  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
+from raymap3r_ros.geometry.calibration import camera_of  # noqa: E402
 from raymap3r_ros.node import conversions  # noqa: E402
 from raymap3r_ros.node.executable import Executor  # noqa: E402
-from raymap3r_ros.node.maps import MAP_TOPICS  # noqa: E402
-from raymap3r_ros.node.outputs import TOPICS  # noqa: E402
+from raymap3r_ros.node.map_publisher import MAP_TOPICS  # noqa: E402
+from raymap3r_ros.node.publishers import TOPICS  # noqa: E402
 from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
-from raymap3r_ros.recording.rectify import camera_of  # noqa: E402
 from raymap3r_ros.streaming import METHOD, StepResult  # noqa: E402
 from raymap3r_ros.streaming.timing import StageTimer  # noqa: E402
 

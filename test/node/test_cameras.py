@@ -16,12 +16,12 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
+from raymap3r_ros.geometry.poses import world_pose
 from raymap3r_ros.network import load_network
 from raymap3r_ros.node.conversions import image_message, pose_matrix
 from raymap3r_ros.node.executable import camera_names
-from raymap3r_ros.node.geometry import world_pose
-from raymap3r_ros.node.outputs import RELIABLE
-from raymap3r_ros.node.shared import SharedNetworks
+from raymap3r_ros.node.network_pool import NetworkPool
+from raymap3r_ros.node.publishers import RELIABLE
 from raymap3r_ros.streaming import Stream
 
 LIMIT = 60.0  # seconds
@@ -35,7 +35,7 @@ def picture(camera, index):
 
 
 def test_networks_are_loaded_once_and_go_with_their_last_user():
-    shared = SharedNetworks(2)
+    shared = NetworkPool(2)
     first, second = shared.get("mini", "cpu", "float32"), shared.get("mini", "cpu", "float32")
     assert first is second and first.network is second.network
     assert shared.get("one_room", "cpu", "float32") is not first
@@ -119,7 +119,7 @@ def test_cameras_are_what_single_nodes_would_be():
 
 
 def test_one_camera_of_a_process_publishes_the_parent_of_a_frame(make_bench):
-    shared = SharedNetworks(2)
+    shared = NetworkPool(2)
     front, rear = (make_bench(shared=shared, tf_mode="base") for _ in range(2))
     assert front.change_state("configure")
     assert not rear.change_state("configure")

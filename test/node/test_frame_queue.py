@@ -1,6 +1,6 @@
 import threading
 
-from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, Put, WaitingFrame
+from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, PutResult, WaitingFrame
 
 
 def frame(number):
@@ -9,18 +9,18 @@ def frame(number):
 
 def test_newest_frame_takes_the_place_of_the_waiting_one():
     queue = FrameQueue()
-    assert queue.put(frame(1)) is Put.WAITING
-    assert queue.put(frame(2)) is Put.REPLACING
-    assert queue.put(frame(3)) is Put.REPLACING
+    assert queue.put(frame(1)) is PutResult.WAITING
+    assert queue.put(frame(2)) is PutResult.REPLACING
+    assert queue.put(frame(3)) is PutResult.REPLACING
     assert len(queue) == 1
     assert queue.get().message == 3
-    assert queue.put(frame(4)) is Put.WAITING
+    assert queue.put(frame(4)) is PutResult.WAITING
 
 
 def test_every_frame_waits_in_order_and_overflow_is_told():
     queue = FrameQueue(every_frame=True)
-    assert all(queue.put(frame(number)) is Put.WAITING for number in range(DEPTH))
-    assert queue.put(frame(DEPTH)) is Put.OVERFLOW
+    assert all(queue.put(frame(number)) is PutResult.WAITING for number in range(DEPTH))
+    assert queue.put(frame(DEPTH)) is PutResult.OVERFLOW
     assert [queue.get().message for _ in range(DEPTH)] == list(range(DEPTH))
 
 
@@ -46,4 +46,4 @@ def test_close_ends_waiting_and_forgets_what_waits():
     queue.put(frame(2))
     assert queue.close() == 2
     assert queue.get() is None
-    assert queue.put(frame(3)) is Put.CLOSED
+    assert queue.put(frame(3)) is PutResult.CLOSED

@@ -11,7 +11,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from raymap3r_ros.node import conversions, notes
+from raymap3r_ros.node import conversions, reporter
 
 WIDTH, HEIGHT = 64, 48
 K = [60.0, 0.0, 33.0, 0.0, 58.0, 22.0, 0.0, 0.0, 1.0]
@@ -28,7 +28,7 @@ def make_bench(make_bench):
 @pytest.fixture
 def log_everything(monkeypatch):
     """No trouble is left out of the log because it was in it seconds ago."""
-    monkeypatch.setattr(notes, "THROTTLE", 0.0)
+    monkeypatch.setattr(reporter, "THROTTLE", 0.0)
 
 
 def pixels(message):

@@ -5,10 +5,10 @@ import yaml
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node import parameters
-from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import MaskOptions, StreamOptions
-from raymap3r_ros.streaming.options import UPDATE_RULES
+from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 NAMES = {
     "checkpoint", "device", "precision", "execution", "image_size", "update_rule", "router", "smoothing",

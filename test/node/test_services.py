@@ -6,7 +6,7 @@ import yaml
 from std_srvs.srv import SetBool, Trigger
 
 from raymap3r_ros.node import conversions, parameters
-from raymap3r_ros.node.options import NodeOptions
+from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.streaming import METHOD
 
 UNKNOWN = METHOD.warmup_frames  # of a world's first frames nobody knows what moves in them

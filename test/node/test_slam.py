@@ -18,8 +18,8 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from sensor_msgs_py.point_cloud2 import read_points
 from tf2_ros import Buffer
 
-from raymap3r_ros.node.options import NodeOptions
-from raymap3r_ros.node.outputs import MOTION_TOPICS, TOPICS
+from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import METHOD
 

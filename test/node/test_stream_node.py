@@ -19,10 +19,11 @@ from sensor_msgs.msg import CompressedImage, Image
 from sensor_msgs_py.point_cloud2 import read_points
 from std_msgs.msg import Header
 
+from raymap3r_ros.geometry import poses
 from raymap3r_ros.network import load_network
-from raymap3r_ros.node import conversions, geometry, outputs, stream_node
+from raymap3r_ros.node import conversions, publishers, stream_node
 from raymap3r_ros.node.frame_queue import DEPTH
-from raymap3r_ros.node.outputs import MOTION_TOPICS, TOPICS
+from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions
 
 EVERYTHING = (*TOPICS, "tf")
@@ -133,7 +134,7 @@ def test_what_nobody_wants_is_not_computed(make_bench, monkeypatch):
     bench = make_bench(every_frame=True, update_rule="ttt3r")
     bench.start("pose")
     stream, copied, motions = bench.node._stream, [], []
-    step, to_host = stream.step, outputs.to_host
+    step, to_host = stream.step, publishers.to_host
 
     def step_spy(*args, motion, **kwargs):
         motions.append(motion)
@@ -146,7 +147,7 @@ def test_what_nobody_wants_is_not_computed(make_bench, monkeypatch):
         return arrays
 
     stream.step = step_spy
-    monkeypatch.setattr(outputs, "to_host", to_host_spy)
+    monkeypatch.setattr(publishers, "to_host", to_host_spy)
     for index in range(7):
         bench.send(index)
     bench.wait_for("pose", 7)
@@ -588,7 +589,7 @@ def test_diagnostics_amid_configure(make_bench, monkeypatch):
     bench = make_bench()
     reports = []
 
-    class LateMaps(stream_node.Maps):
+    class LateMaps(stream_node.MapPublisher):
         def __init__(self, *arguments):
             reports.append(pool.submit(bench.node._report))
             wait(reports, timeout=0.2)  # it has to wait for us
@@ -620,7 +621,7 @@ def test_memory_that_starts_anew_without_alignment_starts_a_new_world_with_the_i
     # Frames 4 and 8 are still seen with the memory that they replace.
     assert lengths == [1, 2, 3, 4, 5, 1, 2, 3, 4, 1]
     alone = Stream(load_network("one_room"), StreamOptions(image_size=WIDTH, reset_interval=0))
-    endless = [geometry.world_pose(alone.step(conversions.image_array(message)).pose.numpy()) for message in sent[:6]]
+    endless = [poses.world_pose(alone.step(conversions.image_array(message)).pose.numpy()) for message in sent[:6]]
     bench.wait_for("pose", 10)
     poses = [conversions.pose_matrix(message.pose) for message in bench.messages["pose"]]
     np.testing.assert_allclose(poses[:5], endless[:5], atol=1e-5)

@@ -14,8 +14,9 @@ from sensor_msgs_py.point_cloud2 import read_points
 from std_msgs.msg import Header
 from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
 
-from raymap3r_ros.node import conversions, geometry, maps, notes
-from raymap3r_ros.node.maps import MAP_TOPICS
+from raymap3r_ros.geometry import poses
+from raymap3r_ros.node import conversions, map_publisher, reporter
+from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.streaming import METHOD
 from raymap3r_ros.synthetic import suite_sequence
 
@@ -27,7 +28,7 @@ PITCH = math.radians(20)
 MOUNT = np.eye(4)
 MOUNT[:3, :3] = (
     np.array([[math.cos(PITCH), 0, math.sin(PITCH)], [0, 1, 0], [-math.sin(PITCH), 0, math.cos(PITCH)]])
-    @ geometry.ROS_FROM_OPTICAL
+    @ poses.ROS_FROM_OPTICAL
 )
 MOUNT[:3, 3] = 0.2, 0, 0.5
 
@@ -245,7 +246,7 @@ def test_scale_from_a_range_sensor(make_bench, room):
     truth = 3.0  # what the sensor says is three times what the network believes; taken from its own depth below
     ahead = 2.0  # metres: where the sensor sits, measuring along its x axis
     ranger = np.eye(4)
-    ranger[:3, :3] = geometry.ROS_FROM_OPTICAL.T
+    ranger[:3, :3] = poses.ROS_FROM_OPTICAL.T
     ranger[2, 3] = ahead
     broadcaster = StaticTransformBroadcaster(bench.probe)
     broadcaster.sendTransform(conversions.transform_message(Header(frame_id="camera"), "ranger", ranger))
@@ -302,7 +303,7 @@ def test_static_map_lies_on_the_room_and_is_latched(make_bench, room):
     rays = np.stack([columns, rows, np.ones((48, 64))], -1) @ np.linalg.inv(room[0].intrinsics).T
     surface = []
     for frame in room[::4]:
-        pose = geometry.world_pose(np.linalg.inv(room[0].pose) @ frame.pose)
+        pose = poses.world_pose(np.linalg.inv(room[0].pose) @ frame.pose)
         surface.append((frame.depth[..., None] * rays).reshape(-1, 3) @ pose[:3, :3].T + pose[:3, 3])
     surface = np.concatenate(surface)
     distance = np.array([np.linalg.norm(surface - point, axis=1).min() for point in points[::7]])
@@ -417,7 +418,8 @@ def test_occupancy_is_there_when_it_is_asked_for(make_bench, room):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "topic"), [(conversions, "map_message", "static_map"), (maps, "occupancy_grid", "occupancy")]
+    ("owner", "name", "topic"),
+    [(conversions, "map_message", "static_map"), (map_publisher, "occupancy_grid", "occupancy")],
 )
 def test_map_that_cannot_be_published_is_told_once_and_comes_later(
     make_bench, stand_in, monkeypatch, owner, name, topic
@@ -425,7 +427,7 @@ def test_map_that_cannot_be_published_is_told_once_and_comes_later(
     bench = make_bench(every_frame=True, static_map__rate=30.0, occupancy__enabled=True)
     bench.start("static_map", "occupancy")
     stream, attempts = stand_in(bench), []
-    monkeypatch.setattr(notes, "THROTTLE", 1e6)  # however slow this machine is
+    monkeypatch.setattr(reporter, "THROTTLE", 1e6)  # however slow this machine is
 
     def fail(*arguments):
         attempts.append(arguments)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from raymap3r_ros.streaming import cameras
-from raymap3r_ros.streaming.alignment import Similarity, align_segments, weighted_umeyama
+from raymap3r_ros.geometry import cameras
+from raymap3r_ros.geometry.similarity import Similarity, weighted_umeyama
+from raymap3r_ros.streaming.alignment import align_segments
 
 
 def some_similarity(scale: float = 1.7) -> Similarity:

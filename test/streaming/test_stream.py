@@ -13,8 +13,8 @@ import wall
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import NetworkConfig, untrained_network
-from raymap3r_ros.streaming import MaskOptions, StepResult, Stream, StreamOptions
-from raymap3r_ros.streaming.options import UPDATE_RULES
+from raymap3r_ros.streaming import MaskOptions, StepResult, Stream, StreamOptions, WorldChange
+from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 SMALL = NetworkConfig(
     image_size=64,
@@ -362,6 +362,22 @@ def test_another_raw_size_starts_a_new_world_though_the_network_sees_the_same(ne
         assert result.depth.shape == before.depth.shape
         assert same(result, fresh.step(image)) and result.frame == index
         assert (result.reset, result.reset_reason) == ((False, "") if index else (True, "size"))
+
+
+@pytest.mark.parametrize(
+    ("alignment", "change"),
+    [("robust", WorldChange.ALIGNED), ("published", WorldChange.JUMPED), ("off", WorldChange.NEW)],
+)
+def test_a_result_says_what_happened_to_the_world(network, alignment: str, change: WorldChange):
+    stream = Stream(network, StreamOptions(reset_interval=4, reset_alignment=alignment))
+    image = np.full((48, 64, 3), 90, np.uint8)
+    changes = [stream.step(image).world_change for _ in range(10)]
+    # The frame at which the memory is reset is the last one of its segment.
+    expected = {0: WorldChange.NEW, 5: change, 9: change}
+    assert changes == [expected.get(frame, WorldChange.NONE) for frame in range(10)]
+    stream.reset()
+    assert stream.step(image).world_change is WorldChange.NEW
+    assert stream.step(np.full((64, 48, 3), 90, np.uint8)).world_change is WorldChange.NEW
 
 
 def test_reset_starts_a_new_world(network):

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.recording import open_recording
+from raymap3r_ros.io import open_recording
 from raymap3r_ros.synthetic import SUITES, Frame, suite_sequence
 from raymap3r_ros.synthetic.export import TOPICS, export_sequence
 

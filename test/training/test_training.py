@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from raymap3r_ros.cli import main
 from raymap3r_ros.errors import CheckpointError, InputError, OptionError
+from raymap3r_ros.geometry.cameras import pose_encoding
 from raymap3r_ros.network import load_network
-from raymap3r_ros.streaming.cameras import pose_encoding
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training import RECIPES, TrainOptions, train, trainer
 from raymap3r_ros.training.batches import image_size, make_batch

@@ -18,7 +18,7 @@ from raymap3r_ros.evaluation.datasets.scannet import load_scannet, load_scannet_
 from raymap3r_ros.evaluation.datasets.seven_scenes import load_seven_scenes
 from raymap3r_ros.evaluation.datasets.sintel import load_sintel
 from raymap3r_ros.evaluation.datasets.tum import load_bonn, load_tum, load_tum_folder, load_tum_long
-from raymap3r_ros.evaluation.sequences import Sequence
+from raymap3r_ros.evaluation.sequences import PosedSequence
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Dataset:
 
     name: str
     help: str
-    load: Callable[[Path], list[Sequence]]
+    load: Callable[[Path], list[PosedSequence]]
     depth_cap: float | None = None  # metres; depth beyond does not count in its tables
     has_depth: bool = False
     has_pose: bool = False
     has_mask: bool = False
-    load_long: Callable[[Path], list[Sequence]] | None = None  # the longer sampling, where its tables have one
+    load_long: Callable[[Path], list[PosedSequence]] | None = None  # the longer sampling, where its tables have one
 
 
 DATASETS: dict[str, Dataset] = {
@@ -97,7 +97,7 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def open_dataset(name: str, root: Path, *, long: bool = False) -> list[Sequence]:
+def open_dataset(name: str, root: Path, *, long: bool = False) -> list[PosedSequence]:
     """The sequences of data set `name` (a key of `DATASETS`) in the folder `root`; `long`: its longer sampling.
 
     Raises OptionError for a name or a long form that there is not, and InputError that says which folder or file is

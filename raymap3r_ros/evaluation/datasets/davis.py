@@ -13,10 +13,10 @@ from raymap3r_ros.evaluation.datasets.files import (
     same_size,
     standard_folders,
 )
-from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 
 
-def load_davis(root: Path) -> list[Sequence]:
+def load_davis(root: Path) -> list[PosedSequence]:
     """DAVIS 2017 trainval at 480p, all frames, 24 frames/s; any labelled object counts as moving."""
     lists = [root / "ImageSets" / "2017" / f"{part}.txt" for part in ("train", "val")]
     annotations = root / "Annotations" / "480p"
@@ -27,7 +27,7 @@ def load_davis(root: Path) -> list[Sequence]:
     return [_sequence(root, folder) for folder in standard_folders(annotations, names)]
 
 
-def _sequence(root: Path, folder: Path) -> Sequence:
+def _sequence(root: Path, folder: Path) -> PosedSequence:
     masks = numbered_files(folder, "*.png")
     images = [existing_file(root / "JPEGImages" / "480p" / folder.name / f"{path.stem}.jpg") for path in masks]
 
@@ -36,4 +36,4 @@ def _sequence(root: Path, folder: Path) -> Sequence:
             image = read_image(path)
             yield Frame(image, index / 24, moving=same_size(read_labels(mask) > 0, image, mask))
 
-    return Sequence(folder.name, len(images), frames)
+    return PosedSequence(folder.name, len(images), frames)

@@ -16,12 +16,12 @@ from raymap3r_ros.evaluation.datasets.files import (
     read_image,
     same_size,
 )
-from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 
 DEPTH_UNIT = 256  # values of a depth PNG per metre
 
 
-def load_kitti(root: Path) -> list[Sequence]:
+def load_kitti(root: Path) -> list[PosedSequence]:
     """The drives of the depth benchmark's `val`, first 110 frames with depth, left colour camera, 10 frames/s."""
     drives = sorted((root / "val").glob("*_sync/proj_depth/groundtruth/image_02"))
     if not drives:
@@ -29,7 +29,7 @@ def load_kitti(root: Path) -> list[Sequence]:
     return [_sequence(root, folder) for folder in drives]
 
 
-def _sequence(root: Path, folder: Path) -> Sequence:
+def _sequence(root: Path, folder: Path) -> PosedSequence:
     drive = folder.parents[2].name
     depths = numbered_files(folder, "*.png")[:110]
     day = root / drive[: len("2011_09_26")]
@@ -42,7 +42,7 @@ def _sequence(root: Path, folder: Path) -> Sequence:
             metres = same_size(read_depth(depth, DEPTH_UNIT), image, depth)
             yield Frame(image, int(path.stem) / 10, metres, intrinsics=intrinsics)
 
-    return Sequence(drive, len(images), frames)
+    return PosedSequence(drive, len(images), frames)
 
 
 def _read_camera(path: Path) -> np.ndarray | None:

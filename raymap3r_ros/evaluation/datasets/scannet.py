@@ -17,26 +17,26 @@ from raymap3r_ros.evaluation.datasets.files import (
     read_matrix,
     standard_folders,
 )
-from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 
 SCENES = [f"scene{number:04d}_00" for number in range(707, 807)]
 
 
-def load_scannet(root: Path) -> list[Sequence]:
+def load_scannet(root: Path) -> list[PosedSequence]:
     """scene0707_00 to scene0806_00, frames 0:270:3."""
     return _scenes(root, slice(0, 270, 3))
 
 
-def load_scannet_long(root: Path) -> list[Sequence]:
+def load_scannet_long(root: Path) -> list[PosedSequence]:
     """scene0707_00 to scene0806_00, every 3rd frame, at most 1000."""
     return _scenes(root, slice(0, 3000, 3))
 
 
-def _scenes(root: Path, chosen: slice) -> list[Sequence]:
+def _scenes(root: Path, chosen: slice) -> list[PosedSequence]:
     return [_sequence(folder, chosen) for folder in standard_folders(root, SCENES)]
 
 
-def _sequence(folder: Path, chosen: slice) -> Sequence:
+def _sequence(folder: Path, chosen: slice) -> PosedSequence:
     """Colour images shrunk to the size of the depth maps, 30 frames/s. Frames whose pose was lost are left out."""
     images = numbered_files(folder / "color", "*.jpg")[chosen]
     poses = [read_matrix(folder / "pose" / f"{path.stem}.txt", (4, 4)) for path in images]
@@ -60,4 +60,4 @@ def _sequence(folder: Path, chosen: slice) -> Sequence:
             image = cv2.resize(image, depth.shape[::-1], interpolation=cv2.INTER_AREA)
             yield Frame(image, int(path.stem) / 30, depth, None, None, pose, intrinsics)
 
-    return Sequence(folder.name, len(tracked), frames)
+    return PosedSequence(folder.name, len(tracked), frames)

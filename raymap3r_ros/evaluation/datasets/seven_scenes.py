@@ -17,14 +17,14 @@ from raymap3r_ros.evaluation.datasets.files import (
     same_size,
     standard_folders,
 )
-from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 
 SCENES = ("chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs")
 CAMERA = (525.0, 525.0, 320.0, 240.0)  # fx fy cx cy, pixels
 INVALID = 65535  # of a depth PNG
 
 
-def load_seven_scenes(root: Path) -> list[Sequence]:
+def load_seven_scenes(root: Path) -> list[PosedSequence]:
     """The 18 test sequences, every 2nd frame, at most 200, 30 frames/s. `depth.proj` is depth in the colour camera."""
     return [
         _sequence(scene / f"seq-{int(number):02d}")
@@ -33,7 +33,7 @@ def load_seven_scenes(root: Path) -> list[Sequence]:
     ]
 
 
-def _sequence(folder: Path) -> Sequence:
+def _sequence(folder: Path) -> PosedSequence:
     names = [path.name.removesuffix(".color.png") for path in numbered_files(folder, "frame-*.color.png")[0:400:2]]
     poses = [read_matrix(folder / f"{name}.pose.txt", (4, 4)) for name in names]
 
@@ -45,4 +45,4 @@ def _sequence(folder: Path) -> Sequence:
             stamp = int(name.removeprefix("frame-")) / 30
             yield Frame(image, stamp, depth, pose=pose, intrinsics=pinhole(*CAMERA))
 
-    return Sequence(f"{folder.parent.name}-{folder.name}", len(names), frames)
+    return PosedSequence(f"{folder.parent.name}-{folder.name}", len(names), frames)

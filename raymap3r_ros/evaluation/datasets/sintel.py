@@ -16,7 +16,7 @@ from raymap3r_ros.evaluation.datasets.files import (
     same_size,
     standard_folders,
 )
-from raymap3r_ros.evaluation.sequences import Frame, Sequence, known_depth
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence, known_depth
 
 SEQUENCES = (
     "alley_2", "ambush_4", "ambush_5", "ambush_6", "cave_2", "cave_4", "market_2", "market_5", "market_6", "shaman_3",
@@ -26,13 +26,13 @@ TAG = 202021.25  # the float32 with which .cam and .dpt files begin
 MASKS = "dynamic_label_perfect"  # beside `final`; made from the data set by its users, not part of it
 
 
-def load_sintel(root: Path) -> list[Sequence]:
+def load_sintel(root: Path) -> list[PosedSequence]:
     """The 14 sequences of the trajectory tables, all frames of `training/final`, 24 frames/s."""
     training = root / "training"
     return [_sequence(training, folder) for folder in standard_folders(training / "final", SEQUENCES)]
 
 
-def _sequence(training: Path, folder: Path) -> Sequence:
+def _sequence(training: Path, folder: Path) -> PosedSequence:
     images = numbered_files(folder, "*.png")
 
     def frames() -> Iterator[Frame]:
@@ -45,7 +45,7 @@ def _sequence(training: Path, folder: Path) -> Sequence:
             moving = same_size(read_grey(mask) > 127, image, mask) if mask.is_file() else None  # the last has none
             yield Frame(image, index / 24, depth, None, moving, pose, intrinsics)
 
-    return Sequence(folder.name, len(images), frames)
+    return PosedSequence(folder.name, len(images), frames)
 
 
 def _read_cam(path: Path) -> tuple[np.ndarray, np.ndarray]:

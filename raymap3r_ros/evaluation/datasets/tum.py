@@ -18,9 +18,9 @@ from raymap3r_ros.evaluation.datasets.files import (
     same_size,
     standard_folders,
 )
-from raymap3r_ros.evaluation.sequences import Frame, Sequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.trajectory import read_tum
-from raymap3r_ros.recording.readers import natural_key
+from raymap3r_ros.io.readers import natural_key
 
 TOLERANCE = 0.02  # seconds between what belongs together
 DEPTH_UNIT = 5000  # values of a depth PNG per metre
@@ -48,17 +48,17 @@ BONN_MARKERS = np.array(
 )
 
 
-def load_tum(root: Path) -> list[Sequence]:
+def load_tum(root: Path) -> list[PosedSequence]:
     """The eight freiburg3 sequences with people: of the frames that have a pose every 3rd, the first 90."""
     return _dynamics(root, slice(0, 270, 3))
 
 
-def load_tum_long(root: Path) -> list[Sequence]:
+def load_tum_long(root: Path) -> list[PosedSequence]:
     """As `load_tum`, every frame, at most 1000."""
     return _dynamics(root, slice(1000))
 
 
-def load_tum_folder(root: Path) -> list[Sequence]:
+def load_tum_folder(root: Path) -> list[PosedSequence]:
     """Any sequence in the TUM RGB-D layout, or a folder of them, all frames: also what `raymap3r render` writes.
 
     Beside rgb.txt, groundtruth.txt and depth.txt, lists of the same form are read where they exist: static_depth.txt
@@ -70,7 +70,7 @@ def load_tum_folder(root: Path) -> list[Sequence]:
     return [_sequence(folder) for folder in sorted(found, key=lambda path: natural_key(path.name))]
 
 
-def load_bonn(root: Path) -> list[Sequence]:
+def load_bonn(root: Path) -> list[PosedSequence]:
     """The five sequences of the video depth tables, images 30 to 139."""
 
     def to_camera(poses: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def load_bonn(root: Path) -> list[Sequence]:
     ]
 
 
-def _dynamics(root: Path, chosen: slice) -> list[Sequence]:
+def _dynamics(root: Path, chosen: slice) -> list[PosedSequence]:
     return [_sequence(folder, chosen=chosen, camera=TUM_CAMERA) for folder in standard_folders(root, TUM_SEQUENCES)]
 
 
@@ -95,7 +95,7 @@ def _sequence(
     chosen: slice = slice(None),
     camera: tuple[float, float, float, float] | None = None,
     to_camera: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> Sequence:
+) -> PosedSequence:
     """`listed` picks from rgb.txt, then `chosen` from what has a pose; `to_camera` makes them poses of the camera."""
     stamps, images = (column[listed] for column in _read_list(folder / "rgb.txt"))
     pose_stamps, poses = read_tum(folder / "groundtruth.txt")
@@ -127,7 +127,7 @@ def _sequence(
                 intrinsics,
             )
 
-    return Sequence(folder.name, len(stamps), frames)
+    return PosedSequence(folder.name, len(stamps), frames)
 
 
 def _read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Programs that talk to the node over DDS."""

@@ -1,0 +1,1 @@
+"""Camera models, poses, similarity transforms and calibration."""

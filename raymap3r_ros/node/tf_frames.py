@@ -1,0 +1,325 @@
+"""Which frames the node's transforms join, and what becomes of the stream's poses on the way (REP 105).
+
+Every pose is a rigid (4, 4) float64 matrix, in metres. A pose "of b in a", or `a_from_b`, takes coordinates of frame b
+to coordinates of frame a, as the transform of tf2 with parent a and child b does.
+
+The *stream's world* is where the stream's poses are: origin at the first camera, REP 103 axes. The *world* is what is
+published under `world_frame`. In mode `camera` both are one. In the other modes the world begins as the robot's base
+at the first image, so that its z is up and the floor is z = 0 for a robot that starts level on the floor, however the
+camera is mounted; between the two lies one constant pose, `world_from_stream`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import TransformStamped
+from rclpy.time import Time as RosTime
+from tf2_ros import Buffer, TransformException
+
+from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.geometry.poses import rotation_vector
+from raymap3r_ros.node.conversions import rigid_matrix, seconds
+
+TF_MODES = ("camera", "base", "odom", "map")
+
+# Seconds of real time for which a transform of the image's stamp is waited for: what publishes it at 20 Hz or more has
+# by then, and an image is older than that when it comes out of the network.
+PATIENCE = 0.05
+# Seconds by which the newest base -> camera may be older than the image. A head that moves is published fast enough to
+# be waited for; what comes less often is in practice a fixed mount that is repeated, at 1 Hz by the slowest.
+MOUNT_AGE = 1.0
+# Seconds for which world -> odom holds without news of odom -> base: it follows the slip of the wheels, not the robot.
+DRIFT_AGE = 1.0
+# The last motion is carried on over at most so many times its own interval: over a few dropped images, not over a gap.
+COAST = 2.0
+
+
+class TransformError(InputError):
+    """A transform that others publish is not known."""
+
+
+@dataclass(frozen=True)
+class FrameNames:
+    """The parameters of these names. An empty `child_frame` means the images' own frame. Raises OptionError."""
+
+    tf_mode: str = "camera"
+    world_frame: str = "map"
+    odom_frame: str = "odom"
+    base_frame: str = "base_link"
+    child_frame: str = ""
+    invert_tf: bool = False
+
+    def __post_init__(self) -> None:
+        check_frames(self.tf_mode, self.world_frame, self.odom_frame, self.base_frame, self.child_frame)
+
+
+def check_frames(tf_mode: str, world_frame: str, odom_frame: str, base_frame: str, child_frame: str) -> None:
+    """Raise OptionError where these frames cannot make one tree. Names that the mode does not use may be anything."""
+    if tf_mode not in TF_MODES:
+        raise OptionError(f"tf_mode is {tf_mode!r}; allowed values: {', '.join(TF_MODES)}")
+    used = {"world_frame": world_frame}
+    if tf_mode in ("odom", "map"):
+        used["odom_frame"] = odom_frame
+    if tf_mode != "camera":
+        used["base_frame"] = base_frame
+    used["child_frame"] = child_frame
+    seen: dict[str, str] = {}
+    for option, name in used.items():
+        if name.startswith("/"):
+            raise OptionError(f"{option} is {name!r}; allowed: names without a leading slash")
+        if not name and option != "child_frame":
+            raise OptionError(f"{option} is empty; allowed with tf_mode {tf_mode}: any frame name")
+        if name and name in seen:
+            raise OptionError(f"{option} is {name!r}, as {seen[name]}; allowed: names that differ")
+        seen[name] = option
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one image was taken, and what is to be published of that."""
+
+    transforms: tuple[tuple[str, str, np.ndarray], ...]  # (parent, child, pose of the child in the parent)
+    problem: str  # why a transform that the mode promises is not among them; "" where all are
+    camera: np.ndarray  # (4, 4) pose of the camera's optical frame in the world, for ~/pose and the trajectories
+    world_from_stream: np.ndarray  # (4, 4), constant from one new world to the next; takes a map to the world
+    odometry_frame: str  # ~/odometry: header.frame_id,
+    odometry_child: str  # child_frame_id
+    odometry: np.ndarray  # and (4, 4) pose of the child in it
+    child_from_camera: np.ndarray  # (4, 4) the camera's place in the child
+    # (4, 4) pose of the odometry's child in the frame that it was at the image before, for the twist. None where it
+    # was not measured: at the first image, and where the pose was corrected.
+    motion: np.ndarray | None
+    interval: float  # seconds of that motion; 0 without one
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What is remembered of a placed image."""
+
+    seconds: float
+    scale: float
+    camera: np.ndarray  # (4, 4) in the stream's world
+    base_from_camera: np.ndarray
+    base_in_odom: np.ndarray
+
+
+LookUp = Callable[[str, str, Time, float], np.ndarray]
+
+
+class Frames:
+    """Places the images of one stream, one after the other.
+
+    `look_up(parent, child, stamp, age)` gives the pose of child in parent, see `look_up`. Not thread-safe.
+    """
+
+    def __init__(self, names: FrameNames, look_up: LookUp) -> None:
+        self._names = names
+        self._look_up = look_up
+        self._world_from_stream: np.ndarray | None = None
+        self._last: _Moment | None = None
+        self._corrected = False  # since the last image that was placed
+        self._step: tuple[np.ndarray, float] | None = None  # the last measured motion, and its seconds
+        self._drift: tuple[np.ndarray, float] | None = None  # mode map: odom in the world, and when it was measured
+
+    def place(
+        self,
+        pose: np.ndarray,
+        stamp: Time,
+        camera_frame: str = "",
+        *,
+        scale: float = 1.0,
+        new_world: bool = False,
+        corrected: bool = False,
+    ) -> Placement:
+        """Place an image taken at `pose`, (4, 4) of the camera in the stream's world, metric scale applied.
+
+        `camera_frame`: the image's frame_id, for when none is chosen. `scale`: the metres per unit of the stream that
+        are in `pose`; where it changes, nothing has moved. `new_world`: the stream began anew with this image.
+        `corrected`: between the last image and this one `pose` has also jumped, by how much nobody knows.
+
+        Raises TransformError where base -> camera is not known: then the image has no place, and nothing of it can be
+        published in the world. A correction told with it counts for the next image. Raises InputError where the
+        image's own frame cannot hang in the tree, or the pose is not finite.
+        """
+        names = self._names
+        self._corrected |= new_world or corrected
+        if new_world:
+            self._world_from_stream = None
+        camera_frame = self._camera_name(camera_frame)
+        alone = names.tf_mode == "camera"
+        if not alone:
+            pose = _rigid(pose)  # it is chained to others; alone it is published as the stream has it
+        base_from_camera = np.eye(4) if alone else self._look_up(names.base_frame, camera_frame, stamp, MOUNT_AGE)
+        begins = self._world_from_stream is None
+        if begins:
+            self._world_from_stream = np.eye(4) if alone else base_from_camera @ _inverse(pose)
+        camera = self._world_from_stream @ pose
+        base = camera @ _inverse(base_from_camera)  # in mode camera the camera itself
+        if begins and not alone:
+            base = np.eye(4)  # to the last bit, which tells RTAB-Map that the odometry has begun anew
+
+        now = seconds(stamp)
+        motion, interval = self._motion(base, now, scale)
+        jumps = motion is None or scale != self._last.scale
+        base_in_odom = base if self._last is None else _rigid(self._last.base_in_odom @ self._likely(motion, now))
+        if motion is not None and interval > 0:
+            self._step = motion, interval
+        self._corrected = False
+        self._last = _Moment(now, scale, pose, base_from_camera, base_in_odom)
+
+        body = camera_frame if alone else names.base_frame
+        problem, odometry = "", (names.world_frame, body, base)
+        if names.tf_mode == "odom":
+            odometry = (names.odom_frame, body, base_in_odom)
+            transforms = [odometry, (names.world_frame, names.odom_frame, base @ _inverse(base_in_odom))]
+        elif names.tf_mode == "map":
+            try:
+                transforms = [(names.world_frame, names.odom_frame, self._odom_in_world(base, stamp, jumps))]
+            except TransformError as error:
+                transforms, problem = [], str(error)
+        else:
+            transforms = [odometry]
+        if names.invert_tf:
+            transforms = [(child, parent, _inverse(matrix)) for parent, child, matrix in transforms]
+        return Placement(
+            transforms=tuple(transforms),
+            problem=problem,
+            camera=camera,
+            world_from_stream=self._world_from_stream,
+            odometry_frame=odometry[0],
+            odometry_child=odometry[1],
+            odometry=odometry[2],
+            child_from_camera=base_from_camera,
+            motion=motion if interval > 0 else None,
+            interval=interval,
+        )
+
+    def _camera_name(self, of_image: str) -> str:
+        names = self._names
+        name = names.child_frame or of_image
+        try:
+            check_frames(names.tf_mode, names.world_frame, names.odom_frame, names.base_frame, name)
+        except OptionError as error:
+            raise InputError(f"the images' frame_id cannot be used ({error}): choose another child_frame") from None
+        if not name:
+            raise InputError("the images have no frame_id: choose a child_frame")
+        return name
+
+    def _motion(self, base: np.ndarray, now: float, scale: float) -> tuple[np.ndarray | None, float]:
+        """Motion of the base since the last image, and its seconds (0 without one), as the poses tell it."""
+        last = self._last
+        if last is None or self._corrected:
+            return None, 0.0
+        camera = last.camera.copy()
+        camera[:3, 3] *= scale / last.scale  # where the last image would have been placed with the scale of today
+        before = self._world_from_stream @ camera @ _inverse(last.base_from_camera)
+        return _inverse(before) @ base, max(now - last.seconds, 0.0)
+
+    def _likely(self, motion: np.ndarray | None, now: float) -> np.ndarray:
+        """The measured motion; where a correction hides it, the last one carried on.
+
+        Nothing would be the other guess. It would leave out one image's way at every correction: at each new segment
+        of the memory a stop that never was. Where time went back (a bag began again) or never ran, it is nothing.
+        """
+        if motion is not None:
+            return motion
+        if self._step is None:
+            return np.eye(4)
+        step, interval = self._step
+        return _share(step, min(max((now - self._last.seconds) / interval, 0.0), COAST))
+
+    def _odom_in_world(self, base: np.ndarray, stamp: Time, jumps: bool) -> np.ndarray:
+        """Mode map: pose of odom in the world, which `jumps` with this image or drifts. Raises TransformError."""
+        if jumps:
+            self._drift = None
+        try:
+            odom_from_base = self._look_up(self._names.odom_frame, self._names.base_frame, stamp, 0.0)
+        except TransformError:
+            # An odometry that is slower than the camera: the next image will know more.
+            if self._drift is None or abs(seconds(stamp) - self._drift[1]) > DRIFT_AGE:
+                raise
+            return self._drift[0]
+        self._drift = base @ _inverse(odom_from_base), seconds(stamp)
+        return self._drift[0]
+
+
+def look_up(buffer: Buffer, parent: str, child: str, stamp: Time, age: float = 0.0) -> np.ndarray:
+    """(4, 4) pose of `child` in `parent` at `stamp`; transforms of /tf_static hold at any time.
+
+    Where the newest is older than that it is waited for, PATIENCE seconds at most; then one that is up to `age`
+    seconds older will do. Raises TransformError. (The timeout of tf2_ros itself runs by the node's clock, and with
+    simulated time that is paused it never ends.)
+    """
+    wanted = RosTime.from_msg(stamp)
+    deadline = time.monotonic() + PATIENCE
+    newest = _newest(buffer, parent, child)
+    # What is behind by more than the patience is not about to come.
+    while 0 < (behind := _age(newest, wanted)) <= PATIENCE and time.monotonic() < deadline:
+        time.sleep(PATIENCE / 20)
+        newest = _newest(buffer, parent, child)
+    try:
+        return _matrix(buffer.lookup_transform(parent, child, wanted))
+    except TransformException as error:
+        if 0 < behind <= age:
+            return _matrix(newest)
+        when = f"the newest is {behind:.3f} s older" if behind > 0 else "what is known begins after it"
+        raise TransformError(
+            f"no transform {parent} -> {child} at the image's stamp, {when}: have it published without a pause, at "
+            f"{1 / PATIENCE:.0f} Hz or more where it changes, and by a clock that agrees with the images'"
+        ) from error
+
+
+def _matrix(transform: TransformStamped) -> np.ndarray:
+    """(4, 4) of a transform. Raises TransformError where it is not finite: tf2 lets infinity through."""
+    matrix = rigid_matrix(transform.transform.translation, transform.transform.rotation)
+    if not np.isfinite(matrix).all():
+        parent, child = transform.header.frame_id, transform.child_frame_id
+        raise TransformError(f"the transform {parent} -> {child} is not finite: mend what publishes it")
+    return matrix
+
+
+def _newest(buffer: Buffer, parent: str, child: str) -> TransformStamped:
+    try:
+        return buffer.lookup_transform(parent, child, RosTime())
+    except TransformException as error:
+        raise TransformError(
+            f"no transform {parent} -> {child} ({str(error).strip()}): have it published, a part of the robot by "
+            "robot_state_publisher or static_transform_publisher, odometry by its source"
+        ) from error
+
+
+def _age(transform: TransformStamped, wanted: RosTime) -> float:
+    """Seconds by which a transform is older."""
+    return (wanted.nanoseconds - RosTime.from_msg(transform.header.stamp).nanoseconds) * 1e-9
+
+
+def _rigid(pose: np.ndarray) -> np.ndarray:
+    """The pose with the nearest true rotation: what float32 leaves over must not add up. Raises InputError."""
+    if not np.isfinite(pose).all():
+        raise InputError("the camera's pose is not finite")
+    u, _, vt = np.linalg.svd(pose[:3, :3])
+    result = np.eye(4)
+    result[:3, :3] = u @ vt
+    result[:3, 3] = pose[:3, 3]
+    return result
+
+
+def _inverse(pose: np.ndarray) -> np.ndarray:
+    result = np.eye(4)
+    result[:3, :3] = pose[:3, :3].T
+    result[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return result
+
+
+def _share(motion: np.ndarray, share: float) -> np.ndarray:
+    """The motion carried on or broken off: angle and way times `share`."""
+    result = np.eye(4)
+    result[:3, :3] = cv2.Rodrigues(share * rotation_vector(motion[:3, :3]))[0]
+    result[:3, 3] = share * motion[:3, 3]
+    return result

@@ -1,0 +1,129 @@
+"""The demo as a user starts it: real clips over DDS through three processes."""
+
+import argparse
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from raymap3r_ros.clients import demo
+from raymap3r_ros.clients.recorder import Recorded
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.node.publishers import TOPICS
+
+LIMIT = 300  # seconds
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "raymap3r_ros.cli", "demo", *map(str, arguments)]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT)
+
+
+def test_clip_played_as_a_camera_loses_no_frame(shared, tmp_path):
+    frames = 30
+    done = run(
+        shared / "clips" / "walking-indoors.mp4", "--every-frame", "--frames", frames, "--rate", 10, "--out", tmp_path
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"frames     in {frames}   out {frames}   dropped 0" in done.stdout, done.stdout
+    for check in (
+        "ok    every output was received\n",
+        "ok    every stamp is that of an image\n",
+        f"ok    TF equals ~/pose ({frames} transforms)\n",
+        "ok    every depth is finite (0 are not)\n",
+        "ok    the node ended cleanly (status 0)\n",
+        f"ok    no frame was lost (0 of {frames} are missing)\n",
+    ):
+        assert check in done.stdout, done.stdout
+    assert (tmp_path / "preview.png").stat().st_size > 10_000
+    (video,) = [*tmp_path.glob("preview.mp4"), *tmp_path.glob("preview.gif")]
+    # With the first frames, of which nobody knows what moves.
+    assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == frames
+
+
+def test_demo_without_a_clip_runs_live(tmp_path):
+    done = run("--frames", 20, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "rendered room" in done.stdout and "FAIL" not in done.stdout
+    assert (tmp_path / "preview.png").is_file()
+
+
+def test_node_that_cannot_start_ends_the_demo(tmp_path):
+    done = run("--checkpoint", "/nowhere.pth", "--frames", 1, "--out", tmp_path)
+    assert done.returncode == 2
+    assert "configure failed: checkpoint '/nowhere.pth' is not a file" in done.stdout
+    assert "the node has ended with status 1; its own message is above" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def arguments(*texts):
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    return parser.parse_args(texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["--rate", "0"], "--rate is 0.0; allowed: 0.1 to 1000"),
+        (["--frames", "0"], "--frames is 0; allowed: 1 and more"),
+        (["/nowhere.mp4"], "/nowhere.mp4"),
+    ],
+)
+def test_unusable_arguments_are_refused(texts, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        demo.run(arguments(*texts, "--out", str(tmp_path)))
+
+
+def test_rendered_room_has_something_that_moves():
+    images = demo.rendered_room(3)
+    assert len(images) == 3
+    assert all(image.shape == (120, 160, 3) and image.dtype == np.uint8 for image in images)
+    assert np.abs(images[0].astype(int) - images[2]).mean() > 1
+
+
+class TestChecks:
+    """What the demo finds out about an output that is not as promised."""
+
+    def recorded(self):
+        stamps = {topic: [10, 20] for topic in (*TOPICS, "tf")}
+        poses = {10: (0.0,) * 7, 20: (1.0,) * 7}
+        return Recorded(stamps=stamps, poses=poses, transforms=dict(poses))
+
+    def failures(self, recorded, *texts, status=0, sent=(10, 20)):
+        checks = demo._checks(arguments(*texts), demo.Played(list(sent)), recorded, status)
+        return [text for text, holds in checks.items() if not holds]
+
+    def test_all_well(self):
+        assert self.failures(self.recorded(), "--every-frame") == []
+
+    def test_silent_topic(self):
+        recorded = self.recorded()
+        recorded.stamps["points"] = []
+        assert self.failures(recorded) == ["every output was received, except of points"]
+
+    def test_foreign_stamp(self):
+        recorded = self.recorded()
+        recorded.stamps["depth"].append(21)
+        assert self.failures(recorded) == ["every stamp is that of an image, except of depth"]
+
+    def test_transform_that_differs(self):
+        recorded = self.recorded()
+        recorded.transforms[20] = (1.0,) * 6 + (1.0001,)
+        assert self.failures(recorded) == ["TF equals ~/pose (2 transforms)"]
+
+    def test_depth_that_is_not_finite(self):
+        recorded = self.recorded()
+        recorded.not_finite = 3
+        assert self.failures(recorded) == ["every depth is finite (3 are not)"]
+
+    def test_lost_frame(self):
+        assert self.failures(self.recorded(), sent=(10, 20, 30)) == []
+        assert self.failures(self.recorded(), "--every-frame", sent=(10, 20, 30)) == [
+            "no frame was lost (1 of 3 are missing)"
+        ]
+
+    def test_node_that_crashes(self):
+        assert self.failures(self.recorded(), status=-11) == ["the node ended cleanly (status -11)"]

@@ -1,0 +1,171 @@
+"""`raymap3r evaluate` as a user meets it."""
+
+import csv
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from raymap3r_ros import cli
+from raymap3r_ros.commands import evaluate
+from raymap3r_ros.evaluation.run import seen_part
+from raymap3r_ros.evaluation.tables import METRICS
+from raymap3r_ros.network import save_network, untrained_network
+from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.streaming.preprocessing import frame_image
+from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+
+pytest.importorskip("evo", reason="the evaluation needs evo")
+
+SHORT = ["--sequences", "2", "--frames", "7", "--device", "cpu"]
+
+
+def error_of(capsys, *arguments: object) -> str:
+    """The one line that a failing command prints."""
+    assert cli.main(["evaluate", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if "warning" not in line]
+    assert len(lines) == 1 and lines[0].startswith("raymap3r: error: ")
+    return lines[0].removeprefix("raymap3r: error: ")
+
+
+def usage_error_of(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", *map(str, arguments)])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_network(untrained_network(PRESETS["mini"]), path, manifest={"steps": "0"})
+    return path
+
+
+def test_tables_of_rendered_suites(weights, tmp_path, capsys):
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "csv")}
+    arguments = [
+        "evaluate", "synthetic", "--suite", "static", "light", *SHORT, "--rules", "raymap3r,cut3r",
+        "--checkpoint", weights, "--json", files["json"], "--csv", files["csv"], "--smoothing", "off",
+    ]  # fmt: skip
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    text = capsys.readouterr().out
+    assert "one_room static: trajectory (2 sequences, 0.0 % of pixels move)" in text
+    assert "one_room light: motion (2 sequences" in text and "random walk" in text and "true background" in text
+    assert "small.safetensors, on cpu in" in text and "smoothing off" in text
+
+    written = json.loads(files["json"].read_text())
+    with files["csv"].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(written["rows"])
+    assert {row["suite"] for row in written["rows"]} == {"static", "light"}
+    assert {row["rule"] for row in written["rows"] if row["kind"] == "rule"} == {"raymap3r", "cut3r"}
+    assert {entry["sequence"] for entry in written["sequences"]} == {
+        f"one_room-{suite}-{number:02d}" for suite in ("static", "light") for number in (0, 23)
+    }
+    assert {entry["frames"] for entry in written["sequences"]} == {7}
+    metrics = {metric for entry in written["sequences"] for metric in entry["values"]}
+    assert metrics <= METRICS.keys() and {"ate_se3", "abs_rel_ray", "mask_iou"} <= metrics
+    settings = written["settings"]
+    assert settings["manifest"] == {"steps": "0"} and settings["checkpoint"] == "small.safetensors"
+    assert {row["settings"] for row in written["rows"] if row["kind"] == "rule"} == set(settings["options"])
+    assert {options["smoothing"] for options in settings["options"].values()} == {"off"}
+    assert settings["plan"]["known_intrinsics"] is True
+
+
+def test_the_same_command_gives_the_same_numbers(weights, tmp_path, capsys):
+    rows = []
+    for name in ("a.json", "b.json"):
+        arguments = ["synthetic", "--suite", "static", *SHORT, "--rules", "cut3r", "--json", tmp_path / name]
+        assert cli.main(["evaluate", *map(str, arguments), "--checkpoint", str(weights)]) == 0
+        rows.append(json.loads((tmp_path / name).read_text())["rows"])
+    assert rows[0] == rows[1]
+
+
+def test_ablations_are_lines_of_their_own(weights, capsys):
+    arguments = ["synthetic", "--suite", "static", "--rules", "cut3r", *SHORT, "--sequences", "1", "--ablations"]
+    assert cli.main(["evaluate", *arguments, "--checkpoint", str(weights)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("base", "dual branch", "all, raster pooling", "all, no resets"):
+        assert any(line.startswith(f"{name}  ") for line in lines), name
+
+
+def test_a_recorded_folder(weights, tmp_path, capsys):
+    """A folder in TUM's layout, with masks as `raymap3r render` writes them."""
+    folder = tmp_path / "sequence"
+    rng = np.random.default_rng(0)
+    lists = {"rgb": [], "depth": [], "mask": []}
+    poses = []
+    for index in range(7):
+        stamp = f"{index / 10:.6f}"
+        moving = np.zeros((60, 80), np.uint8)
+        moving[10:40, 10 + index : 40 + index] = 255
+        maps = {
+            "rgb": rng.integers(0, 256, (60, 80, 3)).astype(np.uint8),
+            "depth": np.full((60, 80), 10_000, np.uint16),
+            "mask": moving,
+        }
+        for name, array in maps.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(folder / name / f"{stamp}.png"), array)
+            lists[name].append(f"{stamp} {name}/{stamp}.png")
+        poses.append(f"{stamp} {0.1 * index} {0.02 * index**2} 0 0 0 0 1")
+    for name, lines in lists.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (folder / "groundtruth.txt").write_text("\n".join(poses) + "\n")
+    arguments = ["tum_folder", folder, "--rules", "cut3r", "--checkpoint", weights, "--device", "cpu"]
+    assert cli.main(["evaluate", *map(str, arguments), "--json", str(tmp_path / "a.json")]) == 0
+    text = capsys.readouterr().out
+    assert "tum_folder: trajectory (1 sequence, 18.75 % of pixels move)" in text.replace("18.8", "18.75")
+    assert "tum_folder: depth" in text and "intrinsics estimated" in text
+    rows = {
+        row["metric"]: row for row in json.loads((tmp_path / "a.json").read_text())["rows"] if row["rule"] == "cut3r"
+    }
+    config = PRESETS["mini"]
+    framing = frame_image(80, 60, config.image_size, config.patch_size)
+    assert rows["depth_pixels"]["value"] == 7 * seen_part(np.empty((60, 80)), framing).size
+    assert rows["ate_constant"]["value"] == pytest.approx(
+        np.sqrt(np.var(0.1 * np.arange(7)) + np.var(0.02 * np.arange(7) ** 2)), rel=1e-6
+    )
+    assert rows["ate_constant"]["low"] is None  # one sequence has no spread
+
+
+def test_all_rules_run_unless_some_are_named():
+    parser = cli._parser([])
+    args = parser.parse_args(["evaluate", "synthetic"])
+    assert args.rules == UPDATE_RULES
+    assert "tune" not in args.suite and {"static", "light", "heavy", "long", "stopgo"} <= set(args.suite)
+    assert (args.intrinsics, args.batch) == ("given", 8)
+    recorded = parser.parse_args(["evaluate", "sintel", "somewhere"])
+    assert (recorded.intrinsics, recorded.batch, recorded.depth_cap) == ("estimated", 1, 70)
+    assert parser.parse_args(["evaluate", "synthetic"]).intrinsics == "given"  # parsers do not share their defaults
+
+
+def test_selections_that_are_none(weights, tmp_path, capsys):
+    base = ["synthetic", "--checkpoint", weights, "--device", "cpu"]
+    assert "invalid choice: 'sturdy'" in usage_error_of(capsys, *base, "--suite", "sturdy")
+    assert "invalid choice: 'mars'" in usage_error_of(capsys, *base, "--world", "mars")
+    assert error_of(capsys, *base, "--rules", "slam").startswith("update_rule is 'slam'; allowed values: raymap3r")
+    assert error_of(capsys, *base, "--rules", "cut3r,cut3r") == "rules are cut3r,cut3r; each may be named once"
+    assert error_of(capsys, *base, "--sequences", "0") == "sequences is 0; allowed: 1 and more"
+    assert error_of(capsys, *base, "--frames", "-1") == "frames is -1; allowed: 0 and more"
+    assert "there is no folder" in error_of(capsys, *base, "--json", tmp_path / "no" / "a.json")
+    assert "160x120" in usage_error_of(capsys, *base, "--render-size", "big")
+
+
+def test_a_data_set_that_is_not_there(weights, tmp_path, capsys):
+    missing = error_of(capsys, "sintel", tmp_path / "no", "--checkpoint", weights)
+    assert str(tmp_path / "no") in missing and "no such folder" in missing
+    assert str(tmp_path) in error_of(capsys, "davis", tmp_path, "--checkpoint", weights)
+    assert "ROOT" in usage_error_of(capsys, "tum")
+
+
+def test_without_evo_nothing_is_run(weights, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "evo.core.metrics", None)
+    monkeypatch.setattr(evaluate, "load_network", lambda *_: pytest.fail("loaded weights"))
+    message = error_of(capsys, "synthetic", "--checkpoint", weights)
+    assert "evo" in message and "pip install evo scipy matplotlib" in message

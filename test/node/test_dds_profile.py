@@ -1,0 +1,119 @@
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from raymap3r_ros.node.dds_profile import USER_VARIABLES, config_file, profile_environment
+
+# Two processes, one large best effort message after the other: what the default transport loses.
+PUBLISHER = """
+import array, time, rclpy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import Empty
+rclpy.init()
+node = rclpy.create_node("large_publisher")
+publisher = node.create_publisher(Image, "large", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+heard = []
+node.create_subscription(Empty, "heard", heard.append, 100)
+while not publisher.get_subscription_count():
+    rclpy.spin_once(node, timeout_sec=0.05)
+message = Image(height=1080, width=1920, step=5760, encoding="rgb8", data=array.array("B", bytes(1080 * 5760)))
+deadline = time.monotonic() + 40
+sent = 0
+while len(heard) < 20 and time.monotonic() < deadline:
+    # The next one when the last was heard: a slow machine is no reason for a loss.
+    waiting = time.monotonic() + 2
+    publisher.publish(message)
+    sent += 1
+    count = len(heard)
+    while len(heard) == count and time.monotonic() < waiting:
+        rclpy.spin_once(node, timeout_sec=0.1)
+print(sent, len(heard))
+"""
+
+# Nothing but large best effort images, on the default transport.
+FLOOD = """
+import array, sys, time, rclpy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+rclpy.init()
+node = rclpy.create_node("flood")
+publisher = node.create_publisher(Image, sys.argv[1], QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+message = Image(height=1080, width=1920, step=5760, encoding="rgb8", data=array.array("B", bytes(1080 * 5760)))
+while True:
+    message.header.stamp = node.get_clock().now().to_msg()
+    publisher.publish(message)
+    time.sleep(0.03)
+"""
+
+
+def test_profile_is_set_unless_the_user_has_chosen():
+    path = str(config_file("fastdds.xml"))
+    assert profile_environment({}) == {"FASTDDS_DEFAULT_PROFILES_FILE": path}
+    assert profile_environment({"ROS_DISTRO": "kilted"}) == {"FASTDDS_DEFAULT_PROFILES_FILE": path}
+    assert profile_environment({"ROS_DISTRO": "jazzy"}) == {"FASTRTPS_DEFAULT_PROFILES_FILE": path}
+    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_BUILTIN_TRANSPORTS"):
+        assert profile_environment({name: "of the user"}) == {}
+
+
+@pytest.mark.parametrize("name", ["fastdds.xml", "stream.yaml"])
+def test_files_are_found(name):
+    assert config_file(name).is_file()
+
+
+def test_profile_gives_shared_memory_room_and_keeps_the_network():
+    space = {"dds": "http://www.eprosima.com"}
+    root = ElementTree.parse(config_file("fastdds.xml")).getroot()
+    transports = {
+        item.findtext("dds:type", namespaces=space): item
+        for item in root.iterfind(".//dds:transport_descriptor", space)
+    }
+    assert transports.keys() == {"SHM", "UDPv4"}
+    assert int(transports["SHM"].findtext("dds:segment_size", namespaces=space)) == 64 * 2**20
+    assert root.find(".//dds:participant", space).get("is_default_profile") == "true"
+
+
+def test_large_messages_get_through_with_the_profile(monkeypatch):
+    import rclpy
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Empty
+
+    for name, value in profile_environment({}).items():
+        monkeypatch.setenv(name, value)
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("large_subscriber", context=context)
+    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    answer = node.create_publisher(Empty, "heard", 100)
+    qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    node.create_subscription(Image, "large", lambda message: answer.publish(Empty()), qos)
+    try:
+        process = subprocess.Popen([sys.executable, "-c", PUBLISHER], stdout=subprocess.PIPE, text=True)
+        while process.poll() is None:
+            executor.spin_once(timeout_sec=0.1)
+        sent, heard = map(int, process.stdout.read().split())
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    assert heard == 20
+    assert sent <= 25  # the first ones may come before everybody knows of everybody
+
+
+def test_node_tells_of_images_that_the_transport_loses(make_bench, monkeypatch):
+    for name in USER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    bench = make_bench()
+    bench.start()
+    process = subprocess.Popen([sys.executable, "-c", FLOOD, f"{bench.namespace}/image"])
+    try:
+        bench.wait_for_log("images were lost on their way to the node: use the Fast DDS profile", level=30)
+        bench.wait(lambda: int(bench.told.get("frames lost", 0)) > 0, "count of lost frames")
+        bench.wait(lambda: any("config/fastdds.xml" in text for _, text in bench.statuses), "warning")
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,515 @@
+"""Several cameras in one network: what each of them gets is what it would get alone."""
+
+import dataclasses
+import gc
+import json
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import wall
+
+from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.network import Network, NetworkConfig, save_network, untrained_network
+from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming.batching import BatchScheduler
+
+METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
+STEADY = METHOD_SOON.router_last_frame + 1  # first frame that may run in a batch
+FOREVER = 1e4  # times the last round, which takes some milliseconds: longer than LIMIT
+LIMIT = 20  # seconds after which a test that hangs fails
+TENSORS = [field.name for field in dataclasses.fields(StepResult) if field.type in ("Tensor", "Tensor | None")]
+
+
+@pytest.fixture(scope="module")
+def network(tiny_config: NetworkConfig):
+    return untrained_network(tiny_config, seed=5).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def batches(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images in every call of the network, in order."""
+    sizes: list[int] = []
+    encode = network.encode_image
+
+    def noted(planes: Tensor) -> Tensor:
+        sizes.append(len(planes))
+        return encode(planes)
+
+    monkeypatch.setattr(network, "encode_image", noted)
+    return sizes
+
+
+def frames(count: int, seed: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
+    """Random images that change a little from one to the next."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 256, (*size, 3))
+    return np.stack([np.clip(base + rng.integers(-20, 20, base.shape), 0, 255) for _ in range(count)]).astype(np.uint8)
+
+
+def cameras(network: Network, count: int, options: StreamOptions | None = None) -> list[Stream]:
+    return [Stream(network, options, METHOD_SOON) for _ in range(count)]
+
+
+def steady_cameras(together: BatchScheduler, count: int) -> list[Stream]:
+    """Streams of which every next frame may run in a batch."""
+    streams = cameras(together.network, count)
+    for seed, stream in enumerate(streams):
+        for image in frames(STEADY, seed):
+            together.step(stream, image)
+    return streams
+
+
+@contextmanager
+def occupied(together: BatchScheduler, until_waiting: int) -> Iterator[None]:
+    """The device is busy until so many frames wait for it."""
+    with together._changed:
+        together._busy = True
+    yield
+    with together._changed:
+        assert together._changed.wait_for(lambda: len(together._waiting) == until_waiting, timeout=LIMIT)
+        together._busy = False
+        together._changed.notify_all()
+
+
+def at_once(together: BatchScheduler, *calls: Callable[[], Any], waiting: int | None = None) -> list[Future]:
+    """Make calls in a thread each; when `waiting` (all) of them wait for the device, it becomes free."""
+    with ThreadPoolExecutor(len(calls)) as pool, occupied(together, len(calls) if waiting is None else waiting):
+        futures = []
+        for place, call in enumerate(calls):
+            futures.append(pool.submit(call))
+            if waiting is None:
+                with together._changed:  # so that they wait in this order
+                    together._changed.wait_for(lambda place=place: len(together._waiting) > place, timeout=LIMIT)
+    return futures
+
+
+def stepping(together: BatchScheduler, stream: Stream, image: np.ndarray, **how: Any) -> Callable[[], StepResult]:
+    return lambda: together.step(stream, image, **how)
+
+
+def assert_close(first: StepResult, second: StepResult, tolerance: float = 1e-5) -> None:
+    for name in TENSORS:
+        # The gate divides by the quartile distance of a few tokens, which makes much of a rounding error.
+        allowed = 10 * tolerance if name == "gate" else tolerance
+        torch.testing.assert_close(
+            getattr(first, name), getattr(second, name), atol=allowed, rtol=allowed, equal_nan=True
+        )
+    told = ("frame", "segment", "stamp", "motion", "reset", "reset_reason", "rule")
+    assert [getattr(first, name) for name in told] == [getattr(second, name) for name in told]
+
+
+# --- the same results --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        StreamOptions(reset_interval=6, router="adaptive"),
+        StreamOptions(reset_interval=6, update_rule="filt3r"),
+        StreamOptions(reset_interval=6, update_rule="ttsa3r", smoothing="published"),
+    ],
+    ids=lambda options: options.update_rule,
+)
+def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: list[int], options: StreamOptions):
+    """With starts and resets at different frames, another size of image, intrinsics from some frame on."""
+    images = [frames(14, 1), frames(14, 2), frames(14, 3, (32, 24)), frames(14, 4)]
+    starts = (0, 3, 1, 0)
+    intrinsics = np.array([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]])
+
+    def asked(camera: int, index: int) -> dict[str, Any]:
+        given = intrinsics if camera == 3 and index > 8 else None
+        return {"stamp": index / 10, "intrinsics": given, "motion": index % 5 != 4}
+
+    alone = cameras(network, 4, options)
+    expected = [
+        [stream.step(image, **asked(camera, index)) for index, image in enumerate(images[camera])]
+        for camera, stream in enumerate(alone)
+    ]
+    batches.clear()
+    together, streams = BatchScheduler(network), cameras(network, 4, options)
+    for index in range(17):
+        here = [camera for camera in range(4) if 0 <= index - starts[camera] < 14]
+        results = at_once(
+            together,
+            *(
+                stepping(together, streams[camera], images[camera][index - starts[camera]], **asked(camera, at))
+                for camera in here
+                for at in [index - starts[camera]]
+            ),
+        )
+        for camera, result in zip(here, results, strict=True):
+            assert_close(result.result(), expected[camera][index - starts[camera]])
+    assert sum(batches) == 4 * 14 and {1, 2} <= set(batches)
+
+
+def test_frames_of_one_kind_are_one_batch_and_no_others(network: Network, batches: list[int]):
+    together = BatchScheduler(network, patience=0)
+    streams = steady_cameras(together, 7)
+    streams[2].options = StreamOptions(update_rule="cut3r")  # another plan
+    streams[3].reset()  # not steady
+    images = [frames(1, seed, (32, 24) if seed == 4 else (24, 32))[0] for seed in range(7)]  # one of another size
+    for image in frames(STEADY, 4, (32, 24)):
+        together.step(streams[4], image)
+    how = [{}, {}, {}, {}, {}, {"motion": False}, {"intrinsics": np.diag((30.0, 30.0, 1.0))}]
+    batches.clear()
+    calls = [stepping(together, *call, **kind) for *call, kind in zip(streams, images, how, strict=True)]
+    for result in at_once(together, *calls):
+        result.result()
+    assert batches == [2, 1, 1, 1, 1, 1]
+
+
+def test_cameras_whose_raw_images_differ_in_size_stay_in_their_worlds_in_one_batch(
+    network: Network, batches: list[int]
+):
+    images = [frames(STEADY + 3, seed, size) for seed, size in enumerate([(24, 32), (48, 64)])]
+    expected = [[stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, 2))]
+    together, streams = BatchScheduler(network), cameras(network, 2)
+    batches.clear()
+    for index in range(STEADY + 3):
+        calls = [stepping(together, stream, own[index]) for stream, own in zip(streams, images, strict=True)]
+        for camera, result in enumerate(at_once(together, *calls)):
+            assert_close(result.result(), expected[camera][index])
+    assert batches == [1] * 2 * STEADY + [2] * 3
+
+
+def test_cameras_that_run_free_get_what_they_would_get_alone(network: Network, batches: list[int]):
+    count, length = 3, 16
+    images = [frames(length, seed) for seed in range(count)]
+    expected = [
+        [stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, count))
+    ]
+    batches.clear()
+    together, streams, barrier = BatchScheduler(network), cameras(network, count), threading.Barrier(count)
+
+    def run(camera: int) -> list[StepResult]:
+        barrier.wait(LIMIT)
+        return [together.step(streams[camera], image) for image in images[camera]]
+
+    with ThreadPoolExecutor(count) as pool:
+        results = list(pool.map(run, range(count)))
+    for ours, theirs in zip(results, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            # Who runs with whom is another matter in every run, and so are the rounding errors.
+            assert_close(one, other, tolerance=1e-4)
+    assert sum(batches) == count * length and max(batches) > 1
+
+
+class Rerun:
+    """Stands in for the recording of a CUDA graph: runs the function again, into the same memory."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def __call__(self, body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        self.recorded += 1
+        outputs = body()
+
+        def replay() -> None:
+            again = vars(body())
+            for name, tensor in vars(outputs).items():
+                if tensor is not None:
+                    tensor.copy_(again[name])
+
+        return replay, outputs
+
+
+def test_recorded_batches_leave_results_and_memories_alone(network: Network):
+    """Cameras in every company, turn by turn: one batch's graph must not write into what another batch gave."""
+    images = [frames(12, seed) for seed in range(3)]
+    expected = [[stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, 3))]
+    capture = Rerun()
+    together, streams = BatchScheduler(network, capture=capture), cameras(network, 3)
+    companies = [(0, 1, 2), (0,), (1,), (2,), (1, 2), (0,), (0, 2), (1,)]
+    kept: list[list[StepResult]] = [[], [], []]
+    while min(map(len, kept)) < 12:
+        for company in companies:
+            calls = [stepping(together, streams[camera], images[camera][len(kept[camera]) % 12]) for camera in company]
+            for camera, result in zip(company, at_once(together, *calls), strict=True):
+                kept[camera].append(result.result())
+    for ours, theirs in zip(kept, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=False):
+            assert_close(one, other)
+    assert capture.recorded == 3  # of one, two and three cameras
+
+
+def test_warm_up_records_every_batch_and_changes_nothing(network: Network, batches: list[int]):
+    capture = Rerun()
+    together = BatchScheduler(network, capture=capture)
+    (stream,) = steady_cameras(together, 1)
+    before = stream.snapshot()
+    batches.clear()
+    together.warm_up(stream, 4, frames(1, 0)[0])
+    assert capture.recorded == 3 and set(batches) == {2, 3, 4}
+    after = stream.snapshot()
+    assert after.frame == before.frame and torch.equal(after.state, before.state)
+
+
+# --- one camera's trouble is not the others' ----------------------------------------------------------------------
+
+
+class WallOfMany(wall.WallNetwork):
+    """Loses single images of a batch."""
+
+    def self_points(self, decoded, size):
+        points, confidence = super().self_points(decoded, size)
+        lost = decoded.levels[0][:, 0, 0] == 64
+        return torch.where(lost[:, None, None, None], torch.nan, points), confidence
+
+
+def test_a_frame_with_nan_harms_neither_the_other_camera_nor_the_next_frame():
+    network = WallOfMany()
+    together = BatchScheduler(network)
+    streams = [Stream(network, StreamOptions(reset_interval=10), METHOD_SOON) for _ in range(2)]
+    for frame in range(30):
+        shown = frame, 40 + frame
+        calls = [stepping(together, stream, wall.image(at)) for stream, at in zip(streams, shown, strict=True)]
+        for first, at, future in zip((0, 40), shown, at_once(together, *calls), strict=True):
+            result = future.result()
+            assert result.healthy.item() == (at != 64)
+            if at != 64:
+                truth = torch.from_numpy(wall.position(at) - wall.position(first))
+                torch.testing.assert_close(result.pose_raw[:3, 3], truth, atol=3e-4, rtol=0)
+
+
+def test_an_image_that_cannot_be_used_is_its_callers_alone(network: Network):
+    together = BatchScheduler(network, patience=0)
+    streams = steady_cameras(together, 2)
+    alone = Stream(network, method=METHOD_SOON)
+    alone.restore(streams[1].snapshot())
+    before = streams[0].snapshot()
+    good, image = frames(2, 9)
+    refused, result = at_once(
+        together, stepping(together, streams[0], good.astype(np.float32)), stepping(together, streams[1], image),
+        waiting=1,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="RGB uint8"):
+        refused.result()
+    assert_close(result.result(), alone.step(image))
+    assert streams[0].snapshot().frame == before.frame
+    assert together.step(streams[0], good).frame == before.frame
+
+
+def test_a_batch_without_memory_is_run_one_by_one_and_not_tried_again(
+    network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    together = BatchScheduler(network, patience=0)
+    streams, alone = steady_cameras(together, 4), cameras(network, 4)
+    for one, other in zip(alone, streams, strict=True):
+        one.restore(other.snapshot())
+    encode = network.encode_image
+
+    def encode_two(planes: Tensor) -> Tensor:
+        encoded = encode(planes)
+        if len(planes) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encoded
+
+    monkeypatch.setattr(network, "encode_image", encode_two)
+    batches.clear()
+    for index in range(2):
+        images = [frames(1, 10 * index + seed)[0] for seed in range(4)]
+        calls = [stepping(together, stream, image) for stream, image in zip(streams, images, strict=True)]
+        results = [future.result() for future in at_once(together, *calls)]
+        for stream, image, result in zip(alone, images, results, strict=True):
+            assert_close(result, stream.step(image))
+    assert batches == [4, 1, 1, 1, 1] + 4 * [1] + [2, 2] + 4 * [1]  # those alone between
+    assert [record.getMessage() for record in caplog.records] == [
+        "4 cameras could not run as one batch, they run one by one: OutOfMemoryError: CUDA out of memory"
+    ]
+
+
+def test_an_error_reaches_its_caller_and_holds_nothing(network: Network, monkeypatch: pytest.MonkeyPatch):
+    together = BatchScheduler(network, patience=0)
+    streams = steady_cameras(together, 2)
+    alone = Stream(network, method=METHOD_SOON)
+    alone.restore(streams[1].snapshot())
+    image = frames(1, 9)[0]
+    encode, seen = network.encode_image, []
+
+    def encode_bright(planes: Tensor) -> Tensor:
+        if (planes == -1).flatten(1).all(1).any():
+            seen.append(weakref.ref(planes))
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encode(planes)
+
+    monkeypatch.setattr(network, "encode_image", encode_bright)
+    gc.disable()
+    try:
+        lost, kept = at_once(
+            together, stepping(together, streams[0], np.zeros_like(image)), stepping(together, streams[1], image)
+        )
+        assert_close(kept.result(), alone.step(image))
+        with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+            lost.result()
+        del lost, caught
+        assert len(seen) == 2 and all(tensor() is None for tensor in seen)  # in the batch and alone
+    finally:
+        gc.enable()
+    assert together.step(streams[0], image).frame == STEADY
+
+
+def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Network, monkeypatch: pytest.MonkeyPatch):
+    together = BatchScheduler(network, patience=0)
+    streams = cameras(network, 3)
+    encode = network.encode_image
+
+    def encode_once(planes: Tensor) -> Tensor:
+        monkeypatch.setattr(network, "encode_image", encode)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(network, "encode_image", encode_once)
+    images = frames(3, 0)
+    calls = [stepping(together, stream, image) for stream, image in zip(streams, images, strict=True)]
+    errors = [future.exception(LIMIT) for future in at_once(together, *calls)]
+    # Whichever thread held the round was at work on the first frame: those that start a stream run one by one.
+    assert sorted(type(error) for error in errors if error is not None) == [KeyboardInterrupt]
+    assert [together.step(stream, image).frame for stream, image in zip(streams, images, strict=True)] == [
+        0 if error is not None else 1 for error in errors
+    ]
+
+
+def test_a_stream_with_another_network_is_refused(network: Network):
+    stranger = Stream(untrained_network(network.config).eval(), method=METHOD_SOON)
+    with pytest.raises(OptionError, match="network of its own"):
+        BatchScheduler(network).step(stranger, frames(1, 0)[0])
+
+
+# --- who waits for whom -------------------------------------------------------------------------------------------
+
+
+class Turnstile:
+    """Stands before the network: a batch waits in it until it is let through."""
+
+    def __init__(self, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inside, self._go = threading.Semaphore(0), threading.Semaphore(0)
+        encode = network.encode_image
+
+        def encode_slowly(planes: Tensor) -> Tensor:
+            self.inside.release()
+            assert self._go.acquire(timeout=LIMIT)
+            return encode(planes)
+
+        monkeypatch.setattr(network, "encode_image", encode_slowly)
+
+    def let_through(self, *futures: Future) -> None:
+        self._go.release()
+        for future in futures:
+            future.result(LIMIT)
+
+
+def wait_until_one_waits(together: BatchScheduler) -> None:
+    with together._changed:
+        assert together._changed.wait_for(lambda: len(together._waiting) == 1, timeout=LIMIT)
+
+
+def test_a_camera_that_comes_soon_is_waited_for(network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch):
+    """Cameras that are triggered together, and one of them that goes away."""
+    together = BatchScheduler(network, patience=0)
+    first, second = steady_cameras(together, 2)
+    image = frames(1, 9)[0]
+    together.patience = FOREVER
+    together.step(first, image)  # now it is known how long a round takes
+    batches.clear()
+
+    def come_while_busy(early: Stream, late: Stream) -> None:
+        with monkeypatch.context() as slow:
+            turnstile = Turnstile(network, slow)
+            one = pool.submit(together.step, early, image)
+            assert turnstile.inside.acquire(timeout=LIMIT)
+            other = pool.submit(together.step, late, image)
+            wait_until_one_waits(together)
+            turnstile.let_through(one)
+            turnstile.let_through(other)
+
+    with ThreadPoolExecutor(2) as pool:
+        come_while_busy(first, second)
+        assert batches == [1, 1]
+
+        # The device is free, but the other camera is expected.
+        early = pool.submit(together.step, first, image)
+        wait_until_one_waits(together)
+        assert not early.done() and len(batches) == 2
+        late = pool.submit(together.step, second, image)
+        early.result(LIMIT)
+        late.result(LIMIT)
+        assert batches == [1, 1, 2]
+
+        # Who has missed the other does not wait for its next image.
+        come_while_busy(second, first)
+        assert batches == [1, 1, 2, 1, 1]
+
+        # One stays away once ...
+        together.patience = 0
+        pool.submit(together.step, first, image).result(LIMIT)
+        # ... and is not expected again; and a camera that is alone waits for nobody.
+        together.patience = FOREVER
+        for _ in range(3):
+            pool.submit(together.step, first, image).result(LIMIT)
+        assert batches == [1, 1, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_cameras_that_keep_the_device_busy_stop_taking_turns(
+    network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    together = BatchScheduler(network, patience=0)
+    first, second = steady_cameras(together, 2)
+    image = frames(1, 9)[0]
+    together.patience = FOREVER
+    together.step(first, image)
+    batches.clear()
+    turnstile = Turnstile(network, monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(together.step, first, image)
+        for stream in (second, first, second):
+            assert turnstile.inside.acquire(timeout=LIMIT)
+            waiting = pool.submit(together.step, stream, image)
+            wait_until_one_waits(together)
+            turnstile.let_through(running)
+            running = waiting
+        # By now it is known that the first one comes again soon.
+        again = pool.submit(together.step, first, image)
+        assert turnstile.inside.acquire(timeout=LIMIT)
+        turnstile.let_through(running, again)
+    assert batches == [1, 1, 1, 2]
+
+
+def test_timings_tell_what_the_company_cost(network: Network):
+    together = BatchScheduler(network, patience=0)
+    streams = steady_cameras(together, 2)
+    image = frames(1, 9)[0]
+    for future in at_once(together, *(stepping(together, stream, image) for stream in streams)):
+        assert list(future.result().timings) == ["preprocess", "wait", "network"]
+    assert list(together.step(streams[0], image).timings)[:3] == ["preprocess", "wait", "encode"]
+
+
+# --- the benchmark ------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_runs(
+    network: Network, benchmark_script: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    save_network(network, tmp_path / "tiny.safetensors")
+    target = tmp_path / "cameras.json"
+    arguments = ["--checkpoint", tmp_path / "tiny.safetensors", "--device", "cpu", "--cameras", 1, 2]
+    arguments += ["--frames", 3, "--warmup", 7, "--json", target]
+    assert benchmark_script("cameras").main([str(argument) for argument in arguments]) == 0
+    rows = json.loads(target.read_text())["rows"]
+    assert [(row["cameras"], row["mode"]) for row in rows] == [
+        (cameras, mode) for cameras in (1, 2) for mode in ("apart", "together")
+    ]
+    for apart, shared in zip(rows[::2], rows[1::2], strict=True):
+        assert apart["ratio_to_apart"] == 1
+        assert shared["ratio_to_apart"] == pytest.approx(shared["frames_per_second"] / apart["frames_per_second"])
+    assert "x apart" in capsys.readouterr().out
