@@ -47,7 +47,7 @@ def ball_depth(rays: np.ndarray) -> np.ndarray:
     return np.where(root > 0, (b - np.sqrt(np.maximum(root, 0))) / a, np.inf)
 
 
-def shade(rays: np.ndarray, depth: np.ndarray, item: np.ndarray) -> np.ndarray:
+def shade(rays: np.ndarray, depth: np.ndarray, thing: np.ndarray) -> np.ndarray:
     """Return checkered surfaces in the colour of their object, shaded by distance and orientation."""
     colors = np.array([(196, 186, 170), (150, 104, 70), (92, 120, 92), (120, 96, 140), (70, 110, 190), (214, 92, 60)])
     points = rays * depth[..., None]
@@ -55,7 +55,7 @@ def shade(rays: np.ndarray, depth: np.ndarray, item: np.ndarray) -> np.ndarray:
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
     light = 0.45 + 0.55 * np.abs(normal @ np.array([0.5, 0.7, 0.5]))
     cells = np.floor(points * 2.5 + 1e-3).sum(-1) % 2
-    image = colors[item] * (light * (0.82 + 0.18 * cells) / (1 + 0.05 * depth))[..., None]
+    image = colors[thing] * (light * (0.82 + 0.18 * cells) / (1 + 0.05 * depth))[..., None]
     return np.clip(cv2.GaussianBlur(image, (3, 3), 0), 0, 255).astype(np.uint8)
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     rays = np.stack(((columns - 160) / FOCAL, (rows - 120) / FOCAL, np.ones(SIZE)), axis=-1)
     static = [box_depth(rays, *ROOM, inside=True), *(box_depth(rays, *box, inside=False) for box in FURNITURE)]
     everything = [*static, box_depth(rays, *CART, inside=False), ball_depth(rays)]
-    room, scene, item = np.min(static, axis=0), np.min(everything, axis=0), np.argmin(everything, axis=0)
+    room, scene, thing = np.min(static, axis=0), np.min(everything, axis=0), np.argmin(everything, axis=0)
 
     generator = np.random.default_rng(7)
     depth, ray_depth = noisy(scene, generator), noisy(room, generator)
@@ -80,7 +80,7 @@ def main() -> None:
     staticness = pixel_staticness(delta, confidence_weight(confidence, confidence), METHOD)[0].numpy()
     mask = moving_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())[0].numpy()
 
-    image = shade(rays, scene, item)
+    image = shade(rays, scene, thing)
     span = DepthRange().update(depth[0].numpy())
     row = draw_panels(
         image, depth[0].numpy(), 1 - staticness, mask,

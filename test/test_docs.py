@@ -100,7 +100,7 @@ def quality(profile):
 @pytest.fixture(scope="module")
 def contract():
     """A node with all topics: types by name, as in the tables, and QoS of its publishers and subscriptions."""
-    kinds, published, received = {}, {}, {}
+    kinds, published, taken = {}, {}, {}
     context = Context()
     rclpy.init(context=context)
     for values in (
@@ -120,12 +120,14 @@ def contract():
             if not kind_of(kind).startswith(STANDARD):
                 kinds[as_shown(name)] = kind_of(kind)
         published |= {as_shown(name): one.qos_profile for name, one in publishers.items()}
-        every_frame = "every_frame" in values
-        received |= {(as_shown(name), every_frame): one.qos_profile for name, one in subscriptions.items()}
+        taken |= {
+            (as_shown(name), node.get_parameter("every_frame").value): one.qos_profile
+            for name, one in subscriptions.items()
+        }
         node.close()
         node.destroy_node()
     rclpy.shutdown(context=context)
-    return kinds, published, received
+    return kinds, published, taken
 
 
 def as_shown(name):
@@ -136,7 +138,7 @@ def as_shown(name):
 
 
 def test_every_topic_and_service_is_in_one_table_with_its_type_and_qos(contract):
-    kinds, published, received = dict(contract[0]), *contract[1:]
+    kinds, published, taken = dict(contract[0]), *contract[1:]
     rows = {}
     for row in rows_with("name", "type"):
         name = row["name"].strip("`")
@@ -148,11 +150,11 @@ def test_every_topic_and_service_is_in_one_table_with_its_type_and_qos(contract)
         if name in rows:
             assert rows[name]["QoS"] == quality(profile), name
     words = {ReliabilityPolicy.BEST_EFFORT: "best effort", ReliabilityPolicy.RELIABLE: "reliable"}
-    newest, every = received["image", False], received["image/compressed", True]
+    newest, every = taken["image", False], taken["image/compressed", True]
     assert rows["image"]["QoS"] == (
         f"{words[newest.reliability]}, {newest.depth}; with `every_frame` {words[every.reliability]}, {every.depth}"
     )
-    info = received["camera_info", False]
+    info = taken["camera_info", False]
     assert rows["camera_info"]["QoS"] == f"{words[info.reliability]}, {info.depth}"
 
 
