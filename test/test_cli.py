@@ -15,8 +15,7 @@ import raymap3r_ros
 from raymap3r_ros import cli
 from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs
-from raymap3r_ros.streaming import MaskOptions, Stream, StreamOptions
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import RULES, MaskOptions, Stream, StreamOptions
 
 SMALL = ["--checkpoint", "mini", "--size", "48", "--no-preview", "--device", "cpu"]
 
@@ -88,7 +87,7 @@ def test_help_tells_meaning_default_choices_and_limits(capsys):
         cli.main(["run", "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert f"--rule {{{','.join(UPDATE_RULES)}}}" in text
+    assert f"--rule {{{','.join(RULES)}}}" in text
     assert "how much each state token takes in of a frame (default: raymap3r)" in text
     assert "--mask-high FLOAT" in text and f"(default: {MaskOptions().high}; 0.0 to 1000.0)" in text
 

@@ -326,7 +326,7 @@ def test_a_batch_without_memory_is_run_one_by_one_and_not_tried_again(
             assert_close(result, stream.step(image))
     assert batches == [4, 1, 1, 1, 1] + 4 * [1] + [2, 2] + 4 * [1]  # those alone between
     assert [record.getMessage() for record in caplog.records] == [
-        "4 cameras could not run as one batch, they run one by one: OutOfMemoryError: CUDA out of memory"
+        "4 cameras could not run as one batch and run one by one: OutOfMemoryError: CUDA out of memory"
     ]
 
 
@@ -382,7 +382,7 @@ def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Networ
 
 def test_a_stream_with_another_network_is_refused(network: Network):
     stranger = Stream(untrained_network(network.config).eval(), method=METHOD_SOON)
-    with pytest.raises(OptionError, match="network of its own"):
+    with pytest.raises(OptionError, match="another network; create it with the network of this scheduler"):
         BatchScheduler(network).step(stranger, frames(1, 0)[0])
 
 

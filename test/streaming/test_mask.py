@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raymap3r_ros.streaming import MaskOptions
-from raymap3r_ros.streaming.mask import around, moving_mask, static_centre, static_noise, stillness
+from raymap3r_ros.streaming.mask import dynamic_mask, static_centre, static_noise, static_weight, window_reduce
 
 SIZE = (96, 128)
 
@@ -27,7 +27,7 @@ def iou(mask: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def decide(depth: torch.Tensor, ray_depth: torch.Tensor) -> torch.Tensor:
-    return moving_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())
+    return dynamic_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.05, 0.1])
@@ -91,7 +91,7 @@ def test_hysteresis_takes_the_weak_flank_of_a_sure_mover_but_no_weak_region_alon
     depth[:, 20:40, 40:50] /= 1.1  # weak, touching: log(1.1) / 0.02 lies between 3 and 6
     depth[:, 60:80, 80:100] /= 1.1  # weak, alone
     trusted = torch.ones_like(depth, dtype=torch.bool)
-    mask = moving_mask(depth, ray_depth, trusted, MaskOptions(high=6.0, low=3.0, min_ratio=0.05))
+    mask = dynamic_mask(depth, ray_depth, trusted, MaskOptions(high=6.0, low=3.0, min_ratio=0.05))
     assert mask[:, 22:38, 22:48].all() and not mask[:, 60:80, 80:100].any()
 
 
@@ -111,7 +111,7 @@ def test_untrusted_and_broken_depths_never_move():
     depth[:, 30:60, 30:60] = 1.0
     trusted = torch.ones_like(depth, dtype=torch.bool)
     trusted[:, 25:65, 25:65] = False
-    assert not moving_mask(depth, ray_depth, trusted, MaskOptions()).any()
+    assert not dynamic_mask(depth, ray_depth, trusted, MaskOptions()).any()
     ray_depth[:] = torch.nan
     assert not decide(depth, ray_depth).any()
 
@@ -133,14 +133,14 @@ def test_the_static_part_is_found_beside_a_large_majority():
 def test_windows_are_those_of_pooling_layers(size: int):
     values = torch.rand(2, 20, 31, generator=torch.Generator().manual_seed(0))
     pooled = torch.nn.functional.max_pool2d(values, size, stride=1, padding=size // 2)
-    assert torch.equal(around(values, size, torch.maximum), pooled)
+    assert torch.equal(window_reduce(values, size, torch.maximum), pooled)
     thin = values > 0.99
-    assert torch.equal(around(thin, size, torch.maximum), pooled > 0.99)
+    assert torch.equal(window_reduce(thin, size, torch.maximum), pooled > 0.99)
     mean = torch.nn.functional.avg_pool2d(values, size, stride=1, padding=size // 2)
-    torch.testing.assert_close(around(values, size, torch.add) / size**2, mean)
+    torch.testing.assert_close(window_reduce(values, size, torch.add) / size**2, mean)
 
 
-def test_stillness_is_high_on_the_static_scene_low_on_movers_and_not_biased():
+def test_static_weight_is_high_on_the_static_scene_low_on_movers_and_not_biased():
     depth, ray_depth = scene(0.1, 1.2)
     truth = torch.zeros(1, *SIZE, dtype=torch.bool)
     truth[:, 20:, 10:70] = True
@@ -148,10 +148,10 @@ def test_stillness_is_high_on_the_static_scene_low_on_movers_and_not_biased():
     depth[truth] *= 0.6
     trusted = torch.ones_like(truth)
     trusted[:, :5] = False
-    still = stillness(depth, ray_depth, trusted, MaskOptions())
-    assert still[truth].mean() < 0.05 * still[~truth & trusted].mean() and (still[:, :5] == 0).all()
+    weight = static_weight(depth, ray_depth, trusted, MaskOptions())
+    assert weight[truth].mean() < 0.05 * weight[~truth & trusted].mean() and (weight[:, :5] == 0).all()
     # Weighted so, the depth of what stands still is as far off as it is on all of it.
     room = 3 + 2 * torch.linspace(0, 1, SIZE[1]).expand(SIZE)[None]
     error, use = (static / room).log(), ~truth & trusted
-    weighted = (still * error)[use].sum() / still[use].sum()
+    weighted = (weight * error)[use].sum() / weight[use].sum()
     assert abs(weighted - error[use].mean()) < 0.02

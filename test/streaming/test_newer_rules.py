@@ -20,7 +20,9 @@ def run(rule: str, candidates: torch.Tensor, moving: float = 0.0) -> list[torch.
     memory = gates.GateMemory.empty(torch.zeros_like(candidates[:1]), 12, 5)
     static, tokens, out = torch.full_like(candidates[:1, :, :1], 1 - moving), torch.zeros(1, 12, 5), []
     for index, candidate in enumerate(candidates):
-        gate, memory = gates.decide(rule, memory, NO if index else YES, tokens, decoded(candidate[None]), static)
+        gate, memory = gates.decide(
+            gates.RULES[rule], memory, NO if index else YES, tokens, decoded(candidate[None]), static
+        )
         out.append(gate[0, :, 0])
     return out
 
@@ -62,7 +64,7 @@ def test_ttsa3r_follows_its_formula_with_explicit_matrices():
     tokens_before, tokens = torch.randn(2, 1, 12, 7, generator=generator)
     memory = gates.GateMemory(tokens_before, before, torch.ones(1, 1, 1), torch.ones(1, 5, 1))
     static = torch.ones(1, 5, 1)
-    gate, after = gates.decide("ttsa3r", memory, NO, tokens, decoded(now, attention), static)
+    gate, after = gates.decide(gates.RULES["ttsa3r"], memory, NO, tokens, decoded(now, attention), static)
     logits = torch.stack([q @ k.mT / 2 for q, k in attention])[..., 1:].mean((0, 2))
     new = torch.stack([1 - a @ b / (a.norm() * b.norm()) for a, b in zip(tokens[0], tokens_before[0], strict=True)])
     space = torch.sigmoid((logits.abs()[0] * new).amax(-1))
@@ -105,9 +107,9 @@ def filtered_error(rule: str, share: torch.Tensor, frames: int = 300) -> torch.T
     for frame in range(frames):
         truth = truth + math.sqrt(0.02) * torch.randn(count, generator=generator)
         measured = truth + noise.sqrt() * torch.randn(count, generator=generator)
-        evidence = gates.Evidence(truth, (1 - share).expand(count), variance=variance + 0.02)
-        gain = gates.RULES[rule](evidence, METHOD)
         believed = noise if rule == "motion_filter" else torch.ones(count)
+        evidence = gates.Evidence(None, (1 - share).expand(count), variance=variance + 0.02, noise=believed)
+        gain = gates.RULES[rule].gate(evidence, METHOD)
         variance = gates.posterior_variance(evidence.variance, gain, believed)
         state = state + gain * (measured - state)
         if frame >= 100:

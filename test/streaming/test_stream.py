@@ -13,8 +13,7 @@ import wall
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import NetworkConfig, untrained_network
-from raymap3r_ros.streaming import MaskOptions, StepResult, Stream, StreamOptions, WorldChange
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import RULES, MaskOptions, StepResult, Stream, StreamOptions, WorldChange
 
 SMALL = NetworkConfig(
     image_size=64,
@@ -57,7 +56,7 @@ def same(first: StepResult, second: StepResult) -> bool:
 # --- a world with exact answers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", UPDATE_RULES)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("smoothing", ["off", "tied"])
 def test_one_world_and_one_metre_hold_through_resets(rule: str, smoothing: str):
     network = wall.WallNetwork()
@@ -254,7 +253,7 @@ def test_a_snapshot_restores_everything_bit_by_bit(network, options: StreamOptio
         assert (a.frame, a.segment, a.reset) == (b.frame, b.segment, b.reset)
 
 
-@pytest.mark.parametrize("rule", UPDATE_RULES)
+@pytest.mark.parametrize("rule", RULES)
 def test_a_batch_gives_what_its_cameras_give_alone(network, rule: str):
     options = StreamOptions(update_rule=rule, reset_interval=8, router="adaptive")
     images = np.stack([frames(14, seed) for seed in (1, 2, 3)], axis=1)
@@ -274,9 +273,10 @@ def test_memory_does_not_grow(network):
     stream = Stream(network, StreamOptions(reset_interval=7, router="adaptive"))
 
     def held() -> list:
+        state = stream.snapshot()
         return [
             (name, value.shape)
-            for part in (stream.snapshot(), *(getattr(stream.snapshot(), n) for n in ("anchor", "smoother", "router")))
+            for part in (state, state.alignment, state.smoother, state.router, state.gate_memory)
             for name, value in vars(part).items()
             if isinstance(value, torch.Tensor)
         ]
