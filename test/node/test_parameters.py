@@ -10,7 +10,7 @@ from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import RULES, MaskOptions, StreamOptions
 
 NAMES = {
-    "checkpoint", "device", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
+    "checkpoint", "device", "preset", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
     "reset_interval", "reset_alignment", "ray_interval", "token_pooling", "world_frame", "odom_frame", "base_frame",
     "child_frame", "tf_mode", "invert_tf", "publish_tf", "output_dir", "depth_encoding", "confidence_threshold",
     "points.stride", "points.static_only", "every_frame", "max_gap", "image_transport", "rectified",
@@ -80,6 +80,24 @@ def test_values_are_read_into_the_options(make_bench):
     assert stream_options == dataclasses.replace(
         StreamOptions(), update_rule="ttt3r", smoothing="off", mask=stream_options.mask
     )
+
+
+def test_a_preset_gives_the_parameters_that_have_their_default_value(make_bench):
+    bench = make_bench(preset="published", router="adaptive")
+    assert parameters.read(bench.node, StreamOptions) == StreamOptions.published(router="adaptive")
+    for name, value in {"smoothing": "off", "mask.kind": "absolute", "mask.high": 5.0}.items():
+        assert bench.set_parameter(name, value).successful
+    expected = StreamOptions.published(
+        router="adaptive", smoothing="off", mask=MaskOptions(kind="published", high=5.0)
+    )
+    assert parameters.read(bench.node, StreamOptions) == expected
+    result = bench.set_parameter("preset", "paper")
+    assert not result.successful and result.reason == "preset is 'paper'; allowed values: default, published"
+    assert bench.change_state("configure")
+    assert bench.node.describe_parameter("preset").read_only
+    assert bench.change_state("cleanup")
+    assert bench.set_parameter("preset", "default").successful
+    assert parameters.read(bench.node, StreamOptions).reset_alignment == "robust"
 
 
 def test_bad_values_are_refused_with_what_is_allowed(make_bench):
