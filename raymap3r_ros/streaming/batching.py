@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -114,6 +115,25 @@ class BatchScheduler:
         """
         for count in range(2, cameras + 1):
             self._run([_Request(stream, stream.prepare(image, None, intrinsics, motion=motion)) for _ in range(count)])
+
+    @property
+    def waiting(self) -> int:
+        """Number of frames that wait for the network."""
+        with self._changed:
+            return len(self._waiting)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the network free inside the block: frames queue up, and run in one round after it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
 
     def _run(self, requests: list[_Request]) -> None:
         """Wait for the outcome of requests, in a round that another thread or this one leads."""
