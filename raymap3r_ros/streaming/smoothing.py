@@ -27,7 +27,7 @@ class SmootherState:
     raw_step: Tensor  # (B, 3) last predicted step
     step: Tensor  # (B, 3) last smoothed step
     position: Tensor  # (B, 3) smoothed position
-    frames: Tensor  # (B,) how many frames the trackers have seen
+    frames: Tensor  # (B,) number of frames that the trackers have processed
     tracked: Tensor  # (B, K, 3) each tracker's position
     velocity: Tensor  # (B, K, 3) per frame
     innovation: Tensor  # (B, K) mean squared distance of the last positions from the tracker's prediction

@@ -52,18 +52,18 @@ def assert_close(first: StepResult, second: StepResult, tolerance: float = 1e-5)
     ids=lambda options: options.update_rule,
 )
 def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: list[int], options: StreamOptions):
-    """With starts and resets at different frames, another size of image, intrinsics from some frame on."""
+    """With starts and resets at different frames, different image sizes, and intrinsics from some frame on."""
     images = [frames(14, 1), frames(14, 2), frames(14, 3, (32, 24)), frames(14, 4)]
     starts = (0, 3, 1, 0)
     intrinsics = np.array([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]])
 
-    def asked(camera: int, index: int) -> dict[str, Any]:
+    def arguments(camera: int, index: int) -> dict[str, Any]:
         given = intrinsics if camera == 3 and index > 8 else None
         return {"stamp": index / 10, "intrinsics": given, "motion": index % 5 != 4}
 
     alone = cameras(network, 4, options)
     expected = [
-        [stream.step(image, **asked(camera, index)) for index, image in enumerate(images[camera])]
+        [stream.step(image, **arguments(camera, index)) for index, image in enumerate(images[camera])]
         for camera, stream in enumerate(alone)
     ]
     batches.clear()
@@ -73,7 +73,7 @@ def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: lis
         results = at_once(
             together,
             *(
-                stepping(together, streams[camera], images[camera][index - starts[camera]], **asked(camera, at))
+                stepping(together, streams[camera], images[camera][index - starts[camera]], **arguments(camera, at))
                 for camera in here
                 for at in [index - starts[camera]]
             ),
@@ -83,7 +83,7 @@ def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: lis
     assert sum(batches) == 4 * 14 and {1, 2} <= set(batches)
 
 
-def test_frames_of_one_kind_are_one_batch_and_no_others(network: Network, batches: list[int]):
+def test_only_frames_with_equal_plan_and_size_share_a_batch(network: Network, batches: list[int]):
     together = BatchScheduler(network, patience=0)
     streams = steady_cameras(together, 7)
     streams[2].options = StreamOptions(update_rule="cut3r")  # another plan
@@ -130,7 +130,7 @@ def test_cameras_that_run_free_get_what_they_would_get_alone(network: Network, b
         results = list(pool.map(run, range(count)))
     for ours, theirs in zip(results, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            # Who runs with whom is another matter in every run, and so are the rounding errors.
+            # The batches differ from run to run, and so do the rounding errors.
             assert_close(one, other, tolerance=1e-4)
     assert sum(batches) == count * length and max(batches) > 1
 
@@ -154,18 +154,18 @@ class Rerun:
         return replay, outputs
 
 
-def test_recorded_batches_leave_results_and_memories_alone(network: Network):
-    """Cameras in every company, turn by turn: one batch's graph must not write into what another batch gave."""
+def test_recorded_batches_do_not_overwrite_results_and_states(network: Network):
+    """Batches of changing cameras: the graph of one batch must not overwrite the results of another."""
     images = [frames(12, seed) for seed in range(3)]
     expected = [[stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, 3))]
     capture = Rerun()
     together, streams = BatchScheduler(network, capture=capture), cameras(network, 3)
-    companies = [(0, 1, 2), (0,), (1,), (2,), (1, 2), (0,), (0, 2), (1,)]
+    groups = [(0, 1, 2), (0,), (1,), (2,), (1, 2), (0,), (0, 2), (1,)]
     kept: list[list[StepResult]] = [[], [], []]
     while min(map(len, kept)) < 12:
-        for company in companies:
-            calls = [stepping(together, streams[camera], images[camera][len(kept[camera]) % 12]) for camera in company]
-            for camera, result in zip(company, at_once(together, *calls), strict=True):
+        for group in groups:
+            calls = [stepping(together, streams[camera], images[camera][len(kept[camera]) % 12]) for camera in group]
+            for camera, result in zip(group, at_once(together, *calls), strict=True):
                 kept[camera].append(result.result())
     for ours, theirs in zip(kept, expected, strict=True):
         for one, other in zip(ours, theirs, strict=False):
@@ -185,7 +185,7 @@ def test_warm_up_records_every_batch_and_changes_nothing(network: Network, batch
     assert after.frame == before.frame and torch.equal(after.state, before.state)
 
 
-# --- one camera's trouble is not the others' ----------------------------------------------------------------------
+# --- errors of one camera do not reach the others -----------------------------------------------------------------
 
 
 class WallOfMany(wall.WallNetwork):
@@ -212,7 +212,7 @@ def test_a_frame_with_nan_harms_neither_the_other_camera_nor_the_next_frame():
                 torch.testing.assert_close(result.pose_raw[:3, 3], truth, atol=3e-4, rtol=0)
 
 
-def test_an_image_that_cannot_be_used_is_its_callers_alone(network: Network):
+def test_only_the_caller_of_an_unusable_image_gets_the_error(network: Network):
     together = BatchScheduler(network, patience=0)
     streams = steady_cameras(together, 2)
     alone = Stream(network, method=METHOD_SOON)
@@ -253,13 +253,13 @@ def test_a_batch_without_memory_is_run_one_by_one_and_not_tried_again(
         results = [future.result() for future in at_once(together, *calls)]
         for stream, image, result in zip(alone, images, results, strict=True):
             assert_close(result, stream.step(image))
-    assert batches == [4, 1, 1, 1, 1] + 4 * [1] + [2, 2] + 4 * [1]  # those alone between
+    assert batches == [4, 1, 1, 1, 1] + 4 * [1] + [2, 2] + 4 * [1]  # between them the streams alone
     assert [record.getMessage() for record in caplog.records] == [
         "4 cameras could not run as one batch and run one by one: OutOfMemoryError: CUDA out of memory"
     ]
 
 
-def test_an_error_reaches_its_caller_and_holds_nothing(network: Network, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_reaches_its_caller_and_keeps_no_tensors_alive(network: Network, monkeypatch: pytest.MonkeyPatch):
     together = BatchScheduler(network, patience=0)
     streams = steady_cameras(together, 2)
     alone = Stream(network, method=METHOD_SOON)
@@ -289,7 +289,7 @@ def test_an_error_reaches_its_caller_and_holds_nothing(network: Network, monkeyp
     assert together.step(streams[0], image).frame == STEADY
 
 
-def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Network, monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_thread_does_not_stop_the_others(network: Network, monkeypatch: pytest.MonkeyPatch):
     together = BatchScheduler(network, patience=0)
     streams = cameras(network, 3)
     encode = network.encode_image
@@ -302,7 +302,7 @@ def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Networ
     images = frames(3, 0)
     calls = [stepping(together, stream, image) for stream, image in zip(streams, images, strict=True)]
     errors = [future.exception(LIMIT) for future in at_once(together, *calls)]
-    # Whichever thread held the round was at work on the first frame: those that start a stream run one by one.
+    # The leading thread was processing the first frame: first frames of streams run one by one.
     assert sorted(type(error) for error in errors if error is not None) == [KeyboardInterrupt]
     assert [together.step(stream, image).frame for stream, image in zip(streams, images, strict=True)] == [
         0 if error is not None else 1 for error in errors
@@ -310,9 +310,9 @@ def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Networ
 
 
 def test_a_stream_with_another_network_is_refused(network: Network):
-    stranger = Stream(untrained_network(network.config).eval(), method=METHOD_SOON)
+    other = Stream(untrained_network(network.config).eval(), method=METHOD_SOON)
     with pytest.raises(OptionError, match="another network; create it with the network of this scheduler"):
-        BatchScheduler(network).step(stranger, frames(1, 0)[0])
+        BatchScheduler(network).step(other, frames(1, 0)[0])
 
 
 # --- the benchmark ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ FOREVER = 1e4  # patience: times the last round, which takes a few milliseconds;
 
 
 class Turnstile:
-    """Stands before the network: a batch waits in it until it is let through."""
+    """Stops every batch before the network until it is let through."""
 
     def __init__(self, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
         self.inside, self._go = threading.Semaphore(0), threading.Semaphore(0)
@@ -38,16 +38,18 @@ class Turnstile:
             future.result(LIMIT)
 
 
-def test_a_camera_that_comes_soon_is_waited_for(network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch):
-    """Cameras that are triggered together, and one of them that goes away."""
+def test_a_round_waits_for_a_camera_that_arrives_soon(
+    network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """Two cameras with a common trigger, one of which stops."""
     together = BatchScheduler(network, patience=0)
     first, second = steady_cameras(together, 2)
     image = frames(1, 9)[0]
     together.patience = FOREVER
-    together.step(first, image)  # now it is known how long a round takes
+    together.step(first, image)  # measures the duration of a round
     batches.clear()
 
-    def come_while_busy(early: Stream, late: Stream) -> None:
+    def arrive_while_busy(early: Stream, late: Stream) -> None:
         with monkeypatch.context() as slow:
             turnstile = Turnstile(network, slow)
             one = pool.submit(together.step, early, image)
@@ -58,7 +60,7 @@ def test_a_camera_that_comes_soon_is_waited_for(network: Network, batches: list[
             turnstile.let_through(other)
 
     with ThreadPoolExecutor(2) as pool:
-        come_while_busy(first, second)
+        arrive_while_busy(first, second)
         assert batches == [1, 1]
 
         # The device is free, but the other camera is expected.
@@ -70,21 +72,21 @@ def test_a_camera_that_comes_soon_is_waited_for(network: Network, batches: list[
         late.result(LIMIT)
         assert batches == [1, 1, 2]
 
-        # Who has missed the other does not wait for its next image.
-        come_while_busy(second, first)
+        # After a missed round, a camera does not wait for the other's next image.
+        arrive_while_busy(second, first)
         assert batches == [1, 1, 2, 1, 1]
 
-        # One stays away once ...
+        # One camera misses one round ...
         together.patience = 0
         pool.submit(together.step, first, image).result(LIMIT)
-        # ... and is not expected again; and a camera that is alone waits for nobody.
+        # ... and is no longer expected. A single camera does not wait.
         together.patience = FOREVER
         for _ in range(3):
             pool.submit(together.step, first, image).result(LIMIT)
         assert batches == [1, 1, 2, 1, 1, 1, 1, 1, 1]
 
 
-def test_cameras_that_keep_the_device_busy_stop_taking_turns(
+def test_cameras_that_keep_the_device_busy_stop_alternating(
     network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ):
     together = BatchScheduler(network, patience=0)
@@ -102,14 +104,14 @@ def test_cameras_that_keep_the_device_busy_stop_taking_turns(
             wait_for_waiting(together, 1)
             turnstile.let_through(running)
             running = waiting
-        # By now it is known that the first one comes again soon.
+        # Now the first camera is expected to return soon.
         again = pool.submit(together.step, first, image)
         assert turnstile.inside.acquire(timeout=LIMIT)
         turnstile.let_through(running, again)
     assert batches == [1, 1, 1, 2]
 
 
-def test_timings_tell_what_the_company_cost(network: Network):
+def test_timings_contain_the_wait_for_other_cameras(network: Network):
     together = BatchScheduler(network, patience=0)
     streams = steady_cameras(together, 2)
     image = frames(1, 9)[0]

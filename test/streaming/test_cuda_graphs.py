@@ -68,12 +68,12 @@ def test_a_recorded_frame_is_the_frame(network: Network, images: np.ndarray):
     plain = Stream(network, options, METHOD_SOON)
     stream, capture = recorded_stream(network, options)
     intrinsics = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
-    asked = [{"motion": index % 4 != 3, "intrinsics": intrinsics if index > 11 else None} for index in range(16)]
-    kept = [stream.step(image, **how) for image, how in zip(images, asked, strict=True)]
+    arguments = [{"motion": index % 4 != 3, "intrinsics": intrinsics if index > 11 else None} for index in range(16)]
+    kept = [stream.step(image, **given) for image, given in zip(images, arguments, strict=True)]
     # With and without motion, each with and without intrinsics.
     assert capture.recorded == 4
-    for image, how, result in zip(images, asked, kept, strict=True):
-        expected = plain.step(image, **how)
+    for image, given, result in zip(images, arguments, kept, strict=True):
+        expected = plain.step(image, **given)
         assert_same(result, expected)
         assert (result.frame, result.segment, result.reset) == (expected.frame, expected.segment, expected.reset)
 

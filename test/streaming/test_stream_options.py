@@ -1,4 +1,4 @@
-"""Options refuse what is not allowed, and say what is."""
+"""Options refuse values that are not allowed, and list those that are."""
 
 import pytest
 
