@@ -369,11 +369,12 @@ def _add_replay(commands: Any, wanted: bool) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     node_options = build_options(args.node_options, lambda name, item: getattr(args, name, item.default))
+    # Without `preset`: the node cannot distinguish a given value from the default.
     parameters = {
         name: value
         for options in (node_options, read_stream_options(args))
         for name, item in option_fields(type(options))
-        if (value := attrgetter(name)(options)) != item.default
+        if (value := attrgetter(name)(options)) != item.default and name != "preset"
     }
     return args.module.run(
         args.bag, read_options(args, args.module.ReplayOptions), args.out, node=args.node, parameters=parameters,

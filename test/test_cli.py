@@ -89,6 +89,21 @@ def test_a_preset_changes_the_defaults_and_single_options_win():
     assert cli.read_stream_options(args) == expected
 
 
+def test_replay_passes_the_preset_as_single_parameters(monkeypatch):
+    pytest.importorskip("rclpy")
+    from raymap3r_ros.clients import replay
+
+    given = {}
+    monkeypatch.setattr(replay, "run", lambda *_, parameters, **__: given.update(parameters) or 0)
+    arguments = ["--preset", "published", "--smoothing", "tied", "--mask-high", "5", "--tf-mode", "map"]
+    assert cli.main(["replay", "bag", "--out", "out", *arguments]) == 0
+    # Without `preset`: the node could not tell that `smoothing` was given.
+    assert given == {
+        "router": "published", "reset_alignment": "published", "token_pooling": "raster", "mask.kind": "published",
+        "mask.high": 5.0, "tf_mode": "map",
+    }  # fmt: skip
+
+
 def test_help_tells_meaning_default_choices_and_limits(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["run", "--help"])
