@@ -83,17 +83,13 @@ def advance(
     """
     pixels, given = inputs
     mark = timer.mark if timer is not None else _ignore
-    with _autocast(plan.options, pixels.device):
-        tokens = network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
+    tokens = _encode(network, plan, pixels)
     mark("encode")
     want_attention = plan.rule.needs_attention or record is not None
     main = _run_main_branch(network, plan, tokens, before, want_attention=want_attention)
     mark("decode")
     track = _track(plan, before, main)
-    if given is None:
-        intrinsics, known = _estimate_intrinsics(main.points, plan.method)
-    else:
-        intrinsics, known = given, torch.ones_like(before.fresh)
+    intrinsics, known = _intrinsics(given, main.points, plan.method)
     mark("pose")
 
     motion = None
@@ -134,6 +130,12 @@ def advance(
     after = _choose(healthy, after, before)
     mark("outputs")
     return estimate, after
+
+
+def _encode(network: Network, plan: StepPlan, pixels: Tensor) -> Tensor:
+    """Tokens (B, N, C_e) of images (B, H, W, 3) uint8."""
+    with _autocast(plan.options, pixels.device):
+        return network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
 
 
 def _run_main_branch(
@@ -180,8 +182,10 @@ def _track(plan: StepPlan, before: StreamState, main: View) -> Track:
     return Track(pose, pose_raw, smoothed, state_change, smoother)
 
 
-def _estimate_intrinsics(points: Tensor, method: Method) -> tuple[Tensor, Tensor]:
-    """Intrinsics (B, 3, 3) from predicted points (B, H, W, 3), and (B,) bool: False where they are assumed."""
+def _intrinsics(given: Tensor | None, points: Tensor, method: Method) -> tuple[Tensor, Tensor]:
+    """Intrinsics (B, 3, 3), given or from predicted points (B, H, W, 3), and (B,) bool: False if they are assumed."""
+    if given is not None:
+        return given, torch.ones(len(given), dtype=torch.bool, device=given.device)
     size = points.shape[1], points.shape[2]
     focal = cameras.focal_from_points(points, method.focal_iterations)
     low, high = method.focal_low * max(size), method.focal_high * max(size)
