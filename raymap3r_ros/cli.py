@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,7 @@ from raymap3r_ros.options import Options, build_options, option_fields
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.streaming.stream_options import preset_option, preset_options
 from raymap3r_ros.synthetic import SUITES, WORLDS, suite_sequence
 from raymap3r_ros.synthetic.export import FORMATS, export_sequence
 from raymap3r_ros.training import RECIPES, TrainOptions, train
@@ -135,12 +137,12 @@ def _add_run(commands: Any) -> None:
         metavar="FX,FY,CX,CY",
         help="of the recorded images, in their pixels (default: a bag's camera_info, else estimated)",
     )
-    add_options(parser.add_argument_group("method"), StreamOptions)
+    add_stream_options(parser.add_argument_group("method"))
     add_options(parser.add_argument_group("static scene"), CloudOptions)
 
 
 def _run(args: argparse.Namespace) -> int:
-    options, cloud_options = read_options(args, StreamOptions), read_options(args, CloudOptions)
+    options, cloud_options = read_stream_options(args), read_options(args, CloudOptions)
     recording = open_recording(
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
         intrinsics=args.intrinsics,
@@ -316,8 +318,8 @@ def _add_evaluate(commands: Any) -> None:
     )
     method = argparse.ArgumentParser(add_help=False)
     _add_device(method)
-    # All rules run, side by side with what they share, which can only be done step by step.
-    add_options(method.add_argument_group("method"), StreamOptions, leave_out=("update_rule", "execution"))
+    # All rules run, and they share computations, which needs execution `plain`.
+    add_stream_options(method.add_argument_group("method"), leave_out=("update_rule", "execution"))
     evaluation.add_arguments(parser, [method])
     parser.set_defaults(command=evaluation.run)
 
@@ -358,20 +360,22 @@ def _add_replay(commands: Any, wanted: bool) -> None:
 
     replay.add_arguments(parser)
     add_options(parser.add_argument_group("playing"), replay.ReplayOptions)
-    # The others are the bag's and the replay's to set.
-    add_options(
-        parser.add_argument_group("parameters of the node"), NodeOptions, leave_out=("every_frame", "image_transport")
-    )
-    add_options(parser.add_argument_group("method"), StreamOptions)
-    parser.set_defaults(command=_replay, kinds=(NodeOptions, StreamOptions), module=replay)
+    # The bag determines the others, and the preset is applied here.
+    leave_out = ("every_frame", "image_transport", "preset")
+    add_options(parser.add_argument_group("parameters of the node"), NodeOptions, leave_out=leave_out)
+    add_stream_options(parser.add_argument_group("method"))
+    parser.set_defaults(command=_replay, node_options=NodeOptions, module=replay)
 
 
 def _replay(args: argparse.Namespace) -> int:
-    parameters = {}
-    for kind in args.kinds:
-        values = {name: getattr(args, name, item.default) for name, item in option_fields(kind)}
-        build_options(kind, lambda name, _, values=values: values[name])  # what is not allowed is refused here
-        parameters |= {name: values[name] for name, item in option_fields(kind) if values[name] != item.default}
+    node_options = build_options(args.node_options, lambda name, item: getattr(args, name, item.default))
+    # Without `preset`: the node cannot distinguish a given value from the default.
+    parameters = {
+        name: value
+        for options in (node_options, read_stream_options(args))
+        for name, item in option_fields(type(options))
+        if (value := attrgetter(name)(options)) != item.default and name != "preset"
+    }
     return args.module.run(
         args.bag, read_options(args, args.module.ReplayOptions), args.out, node=args.node, parameters=parameters,
         overwrite=args.overwrite,
@@ -387,10 +391,13 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_options(group: Any, options: type, leave_out: Sequence[str] = (), defaults: Any = None) -> None:
+def add_options(
+    group: Any, options: type, leave_out: Sequence[str] = (), defaults: Any = None, *, only_given: bool = False
+) -> None:
     """An argument for every field made by `option`; a group becomes a prefix (`mask.high`: --mask-high).
 
-    `defaults` may be an instance without groups, whose values are the defaults then.
+    `defaults` may be an instance without groups, whose values are the defaults then. `only_given`: the parsed
+    arguments contain only options that were on the command line.
     """
     for name, item in option_fields(options):
         if name in leave_out:
@@ -402,11 +409,23 @@ def add_options(group: Any, options: type, leave_out: Sequence[str] = (), defaul
             _flag(name),
             dest=name,
             type=_boolean if isinstance(default, bool) else type(default),
-            default=default,
+            default=argparse.SUPPRESS if only_given else default,
             choices=meta["choices"] or None,
             metavar=None if meta["choices"] else type(default).__name__.upper(),
             help=f"{meta['help']} (default: {default}{limits})".replace("%", "%%"),
         )
+
+
+def add_stream_options(group: Any, leave_out: Sequence[str] = ()) -> None:
+    """Arguments for the options of the stream, and `--preset`; `read_stream_options` reads them."""
+    preset = preset_option("single options win").metadata
+    group.add_argument("--preset", choices=preset["choices"], default="default", help=preset["help"])
+    add_options(group, StreamOptions, leave_out, only_given=True)
+
+
+def read_stream_options(args: argparse.Namespace) -> StreamOptions:
+    """The options of the stream: those on the command line, the others from the preset. Raises OptionError."""
+    return preset_options(args.preset, vars(args))
 
 
 def read_options(args: argparse.Namespace, options: type[Options]) -> Options:

@@ -7,7 +7,7 @@ itself a dataclass of options is a group: the field `stride` of the field `point
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 from raymap3r_ros.errors import OptionError
@@ -19,7 +19,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: tuple = (),
+    choices: Collection[str] = (),
     low: float | None = None,
     high: float | None = None,
     live: bool = False,

@@ -47,10 +47,9 @@ from raymap3r_ros.network import (
     shipped_weights,
 )
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
-from raymap3r_ros.options import build_options
-from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.streaming import RULES, StreamOptions
 from raymap3r_ros.streaming.preprocessing import frame_image
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming.stream_options import preset_options
 from raymap3r_ros.synthetic import SUITES, WORLDS
 
 log = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ def _run_covariance(args: argparse.Namespace) -> int:
     if args.sequences < 2:
         raise OptionError(f"sequences is {args.sequences}; allowed: 2 and more, some to calibrate with, some to judge")
     optional_module("scipy.optimize")
-    options = build_options(StreamOptions, lambda name, item: getattr(args, name, item.default))
+    options = preset_options(args.preset, vars(args))
     device = choose_device(args.device)
     network = load_network(args.checkpoint, device, options.precision)
     if not network.trained:
@@ -184,9 +183,9 @@ def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int)
     parser.add_argument(
         "--rules",
         type=lambda text: tuple(text.split(",")),
-        default=UPDATE_RULES,
+        default=tuple(RULES),
         metavar="A,B",
-        help=f"update rules to run (default: {','.join(UPDATE_RULES)})",
+        help=f"update rules to run (default: {','.join(RULES)})",
     )
     parser.add_argument(
         "--sequences",
@@ -238,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
     Raises OptionError and InputError for what cannot be run, before anything is run.
     """
     begin = time.perf_counter()
-    options = build_options(StreamOptions, lambda name, item: getattr(args, name, item.default))
+    options = preset_options(args.preset, vars(args))
     variants = rule_variants(options, args.rules) + (ablation_variants(options) if args.ablations else [])
     device = choose_device(args.device)
     plan = Plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,9 +34,8 @@ from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.trajectory import random_walk, trajectory_metrics
 from raymap3r_ros.network import Network
 from raymap3r_ros.options import build_options
-from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import METHOD, RULES, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_intrinsics
-from raymap3r_ros.streaming.stream_options import METHOD, UPDATE_RULES
 
 MANY_MOVING = 0.05  # share of moving pixels over which a frame counts for `mask_iou_5`
 SAMPLES = 12  # frames of a sequence kept for controls and pictures
@@ -102,7 +101,7 @@ class SequenceRun:
     samples: list[Sample]
 
 
-def rule_variants(options: StreamOptions, rules: Sequence[str] = UPDATE_RULES) -> list[Variant]:
+def rule_variants(options: StreamOptions, rules: Iterable[str] = RULES) -> list[Variant]:
     """One variant per update rule, all else as in `options`. Raises OptionError where a rule is unknown."""
     return [Variant(rule, "rule", dataclasses.replace(options, update_rule=rule), "cut3r") for rule in rules]
 

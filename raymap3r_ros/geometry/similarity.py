@@ -20,7 +20,7 @@ class Similarity:
 
     @classmethod
     def identity(cls, batch: int, device: torch.device) -> Similarity:
-        """The transform that changes nothing."""
+        """The identity transform."""
         return cls(
             torch.ones(batch, device=device),
             torch.eye(3, device=device).repeat(batch, 1, 1),
@@ -44,17 +44,17 @@ class Similarity:
 
 
 def weighted_umeyama(source: Tensor, target: Tensor, weight: Tensor, *, reflect_scale: bool = True) -> Similarity:
-    """The similarity that takes source (B, N, 3) to target with the least weighted squared error, in float64.
+    """The similarity from source to target (B, N, 3) with the least weighted squared error, computed in float64.
 
-    Umeyama 1991. Where the clouds mirror each other the best proper rotation has a smaller scale; the published code
-    leaves the scale as if the mirror were allowed, and so does `reflect_scale=False`. All of it is NaN where there is
-    nothing to fit.
+    Umeyama 1991, with `weight` (B, N). If the clouds mirror each other, the best proper rotation has a smaller scale;
+    the published code keeps the scale of the reflection, as does `reflect_scale=False`. The result is NaN if no point
+    has a weight.
     """
     source, target, weight = source.double(), target.double(), weight.double()
     weight = (weight / weight.sum(1, keepdim=True))[..., None]
     source_mean, target_mean = (weight * source).sum(1), (weight * target).sum(1)
     a, b = source - source_mean[:, None], target - target_mean[:, None]
-    # Without finite points the decomposition would raise; the means are NaN then, and tell.
+    # Without finite points the decomposition would raise. The means are NaN then, and so is the result.
     u, singular, vt = torch.linalg.svd(((weight * b).mT @ a).nan_to_num())
     sign = torch.ones_like(singular)
     sign[:, 2] = torch.linalg.det(u @ vt).sign()

@@ -14,8 +14,8 @@ from raymap3r_ros.evaluation.run import seen_part
 from raymap3r_ros.evaluation.tables import METRICS
 from raymap3r_ros.network import save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.streaming import RULES
 from raymap3r_ros.streaming.preprocessing import frame_image
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -137,7 +137,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
 def test_all_rules_run_unless_some_are_named():
     parser = cli._parser([])
     args = parser.parse_args(["evaluate", "synthetic"])
-    assert args.rules == UPDATE_RULES
+    assert args.rules == tuple(RULES)
     assert "tune" not in args.suite and {"static", "light", "heavy", "long", "stopgo"} <= set(args.suite)
     assert (args.intrinsics, args.batch) == ("given", 8)
     recorded = parser.parse_args(["evaluate", "sintel", "somewhere"])
