@@ -21,7 +21,8 @@ from tqdm import tqdm
 from raymap3r_ros.errors import CheckpointError, OptionError
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.model import Network, initialise
-from raymap3r_ros.network.torch_file import Skipped, TensorRecord, TorchFile, open_torch_file
+from raymap3r_ros.network.pickle_machine import Skipped, TensorRecord
+from raymap3r_ros.network.torch_file import TorchFile, open_torch_file
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ import torch
 
 from raymap3r_ros.errors import CheckpointError
 from raymap3r_ros.network import load_network
-from raymap3r_ros.network.torch_file import LEGACY_MAGIC, Skipped, TensorRecord, open_torch_file
+from raymap3r_ros.network.pickle_machine import Skipped, TensorRecord
+from raymap3r_ros.network.torch_file import LEGACY_MAGIC, open_torch_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
