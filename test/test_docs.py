@@ -119,7 +119,10 @@ def contract():
             if not kind_of(kind).startswith(STANDARD):
                 kinds[as_shown(name)] = kind_of(kind)
         published |= {as_shown(name): one.qos_profile for name, one in publishers.items()}
-        taken |= {(as_shown(name), node._options.every_frame): one.qos_profile for name, one in subscriptions.items()}
+        taken |= {
+            (as_shown(name), node.get_parameter("every_frame").value): one.qos_profile
+            for name, one in subscriptions.items()
+        }
         node.close()
         node.destroy_node()
     rclpy.shutdown(context=context)

@@ -84,7 +84,7 @@ class MapPublisher:
                 self._unsent = set(self._publishers)
             self._map = self._joined = None
 
-    def listeners(self) -> set[str]:
+    def subscribed_topics(self) -> set[str]:
         """Names of the topics that somebody has subscribed to."""
         return {name for name, publisher in self._publishers.items() if publisher.get_subscription_count()}
 
@@ -92,7 +92,7 @@ class MapPublisher:
         """Whether a frame stamped so many seconds is to join the map."""
         period = PERIOD * max(1.0, len(self) / LARGE)
         due = self._joined is None or abs(stamp - self._joined) >= period
-        return due and (self._options.static_map.always or bool(self.listeners()))
+        return due and (self._options.static_map.always or bool(self.subscribed_topics()))
 
     def integrate(self, result: StepResult, stamp: Time, placement: np.ndarray) -> None:
         """Let a healthy frame join the map. `placement`: (4, 4) similarity, the stream's world to `world_frame`."""
@@ -129,7 +129,7 @@ class MapPublisher:
     def _publish(self) -> None:
         with self._publishing:
             with self._lock:
-                wanted = self._unsent & self.listeners()
+                wanted = self._unsent & self.subscribed_topics()
                 self._unsent -= wanted
             if not wanted:
                 return

@@ -190,5 +190,5 @@ def test_mask_changes_while_running(make_bench):
     assert bench.set_parameter("mask.high", 8.5).successful
     bench.send(1)
     bench.wait_for("pose", 2)
-    assert bench.node._stream.options.mask.high == 8.5
+    assert bench.node.stream.options.mask.high == 8.5
     bench.wait_for_log("high=8.5")

@@ -18,11 +18,11 @@ from std_srvs.srv import SetBool
 from tf2_ros import StaticTransformBroadcaster
 
 from raymap3r_ros.mapping.uncertainty import ONE_ROOM
-from raymap3r_ros.node import conversions, publishers
+from raymap3r_ros.node import conversions, publishers, summary
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.publishers import TOPICS
-from raymap3r_ros.streaming import METHOD, StepResult, Stream
+from raymap3r_ros.streaming import METHOD, StepResult, Stream, WorldChange
 from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 from raymap3r_ros.streaming.timing import StageTimer
 
@@ -63,10 +63,11 @@ def script(bench, show):
             rule_index=torch.tensor(UPDATE_RULES.index(values.get("rule", "raymap3r"))),
             image=torch.from_numpy(image.copy()), frame=METHOD.warmup_frames + index, segment=0, stamp=stamp,
             motion=motion, reset=index == 0, reset_reason="" if index else "start",
+            world_change=WorldChange.NONE if index else WorldChange.NEW,
             timer=StageTimer(torch.device("cpu")),
         )  # fmt: skip
 
-    bench.node._stream.step = step
+    bench.node.stream.step = step
     return asked
 
 
@@ -177,8 +178,7 @@ def test_odometry_of_a_known_way(make_bench, mode, mount, step, linear, angular)
         keep.sendTransform(
             [conversions.transform_message(Header(frame_id=parent), child, m) for (parent, child), m in places.items()]
         )
-        tree = bench.node._look_up.args[0]
-        bench.wait(lambda: tree.can_transform("odom", "camera", Time()), "the robot's transforms")
+        bench.wait_for_transform("odom", "camera")
     for index, moment in enumerate(TIMES):
         bench.send(index, time=moment)
     bench.wait_for("odometry", len(TIMES))
@@ -231,7 +231,7 @@ def test_trajectories_are_those_of_the_stream_alone_smoothed_and_raw(make_bench)
     sent = [bench.send(index, time=index / 2) for index in range(6)]  # a trajectory is due with each
     wait_for_stamp(bench, "trajectory_raw", sent[-1])
     bench.wait_for("pose", len(sent))
-    stream = Stream(bench.node._stream.network)
+    stream = Stream(bench.node.stream.network)
     images = [np.frombuffer(message.data, np.uint8).reshape(HEIGHT, WIDTH, 3) for message in sent]
     alone = [stream.step(image, motion=False).numpy("pose", "pose_raw") for image in images]
     smoothed, raw = (ROS_FROM_OPTICAL @ [one[name] for one in alone] for name in ("pose", "pose_raw"))
@@ -514,7 +514,8 @@ def test_each_output_is_computed_while_somebody_listens_to_it(make_bench, monkey
         copied.append(sum(array.nbytes for array in arrays))
         return arrays
 
-    monkeypatch.setattr(publishers, "to_host", spy)
+    for module in (summary, publishers):
+        monkeypatch.setattr(module, "to_host", spy)
     pixels = WIDTH * HEIGHT
     costs = {  # bytes of a pixel's values, and whether what moves has to be known
         "depth": (4, False), "confidence": (4, False), "rgb": (3, False), "camera_info": (36 / pixels, False),
@@ -545,7 +546,7 @@ def test_each_camera_has_services_and_intrinsics_of_its_own(make_bench):
     front, rear = cameras = [make_bench(shared=shared, every_frame=True) for _ in range(2)]
     for bench in cameras:
         bench.start("pose", "trajectory", "camera_info")
-    assert front.node._stream.network is rear.node._stream.network
+    assert front.node.stream.network is rear.node.stream.network
     for bench, focal in ((front, 50.0), (rear, 70.0)):
         bench.send_camera_info(width=64, height=48, k=[focal, 0.0, 31.5, 0.0, focal, 23.5, 0.0, 0.0, 1.0])
         bench.wait_for_camera_info()

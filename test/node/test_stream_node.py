@@ -21,8 +21,9 @@ from std_msgs.msg import Header
 
 from raymap3r_ros.geometry import poses
 from raymap3r_ros.network import load_network
-from raymap3r_ros.node import conversions, publishers, stream_node
-from raymap3r_ros.node.frame_queue import DEPTH
+from raymap3r_ros.node import conversions, publishers, session, stream_node, summary
+from raymap3r_ros.node.frame_queue import QUEUE_DEPTH
+from raymap3r_ros.node.map_publisher import MapPublisher
 from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions
 
@@ -133,7 +134,7 @@ def test_untrained_weights_are_said_plainly(make_bench):
 def test_what_nobody_wants_is_not_computed(make_bench, monkeypatch):
     bench = make_bench(every_frame=True, update_rule="ttt3r")
     bench.start("pose")
-    stream, copied, motions = bench.node._stream, [], []
+    stream, copied, motions = bench.node.stream, [], []
     step, to_host = stream.step, publishers.to_host
 
     def step_spy(*args, motion, **kwargs):
@@ -147,7 +148,8 @@ def test_what_nobody_wants_is_not_computed(make_bench, monkeypatch):
         return arrays
 
     stream.step = step_spy
-    monkeypatch.setattr(publishers, "to_host", to_host_spy)
+    for module in (summary, publishers):
+        monkeypatch.setattr(module, "to_host", to_host_spy)
     for index in range(7):
         bench.send(index)
     bench.wait_for("pose", 7)
@@ -344,7 +346,7 @@ def test_another_size_starts_a_new_world_though_the_network_sees_the_same(make_b
     bench.wait_for("depth", 5)
     assert {(message.width, message.height) for message in bench.messages["depth"]} == {(WIDTH, HEIGHT)}
     bench.wait_for_told("resets", 2)
-    bench.wait(lambda: bench.count_logs("a new world starts (size); the network sees 64x48") == 2, "two lines")
+    bench.wait(lambda: bench.count_logs("a new world starts (size); the network's input is 64x48") == 2, "two lines")
 
 
 def test_frames_without_a_name(make_bench):
@@ -355,7 +357,7 @@ def test_frames_without_a_name(make_bench):
     bench.wait_for("depth", 2)
     assert bench.messages["depth"][-1].header.frame_id == "camera_optical_frame"
     assert bench.wait_for("tf").transforms[0].child_frame_id == "camera_optical_frame"
-    bench.wait_for_log("the images have no frame_id: camera_optical_frame is taken", level=30)
+    bench.wait_for_log("the images have no frame_id: camera_optical_frame is used", level=30)
     assert bench.count_logs("no frame_id") == 1
 
 
@@ -375,7 +377,7 @@ def test_leading_slash_of_the_frame_id_is_left_out_of_every_output(make_bench):
     assert {message.child_frame_id for message in bench.messages["odometry"]} == {"head/camera"}
     transforms = [one for message in bench.messages["tf"] for one in message.transforms]
     assert {(one.header.frame_id, one.child_frame_id) for one in transforms} == {("map", "head/camera")}
-    bench.wait_for_log("frame_id is '/head/camera': tf2 knows no leading slash, it is left out", level=30)
+    bench.wait_for_log("frame_id is '/head/camera': tf2 does not allow a leading slash, it is removed", level=30)
     assert bench.count_logs("slash") == 1
 
 
@@ -418,8 +420,8 @@ def test_stamps_that_jump_start_a_new_scene_with_one_line(make_bench):
     assert [pair for pair in came if pair[1] == 1] == [(0.0, 1), (50.0, 1), (0.0, 1)]
     assert bench.times("pose") == offsets
     assert bench.count_logs("stamps jump") == 2
-    bench.wait_for_log("stamps jump forward by 49.800 s: a new scene is started", level=30)
-    bench.wait_for_log("stamps jump back by 50.100 s: a new scene is started", level=30)
+    bench.wait_for_log("stamps jump forward by 49.800 s: the stream is reset", level=30)
+    bench.wait_for_log("stamps jump back by 50.100 s: the stream is reset", level=30)
     bench.wait_for("odometry", len(offsets))
     known = [odometry.twist.covariance[0] < 1e6 for odometry in bench.messages["odometry"]]
     assert known == [False, True, True, False, True, False, True, True, False, True]
@@ -433,7 +435,7 @@ def test_images_without_stamps_get_the_time_of_receipt(make_bench):
     for _ in range(2):
         bench.publish(image())
     bench.wait_for("pose", 2)
-    bench.wait_for_log("the images have no stamps: the time of receipt is taken", level=30)
+    bench.wait_for_log("the images have no stamps: the time of receipt is used", level=30)
     assert bench.count_logs("no stamps") == 1
     first, second = (Time.from_msg(message.header.stamp) for message in bench.messages["pose"])
     assert before <= first <= second <= bench.node.get_clock().now()
@@ -464,7 +466,7 @@ def test_newest_frame_wins_and_dropped_ones_are_counted(make_bench, hold):
     for index in range(1, 6):
         bench.send(index)
         # One by one, so that DDS, which keeps one as well, drops none of them itself.
-        bench.wait_for_arrival(index / 10)
+        bench.wait_for_arrival()
     held.let_go()
     bench.wait_for("pose", 2)
     bench.wait_for_told("frames dropped", 4)
@@ -480,7 +482,7 @@ def test_dropped_frame_does_not_hide_a_jump(make_bench, hold):
     held.wait_until_inside()
     for time in (50.0, 50.1):
         bench.send(1, time=time)
-        bench.wait_for_arrival(time)
+        bench.wait_for_arrival()
     held.let_go()
     assert len(bench.wait_for("trajectory", 2).poses) == 1
 
@@ -504,7 +506,7 @@ def test_full_queue_is_an_error_never_silent(make_bench, hold):
     held = hold(bench)
     bench.send(0)
     held.wait_until_inside()
-    for index in range(1, DEPTH + 4):
+    for index in range(1, QUEUE_DEPTH + 4):
         bench.send(index)
     bench.wait_for_log("the queue of 100 frames is full: frames are lost", level=40)
     bench.wait_for_told("frames lost", 3)
@@ -553,17 +555,17 @@ def test_deactivate_keeps_the_scene_and_cleanup_forgets_it(make_bench):
     sent = bench.send(4, time=300.0)
     bench.wait_for("pose", 4)
     assert wait_for_end(bench, sent) == 4
-    assert bench.node._stream.snapshot().frame == 4
+    assert bench.node.stream.snapshot().frame == 4
     assert bench.count_logs("a new world starts") == 1
 
     assert bench.change_state("deactivate")
     assert bench.change_state("cleanup")
-    assert bench.node._stream is None
+    assert bench.node.stream is None
     own = [publisher.topic_name for publisher in bench.node.publishers if publisher.topic_name.startswith(bench.name)]
     assert own == [f"{bench.name}/transition_event"] or own == []
     assert bench.change_state("configure") and bench.change_state("activate")
     bench.wait_for_match()
-    bench.wait(lambda: bench.node._outputs.wanted() >= {"pose", "trajectory"}, "match of the outputs")
+    bench.wait(lambda: bench.subscribed() >= {"pose", "trajectory"}, "match of the outputs")
     sent = bench.send(5)
     assert wait_for_end(bench, sent) == 1
     assert bench.change_state("shutdown") and bench.state() == "finalized"
@@ -589,13 +591,13 @@ def test_diagnostics_amid_configure(make_bench, monkeypatch):
     bench = make_bench()
     reports = []
 
-    class LateMaps(stream_node.MapPublisher):
+    class LateMaps(MapPublisher):
         def __init__(self, *arguments):
-            reports.append(pool.submit(bench.node._report))
-            wait(reports, timeout=0.2)  # it has to wait for us
+            reports.append(pool.submit(bench.node.status))
+            wait(reports, timeout=0.2)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(stream_node, "Maps", LateMaps)
+    monkeypatch.setattr(session, "MapPublisher", LateMaps)
     with ThreadPoolExecutor(1) as pool:
         assert bench.change_state("configure")
         reports[0].result(timeout=60.0)
@@ -607,7 +609,7 @@ def test_memory_that_starts_anew_at_its_interval_keeps_the_world(make_bench):
     for index in range(6):
         last = bench.send(index)
     assert wait_for_end(bench, last) == 6
-    bench.wait_for_log("the memory starts anew, aligned to what was there")
+    bench.wait_for_log("frame 5 is the first of a new segment, aligned with the last one")
     bench.wait_for_told("resets", 1)
 
 
@@ -623,12 +625,12 @@ def test_memory_that_starts_anew_without_alignment_starts_a_new_world_with_the_i
     alone = Stream(load_network("one_room"), StreamOptions(image_size=WIDTH, reset_interval=0))
     endless = [poses.world_pose(alone.step(conversions.image_array(message)).pose.numpy()) for message in sent[:6]]
     bench.wait_for("pose", 10)
-    poses = [conversions.pose_matrix(message.pose) for message in bench.messages["pose"]]
-    np.testing.assert_allclose(poses[:5], endless[:5], atol=1e-5)
-    assert np.abs(poses[5] - endless[5]).max() > 1e-3
+    published = [conversions.pose_matrix(message.pose) for message in bench.messages["pose"]]
+    np.testing.assert_allclose(published[:5], endless[:5], atol=1e-5)
+    assert np.abs(published[5] - endless[5]).max() > 1e-3
     bench.wait_for_told("resets", 2)
     bench.wait(lambda: bench.count_logs("a new world starts (memory not aligned)") == 2, "two lines")
-    assert bench.count_logs("aligned to what was there") == 0
+    assert bench.count_logs("new segment") == 0
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "text.safetensors", "foreign.safetensors", "text.pth"])
@@ -661,7 +663,7 @@ def test_unusable_checkpoint_fails_configure_with_one_clear_line(make_bench, tmp
 
 def fail_with(bench, make_error, frames):
     """Let the next frames of a bench's stream fail."""
-    stream = bench.node._stream
+    stream = bench.node.stream
     step, left = stream.step, [frames]
 
     def failing(*args, **kwargs):
@@ -716,7 +718,7 @@ def test_unforeseen_error_is_told_in_full_and_survived(make_bench):
 def test_output_that_is_not_finite_is_not_published(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose")
-    stream = bench.node._stream
+    stream = bench.node.stream
     step = stream.step
 
     def sick(*args, **kwargs):

@@ -77,7 +77,7 @@ class Others:
     def fix(self, parent, child, pose):
         """On /tf_static; comes back when the node knows it."""
         self._fixed.sendTransform(transform(self._bench, parent, child, pose))
-        self._bench.wait(lambda: self._bench.node._buffer.can_transform(parent, child, Time()), "the fixed part")
+        self._bench.wait_for_transform(parent, child)
 
     def move(self, parent, child, poses):
         """On /tf, {time: pose}; comes back when the node knows the last. `listen` to it before."""
@@ -86,12 +86,11 @@ class Others:
         for time, pose in poses.items():
             self._moving.sendTransform(transform(self._bench, parent, child, pose, time))
             self.sent[parent, child] += 1
-        last = self._bench.stamp(max(poses))
-        self._bench.wait(lambda: self._bench.node._buffer.can_transform(parent, child, last), f"{parent} -> {child}")
+        self._bench.wait_for_transform(parent, child, max(poses))
 
     def _meet(self):
         """Say something on /tf until node and probe hear it, so that nothing that counts is lost."""
-        buffer, heard = self._bench.node._buffer, self._bench.messages["tf"]
+        buffer, heard = self._bench.node.tf_buffer, self._bench.messages["tf"]
 
         def met():
             self._moving.sendTransform(transform(self._bench, *MEETING, np.eye(4)))
@@ -456,7 +455,9 @@ def test_mount_that_is_not_finite_is_told_and_harms_no_other_image(ride, topic):
     bases = drive(6)
 
     def is_known_finite():
-        return np.isfinite(bench.node._buffer.lookup_transform("base_link", "camera", Time()).transform.translation.x)
+        return np.isfinite(
+            bench.node.tf_buffer.lookup_transform("base_link", "camera", Time()).transform.translation.x
+        )
 
     def go(index, mount):
         if topic == "/tf":
