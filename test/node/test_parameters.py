@@ -25,7 +25,28 @@ NAMES = {
 def test_file_and_code_are_in_step(root):
     text = (root / "config" / "stream.yaml").read_text()
     command = "from raymap3r_ros.node import parameters as p; print(p.default_yaml_file(), end='')"
-    assert text == parameters.default_yaml_file(), f'write it anew: python -c "{command}" > config/stream.yaml'
+    assert text == parameters.default_yaml_file(), f'update it: python -c "{command}" > config/stream.yaml'
+
+
+def test_table_of_the_documentation_is_up_to_date(root):
+    path = "docs/ros.md"
+    text = (root / path).read_text()
+    command = (
+        "from pathlib import Path; from raymap3r_ros.node.parameters import insert_table; "
+        f"page = Path('{path}'); page.write_text(insert_table(page.read_text()))"
+    )
+    assert text == parameters.insert_table(text), f'update it: python -c "{command}"'
+    rows = [line.split(" | ") for line in parameters.parameter_table().splitlines()[2:]]
+    assert len(rows) == len(NAMES) and all(len(row) == 4 for row in rows)
+    by_name = {row[0]: row[1:3] for row in rows}
+    assert by_name["| `mask.high`\\*"] == ["`4.25`", "0.0 to 1000.0"]
+    assert by_name["| `image_transport`"] == ["`raw`", "`raw`, `compressed`"]
+    assert by_name["| `child_frame`"] == ['`""`', ""]
+
+
+def test_page_without_a_place_for_the_table_is_an_error():
+    with pytest.raises(ValueError, match="no table between"):
+        parameters.insert_table("# A page\n")
 
 
 def test_file_holds_every_parameter_with_its_default_and_a_comment(root):
