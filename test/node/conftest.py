@@ -1,9 +1,11 @@
 """A stream node and a probe beside it, talking over real DDS."""
 
 import itertools
+import sys
 import threading
 import time
 from collections import defaultdict, deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +35,8 @@ from raymap3r_ros.node.publishers import TOPICS  # noqa: E402
 from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
 from raymap3r_ros.streaming import METHOD, StepResult, WorldChange  # noqa: E402
 from raymap3r_ros.streaming.timing import StageTimer  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside the tests
 
 LIMIT = 60.0  # seconds; only a failing test waits so long
 START = 1_700_000_000  # seconds; tests write stamps from here

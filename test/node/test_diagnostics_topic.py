@@ -4,8 +4,7 @@ import time
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.time import Time
-
-from .scripted import paint, start
+from scripted import paint, start
 
 
 def test_diagnostics_come_every_second_and_tell_latency_and_rule(make_bench, hold):

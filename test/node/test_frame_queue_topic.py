@@ -3,10 +3,9 @@
 import pytest
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
+from topic_helpers import WIDTH, image
 
 from raymap3r_ros.node.frame_queue import QUEUE_DEPTH
-
-from .topics import WIDTH, image
 
 
 @pytest.fixture

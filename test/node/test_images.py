@@ -8,10 +8,9 @@ import pytest
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
+from topic_helpers import EVERYTHING, HEIGHT, TRAJECTORIES, UNKNOWN, WIDTH, image, values, wait_for_end
 
 from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
-
-from .topics import EVERYTHING, HEIGHT, TRAJECTORIES, UNKNOWN, WIDTH, image, values, wait_for_end
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ import time
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
-from sensor_msgs_py.point_cloud2 import read_points
-
-from .scripted import (
+from scripted import (
     BOX,
     FOCAL,
     HEIGHT,
@@ -24,6 +22,7 @@ from .scripted import (
     start,
     wait_for_stamp,
 )
+from sensor_msgs_py.point_cloud2 import read_points
 
 VOXEL = 0.05
 RED, GREEN, BLUE = (250, 10, 10), (10, 250, 10), (10, 10, 250)

@@ -1,10 +1,9 @@
 """Several nodes that share one network."""
 
+from scripted import wait_for_stamp
 from std_srvs.srv import SetBool
 
 from raymap3r_ros.node.network_pool import NetworkPool
-
-from .scripted import wait_for_stamp
 
 
 def test_each_camera_has_services_and_intrinsics_of_its_own(make_bench):

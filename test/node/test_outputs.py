@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from sensor_msgs_py.point_cloud2 import read_points
+from topic_helpers import EVERYTHING, HEIGHT, IMAGES, TRAJECTORIES, UNKNOWN, WIDTH, numbers, values, wait_for_end
 
 from raymap3r_ros.node import publishers, summary
 from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
-
-from .topics import EVERYTHING, HEIGHT, IMAGES, TRAJECTORIES, UNKNOWN, WIDTH, numbers, values, wait_for_end
 
 
 @pytest.fixture

@@ -7,16 +7,7 @@ import pytest
 import rclpy
 from rclpy.time import Time
 from scipy.spatial.transform import Rotation
-from std_msgs.msg import Header
-from tf2_ros import StaticTransformBroadcaster
-
-from raymap3r_ros.mapping.uncertainty import ONE_ROOM
-from raymap3r_ros.node import conversions, publishers, summary
-from raymap3r_ros.node.map_publisher import MAP_TOPICS
-from raymap3r_ros.node.publishers import TOPICS
-from raymap3r_ros.streaming import Stream
-
-from .scripted import (
+from scripted import (
     COLUMNS,
     FOCAL,
     HEIGHT,
@@ -33,6 +24,14 @@ from .scripted import (
     turned,
     wait_for_stamp,
 )
+from std_msgs.msg import Header
+from tf2_ros import StaticTransformBroadcaster
+
+from raymap3r_ros.mapping.uncertainty import ONE_ROOM
+from raymap3r_ros.node import conversions, publishers, summary
+from raymap3r_ros.node.map_publisher import MAP_TOPICS
+from raymap3r_ros.node.publishers import TOPICS
+from raymap3r_ros.streaming import Stream
 
 # ------------------------------------------------------------------------------------------------------------ odometry
 

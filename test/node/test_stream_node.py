@@ -10,14 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 from rclpy.parameter import Parameter
+from topic_helpers import WIDTH, numbers, wait_for_end
 
 from raymap3r_ros.geometry import poses
 from raymap3r_ros.network import load_network
 from raymap3r_ros.node import conversions, session, stream_node
 from raymap3r_ros.node.map_publisher import MapPublisher
 from raymap3r_ros.streaming import Stream, StreamOptions
-
-from .topics import WIDTH, numbers, wait_for_end
 
 
 @pytest.fixture

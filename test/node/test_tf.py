@@ -5,13 +5,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+from rides import JUMP, MOUNT, ODOM, STEP, UNKNOWN, Others, Ride, close, drive, matrix, scaled, start_ride
 from scipy.spatial.transform import Rotation
 from std_msgs.msg import Header
 
 from raymap3r_ros.node import conversions
 from raymap3r_ros.synthetic import suite_sequence
-
-from .rides import JUMP, MOUNT, ODOM, STEP, UNKNOWN, Others, Ride, close, drive, matrix, scaled, start_ride
 
 
 @pytest.fixture

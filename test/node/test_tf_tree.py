@@ -7,10 +7,9 @@ import pytest
 import tf2_ros
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.time import Time
+from rides import MOUNT, ODOM, OPTICAL, STEP, Others, close, drive, matrix, matrix_of, start_ride
 from scipy.spatial.transform import Rotation
 from tf2_msgs.msg import TFMessage
-
-from .rides import MOUNT, ODOM, OPTICAL, STEP, Others, close, drive, matrix, matrix_of, start_ride
 
 
 @pytest.fixture
