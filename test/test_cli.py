@@ -159,7 +159,7 @@ def test_bad_inputs_are_one_clear_line(images, tmp_path, capsys):
         (["--max-points", "1"], "max_points is 1; allowed range: 1000 to"),
         (["--stride", "0"], "stride is 0; allowed: 1 and more"),
         (["--device", "tpu"], "device is 'tpu'; on this machine there are: auto, cpu"),
-        (["--topic", "/image"], "is no bag, so it has no topic '/image'"),
+        (["--topic", "/image"], "not a bag, so it has no topic '/image'"),
     ],
 )
 def test_values_out_of_range_are_one_clear_line(images, tmp_path, capsys, arguments, message):

@@ -35,7 +35,8 @@ from raymap3r_ros.clients.processes import (
 from raymap3r_ros.clients.recorder import Recorded, record
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording, preview
-from raymap3r_ros.io.writers import write_image
+from raymap3r_ros.io.png import write_image
+from raymap3r_ros.io.video_file import VideoFile
 from raymap3r_ros.node.conversions import image_message
 from raymap3r_ros.node.dds_profile import profile_environment
 from raymap3r_ros.node.node_options import NodeOptions
@@ -237,7 +238,7 @@ def _write_preview(recorded: Recorded, args: argparse.Namespace) -> None:
         return
     stamps = recorded.stamps["pose"]
     rate = (len(stamps) - 1) / (stamps[-1] - stamps[0]) * 1e9 if len(stamps) > 1 else args.rate
-    with preview.VideoFile(args.out, "preview", rate) as video:
+    with VideoFile(args.out, "preview", rate) as video:
         for row in rows:
             video.write(row)
     chosen = np.linspace(0, len(rows) - 1, min(SHEET_ROWS, len(rows))).round().astype(int)

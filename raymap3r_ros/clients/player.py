@@ -39,7 +39,8 @@ from raymap3r_ros.clients.processes import START_LIMIT, check_running
 from raymap3r_ros.errors import InputError, Raymap3rError
 from raymap3r_ros.geometry.calibration import camera_of
 from raymap3r_ros.io import open_recording
-from raymap3r_ros.io.readers import IMAGE_TYPES, BagReader, BrokenFrame, camera_info_topic
+from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic
+from raymap3r_ros.io.recording import BrokenFrame
 from raymap3r_ros.node.conversions import Numbers, nanoseconds, pose_numbers
 from raymap3r_ros.node.diagnostics import COUNTS
 from raymap3r_ros.node.node_options import NodeOptions

@@ -23,10 +23,12 @@ from raymap3r_ros.clients.processes import camera_node, running_node
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
 from raymap3r_ros.geometry.cameras import pose_matrix
-from raymap3r_ros.io.writers import clear_folder, whole_file, write_json, write_tum
+from raymap3r_ros.io.files import clear_folder, whole_file
+from raymap3r_ros.io.json_file import write_json
+from raymap3r_ros.io.tum import write_tum
 from raymap3r_ros.node.dds_profile import profile_environment
 from raymap3r_ros.node.node_options import NodeOptions
-from raymap3r_ros.offline.run import Milliseconds
+from raymap3r_ros.offline.summary import Milliseconds
 from raymap3r_ros.rates import rate_text, rounded
 from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
 
@@ -130,7 +132,7 @@ def node_parameters(bag: Bag, parameters: Mapping[str, object]) -> dict[str, obj
 
 
 def prepare_folder(folder: Path, overwrite: bool = False) -> None:
-    """Make the output folder of a replay, see `writers.clear_folder`."""
+    """Make the output folder of a replay, see `clear_folder`."""
     clear_folder(folder, _OURS, overwrite)
 
 

@@ -13,8 +13,8 @@ from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.evaluation.run import Sample, SequenceRun
 from raymap3r_ros.evaluation.statistics import optional_module, spearman
 from raymap3r_ros.evaluation.tables import grouped
+from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.preview import DepthRange, color_depth, overlay_mask
-from raymap3r_ros.io.writers import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -35,7 +35,7 @@ from raymap3r_ros.evaluation.trajectory import random_walk, trajectory_metrics
 from raymap3r_ros.network import Network
 from raymap3r_ros.options import build_options
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
-from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_intrinsics
+from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_intrinsics, visible_crop
 from raymap3r_ros.streaming.stream_options import METHOD, UPDATE_RULES
 
 MANY_MOVING = 0.05  # share of moving pixels over which a frame counts for `mask_iou_5`
@@ -175,14 +175,6 @@ def run_sequences(
 def sequence_length(sequence: PosedSequence, plan: Plan) -> int:
     """Frames of the sequence that the plan runs."""
     return min(sequence.length, plan.frames) if plan.frames else sequence.length
-
-
-def seen_part(array: np.ndarray, framing: Framing) -> np.ndarray:
-    """What the network sees of an image or map (h, w, ...), at that one's own resolution."""
-    across, down = array.shape[1] / framing.resized[0], array.shape[0] / framing.resized[1]
-    (left, top), (height, width) = framing.offset, framing.size
-    rows = slice(round(top * down), round((top + height) * down))
-    return array[rows, round(left * across) : round((left + width) * across)]
 
 
 class _StoppedError(Exception):
@@ -350,7 +342,7 @@ class SequenceScorer:
         if not judged:
             return
         depth, static_depth, moving = (
-            None if array is None else seen_part(array, framing)
+            None if array is None else visible_crop(array, framing)
             for array in (frame.depth, frame.static_depth, frame.moving)
         )
         cloud = None

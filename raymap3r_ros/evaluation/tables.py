@@ -16,7 +16,8 @@ import numpy as np
 
 from raymap3r_ros.evaluation.run import SequenceRun, Variant
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, paired_bootstrap, spearman
-from raymap3r_ros.io.writers import whole_file, write_json
+from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.io.json_file import write_json
 
 LESS, MORE, NEITHER = "less", "more", ""
 CONTROL = "control"

@@ -15,7 +15,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.geometry.cameras import pose_matrix
-from raymap3r_ros.io.writers import write_trajectory
+from raymap3r_ros.io.tum import write_trajectory
 
 if TYPE_CHECKING:
     from evo.core.trajectory import PosePath3D

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from raymap3r_ros.errors import InputError, Raymap3rError
-from raymap3r_ros.io.writers import DEPTH_UNIT, millimetres, whole_file
+from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.io.png import DEPTH_UNIT, quantise_depth
 from raymap3r_ros.mapping import StaticMap
 from raymap3r_ros.streaming import StepResult
 
@@ -97,7 +98,7 @@ class RerunView:
         self._log(IMAGE, rerun.Pinhole(image_from_camera=maps["intrinsics"], resolution=(width, height)))
         self._log(f"{IMAGE}/rgb", rerun.Image(maps["image"]).compress(jpeg_quality=JPEG_QUALITY))
         # Half the bytes of floats, and a recording keeps every one of them.
-        self._log(f"{IMAGE}/depth", rerun.DepthImage(millimetres(maps["depth"]), meter=DEPTH_UNIT))
+        self._log(f"{IMAGE}/depth", rerun.DepthImage(quantise_depth(maps["depth"]), meter=DEPTH_UNIT))
         if result.motion:
             self._log(f"{IMAGE}/moving", rerun.SegmentationImage(maps["dynamic_mask"].astype(np.uint8)))
             grey = np.rint(255 * maps["dynamic_map"]).astype(np.uint8)

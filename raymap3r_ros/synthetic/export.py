@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.cameras import pose_encoding
-from raymap3r_ros.io.writers import partial_path
+from raymap3r_ros.io.files import partial_path
+from raymap3r_ros.io.png import mask_image, quantise_depth, write_png
 from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
 
 FORMATS = ("tum", "bag", "both")
@@ -29,7 +30,6 @@ FORMATS = ("tum", "bag", "both")
 START = 1.0
 
 DEPTH_UNIT = 5000  # values of a depth PNG per metre, as TUM has it
-DEPTH_LIMIT = 65535 / DEPTH_UNIT  # metres; what 16 bits hold
 IMAGE_LISTS = {
     "rgb": "color images",
     "depth": "depth maps, 5000 per metre, 0 unknown",
@@ -152,12 +152,12 @@ def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[
         stamp = f"{START + frame.stamp:.6f}"
         images = {
             "rgb": cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR),
-            "depth": quantise_depth(frame.depth),
-            "static_depth": quantise_depth(frame.static_depth),
-            "mask": _mask_image(frame.moving),
+            "depth": quantise_depth(frame.depth, DEPTH_UNIT),
+            "static_depth": quantise_depth(frame.static_depth, DEPTH_UNIT),
+            "mask": mask_image(frame.moving),
         }
         for name, image in images.items():
-            _write_png(folder / name / f"{stamp}.png", image)
+            write_png(folder / name / f"{stamp}.png", image)
         position, (x, y, z, w) = _position_and_quaternion(frame.pose)
         stamps.append(stamp)
         poses.append(f"{stamp} " + " ".join(f"{value:.9f}" for value in (*position, x, y, z, w)))
@@ -174,30 +174,10 @@ def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[
     )  # fmt: skip
 
 
-def quantise_depth(depth: np.ndarray) -> np.ndarray:
-    """Depth (H, W) metres as uint16, 5000 per metre; 0 where it is unknown or beyond 13.107 m."""
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(depth) & (depth > 0) & (depth <= DEPTH_LIMIT)
-    values = np.zeros(depth.shape, np.uint16)
-    values[known] = np.rint(depth[known].astype(np.float64) * DEPTH_UNIT)
-    return values
-
-
-def _mask_image(moving: np.ndarray) -> np.ndarray:
-    return np.where(moving, np.uint8(255), np.uint8(0))
-
-
 def _position_and_quaternion(pose: np.ndarray) -> tuple[list[float], list[float]]:
     """Translation x y z and unit quaternion x y z w, w >= 0, of a (4, 4) pose."""
     tx, ty, tz, w, x, y, z = pose_encoding(torch.from_numpy(np.asarray(pose, np.float64))).tolist()
     return [tx, ty, tz], [x, y, z, w]
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    encoded, data = cv2.imencode(".png", image)
-    if not encoded:
-        raise RuntimeError(f"OpenCV cannot encode a {image.dtype} image of shape {image.shape} as PNG")
-    path.write_bytes(data)
 
 
 def _write_list(path: Path, title: str, name: str, columns: str, lines: list[str]) -> None:
@@ -278,5 +258,5 @@ def _messages(frame: Frame, nanoseconds: int, make: SimpleNamespace) -> dict[str
         "/camera/image_raw": image(frame.image, "rgb8"),
         "/camera/depth/camera_info": camera_info,
         "/camera/depth/image_rect": image(depth, "32FC1"),
-        "/camera/moving_mask": image(_mask_image(frame.moving), "mono8"),
+        "/camera/moving_mask": image(mask_image(frame.moving), "mono8"),
     }

@@ -27,7 +27,7 @@ from raymap3r_ros.clients.player import ReplayOptions, open_bag, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.geometry import poses
 from raymap3r_ros.io import open_recording
-from raymap3r_ros.io.readers import BagReader
+from raymap3r_ros.io.bag_reader import BagReader
 from raymap3r_ros.network import load_network
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.frame_queue import FrameQueue

@@ -10,11 +10,10 @@ import pytest
 
 from raymap3r_ros import cli
 from raymap3r_ros.commands import evaluate
-from raymap3r_ros.evaluation.run import seen_part
 from raymap3r_ros.evaluation.tables import METRICS
 from raymap3r_ros.network import save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
-from raymap3r_ros.streaming.preprocessing import frame_image
+from raymap3r_ros.streaming.preprocessing import frame_image, visible_crop
 from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
@@ -127,7 +126,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
     }
     config = PRESETS["mini"]
     framing = frame_image(80, 60, config.image_size, config.patch_size)
-    assert rows["depth_pixels"]["value"] == 7 * seen_part(np.empty((60, 80)), framing).size
+    assert rows["depth_pixels"]["value"] == 7 * visible_crop(np.empty((60, 80)), framing).size
     assert rows["ate_constant"]["value"] == pytest.approx(
         np.sqrt(np.var(0.1 * np.arange(7)) + np.var(0.02 * np.arange(7) ** 2)), rel=1e-6
     )

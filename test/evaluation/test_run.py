@@ -23,12 +23,11 @@ from raymap3r_ros.evaluation.run import (
     ablation_variants,
     rule_variants,
     run_sequences,
-    seen_part,
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.network import NetworkConfig, untrained_network
 from raymap3r_ros.streaming import StreamOptions
-from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
+from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image, visible_crop
 from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
@@ -323,12 +322,12 @@ def test_ablations_are_of_known_options_and_begin_with_their_base():
 
 
 @pytest.mark.parametrize("size", [(120, 160), (480, 640), (375, 1242), (100, 60), (64, 64)])
-def test_the_seen_part_is_what_the_network_sees(size):
+def test_the_visible_crop_is_the_image_of_the_network(size):
     """Coordinates of pixels, taken through the stream's own resize and crop, are those of the part cut out."""
     framing = frame_image(size[1], size[0], 80, 8)
     rows, columns = np.indices(size)
     ramp = np.stack((255 * rows / size[0], 255 * columns / size[1], 0 * rows), axis=-1).astype(np.uint8)
-    seen, network_image = seen_part(ramp, framing), apply_framing(ramp, framing)
+    seen, network_image = visible_crop(ramp, framing), apply_framing(ramp, framing)
     for channel, axis in ((0, 0), (1, 1)):
         lines, expected = seen[..., channel].mean(axis=1 - axis), network_image[..., channel].mean(axis=1 - axis)
         step = 255 / framing.resized[1 - axis]  # one pixel of the network's image

@@ -72,9 +72,7 @@ def test_readings_are_those_of_the_images_time():
     (found,) = source.observe(1.5, np.eye(4), np.array((1.0, 0.01)), OPTIONS)
     assert (found.stamp, found.log_scale) == (1.04, pytest.approx(math.log(3.0)))
     source.add(RangeReading(2.0, 2.0, 0.1, 4.0, BEAM))
-    assert (
-        source.observe(2.0, np.eye(4), np.array((1.0, 0.01)), OPTIONS)[0].stamp == 2.0
-    )  # none near 1.5
+    assert source.observe(2.0, np.eye(4), np.array((1.0, 0.01)), OPTIONS)[0].stamp == 2.0  # none near 1.5
 
 
 def ranger(z, degrees=0.0):

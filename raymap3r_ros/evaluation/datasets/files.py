@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.io.readers import natural_key
+from raymap3r_ros.io.files import natural_key
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from raymap3r_ros.evaluation.datasets.files import (
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.trajectory import read_tum
-from raymap3r_ros.io.readers import natural_key
+from raymap3r_ros.io.files import natural_key
 
 TOLERANCE = 0.02  # seconds between what belongs together
 DEPTH_UNIT = 5000  # values of a depth PNG per metre
