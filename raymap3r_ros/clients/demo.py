@@ -39,7 +39,6 @@ from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.video_file import VideoFile
 from raymap3r_ros.node.conversions import image_message
 from raymap3r_ros.node.dds_profile import profile_environment
-from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.rates import significant
 from raymap3r_ros.synthetic import suite_sequence
 
@@ -56,32 +55,6 @@ class Played:
     stamps: list[int] = field(default_factory=list)  # nanoseconds
     seconds: float = 0.0
     size: tuple[int, int] = (0, 0)  # width, height
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `raymap3r demo`."""
-    parser.description = (
-        "Start the node as its own process, play a clip into it over DDS as a camera would, record every output with "
-        "another process, check it, and write a preview. The exit status is 1 where a check fails."
-    )
-    parser.add_argument(
-        "input",
-        nargs="?",
-        type=Path,
-        metavar="INPUT",
-        help="a video, a folder of images or a ROS 2 bag (default: the rendered room that the shipped weights know)",
-    )
-    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the preview (default: demo_out)")
-    parser.add_argument("--rate", type=float, default=10.0, help="frames per second (default: 10)")
-    parser.add_argument("--frames", type=int, default=60, help="play so many frames at most (default: 60)")
-    parser.add_argument(
-        "--every-frame", action="store_true", help="process every frame in order, instead of always the newest"
-    )
-    defaults = NodeOptions()
-    parser.add_argument(
-        "--checkpoint", default=defaults.checkpoint, help="weights: a file or a preset (default: %(default)s)"
-    )
-    parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -262,24 +261,4 @@ def _score_text(world: WorldReport) -> str:
         f"; of {world.frames_with_truth} with truth: ATE {score['ate']:.4f} m (scale {scale}), "
         f"{score['ate_se3']:.4f} m without scaling, of a camera at rest {score['ate_constant']:.4f} m; "
         f"RPE {score['rpe_translation']:.4f} m, {score['rpe_rotation']:.3f} deg"
-    )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `raymap3r replay` that are not options of a dataclass."""
-    parser.description = (
-        "Play the images of a ROS 2 bag into a node of its own process over DDS, every frame of them and with /clock, "
-        "and report: frames, losses, speed, trajectory, and errors against the bag's ground truth. Ctrl-C ends early "
-        "and reports what was done. The exit status is 1 where a frame was not processed."
-    )
-    parser.add_argument("bag", metavar="BAG", type=Path, help=".mcap, .db3, or the folder of a bag")
-    parser.add_argument(
-        "--out", type=Path, default=Path("replay_out"), metavar="DIR", help="for the report (default: replay_out)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the report of an earlier replay in DIR")
-    parser.add_argument(
-        "--node",
-        default="",
-        metavar="NAME",
-        help="full name of a stream node that runs already, to play into, with every_frame and use_sim_time",
     )

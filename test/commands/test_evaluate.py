@@ -134,7 +134,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
 
 
 def test_all_rules_run_unless_some_are_named():
-    parser = cli._parser([])
+    parser = cli.build_parser(["evaluate"])
     args = parser.parse_args(["evaluate", "synthetic"])
     assert args.rules == UPDATE_RULES
     assert "tune" not in args.suite and {"static", "light", "heavy", "long", "stopgo"} <= set(args.suite)
@@ -153,7 +153,7 @@ def test_selections_that_are_none(weights, tmp_path, capsys):
     assert error_of(capsys, *base, "--sequences", "0") == "sequences is 0; allowed: 1 and more"
     assert error_of(capsys, *base, "--frames", "-1") == "frames is -1; allowed: 0 and more"
     assert "there is no folder" in error_of(capsys, *base, "--json", tmp_path / "no" / "a.json")
-    assert "160x120" in usage_error_of(capsys, *base, "--render-size", "big")
+    assert "such as 320x240" in usage_error_of(capsys, *base, "--render-size", "big")
 
 
 def test_a_data_set_that_is_not_there(weights, tmp_path, capsys):
