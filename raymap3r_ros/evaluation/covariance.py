@@ -27,6 +27,7 @@ from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
 from raymap3r_ros.mapping.uncertainty import DEFAULT, ErrorModel, VarianceModel, travels
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.tables import markdown_table
 
 SMALLEST = 1e-3  # metres, radians: lower limit of fitted standard deviations
 SIGNIFICANT_DIGITS = 3  # of fitted coefficients
@@ -333,7 +334,7 @@ def format_spreads(
     pieces = []
     for place, group in enumerate(GROUPS):
         axes = _LAST if place % 2 else _FIRST
-        lines = [[group, *methods], ["---"] * (1 + len(methods))]
+        lines = [[group, *methods]]
         suites = dict.fromkeys(one.suite for one in sequences)
         for suite in (*suites, "all"):
             chosen = [one for one in sequences if suite in ("all", one.suite)]
@@ -345,12 +346,7 @@ def format_spreads(
                     _cell([normalized_errors(part.values[:, axes], variances(part)[:, axes]) for part in parts])
                 )
             lines.append([f"{suite} ({len(chosen)})", *cells])
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        pieces.append(
-            "\n".join(
-                "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines
-            )
-        )
+        pieces.append(markdown_table(lines))
     return "\n\n".join(pieces)
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.evaluation.statistics import optional_module
+from raymap3r_ros.geometry.similarity import fit_similarity
 
 DEPTH_ALIGNMENTS = ("sequence", "metric")
 DELTA = 1.25  # the usual bound of the ratio of predicted to true depth
@@ -258,18 +260,20 @@ def estimate_normals(points: np.ndarray) -> np.ndarray:
 
 
 def umeyama(source: np.ndarray, target: np.ndarray, *, scaled: bool = True) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, rotation (3, 3) and translation (3,) that take source (N, 3) to target with the least squared error.
+    """Return scale, rotation (3, 3) and translation (3,) from source (N, 3) to target with the least squared error.
 
-    Umeyama 1991. Points on a line or in one place leave the rotation open; one of the best is returned. The scale is 1
-    without `scaled`, and where all of `source` is in one place.
+    See `fit_similarity`. For points on a line or in one place the rotation is ambiguous; one of the best is returned.
+    The scale is 1 without `scaled`, and if all of `source` is in one place.
     """
     source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
-    a, b = source - source_mean, target - target_mean
-    u, singular, vt = np.linalg.svd(b.T @ a)
-    sign = np.array((1.0, 1.0, np.sign(np.linalg.det(u @ vt))))
-    rotation = u * sign @ vt
-    variance = np.square(a).sum()
-    scale = float(singular @ sign / variance) if scaled and variance > 0 else 1.0
+    # Centred here: equal points then become exactly 0, and their scale NaN.
+    a, b = (
+        torch.from_numpy(np.asarray(cloud, np.float64))[None] for cloud in (source - source_mean, target - target_mean)
+    )
+    fit = fit_similarity(a, b, torch.ones_like(a[..., 0]))
+    scale, rotation = fit.scale.item() if scaled else 1.0, fit.rotation[0].numpy()
+    if not np.isfinite(scale):
+        scale = 1.0
     return scale, rotation, target_mean - scale * rotation @ source_mean
 
 

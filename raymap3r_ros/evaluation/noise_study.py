@@ -36,6 +36,7 @@ from raymap3r_ros.streaming.mask import moving_mask, stillness
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
 from raymap3r_ros.synthetic import RATE, SUITES, Rendering, Scenes, render, suite_sequence
 from raymap3r_ros.synthetic.worlds import camera_poses
+from raymap3r_ros.tables import markdown_table
 
 SIZE = (120, 160)  # H, W of the simulated answers
 NOISES = (0.05, 0.10, 0.20)  # relative error of depth, one standard deviation
@@ -316,10 +317,10 @@ def chain_errors(seen: Rendering, kind: str, noise: float) -> tuple[Tensor, Tens
         old_pose = anchor.apply_to_pose(relative @ _pose_jitter(batch, 1.0, generator))
         new_pose = _pose_jitter(batch, 1 / 3, generator)
         old_points = cameras.transform_points(
-            old_pose, _points(old.depth * (metre * anchor.scale)[:, None, None], seen.intrinsics)
+            old_pose, cameras.back_project(old.depth * (metre * anchor.scale)[:, None, None], seen.intrinsics)
         ).flatten(1, 2)
         new_points = cameras.transform_points(
-            new_pose, _points(new.depth * next_metre[:, None, None], seen.intrinsics)
+            new_pose, cameras.back_project(new.depth * next_metre[:, None, None], seen.intrinsics)
         ).flatten(1, 2)
         weight = old.confidence
         if kind == "robust":
@@ -338,14 +339,6 @@ def chain_errors(seen: Rendering, kind: str, noise: float) -> tuple[Tensor, Tens
     turn = cameras.rotation_angle(cameras.quaternion(anchor.rotation), cameras.quaternion(origin[:, :3, :3]))
     position = (anchor.translation - origin[:, :3, 3]).norm(dim=-1)
     return turn, position, 100 * torch.expm1((anchor.scale * metre).log().abs())
-
-
-def _points(depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """Points (B, H, W, 3) in the camera's frame."""
-    pixels = cameras.pixel_grid(depth.shape[1:], depth.device)
-    centre, focal = intrinsics[:, None, None, :2, 2], intrinsics[:, None, None, [0, 1], [0, 1]]
-    slopes = (pixels - centre) / focal
-    return torch.cat((slopes, torch.ones_like(slopes[..., :1])), dim=-1) * depth[..., None]
 
 
 def _pose_jitter(batch: int, size: float, generator: torch.Generator) -> Tensor:
@@ -457,10 +450,7 @@ def format_rows(rows: list[SimulatedRow]) -> str:
             found = [cells.get((case, method)) for method in methods]
             if not all(row is None or math.isnan(row.value) for row in found):
                 lines.append([case, *(_cell(row) for row in found)])
-        lines.insert(1, ["---"] * len(lines[0]))
-        widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-        table = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
-        pieces.append("\n".join((f"{_TITLES[part]} ({max(row.n for row in inside)} sequences)", "", *table)))
+        pieces.append(f"{_TITLES[part]} ({max(row.n for row in inside)} sequences)\n\n{markdown_table(lines)}")
     return "\n\n".join(pieces)
 
 

@@ -32,6 +32,7 @@ from raymap3r_ros.evaluation.metrics import (
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.trajectory import random_walk, trajectory_metrics
+from raymap3r_ros.geometry.cameras import back_project
 from raymap3r_ros.network import Network
 from raymap3r_ros.options import build_options
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
@@ -522,7 +523,6 @@ def _nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _unproject(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Points (H, W, 3) in the camera frame; NaN where depth (H, W) is 0, unknown."""
-    rows, columns = np.indices(depth.shape, dtype=np.float64)
-    rays = np.stack((columns, rows, np.ones_like(rows)), axis=-1) @ np.linalg.inv(intrinsics).T
-    return rays * np.where(depth > 0, depth, np.nan)[..., None]
+    """Return points (H, W, 3) in the camera frame; NaN where depth (H, W) is 0, unknown."""
+    known = torch.from_numpy(np.where(depth > 0, depth, np.nan).astype(np.float64))
+    return back_project(known[None], torch.from_numpy(np.asarray(intrinsics, np.float64))[None])[0].numpy()

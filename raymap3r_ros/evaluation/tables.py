@@ -18,6 +18,7 @@ from raymap3r_ros.evaluation.run import SequenceRun, Variant
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, paired_bootstrap, spearman
 from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.json_file import write_json
+from raymap3r_ros.tables import text_table
 
 LESS, MORE, NEITHER = "less", "more", ""
 CONTROL = "control"
@@ -251,12 +252,9 @@ def _table(rows: list[Row], metrics: list[str]) -> str:
             lines.append([])
         cells = [_cell(found.get((kind, name, metric)), best.get((kind, metric))) for metric in metrics]
         lines.append([name, *cells, _chance(found.get((kind, name, metrics[0])))])
-    widths = [max(len(line[place]) for line in lines if line) for place in range(len(lines[0]))]
     if not any(line[-1] for line in lines[1:] if line):
-        widths.pop()
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines
-    )
+        lines = [line[:-1] for line in lines]
+    return text_table(lines)
 
 
 def _column_head(metric: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymap3r_ros.geometry.cameras import assemble_pose, pixel_rays
+from raymap3r_ros.geometry.cameras import assemble_pose, back_project
 from raymap3r_ros.synthetic import Recipe, random_scenes, render
 
 _LONGEST_TIME = 60.0  # seconds: when a sequence may begin
@@ -74,9 +74,3 @@ def _render_part(
         place=seen.pose,
         intrinsics=seen.intrinsics,
     )
-
-
-def back_project(depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """Depth (B, T, H, W) along z with intrinsics (B, 3, 3) -> points (B, T, H, W, 3) in each camera."""
-    rays = pixel_rays(intrinsics, (depth.shape[2], depth.shape[3]))
-    return rays[:, None] * depth[..., None]

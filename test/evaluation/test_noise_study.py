@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from raymap3r_ros.evaluation import noise_study
-from raymap3r_ros.geometry import cameras
 from raymap3r_ros.synthetic import Rendering
 
 SEQUENCES = 3
@@ -95,15 +94,6 @@ def test_without_any_error_the_chain_of_resets_is_exact(resets, monkeypatch):
         monkeypatch.setattr(noise_study, name, 0.0)
     turn, position, scale = noise_study.chain_errors(resets, "robust", 0.0)
     assert turn.max() < 0.01 and position.max() < 1e-3 and scale.max() < 0.1
-
-
-def test_points_lie_on_their_rays(resets):
-    depth = resets.depth[:, 0]
-    points = noise_study._points(depth, resets.intrinsics)
-    projected = points @ resets.intrinsics[:, None].mT
-    torch.testing.assert_close(projected[..., 2], depth)
-    grid = cameras.pixel_grid(noise_study.SIZE, depth.device).expand(len(depth), -1, -1, -1)
-    torch.testing.assert_close(projected[..., :2] / depth[..., None], grid, atol=1e-3, rtol=0)
 
 
 def test_smoothing_never_costs_accuracy_and_takes_the_jitter(monkeypatch):
