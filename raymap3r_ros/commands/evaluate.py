@@ -38,6 +38,7 @@ from raymap3r_ros.evaluation.run import (
 )
 from raymap3r_ros.evaluation.sequences import PosedSequence, synthetic_sequence
 from raymap3r_ros.evaluation.statistics import optional_module
+from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import (
     DEFAULT_CHECKPOINT,
     PRESETS,
@@ -46,6 +47,7 @@ from raymap3r_ros.network import (
     load_network,
     shipped_weights,
 )
+from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
 from raymap3r_ros.options import build_options
 from raymap3r_ros.streaming import StreamOptions
@@ -113,8 +115,9 @@ def add_arguments(parser: argparse.ArgumentParser, parents: Sequence[argparse.Ar
     spread = whats.add_parser(
         "covariance",
         parents=parents,
-        help="how far poses and steps are off, and whether their published covariance says so",
-        description="Fit the error model of ~/odometry on one half of the rendered sequences, judge it on the other.",
+        help="errors of poses and steps, compared with their published covariance",
+        description="Fit the error model of ~/odometry on one half of the rendered sequences, evaluate it on the "
+        "other, and print it as JSON.",
     )
     _add_checkpoint(spread)
     spread.add_argument("--world", choices=WORLDS, default="one_room", help="kind of scenes (default: %(default)s)")
@@ -126,6 +129,12 @@ def add_arguments(parser: argparse.ArgumentParser, parents: Sequence[argparse.Ar
         help="of each suite, a quarter of them where they are long (default: %(default)s)",
     )
     spread.add_argument("--frames", type=int, default=0, metavar="N", help="the first N frames of each (default: all)")
+    spread.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="write a copy of the checkpoint (.safetensors) with the fitted model in its metadata",
+    )
     spread.set_defaults(command=_run_covariance)
     for name, dataset in DATASETS.items():
         recorded = whats.add_parser(
@@ -147,16 +156,18 @@ def _run_simulated(args: argparse.Namespace) -> int:
 
 
 def _run_covariance(args: argparse.Namespace) -> int:
-    """Fit on every second sequence, judge on those between."""
+    """Fit on every second sequence, evaluate on the others."""
     begin = time.perf_counter()
     if args.sequences < 2:
         raise OptionError(f"sequences is {args.sequences}; allowed: 2 and more, some to calibrate with, some to judge")
     optional_module("scipy.optimize")
+    source = _source_to_annotate(args.checkpoint, args.write) if args.write else None
     options = build_options(StreamOptions, lambda name, item: getattr(args, name, item.default))
     device = choose_device(args.device)
     network = load_network(args.checkpoint, device, options.precision)
     if not network.trained:
         log.warning(UNTRAINED_WARNING)
+    published = ErrorModel.from_manifest(network.manifest, network.source) or DEFAULT
     size = _seen_size(network, options)
     parts = []
     for name, suite in SUITES.items():
@@ -171,12 +182,28 @@ def _run_covariance(args: argparse.Namespace) -> int:
     total = sum(min(length, args.frames or length) for length in lengths)
     workers = min(WORKERS, torch.get_num_threads()) if device.type == "cpu" else 1
     with _one_thread_each(workers), tqdm(total=total, unit=" frames", disable=None, dynamic_ncols=True) as bar:
-        drives = covariance.run_drives(
+        evaluated = covariance.evaluate_sequences(
             network, parts, options, frames=args.frames, workers=workers, on_frame=bar.update
         )
-    print(f"{covariance.report(drives)}\n")
+    report = covariance.report(evaluated, published)
+    print(f"{report.text}\n")
     print(f"{network.source}, {args.world}, {total} frames, on {device.type} in {time.perf_counter() - begin:.0f} s")
+    if source is not None:
+        copy_with_metadata(source, args.write, {METADATA_KEY: report.model.to_json()})
+        print(f"wrote {args.write}")
     return 0
+
+
+def _source_to_annotate(checkpoint: str, target: Path) -> Path:
+    """The file of a checkpoint whose metadata can be changed. Raises OptionError."""
+    path = shipped_weights().get(checkpoint, Path(checkpoint).expanduser())
+    if path.suffix != ".safetensors":
+        raise OptionError(
+            f"checkpoint {checkpoint} has no metadata to write to; convert a .pth file with `raymap3r convert` first"
+        )
+    if target.suffix != ".safetensors":
+        raise OptionError(f"--write is {target}; the name of a checkpoint must end in .safetensors")
+    return path
 
 
 def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int) -> None:

@@ -34,6 +34,7 @@ from raymap3r_ros.errors import InputError, OptionError, reason_of
 from raymap3r_ros.geometry import poses
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
 from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
+from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import choose_device, load_network
 from raymap3r_ros.node import conversions, parameters
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
@@ -212,6 +213,12 @@ class StreamNode(LifecycleNode):
         self._stream = Stream(network, stream_options)
         if not self._stream.network.trained:
             self.get_logger().warning(self._stream.network.source)
+        error_model = ErrorModel.from_manifest(network.manifest, network.source)
+        if error_model is None and network.trained:
+            self.get_logger().warning(
+                f"{network.source} has no error model of its own (metadata {METADATA_KEY!r}): the covariances of "
+                "~/odometry use the default, see docs/odometry.md"
+            )
         warm_up(self._stream, self._together, 1 if self._shared is None else self._shared.cameras)
         self.get_logger().info(f"{self._stream.network.source} runs on {self._stream.device}")
         self._notes.forget()
@@ -236,7 +243,7 @@ class StreamNode(LifecycleNode):
         self._look_up = partial(look_up, self._buffer)
         self._frames = Frames(_frame_names(options), self._look_up)
         with self._configured:  # who looks at the one looks at the other
-            self._outputs = Publishers(self)
+            self._outputs = Publishers(self, error_model or DEFAULT)
             self._maps = MapPublisher(self, options, self._notes, self._map_group)
         self._services_in = [
             self.create_service(Trigger, "~/reset", self._on_reset),
