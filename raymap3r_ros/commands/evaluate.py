@@ -27,15 +27,9 @@ from raymap3r_ros.evaluation import covariance, noise_study, tables
 from raymap3r_ros.evaluation.baselines import map_controls
 from raymap3r_ros.evaluation.datasets import DATASETS, open_dataset
 from raymap3r_ros.evaluation.pictures import draw_pictures
-from raymap3r_ros.evaluation.run import (
-    Plan,
-    SequenceRun,
-    Variant,
-    ablation_variants,
-    rule_variants,
-    run_sequences,
-    sequence_length,
-)
+from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant, ablation_variants, rule_variants
+from raymap3r_ros.evaluation.run import run_sequences, sequence_length
+from raymap3r_ros.evaluation.scorer import SequenceRun
 from raymap3r_ros.evaluation.sequences import PosedSequence, synthetic_sequence
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
@@ -233,7 +227,7 @@ def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int)
     parser.add_argument(
         "--judged-frames",
         type=int,
-        default=Plan.judged_frames,
+        default=EvaluationPlan.judged_frames,
         metavar="N",
         help="frames of a sequence, spread evenly, whose depth and masks are judged (default: %(default)s)",
     )
@@ -268,7 +262,7 @@ def run(args: argparse.Namespace) -> int:
     options = build_options(StreamOptions, lambda name, item: getattr(args, name, item.default))
     variants = rule_variants(options, args.rules) + (ablation_variants(options) if args.ablations else [])
     device = choose_device(args.device)
-    plan = Plan(
+    plan = EvaluationPlan(
         frames=args.frames,
         batch=args.batch,
         # Threads of one core each are faster than several cores on one small network.
@@ -361,7 +355,7 @@ def _recorded_parts(args: argparse.Namespace, network: Network, options: StreamO
 
 
 def _run_parts(
-    network: Network, parts: list[Part], variants: list[Variant], plan: Plan, options: StreamOptions
+    network: Network, parts: list[Part], variants: list[Variant], plan: EvaluationPlan, options: StreamOptions
 ) -> list[SequenceRun]:
     """All sequences of all parts, with the controls' figures beside those of the variants."""
     total = sum(sequence_length(sequence, plan) for part in parts for sequence in part.sequences)
@@ -384,7 +378,7 @@ def _settings(
     args: argparse.Namespace,
     network: Network,
     variants: list[Variant],
-    plan: Plan,
+    plan: EvaluationPlan,
     keys: dict[str, str],
     seconds: float,
 ) -> dict[str, Any]:

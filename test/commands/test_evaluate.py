@@ -10,7 +10,7 @@ import pytest
 
 from raymap3r_ros import cli
 from raymap3r_ros.commands import evaluate
-from raymap3r_ros.evaluation.run import seen_part
+from raymap3r_ros.evaluation.scorer import seen_part
 from raymap3r_ros.evaluation.tables import METRICS
 from raymap3r_ros.network import save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
