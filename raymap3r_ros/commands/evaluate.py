@@ -27,7 +27,7 @@ from raymap3r_ros.evaluation.parts import (
     worker_count,
 )
 from raymap3r_ros.evaluation.pictures import draw_pictures
-from raymap3r_ros.evaluation.run import Plan, ablation_variants, rule_variants
+from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, rule_variants
 from raymap3r_ros.evaluation.settings import describe_settings, settings_text
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
@@ -174,7 +174,7 @@ def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int)
     parser.add_argument(
         "--judged-frames",
         type=int,
-        default=Plan.judged_frames,
+        default=EvaluationPlan.judged_frames,
         metavar="N",
         help="frames of a sequence, spread evenly, whose depth and masks are evaluated (default: %(default)s)",
     )
@@ -254,7 +254,7 @@ def _run_rules(args: argparse.Namespace) -> None:
     begin = time.perf_counter()
     options = read_options(args, StreamOptions)
     variants = rule_variants(options, args.rules) + (ablation_variants(options) if args.ablations else [])
-    plan = Plan(
+    plan = EvaluationPlan(
         frames=args.frames,
         batch=args.batch,
         workers=worker_count(choose_device(args.device)),

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from raymap3r_ros.clients import replay
-from raymap3r_ros.clients.player import ReplayOptions
+from raymap3r_ros.clients.bag import ReplayOptions
 from raymap3r_ros.commands.arguments import add_options, read_options
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.options import option_fields

@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from raymap3r_ros.evaluation.baselines import map_controls
 from raymap3r_ros.evaluation.datasets import open_dataset
-from raymap3r_ros.evaluation.run import Plan, SequenceRun, Variant, run_sequences, sequence_length
+from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
+from raymap3r_ros.evaluation.run import run_sequences, sequence_length
+from raymap3r_ros.evaluation.scorer import SequenceRun
 from raymap3r_ros.evaluation.sequences import PosedSequence, synthetic_sequence
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StreamOptions
@@ -80,7 +82,7 @@ def input_size(network: Network, options: StreamOptions) -> tuple[int, int]:
 
 
 def run_parts(
-    network: Network, parts: list[Part], variants: list[Variant], plan: Plan, options: StreamOptions
+    network: Network, parts: list[Part], variants: list[Variant], plan: EvaluationPlan, options: StreamOptions
 ) -> list[SequenceRun]:
     """Run all sequences of all parts, with a progress bar; add the values of the controls to those of the variants."""
     total = sum(sequence_length(sequence, plan) for part in parts for sequence in part.sequences)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from raymap3r_ros import __version__
-from raymap3r_ros.evaluation.run import Plan, Variant
+from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StreamOptions
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "numpy", "scipy", "evo")  # whose versions are recorded
 
 
 def describe_settings(
-    command: str, network: Network, variants: list[Variant], plan: Plan, keys: dict[str, str], seconds: float
+    command: str, network: Network, variants: list[Variant], plan: EvaluationPlan, keys: dict[str, str], seconds: float
 ) -> dict[str, Any]:
     """Return the settings for a JSON file. `keys`: of each variant's options, by the variant's name."""
     device = next(network.parameters()).device

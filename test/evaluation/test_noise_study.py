@@ -1,4 +1,4 @@
-"""The parts of the method on simulated answers: bounds that ours keeps and the published behaviour does not."""
+"""The parts of the method on simulated predicted: bounds that ours keeps and the published behaviour does not."""
 
 import dataclasses
 import math
@@ -29,11 +29,11 @@ def test_depth_errors_are_what_they_say(scenes):
     assert error.std().item() == pytest.approx(1, abs=0.1)
     beside = (error[:, :, 1:] * error[:, :, :-1]).mean() / error.square().mean()
     assert 0.75 < beside < 0.95  # patches: all but what single pixels have of their own is shared with the next
-    answers = noise_study.simulate_answers(seen, 0.1, torch.Generator().manual_seed(0))
-    off = (answers.depth / seen.depth.flatten(0, 1)).log()
+    predicted = noise_study.simulate_prediction(seen, 0.1, torch.Generator().manual_seed(0))
+    off = (predicted.depth / seen.depth.flatten(0, 1)).log()
     assert off.std().item() == pytest.approx(0.1, rel=0.2)
     # The two branches err apart: their contrast is noisier by the root of two.
-    contrast = (answers.ray_depth / answers.depth).log().flatten(1)
+    contrast = (predicted.ray_depth / predicted.depth).log().flatten(1)
     assert (contrast - contrast.median(1, keepdim=True).values).std().item() == pytest.approx(0.1 * 2**0.5, rel=0.2)
 
 
@@ -64,8 +64,8 @@ def test_a_gate_by_motion_leaves_a_static_scene_alone(scenes):
     assert static["motion_filter"]["heavy, noise 10 %"] > 2 * movers["motion_filter"]["heavy, noise 10 %"]
 
 
-def test_a_gaze_is_a_gaussian_about_its_place():
-    (query, key) = noise_study._gaze(1, (6, 8), 5)[0]
+def test_attention_is_a_gaussian_about_its_position():
+    (query, key) = noise_study.gaussian_attention(1, (6, 8), 5)[0]
     shares = (query @ key.mT / query.shape[-1] ** 0.5)[0, 0, :, 1:].softmax(-1).view(5, 6, 8)
     place = query[0, 0, :, :2] / query[0, 0, :, 2:3]
     at = torch.cartesian_prod(torch.arange(6) + 0.5, torch.arange(8) + 0.5).view(6, 8, 2)

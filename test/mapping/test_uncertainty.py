@@ -103,6 +103,10 @@ def test_model_survives_metadata():
     assert ErrorModel.from_manifest({"steps": "12"}) is None
 
 
+def test_coefficients_in_the_docs_are_the_default(root):
+    assert DEFAULT.to_json() in (root / "docs" / "odometry.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

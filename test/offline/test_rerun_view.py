@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raymap3r_ros import cli
-from raymap3r_ros.commands import run
+from raymap3r_ros.commands import run as run_command
 from raymap3r_ros.errors import InputError, Raymap3rError
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.offline import CloudOptions, RunOutputs, run_recording
@@ -211,8 +211,8 @@ def test_a_file_that_cannot_be_written_is_an_error_before_anything_runs(images, 
 
 def test_view_of_the_command_line(images, network, tmp_path, monkeypatch):
     views = []
-    monkeypatch.setattr(run, "RerunView", lambda *arguments: views.append(arguments))
-    monkeypatch.setattr(run, "run_recording", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(run_command, "RerunView", lambda *arguments: views.append(arguments))
+    monkeypatch.setattr(run_command, "run_recording", lambda *_, **__: 1 / 0)
     for arguments in ([], ["--view"], ["--view", "a.rrd", "--overwrite"]):
         with pytest.raises(ZeroDivisionError):
             common = ["--out", str(tmp_path), "--checkpoint", "mini", "--device", "cpu"]
