@@ -85,12 +85,12 @@ class SimulatedPrediction:
 def run_simulated(sequences: int = 12, world: str = "varied") -> list[SimulatedRow]:
     """All figures over `sequences` of each suite. The suite `tune`, on which thresholds were chosen, is not used."""
     rows = []
-    scenes = {suite: _render(suite, sequences, world, _mask_times()) for suite in MASK_SUITES}
+    scenes = {suite: render_suite(suite, sequences, world, _mask_times()) for suite in MASK_SUITES}
     rows += mask_rows(scenes)
     rows += gate_rows({suite: scenes[suite] for suite in ("static", "heavy")})
     resets = torch.arange(RESETS + 1) * 10.0
-    rows += alignment_rows(_render("heavy", sequences, world, resets))
-    rows += smoothing_rows(_camera_paths(sequences, world))
+    rows += alignment_rows(render_suite("heavy", sequences, world, resets))
+    rows += smoothing_rows(camera_paths(sequences, world))
     return rows
 
 
@@ -141,7 +141,7 @@ def simulate_prediction(seen: Rendering, noise: float, generator: torch.Generato
     )
 
 
-def _render(suite: str, sequences: int, world: str, times: Tensor) -> Rendering:
+def render_suite(suite: str, sequences: int, world: str, times: Tensor) -> Rendering:
     """Evenly spaced sequences of a suite at times (F,) seconds, without images."""
     generator = torch.Generator().manual_seed(0)
     parts = [
@@ -411,7 +411,7 @@ def path_errors(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(ate), rpe
 
 
-def _camera_paths(sequences: int, world: str) -> Tensor:
+def camera_paths(sequences: int, world: str) -> Tensor:
     """True positions (B, T, 3) of the cameras of the suite `long`, relative to the first frame."""
     times = torch.arange(SMOOTH_FRAMES) / RATE
     paths = torch.cat([camera_poses(scenes, times[None])[..., :3, 3] for scenes in _scenes("long", sequences, world)])

@@ -15,7 +15,7 @@ SEQUENCES = 3
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, Rendering]:
     times = torch.tensor([0.5, 2.5, 4.5])
-    return {suite: noise_study._render(suite, SEQUENCES, "varied", times) for suite in ("static", "heavy")}
+    return {suite: noise_study.render_suite(suite, SEQUENCES, "varied", times) for suite in ("static", "heavy")}
 
 
 def figures(rows: list[noise_study.SimulatedRow], metric: str, method: str) -> dict[str, float]:
@@ -75,7 +75,7 @@ def test_attention_is_a_gaussian_about_its_position():
 
 @pytest.fixture(scope="module")
 def resets() -> Rendering:
-    return noise_study._render("heavy", SEQUENCES, "varied", torch.arange(6) * 10.0)
+    return noise_study.render_suite("heavy", SEQUENCES, "varied", torch.arange(6) * 10.0)
 
 
 def test_resets_keep_one_world_and_the_published_fit_does_not(resets):
@@ -98,7 +98,7 @@ def test_without_any_error_the_chain_of_resets_is_exact(resets, monkeypatch):
 
 def test_smoothing_never_costs_accuracy_and_takes_the_jitter(monkeypatch):
     monkeypatch.setattr(noise_study, "SMOOTH_FRAMES", 300)
-    rows = noise_study.smoothing_rows(noise_study._camera_paths(SEQUENCES, "varied"))
+    rows = noise_study.smoothing_rows(noise_study.camera_paths(SEQUENCES, "varied"))
     ate = {method: figures(rows, "ATE", method) for method in ("raw", "tied (ours)", "published")}
     rpe = {method: figures(rows, "RPE", method) for method in ("raw", "tied (ours)")}
     for case, raw in ate["raw"].items():
@@ -130,6 +130,6 @@ def test_tables_hold_every_figure_and_the_picture_is_drawn(scenes, tmp_path):
 
 
 def test_the_same_figures_every_time():
-    seen = noise_study._render("static", 1, "varied", torch.tensor([1.0]))
+    seen = noise_study.render_suite("static", 1, "varied", torch.tensor([1.0]))
     first, second = (figures(noise_study.mask_rows({"static": seen}), "false alarms", "ours") for _ in range(2))
     assert len(first) == 3 and first == second
