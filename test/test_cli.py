@@ -14,11 +14,10 @@ from PIL import Image
 import raymap3r_ros
 from raymap3r_ros import cli
 from raymap3r_ros.commands import run
-from raymap3r_ros.commands.arguments import read_options
+from raymap3r_ros.commands.arguments import read_options, read_stream_options
 from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs
-from raymap3r_ros.streaming import MaskOptions, Stream, StreamOptions
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import RULES, MaskOptions, Stream, StreamOptions
 
 SMALL = ["--checkpoint", "mini", "--size", "48", "--no-preview", "--device", "cpu"]
 
@@ -84,18 +83,40 @@ def test_list_of_commands_needs_neither_ros_nor_torch(root):
 
 
 def test_options_of_the_stream_are_those_of_the_dataclass():
-    assert read_options(parse_run(), StreamOptions) == StreamOptions()
+    assert read_stream_options(parse_run()) == StreamOptions()
     assert read_options(parse_run(), CloudOptions) == CloudOptions()
     args = parse_run(
         "--rule", "cut3r", "--size", "64", "--router", "adaptive", "--smoothing", "off", "--reset-interval", "0",
         "--token-pooling", "raster", "--precision", "float16", "--mask-high", "5", "--mask-min-ratio", "0.5",
         "--voxel-size", "0.1", "--max-points", "5000",
     )  # fmt: skip
-    assert read_options(args, StreamOptions) == StreamOptions(
+    assert read_stream_options(args) == StreamOptions(
         image_size=64, precision="float16", update_rule="cut3r", router="adaptive", smoothing="off", reset_interval=0,
         token_pooling="raster", mask=MaskOptions(high=5.0, min_ratio=0.5),
     )  # fmt: skip
     assert read_options(args, CloudOptions) == CloudOptions(voxel_size=0.1, max_points=5000)
+
+
+def test_a_preset_changes_the_defaults_and_single_options_win():
+    assert read_stream_options(parse_run("--preset", "published")) == StreamOptions.published()
+    args = parse_run("--preset", "published", "--smoothing", "tied", "--mask-kind", "absolute", "--mask-low", "2")
+    expected = StreamOptions.published(smoothing="tied", mask=MaskOptions(low=2.0))
+    assert read_stream_options(args) == expected
+
+
+def test_replay_passes_the_preset_as_single_parameters(monkeypatch):
+    pytest.importorskip("rclpy")
+    from raymap3r_ros.clients import replay
+
+    given = {}
+    monkeypatch.setattr(replay, "run", lambda *_, parameters, **__: given.update(parameters) or 0)
+    arguments = ["--preset", "published", "--smoothing", "tied", "--mask-high", "5", "--tf-mode", "map"]
+    assert cli.main(["replay", "bag", "--out", "out", *arguments]) == 0
+    # Without `preset`: the node could not tell that `smoothing` was given.
+    assert given == {
+        "router": "published", "reset_alignment": "published", "token_pooling": "raster", "mask.kind": "published",
+        "mask.high": 5.0, "tf_mode": "map",
+    }  # fmt: skip
 
 
 def test_help_tells_meaning_default_choices_and_limits(capsys):
@@ -103,8 +124,8 @@ def test_help_tells_meaning_default_choices_and_limits(capsys):
         cli.main(["run", "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert f"--rule {{{','.join(UPDATE_RULES)}}}" in text
-    assert "how much each state token takes in of a frame (default: raymap3r)" in text
+    assert f"--rule {{{','.join(RULES)}}}" in text
+    assert "how much of a frame each state token takes in (default: raymap3r)" in text
     assert "--mask-high FLOAT" in text and f"(default: {MaskOptions().high}; 0.0 to 1000.0)" in text
 
 

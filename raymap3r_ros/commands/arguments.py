@@ -9,15 +9,20 @@ from typing import Any
 
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, shipped_weights
 from raymap3r_ros.options import Options, build_options, option_fields
+from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.streaming.stream_options import preset_option, preset_options
 
 # Short names for options that are typed often; all others have the name of their field.
 SHORT_NAMES = {"update_rule": "rule", "image_size": "size"}
 
 
-def add_options(group: Any, options: type, leave_out: Sequence[str] = (), defaults: Any = None) -> None:
+def add_options(
+    group: Any, options: type, leave_out: Sequence[str] = (), defaults: Any = None, *, only_given: bool = False
+) -> None:
     """Add an argument for every field created by `option`; a group becomes a prefix (`mask.high`: --mask-high).
 
-    `defaults`: an instance without groups whose values replace the default values.
+    `defaults`: an instance without groups whose values replace the default values. `only_given`: the parsed arguments
+    contain only options that were on the command line.
     """
     for name, item in option_fields(options):
         if name in leave_out:
@@ -29,7 +34,7 @@ def add_options(group: Any, options: type, leave_out: Sequence[str] = (), defaul
             _flag(name),
             dest=name,
             type=boolean if isinstance(default, bool) else type(default),
-            default=default,
+            default=argparse.SUPPRESS if only_given else default,
             choices=meta["choices"] or None,
             metavar=None if meta["choices"] else type(default).__name__.upper(),
             help=f"{meta['help']} (default: {default}{limits})".replace("%", "%%"),
@@ -42,6 +47,18 @@ def read_options(args: argparse.Namespace, options: type[Options]) -> Options:
     Raises OptionError for values that are not allowed.
     """
     return build_options(options, lambda name, item: getattr(args, name, item.default))
+
+
+def add_stream_options(group: Any, leave_out: Sequence[str] = ()) -> None:
+    """Add the options of the stream, and --preset. `read_stream_options` reads them."""
+    preset = preset_option("single options win").metadata
+    group.add_argument("--preset", choices=preset["choices"], default="default", help=preset["help"])
+    add_options(group, StreamOptions, leave_out, only_given=True)
+
+
+def read_stream_options(args: argparse.Namespace) -> StreamOptions:
+    """Return the options of the stream: those on the command line, the others from the preset. Raises OptionError."""
+    return preset_options(args.preset, vars(args))
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

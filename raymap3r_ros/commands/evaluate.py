@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from raymap3r_ros.commands.arguments import add_checkpoint, add_device, add_options, read_options, size
+from raymap3r_ros.commands.arguments import add_checkpoint, add_device, add_stream_options, read_stream_options, size
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.evaluation import covariance, noise_study, tables
 from raymap3r_ros.evaluation.datasets import DATASETS
@@ -34,8 +34,7 @@ from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import Network, choose_device, load_network, shipped_weights
 from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
-from raymap3r_ros.streaming import StreamOptions
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import RULES, StreamOptions
 from raymap3r_ros.synthetic import SUITES, WORLDS
 
 log = logging.getLogger(__name__)
@@ -48,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run all update rules over the same sequences and print tables of the results."
     method = argparse.ArgumentParser(add_help=False)
     add_device(method)
-    # All rules run side by side and share computations, which requires step-by-step execution.
-    add_options(method.add_argument_group("method"), StreamOptions, leave_out=("update_rule", "execution"))
+    # All rules run side by side and share computations, which requires the execution `plain`.
+    add_stream_options(method.add_argument_group("method"), leave_out=("update_rule", "execution"))
     subcommands = parser.add_subparsers(required=True, metavar="WHAT")
     _add_synthetic(subcommands, method)
     _add_simulated(subcommands)
@@ -152,9 +151,9 @@ def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int)
     parser.add_argument(
         "--rules",
         type=lambda text: tuple(text.split(",")),
-        default=UPDATE_RULES,
+        default=tuple(RULES),
         metavar="A,B",
-        help=f"update rules to run (default: {','.join(UPDATE_RULES)})",
+        help=f"update rules to run (default: {','.join(RULES)})",
     )
     parser.add_argument(
         "--sequences",
@@ -208,7 +207,7 @@ def _run_covariance(args: argparse.Namespace) -> None:
         raise OptionError(f"sequences is {args.sequences}; allowed: 2 and more, to fit on some and evaluate on others")
     optional_module("scipy.optimize")
     source = _source_to_annotate(args.checkpoint, args.write) if args.write else None
-    options = read_options(args, StreamOptions)
+    options = read_stream_options(args)
     network = _load(args, options)
     published = ErrorModel.from_manifest(network.manifest, network.source) or DEFAULT
     device = next(network.parameters()).device
@@ -252,7 +251,7 @@ def _run_rules(args: argparse.Namespace) -> None:
     Raises OptionError and InputError for unusable arguments before anything is run.
     """
     begin = time.perf_counter()
-    options = read_options(args, StreamOptions)
+    options = read_stream_options(args)
     variants = rule_variants(options, args.rules) + (ablation_variants(options) if args.ablations else [])
     plan = EvaluationPlan(
         frames=args.frames,

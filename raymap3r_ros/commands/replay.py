@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from operator import attrgetter
 from pathlib import Path
 
 from raymap3r_ros.clients import replay
 from raymap3r_ros.clients.bag import ReplayOptions
-from raymap3r_ros.commands.arguments import add_options, read_options
+from raymap3r_ros.commands.arguments import add_options, add_stream_options, read_options, read_stream_options
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.options import option_fields
-from raymap3r_ros.streaming import StreamOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,20 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a node)",
     )
     add_options(parser.add_argument_group("playing"), ReplayOptions)
-    # The parameters left out are set by the replay.
-    add_options(
-        parser.add_argument_group("parameters of the node"), NodeOptions, leave_out=("every_frame", "image_transport")
-    )
-    add_options(parser.add_argument_group("method"), StreamOptions)
+    # The bag determines the others, and the preset is applied here.
+    leave_out = ("every_frame", "image_transport", "preset")
+    add_options(parser.add_argument_group("parameters of the node"), NodeOptions, leave_out=leave_out)
+    add_stream_options(parser.add_argument_group("method"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Replay a bag; return the exit status."""
-    parameters = {}
-    for kind in (NodeOptions, StreamOptions):
-        read_options(args, kind)  # raises OptionError for values that are not allowed
-        values = {name: getattr(args, name, item.default) for name, item in option_fields(kind)}
-        parameters |= {name: values[name] for name, item in option_fields(kind) if values[name] != item.default}
+    # Without `preset`: the node cannot distinguish a given value from the default.
+    parameters = {
+        name: value
+        for options in (read_options(args, NodeOptions), read_stream_options(args))
+        for name, item in option_fields(type(options))
+        if (value := attrgetter(name)(options)) != item.default and name != "preset"
+    }
     return replay.run(
         args.bag, read_options(args, ReplayOptions), args.out, node=args.node, parameters=parameters,
         overwrite=args.overwrite,

@@ -7,14 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.commands.arguments import add_checkpoint, add_device, add_options, read_options
+from raymap3r_ros.commands.arguments import (
+    add_checkpoint,
+    add_device,
+    add_options,
+    add_stream_options,
+    read_options,
+    read_stream_options,
+)
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.network import choose_device, load_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
 from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED
-from raymap3r_ros.streaming import StreamOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,13 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FX,FY,CX,CY",
         help="camera intrinsics in pixels of the recorded images (default: camera_info of a bag, else estimated)",
     )
-    add_options(parser.add_argument_group("method"), StreamOptions)
+    add_stream_options(parser.add_argument_group("method"))
     add_options(parser.add_argument_group("static scene"), CloudOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Process a recording; return the exit status."""
-    options, cloud_options = read_options(args, StreamOptions), read_options(args, CloudOptions)
+    options, cloud_options = read_stream_options(args), read_options(args, CloudOptions)
     recording = open_recording(
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
         intrinsics=args.intrinsics,

@@ -13,7 +13,7 @@ import torch
 from raymap3r_ros.evaluation.metrics import MotionScore, motion_metrics
 from raymap3r_ros.evaluation.scorer import SampledFrame, SequenceRun, motion_values
 from raymap3r_ros.streaming import MaskOptions
-from raymap3r_ros.streaming.mask import moving_mask
+from raymap3r_ros.streaming.mask import dynamic_mask
 
 NETWORK = "network, same frames"
 OTHER_RAYS = "another sequence's rays"
@@ -65,7 +65,7 @@ def _against_background(
         known = background > 0
         discrepancy = np.where(known, np.abs(sample.depth - background) / np.maximum(np.abs(sample.depth), 1e-6), 0)
         depth, static, trusted = (torch.from_numpy(array)[None] for array in (sample.depth, background, known))
-        mask = moving_mask(depth, static, trusted, options)[0].numpy()
+        mask = dynamic_mask(depth, static, trusted, options)[0].numpy()
         scores.append(motion_metrics(discrepancy, mask, sample.moving))
     return scores
 

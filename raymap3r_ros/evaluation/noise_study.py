@@ -32,7 +32,7 @@ from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.preview import DepthRange, color_depth, overlay_mask
 from raymap3r_ros.streaming import METHOD, MaskOptions, Method, gates, staticness
 from raymap3r_ros.streaming.alignment import align_segments
-from raymap3r_ros.streaming.mask import moving_mask, stillness
+from raymap3r_ros.streaming.mask import dynamic_mask, static_weight
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
 from raymap3r_ros.synthetic import RATE, SUITES, Rendering, Scenes, render, suite_sequence
 from raymap3r_ros.synthetic.worlds import camera_poses
@@ -174,7 +174,7 @@ def published_staticness(predicted: SimulatedPrediction, method: Method = METHOD
 def our_mask(predicted: SimulatedPrediction) -> Tensor:
     """Dynamic mask (B, H, W) of our decision."""
     trusted = predicted.ray_confidence >= METHOD.min_ray_confidence
-    return moving_mask(predicted.depth, predicted.ray_depth, trusted, MaskOptions())
+    return dynamic_mask(predicted.depth, predicted.ray_depth, trusted, MaskOptions())
 
 
 def mask_rows(scenes: dict[str, Rendering]) -> list[SimulatedRow]:
@@ -326,7 +326,7 @@ def chain_errors(seen: Rendering, kind: str, noise: float) -> tuple[Tensor, Tens
         if kind == "robust":
             trusted = old.ray_confidence >= METHOD.min_ray_confidence
             weight = weight * published_staticness(old)
-            weight = weight * stillness(old.depth, old.ray_depth, trusted, MaskOptions())
+            weight = weight * static_weight(old.depth, old.ray_depth, trusted, MaskOptions())
         if kind == "off":
             anchor = Similarity.identity(batch, pose.device)
         else:

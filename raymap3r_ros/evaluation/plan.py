@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.options import build_options
-from raymap3r_ros.streaming import StreamOptions
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import RULES, StreamOptions
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class EvaluationPlan:
                 raise OptionError(f"{name} is {getattr(self, name)}; allowed: {least} and more")
 
 
-def rule_variants(options: StreamOptions, rules: Sequence[str] = UPDATE_RULES) -> list[Variant]:
+def rule_variants(options: StreamOptions, rules: Iterable[str] = RULES) -> list[Variant]:
     """One variant per update rule, otherwise as in `options`. Raises OptionError for an unknown rule."""
     return [Variant(rule, "rule", dataclasses.replace(options, update_rule=rule), "cut3r") for rule in rules]
 

@@ -24,9 +24,8 @@ from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant, in_effect
 from raymap3r_ros.evaluation.sequences import Frame
 from raymap3r_ros.evaluation.trajectory import random_walk, trajectory_metrics
 from raymap3r_ros.geometry.cameras import back_project
-from raymap3r_ros.streaming import StepResult, StreamOptions
+from raymap3r_ros.streaming import METHOD, StepResult, StreamOptions
 from raymap3r_ros.streaming.preprocessing import Framing, frame_intrinsics, visible_crop
-from raymap3r_ros.streaming.stream_options import METHOD
 
 MANY_MOVING = 0.05  # share of moving pixels above which a frame counts for `mask_iou_5`
 SAMPLES = 12  # frames of a sequence kept for baselines and pictures

@@ -20,7 +20,7 @@ class Similarity:
 
     @classmethod
     def identity(cls, batch: int, device: torch.device) -> Similarity:
-        """The transform that changes nothing."""
+        """The identity transform."""
         return cls(
             torch.ones(batch, device=device),
             torch.eye(3, device=device).repeat(batch, 1, 1),

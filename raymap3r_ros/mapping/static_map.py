@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.options import check_options, option
-from raymap3r_ros.streaming.mask import around
+from raymap3r_ros.streaming.mask import window_reduce
 from raymap3r_ros.streaming.result import to_host
 
 FRAME_PIXELS = 60_000  # maximum number used per frame: adjacent frames show the same surfaces
@@ -104,7 +104,7 @@ def static_pixels(
     keep = known & (depth_slope(torch.where(known, depth, 1e-6), focal) <= options.max_slope)
     keep &= confidence >= options.confidence_threshold
     margin = math.ceil(options.mask_margin * depth.shape[1])
-    return keep & ~around(dynamic_mask, 2 * margin + 1, torch.logical_or)
+    return keep & ~window_reduce(dynamic_mask, 2 * margin + 1, torch.logical_or)
 
 
 @dataclass(frozen=True)

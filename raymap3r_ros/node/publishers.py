@@ -26,8 +26,8 @@ from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.tf_frames import Placement
 from raymap3r_ros.node.trajectory import Trajectory
 from raymap3r_ros.streaming import StepResult
+from raymap3r_ros.streaming.gates import rule_name
 from raymap3r_ros.streaming.result import to_host
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 RELIABLE = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
@@ -173,7 +173,7 @@ class Publishers:
         return FrameSummary(
             healthy=bool(numbers["healthy"]),
             intrinsics_known=bool(numbers["intrinsics_known"]),
-            rule=UPDATE_RULES[int(numbers["rule_index"])],
+            rule=rule_name(int(numbers["rule_index"])),
             pose=poses.world_pose(numbers["pose"]),
             pose_raw=poses.world_pose(numbers["pose_raw"]),
             confidence=float(numbers["confidence"]) if "odometry" in wanted else None,

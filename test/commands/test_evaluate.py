@@ -13,8 +13,8 @@ from raymap3r_ros.commands import evaluate
 from raymap3r_ros.evaluation.tables import METRICS
 from raymap3r_ros.network import save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.streaming import RULES
 from raymap3r_ros.streaming.preprocessing import frame_image, visible_crop
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -136,7 +136,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
 def test_all_rules_run_unless_some_are_named():
     parser = cli.build_parser(["evaluate"])
     args = parser.parse_args(["evaluate", "synthetic"])
-    assert args.rules == UPDATE_RULES
+    assert args.rules == tuple(RULES)
     assert "tune" not in args.suite and {"static", "light", "heavy", "long", "stopgo"} <= set(args.suite)
     assert (args.intrinsics, args.batch) == ("given", 8)
     recorded = parser.parse_args(["evaluate", "sintel", "somewhere"])

@@ -17,9 +17,8 @@ from raymap3r_ros.evaluation.run import SharedEncoder, run_sequences
 from raymap3r_ros.evaluation.scorer import CONSTANT_POSE, RANDOM_WALK
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.network import NetworkConfig, untrained_network
-from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.streaming import RULES, StreamOptions
 from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image, visible_crop
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -189,7 +188,7 @@ def network():
     return untrained_network(SMALL, seed=5).eval().requires_grad_(False)
 
 
-def run_noise(network, rules=UPDATE_RULES, **plan: object):
+def run_noise(network, rules=RULES, **plan: object):
     sequences = [noise_sequence(seed) for seed in range(2)]
     return list(
         run_sequences(network, sequences, rule_variants(StreamOptions(), rules), EvaluationPlan(**plan), suite="noise")
@@ -211,7 +210,7 @@ def test_a_batch_and_threads_give_what_single_streams_give(network, alone, plan)
             for metric, value in values.items():
                 # A mask may flip single pixels on which two sums of different order disagree.
                 assert run.values[name][metric] == pytest.approx(value, rel=1e-2, abs=1e-3, nan_ok=True), metric
-        for rule in UPDATE_RULES:
+        for rule in RULES:
             np.testing.assert_allclose(run.poses[rule], expected.poses[rule], atol=1e-4)
 
 

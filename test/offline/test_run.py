@@ -17,9 +17,8 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording, preview
 from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_recording
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
-from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming import result as results
-from raymap3r_ros.streaming.stream_options import METHOD
 
 OPTIONS = StreamOptions(image_size=64, reset_interval=6)
 CLOUD = CloudOptions(confidence_threshold=1.0)
