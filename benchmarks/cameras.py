@@ -26,9 +26,8 @@ import torch
 from common import Contestant, Latency
 
 from raymap3r_ros.network import Network, choose_device, load_network
-from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import METHOD, RULES, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     help_text = "numbers of cameras (default: 1 2 4)"
     parser.add_argument("--cameras", nargs="+", type=common.positive, default=(1, 2, 4), metavar="N", help=help_text)
     for name, choices, default in (
-        ("rule", UPDATE_RULES, StreamOptions.update_rule),
+        ("rule", RULES, StreamOptions.update_rule),
         ("precision", common.PRECISIONS, StreamOptions.precision),
         ("execution", common.EXECUTIONS, StreamOptions.execution),
     ):

@@ -286,7 +286,7 @@ def check_geometry(golden: Golden) -> None:
     golden.compare("focal_pp", np.tile((size[1] // 2, size[0] // 2), (len(points), 1)), EXACT)
     for name, focal in (
         ("focal_weiszfeld", cameras.focal_from_points(points, METHOD.focal_iterations)),
-        ("focal_median", cameras.median_focal_from_points(points)),
+        ("focal_median", cameras.median_focal_from_points(points, METHOD.focal_votes)),
     ):
         found = golden.array(name) > 0
         golden.report.compare(f"{golden.name} {name}", focal[found], golden.array(name)[found], 1e-3)
@@ -551,8 +551,8 @@ class Runs:
                 "alpha_img_mean": moving.pixel_staticness.mean(),
                 "alpha_img": moving.pixel_staticness[0],
             }
-        if "view_again" in record:
-            again = record["view_again"]
+        if "view_after_reset" in record:
+            again = record["view_after_reset"]
             row |= {
                 "sim3_pre_c2w": result.pose,
                 "sim3_post_pose": cameras.pose_encoding(again.pose)[0],

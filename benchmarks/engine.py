@@ -34,9 +34,7 @@ from common import Contestant, Latency, Machine
 from naive import NaiveStream
 
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, choose_device, load_network
-from raymap3r_ros.streaming import StreamOptions
-from raymap3r_ros.streaming.gates import ATTENTION_RULES, MOTION_RULES
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import RULES, StreamOptions
 
 MOTION = ("on", "off", "auto")
 ASKED = ("size", "precision", "rule", "motion", "ray_interval", "execution", "streams")  # what rows can differ in
@@ -64,12 +62,12 @@ class Setting:
     @property
     def asks_rays(self) -> bool:
         """Whether the second branch runs, in every frame or in some."""
-        return self.motion == "on" or self.rule in MOTION_RULES
+        return self.motion == "on" or RULES[self.rule].needs_motion
 
     def baseline(self) -> Setting:
         """The naive mode of the public implementation that does this row's work."""
         motion = "on" if self.asks_rays else "off"
-        rule = "raymap3r" if self.asks_rays else "ttt3r" if self.rule in ATTENTION_RULES else "cut3r"
+        rule = "raymap3r" if self.asks_rays else "ttt3r" if RULES[self.rule].needs_attention else "cut3r"
         return Setting(self.network, self.size, rule=rule, motion=motion, execution="plain", mode="naive")
 
 
@@ -106,7 +104,7 @@ def combinations(base: Setting, asked: dict[str, Sequence[Any]]) -> list[Setting
     for values in itertools.product(*asked.values()):
         setting = dataclasses.replace(base, **dict(zip(asked, values, strict=True)))
         if setting.motion == "auto":
-            setting = dataclasses.replace(setting, motion="on" if setting.rule in MOTION_RULES else "off")
+            setting = dataclasses.replace(setting, motion="on" if RULES[setting.rule].needs_motion else "off")
         settings.append(setting)
     return list(dict.fromkeys(settings))
 
@@ -122,7 +120,7 @@ def suited(base: Setting, device: torch.device, patch: int) -> list[Setting]:
         return [base, least]
     base, least = (dataclasses.replace(one, precision="bfloat16") for one in (base, least))
     changes: list[dict[str, Any]] = [{"precision": name} for name in common.PRECISIONS]
-    changes += [{"rule": name} for name in UPDATE_RULES]
+    changes += [{"rule": name} for name in RULES]
     changes += [{"execution": name} for name in ("plain", "compile")]
     changes += [{"streams": count} for count in (2, 4, 8)]
     changes += [{"size": round(base.size * share / patch) * patch} for share in (0.75, 0.5)]
@@ -262,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", nargs="+", type=common.positive, metavar="N", help="long edges, pixels")
     for name, choices, note in (
         ("precision", common.PRECISIONS, ""),
-        ("rule", UPDATE_RULES, ""),
+        ("rule", RULES, ""),
         ("motion", MOTION, " (on for rules that need the ray branch)"),
         ("execution", common.EXECUTIONS, ""),
     ):

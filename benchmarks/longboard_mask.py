@@ -23,9 +23,9 @@ import torch
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.metrics import MotionScore, motion_metrics, sequence_motion
 from raymap3r_ros.io.preview import overlay_mask
-from raymap3r_ros.io.readers import open_recording
+from raymap3r_ros.io.recording import open_recording
 from raymap3r_ros.streaming import METHOD, MaskOptions, staticness
-from raymap3r_ros.streaming.mask import moving_mask
+from raymap3r_ros.streaming.mask import dynamic_mask
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
 OFFSETS = np.geomspace(1, 256, 97)  # tried, in levels; the pictures are 255 levels deep
@@ -108,7 +108,7 @@ def our_masks(clip: Clip, offsets: np.ndarray) -> np.ndarray:
     """
     masks = []
     for depth, ray_depth in _depths(clip, offsets):
-        masks.append(moving_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())[0])
+        masks.append(dynamic_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())[0])
     return torch.stack(masks).numpy()
 
 

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import torch
 
+from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.preview import DepthRange, color_depth, draw_panels
-from raymap3r_ros.io.writers import write_image
 from raymap3r_ros.streaming import METHOD, MaskOptions
-from raymap3r_ros.streaming.mask import moving_mask
+from raymap3r_ros.streaming.mask import dynamic_mask
 from raymap3r_ros.streaming.staticness import confidence_weight, discrepancy, pixel_staticness
 
 SIZE = (240, 320)
@@ -78,7 +78,7 @@ def main() -> None:
     confidence = 1 + 8 / depth
     delta = discrepancy(depth, ray_depth, confidence, METHOD)
     staticness = pixel_staticness(delta, confidence_weight(confidence, confidence), METHOD)[0].numpy()
-    mask = moving_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())[0].numpy()
+    mask = dynamic_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())[0].numpy()
 
     image = shade(rays, scene, thing)
     span = DepthRange().update(depth[0].numpy())

@@ -8,7 +8,7 @@ options itself is a group: field `stride` of field `points` is called `points.st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 from raymap3r_ros.errors import OptionError
@@ -20,7 +20,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: tuple = (),
+    choices: Collection[str] = (),
     low: float | None = None,
     high: float | None = None,
     live: bool = False,

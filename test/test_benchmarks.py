@@ -244,7 +244,7 @@ def test_peak_memory_is_of_what_ran_since_its_reset(scripts):
 def test_each_row_is_compared_with_the_mode_that_does_the_same(scripts):
     setting = scripts.engine.Setting("net", 64)
     without_rays = {"ttt3r": "ttt3r", "ttsa3r": "ttt3r", "filt3r": "cut3r", "cut3r": "cut3r"}
-    for rule in scripts.engine.UPDATE_RULES:
+    for rule in scripts.engine.RULES:
         for motion in ("on", "off"):
             baseline = dataclasses.replace(setting, rule=rule, motion=motion).baseline()
             expected = "raymap3r" if motion == "on" else without_rays.get(rule, "raymap3r")

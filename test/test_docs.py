@@ -194,7 +194,7 @@ def parses(arguments):
     if len(arguments) <= 2 and all(re.fullmatch(r"[a-z]+", word) for word in arguments):
         arguments = [*arguments, "--help"]
     try:
-        cli._parser(arguments).parse_args(arguments)
+        cli.build_parser(arguments).parse_args(arguments)
     except SystemExit as stopped:
         return stopped.code == 0
     return True

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CAMERA_NUMBERS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2))  # fx, skew, cx, fy, cy
-_FOCAL_VOTES = 4096  # pixels that vote for a focal length: more do not change the median
 
 
 def pose_matrix(encoding: Tensor) -> Tensor:
@@ -38,7 +37,7 @@ def assemble_pose(rotation: Tensor, translation: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(K,) numbers on a device, copied there once: each copy would make a GPU wait."""
+    """(K,) numbers on a device, copied there once: each copy would synchronise a GPU."""
     with torch.inference_mode(False):  # cached tensors must also serve under autograd
         return torch.tensor(values, dtype=dtype, device=device)
 
@@ -52,8 +51,8 @@ def quaternion(rotation: Tensor) -> Tensor:
     """Rotation (..., 3, 3) -> unit quaternion (w, x, y, z) with w >= 0."""
     m = rotation
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    # Each column of the 4 x 4 matrix q q^T is the quaternion times one of its own components; the column of the
-    # largest component loses no digits.
+    # Each column of the 4 x 4 matrix q q^T is the quaternion times one of its components. The column of the largest
+    # component is used, because it loses no digits.
     squares = torch.stack((1 + xx + yy + zz, 1 + xx - yy - zz, 1 - xx + yy - zz, 1 - xx - yy + zz), dim=-1)
     wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
     xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
@@ -80,14 +79,14 @@ def rotation_angle(first: Tensor, second: Tensor) -> Tensor:
 
 
 def transform_points(pose: Tensor, points: Tensor) -> Tensor:
-    """Points (B, ..., 3) through poses (B, 4, 4)."""
+    """Points (B, ..., 3) transformed by poses (B, 4, 4)."""
     flat = points.flatten(1, -2)
     return (flat @ pose[:, :3, :3].mT + pose[:, None, :3, 3]).view_as(points)
 
 
 @functools.lru_cache(maxsize=16)
 def pixel_grid(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(column, row) of every pixel of an H x W image: (H, W, 2), float32. Not to be written to."""
+    """(column, row) of every pixel of an H x W image: (H, W, 2), float32. Shared: do not write to it."""
     height, width = size
     with torch.inference_mode(False):
         rows, columns = torch.meshgrid(
@@ -101,10 +100,10 @@ def pixel_grid(size: tuple[int, int], device: torch.device) -> Tensor:
 def focal_from_points(points: Tensor, iterations: int) -> Tensor:
     """Focal length (B,) in pixels that explains a point map (B, H, W, 3), principal point at (W // 2, H // 2).
 
-    Minimises sum |pixel offset - f (x/z, y/z)| by Weiszfeld iterations from the least-squares value; 0 where the
-    best focal length is negative (a mirrored map), or where single points lie in the camera's plane.
+    Minimises sum |pixel offset - f (x/z, y/z)| by Weiszfeld iterations from the least-squares value. 0 if the best
+    focal length is negative (a mirrored map), or if single points lie in the camera's plane.
     """
-    # In planes: sums over a last dimension of two are slow. offset (2, K), slope (B, 2, K).
+    # One plane per coordinate, because sums over a last dimension of two are slow. offset (2, K), slope (B, 2, K).
     offset = _centred_pixels(points).flatten(0, 1).T.contiguous()
     slope = (points[..., :2] / points[..., 2:]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     slope = slope.flatten(1, 2).mT.contiguous()
@@ -119,14 +118,14 @@ def focal_from_points(points: Tensor, iterations: int) -> Tensor:
 
 
 def _quotient(terms: Tensor) -> Tensor:
-    """Sum of the first over the sum of the second of terms (B, 2, K): (B,)."""
+    """Ratio (B,) of the sums of the two terms (B, 2, K)."""
     first, second = terms.sum(2).unbind(1)
     return first / second
 
 
-def median_focal_from_points(points: Tensor) -> Tensor:
-    """As `focal_from_points`, by the median over pixels: coarser, but single wild points do not matter."""
-    step = max(1, round((points.shape[1] * points.shape[2] / _FOCAL_VOTES) ** 0.5))
+def median_focal_from_points(points: Tensor, votes: int) -> Tensor:
+    """As `focal_from_points`, by the median over about `votes` pixels: coarser, but robust to single outliers."""
+    step = max(1, round((points.shape[1] * points.shape[2] / votes) ** 0.5))
     points, pixels = points[:, ::step, ::step], _centred_pixels(points)[::step, ::step]
     return (pixels * points[..., 2:] / points[..., :2]).flatten(1).nanmedian(dim=1).values.clamp_min(0)
 
@@ -147,7 +146,7 @@ def pinhole(focal: Tensor, size: tuple[int, int]) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def assumed_intrinsics(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(3, 3) for an H x W image about whose lens nothing is known: the diagonal as focal length (53 degrees)."""
+    """(3, 3) for an H x W image from an unknown lens: the diagonal as focal length (53 degrees of view)."""
     height, width = size
     diagonal = (height**2 + width**2) ** 0.5
     with torch.inference_mode(False):
@@ -161,7 +160,7 @@ def assumed_intrinsics(size: tuple[int, int], device: torch.device) -> Tensor:
 def pixel_rays(intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     """K^-1 (column, row, 1) of every pixel of an H x W image: (B, H, W, 3), z = 1, from K (B, 3, 3).
 
-    K is upper triangular with 1 as its last element, so it needs no solver, which would make a GPU wait.
+    K is upper triangular with 1 as its last element, so it needs no solver, which would synchronise a GPU.
     """
     fx, skew, cx, fy, cy = (intrinsics[:, row, column, None, None] for row, column in _CAMERA_NUMBERS)
     columns, rows = pixel_grid(size, intrinsics.device).unbind(-1)
@@ -170,11 +169,17 @@ def pixel_rays(intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack((x, y, torch.ones_like(x)), dim=-1)
 
 
+def back_project(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Return points (B, ..., H, W, 3) in the camera frame from depth (B, ..., H, W) along z and K (B, 3, 3)."""
+    rays = pixel_rays(intrinsics, (depth.shape[-2], depth.shape[-1]))
+    return rays.view(len(rays), *[1] * (depth.ndim - 3), *rays.shape[1:]) * depth[..., None]
+
+
 def ray_map(pose: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     """Camera centre and ray through each pixel, in the world: (B, H, W, 6) from c2w (B, 4, 4) and K (B, 3, 3)."""
     directions = pixel_rays(intrinsics, size)
-    # The whole pose is applied to the direction, its translation too, before normalising: not a ray's geometry,
-    # but what the public weights were trained with.
+    # The whole pose, including its translation, is applied to the direction before normalising. This is not the
+    # geometry of a ray, but the public weights were trained with it.
     directions = transform_points(pose, directions)
     directions = directions / (directions.norm(dim=-1, keepdim=True) + 1e-8)
     centre = pose[:, None, None, :3, 3].expand_as(directions)

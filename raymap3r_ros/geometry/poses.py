@@ -20,8 +20,7 @@ def world_pose(camera_to_world: np.ndarray) -> np.ndarray:
 def quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
     """Unit quaternion (x, y, z, w), w >= 0, of a (3, 3) rotation matrix.
 
-    As `geometry.cameras.quaternion`, in plain numbers: for a single matrix, each call of a tensor's operation would
-    cost more than all of this.
+    As `geometry.cameras.quaternion`, in plain Python: for a single matrix, one tensor operation costs more than this.
     """
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation.tolist()
     columns = (

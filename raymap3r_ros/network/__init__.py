@@ -1,4 +1,4 @@
-"""The frozen network: tensors in, tensors out. It knows nothing of streams or of ROS."""
+"""The frozen network: tensors in, tensors out, independent of streams and ROS."""
 
 from raymap3r_ros.network.checkpoint import (
     DEFAULT_CHECKPOINT,

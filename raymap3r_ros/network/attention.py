@@ -1,6 +1,6 @@
 """Attention with two-dimensional rotary positions.
 
-Everything goes through `scaled_dot_product_attention`; the attention matrix exists only where `logits` is called.
+Everything goes through `scaled_dot_product_attention`; only `logits` computes the attention matrix.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float) -> Tensor:
-    """What `rotate` multiplies with at positions (N, 2) of (row, column): (2, N, head_dim), float32.
+    """Factors for `rotate` at positions (N, 2) of (row, column): (2, N, head_dim), float32.
 
     RoPE2D: a head is four quarters [u_row | v_row | u_col | v_col] of Q numbers, and the pair (u_j, v_j) turns by
-    coordinate * base^(-j / Q). Any coordinate is allowed, -1 too.
+    coordinate * base^(-j / Q). Any coordinate is allowed, including -1.
     """
     quarter = head_dim // 4
     frequency = base ** -(torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter)
@@ -27,7 +27,7 @@ def rotary_table(positions: Tensor, head_dim: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn queries or keys (B, heads, N, D) by their positions; computed in float32, returned in x's type.
+    """Queries or keys (B, heads, N, D) rotated by their positions; computed in float32, returned in x's type.
 
     (u, v) -> (u cos - v sin, v cos + u sin).
     """
@@ -42,7 +42,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 def grid_rotary_table(
     rows: int, columns: int, with_pose_token: bool, head_dim: int, base: float, device: torch.device
 ) -> Tensor:
-    """`rotary_table` of an image's tokens in row-major order, after the pose token at (-1, -1) if there is one."""
+    """`rotary_table` of an image's tokens in row-major order, preceded by the pose token at (-1, -1) if requested."""
     with torch.inference_mode(False):  # cached tensors must also serve under autograd
         grid = grid_positions(rows, columns, device)
         if with_pose_token:
@@ -71,7 +71,7 @@ def state_positions(tokens: int, device: torch.device | None = None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """What self- and cross-attention share: queries, keys and values made by a subclass's `heads`."""
+    """Common part of self- and cross-attention; subclasses compute queries, keys and values in `heads`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Self-attention; queries and keys are turned where a rotary table is given."""
+    """Self-attention; queries and keys are rotated if a rotary table is given."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
@@ -101,7 +101,7 @@ class SelfAttention(Attention):
 
     def heads(self, x: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, N, C), each (B, heads, N, D)."""
-        # (B, N, 3 C) -> (B, 3 heads, N, D): queries and keys lie side by side and turn together.
+        # (B, N, 3 C) -> (B, 3 heads, N, D): queries and keys are adjacent and rotated together.
         qkv = self.qkv(x).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
         q_and_k, v = qkv[:, : 2 * self.num_heads], qkv[:, 2 * self.num_heads :]
         if table is not None:
@@ -141,7 +141,7 @@ class CrossAttention(Attention):
         memory_table: Tensor | None = None,
         keep: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """x (B, N, C) asks memory (B, M, C) -> (B, N, C). Queries and keys are appended to `keep` if it is given."""
+        """x (B, N, C) attends to memory (B, M, C) -> (B, N, C). Queries and keys are appended to `keep`, if given."""
         q, k, v = self.heads(x, memory, table, memory_table)
         if keep is not None:
             keep.append((q, k))

@@ -37,7 +37,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """x += self-attention; x += cross-attention to a memory; x += mlp; each on normed tokens."""
+    """x += self-attention; x += cross-attention to a memory; x += mlp; each on normalised tokens."""
 
     def __init__(self, config: NetworkConfig, width: int, heads: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class DecoderBlock(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """A LayerNorm whose result is scaled and shifted by a linear function of SiLU(condition)."""
+    """A LayerNorm with scale and shift from a linear function of SiLU(condition)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

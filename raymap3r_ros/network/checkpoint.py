@@ -1,4 +1,4 @@
-"""Weights from files, safely: nothing in a file is ever executed, and every tensor must be the expected one."""
+"""Weights from files, safely: nothing in a file is executed, and names and shapes must match exactly."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from raymap3r_ros.network.torch_file import Skipped, TensorRecord, TorchFile, op
 
 log = logging.getLogger(__name__)
 
-FORMAT = "raymap3r-1"  # of our own files; stands in their metadata
-# What a file may ask for. Ten times the largest of these networks; a file that asks for more wants to do harm.
+FORMAT = "raymap3r-1"  # in the metadata of this package's files
+# Limits for the configuration in a file: ten times the largest of these networks. Larger values are malicious.
 MAX_DEPTH, MAX_WIDTH = 128, 16_384
 DEFAULT_CHECKPOINT = "one_room"  # comes with the package
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
 
-STORED_DTYPES = ("float32", "mixed", "float16")  # of the numbers in a file
-# Besides norms and biases, what `mixed` stores in float32: little of the size, most of the error (docs/weights.md).
+STORED_DTYPES = ("float32", "mixed", "float16")  # types of the numbers in a file
+# Stored in float32 by `mixed`, beside norms and biases: little of the size, most of the error (docs/weights.md).
 _MIXED_FLOAT32 = (
     "self_head.", "pose_head.", "image_encoder.patch_embed.", "ray_encoder.patch_embed.", "decoder.image_embed.",
     "decoder.state_embed.", "pose_memory.embed.",
 )  # fmt: skip
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16"}
 
-# Our names -> the public checkpoint's. Applied in order to each of our keys.
+# This package's names -> the public checkpoint's. Applied in order to each key.
 _PUBLIC_NAMES: tuple[tuple[str, str], ...] = (
     (r"^first_pose_token$", "pose_token"),
     (r"^image_encoder\.patch_embed\.", "patch_embed.proj."),
@@ -89,10 +89,10 @@ def load_network(
     device: str | torch.device = "cpu",
     precision: str = "float32",
 ) -> Network:
-    """A network ready to run, in evaluation mode on `device`, with weights of the `precision` that it will run in.
+    """A network ready to run, in evaluation mode on `device`, with weights for the `precision` that it will run in.
 
-    `checkpoint` is one of ours (.safetensors), the public CUT3R file (.pth), the name of weights that come with the
-    package, or the name of a preset, which gives untrained weights from a fixed seed. Raises CheckpointError.
+    `checkpoint` is a file of this package (.safetensors), the public CUT3R file (.pth), the name of weights that come
+    with the package, or the name of a preset, for untrained weights from a fixed seed. Raises CheckpointError.
     """
     name = str(checkpoint)
     shipped = shipped_weights()
@@ -116,17 +116,17 @@ def load_network(
         network.source = path.name
     if precision != "float32":
         network.lower_precision(precision)
-    # Tokens are rows of channels, so feature maps made of them lie channels last anyway, and so do images.
+    # Tokens are rows of channels, so feature maps from them are channels last, as images are.
     return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def shipped_weights() -> dict[str, Path]:
-    """Name and file of the weights that come with the package; docs/weights.md tells what each knows."""
+    """Name and file of the weights that come with the package; docs/weights.md describes them."""
     return {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
 
 
 def untrained_network(config: NetworkConfig, seed: int = _UNTRAINED_SEED) -> Network:
-    """A network of this shape with starting weights that depend on the seed alone."""
+    """A network of this shape with untrained weights from a seed."""
     network = Network(config)
     initialise(network, seed)
     return network
@@ -134,7 +134,7 @@ def untrained_network(config: NetworkConfig, seed: int = _UNTRAINED_SEED) -> Net
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert_checkpoint` wrote."""
+    """The outcome of `convert_checkpoint`."""
 
     parameters: int
     bytes: int  # of the file
@@ -144,10 +144,11 @@ class Conversion:
 def convert_checkpoint(
     source: str | os.PathLike, target: str | os.PathLike, dtype: str = "float32", *, progress: bool = False
 ) -> Conversion:
-    """Write the public checkpoint, or one of ours, as ours (safetensors, configuration in the metadata).
+    """Convert the public checkpoint, or a file of this package, to this package's format.
 
-    `dtype` is one of STORED_DTYPES. Tensors are read and written one by one, so that memory does not grow with the
-    file. `progress`: a bar on a terminal. Raises CheckpointError; an existing `target` stays whole then.
+    That is safetensors with the configuration in the metadata. `dtype` is one of STORED_DTYPES. Tensors are read and
+    written one by one, so that memory does not grow with the file. `progress` shows a bar on a terminal. Raises
+    CheckpointError; an existing `target` is unchanged then.
     """
     if str(source) in PRESETS:
         raise CheckpointError(f"{source!s} is a preset without weights; give the path of a .pth or .safetensors file")
@@ -170,7 +171,7 @@ def convert_checkpoint(
 
 
 def stored_dtype(key: str, shape: torch.Size, dtype: str) -> torch.dtype:
-    """The type in which a file of this `dtype` (one of STORED_DTYPES) stores one of our tensors."""
+    """The type of one tensor in a file of this `dtype` (one of STORED_DTYPES)."""
     if dtype not in STORED_DTYPES:
         raise OptionError(f"dtype is {dtype!r}; allowed: {', '.join(STORED_DTYPES)}")
     if dtype == "float32" or (dtype == "mixed" and (len(shape) < 2 or key.startswith(_MIXED_FLOAT32))):
@@ -184,10 +185,10 @@ def save_network(
     dtype: torch.dtype = torch.float32,
     manifest: dict[str, str] | None = None,
 ) -> None:
-    """Write a network in our format: safetensors, with the configuration and `manifest` in the metadata.
+    """Write a network as safetensors, with the configuration and `manifest` in the metadata.
 
-    The file appears under its name only when it is whole. Raises CheckpointError where it cannot be written, or
-    where a weight does not fit into `dtype`.
+    The file appears under its name only when it is complete. Raises CheckpointError if it cannot be written or a
+    weight does not fit into `dtype`.
     """
     state = network.state_dict()
     weights = _Weights(network.config, manifest or {}, _shapes(state), lambda key: state[key].detach().cpu())
@@ -197,7 +198,7 @@ def save_network(
 def public_shapes(config: NetworkConfig) -> dict[str, torch.Size]:
     """Every key of the public checkpoint format with its shape, for a network of this configuration.
 
-    That is more than the network holds: the format has tensors that are never used, and some under two names.
+    These are more than the network has: the format contains unused tensors, and some under two names.
     """
     if config.head_type != "dpt":
         raise OptionError(f"the public checkpoint format has no {config.head_type!r} head")
@@ -217,16 +218,16 @@ def public_shapes(config: NetworkConfig) -> dict[str, torch.Size]:
 
 
 def public_name(key: str) -> str:
-    """The public checkpoint's name of one of our tensors."""
+    """The name of one of the network's tensors in the public checkpoint."""
     for pattern, replacement in _PUBLIC_NAMES:
         key = re.sub(pattern, replacement, key)
     return key
 
 
 def network_from_public(tensors: dict[str, Tensor], config: NetworkConfig, origin: str = "checkpoint") -> Network:
-    """A network of this configuration with weights under the public names; a `module.` prefix is taken off.
+    """A network of this configuration from weights with public names; a `module.` prefix is removed.
 
-    Raises CheckpointError that lists every missing, unexpected and misshapen tensor.
+    Raises CheckpointError with every missing, unexpected and misshapen tensor.
     """
     tensors = _without_prefix(tensors)
     _require_match(_shapes(tensors), public_shapes(config), origin)
@@ -237,7 +238,7 @@ def network_from_public(tensors: dict[str, Tensor], config: NetworkConfig, origi
 
 
 def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Public names without the prefix of training on several GPUs."""
+    """Public names without the prefix from training on several GPUs."""
     prefix = "module."
     if all(key.startswith(prefix) for key in tensors):
         return {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -245,19 +246,19 @@ def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _empty_network(config: NetworkConfig) -> Network:
-    """A network whose tensors have shapes only."""
+    """A network whose tensors have shapes but no values."""
     with torch.device("meta"):
         return Network(config)
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """The weights of a network, not yet read. Names are ours."""
+    """The weights of a network, not yet read, by the names of `Network`."""
 
     config: NetworkConfig
     manifest: dict[str, str]
     shapes: dict[str, torch.Size]
-    read: Callable[[str], Tensor]  # one of them, in float32 and in memory of its own
+    read: Callable[[str], Tensor]  # one tensor, in float32, that shares no memory
 
 
 def _read_network(path: Path) -> Network:
@@ -271,7 +272,7 @@ def _read_network(path: Path) -> Network:
 
 @contextlib.contextmanager
 def _open_weights(path: Path) -> Iterator[_Weights]:
-    """Open one of our files (.safetensors), or one in the public form. Raises CheckpointError."""
+    """Open a file of this package (.safetensors) or a public one. Raises CheckpointError."""
     with contextlib.ExitStack() as stack:
         if path.suffix == ".safetensors":
             yield stack.enter_context(_open_native(path))
@@ -282,12 +283,12 @@ def _open_weights(path: Path) -> Iterator[_Weights]:
 
 @contextlib.contextmanager
 def _open_native(path: Path) -> Iterator[_Weights]:
-    """One of our files."""
+    """The weights in a file of this package."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             network = _described_network(path, metadata)
-            # Tensors of other names are not read: they may be of any size.
+            # Tensors with other names are not read: they may have any size.
             shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no dict)
             expected = _shapes(network.state_dict())
             _require_match(shapes, expected, str(path))
@@ -298,7 +299,7 @@ def _open_native(path: Path) -> Iterator[_Weights]:
 
 
 def _public_weights(file: TorchFile) -> _Weights:
-    """The public checkpoint: a dictionary whose "model" entry has every tensor of the public preset."""
+    """The weights in a public checkpoint: a dictionary with every tensor of the public preset under "model"."""
     config = PRESETS["cut3r_512_dpt"]
     records = _without_prefix(public_records(file))
     shapes = {key: torch.Size(record.shape) for key, record in records.items()}
@@ -314,7 +315,7 @@ def _public_weights(file: TorchFile) -> _Weights:
 
 
 def public_records(file: TorchFile) -> dict[str, TensorRecord]:
-    """The tensors of the "model" entry of a file in the public form. Raises CheckpointError where it has none."""
+    """The tensors under "model" of a public checkpoint. Raises CheckpointError if there are none."""
     content = file.content
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not all(
@@ -326,14 +327,14 @@ def public_records(file: TorchFile) -> dict[str, TensorRecord]:
 
 
 class _Rounding:
-    """Root mean square error that storing gives the weights of each part of a network, relative to the weights."""
+    """Root mean square rounding error of the stored weights of each part of a network, relative to the weights."""
 
     def __init__(self) -> None:
         self._error: dict[str, float] = {}
         self._size: dict[str, float] = {}
 
     def add(self, key: str, tensor: Tensor, dtype: torch.dtype) -> None:
-        """Take one float32 tensor, which is stored in `dtype`."""
+        """Add one float32 tensor that is stored in `dtype`."""
         part = key.partition(".")[0]
         error = 0.0 if dtype == tensor.dtype else float((tensor.to(dtype).float() - tensor).square().sum())
         self._error[part] = self._error.get(part, 0.0) + error
@@ -347,12 +348,12 @@ class _Rounding:
 def _write_weights(
     target: Path, weights: _Weights, dtypes: dict[str, torch.dtype], read: Callable[[str], Tensor]
 ) -> None:
-    """Write one of our files, tensor by tensor, which the safetensors library cannot do.
+    """Write a file of this package, tensor by tensor, which the safetensors library cannot do.
 
-    The file appears under its name only when it is whole. Raises CheckpointError where it cannot be written, or
-    where a weight does not fit into its type.
+    The file appears under its name only when it is complete. Raises CheckpointError if it cannot be written or a
+    weight does not fit into its type.
     """
-    # Wide numbers first, so that all are aligned.
+    # Wide number types first, so that all are aligned.
     order = sorted(weights.shapes, key=lambda key: -dtypes[key].itemsize)
     header: dict[str, Any] = {
         "__metadata__": {
@@ -385,7 +386,7 @@ def _write_weights(
 
 
 def _described_network(path: Path, metadata: dict[str, str]) -> Network:
-    """The network that one of our files says it is, without weights. Raises CheckpointError."""
+    """The network that the metadata of a file describe, without weights. Raises CheckpointError."""
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} was not written by this package (format {metadata.get('format')!r}, expected {FORMAT!r}); "
@@ -400,9 +401,9 @@ def _described_network(path: Path, metadata: dict[str, str]) -> Network:
 
 
 def _check_measures(config: Any) -> None:
-    """Raise ValueError where the numbers of a configuration are none, or could not be those of any network."""
+    """Raise ValueError if a value of a configuration is not a number or out of the possible range."""
     if not isinstance(config, dict):
-        raise ValueError("it is no dictionary")
+        raise ValueError("it is not a dictionary")
     for name, value in config.items():
         if name in ("head_type", "stem"):
             continue

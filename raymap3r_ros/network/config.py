@@ -1,4 +1,4 @@
-"""The shape of a network: one frozen dataclass, and the shapes we name."""
+"""The shape of a network: one frozen dataclass, and named presets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ STEMS = ("patch", "conv")
 class NetworkConfig:
     """Every width, depth and head count of a CUT3R network (arXiv 2501.12387, section 3).
 
-    The defaults are the public 512-pixel checkpoint. Raises OptionError where the numbers contradict each other.
+    The defaults are those of the public 512-pixel checkpoint. Raises OptionError if the numbers are inconsistent.
     """
 
-    image_size: int = 512  # long edge of the images it was trained on, pixels
+    image_size: int = 512  # long edge of the training images, pixels
     patch_size: int = 16  # pixels along each side of one image token
-    stem: str = (
-        "patch"  # how pixels become tokens: one linear map of a `patch`, or a few `conv` layers, which learn faster
-    )
+    stem: str = "patch"  # from pixels to tokens: one linear map of a `patch`, or `conv` layers, which learn faster
     encoder_width: int = 1024
     encoder_depth: int = 24
     encoder_heads: int = 16
@@ -71,7 +69,7 @@ class NetworkConfig:
 
     @property
     def hook_layers(self) -> tuple[int, int, int, int]:
-        """Decoder layers that the heads read; 0 is the encoder's own tokens."""
+        """Decoder layers that the heads read; 0 stands for the encoder's tokens."""
         depth = self.decoder_depth
         return 0, depth * 2 // 4, depth * 3 // 4, depth
 
@@ -81,7 +79,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> NetworkConfig:
-        """The reverse of `to_dict`. Raises OptionError on a name that is unknown or missing."""
+        """The reverse of `to_dict`. Raises OptionError for unknown and missing names."""
         known = {field.name for field in dataclasses.fields(cls)}
         if set(values) != known:
             raise OptionError(

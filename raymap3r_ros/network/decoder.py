@@ -1,4 +1,4 @@
-"""The dual decoder: image tokens and state tokens read each other, layer by layer."""
+"""The dual decoder: image tokens and state tokens attend to each other, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from raymap3r_ros.network.config import NetworkConfig
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one pass of the decoder gives."""
+    """The output of one pass of the decoder."""
 
-    levels: tuple[Tensor, Tensor, Tensor, Tensor]  # (B, N, C_e) then three of (B, N, C_d): what the point heads read
+    levels: tuple[Tensor, Tensor, Tensor, Tensor]  # input of the point heads: (B, N, C_e), then three (B, N, C_d)
     pose_token: Tensor  # (B, 1, C_d), refined
-    state: Tensor | None  # (B, S, C_d) candidate for the next state; None where it was not asked for
+    state: Tensor | None  # (B, S, C_d) candidate for the next state; None if it was not requested
     # Queries (B, heads, S, D) and keys (B, heads, 1 + N, D) of the state side's cross-attention, layer by layer;
-    # the pose token is the first key. Empty where it was not asked for.
+    # the pose token is the first key. Empty if it was not requested.
     attention: list[tuple[Tensor, Tensor]]
     grid: tuple[int, int]  # token rows and columns
 
 
 class DualDecoder(nn.Module):
-    """Two stacks of decoder blocks; each layer of both sides reads the other side's *previous* layer."""
+    """Two stacks of decoder blocks; each layer of both sides attends to the other side's *previous* layer."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class DualDecoder(nn.Module):
         self.state_norm = nn.LayerNorm(width, eps=config.norm_eps)
 
     def initial_state(self, batch: int) -> Tensor:
-        """(B, S, C_d): the state that has seen nothing."""
+        """(B, S, C_d): the initial state tokens."""
         return self.state_embed(self.state_tokens).expand(batch, -1, -1)
 
     def forward(
@@ -60,7 +60,7 @@ class DualDecoder(nn.Module):
     ) -> Decoded:
         """Decode tokens (B, N, C_e) on a grid of N = rows x columns, with a pose token (B, 1, C_d) and a state.
 
-        Without `want_state` the last state block is not run: nobody reads it.
+        Without `want_state` the last state block does not run, because nothing depends on it.
         """
         heads = self.config.decoder_heads, self.config.state_heads
         image_rope, state_rope = (self._tables(count, grid, tokens.device) for count in heads)

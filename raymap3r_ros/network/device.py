@@ -1,4 +1,4 @@
-"""Where the network runs."""
+"""The device that the network runs on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from raymap3r_ros.errors import OptionError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name: auto (a GPU where there is one), cpu, cuda or cuda:N.
+    """The device with this name: auto (a GPU if available), cpu, cuda or cuda:N.
 
-    Raises OptionError naming those that there are.
+    Raises OptionError with the available devices.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if name == "auto":

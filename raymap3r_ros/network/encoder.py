@@ -1,4 +1,4 @@
-"""Patches of an image, or of a ray map, to tokens."""
+"""Encoder of an image, or of a ray map, into tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raymap3r_ros.network.config import NetworkConfig
 
 
 class ConvStem(nn.Sequential):
-    """Convolutions that halve the image until a pixel is a patch (Xiao et al. 2021, arXiv 2106.14881)."""
+    """Convolutions that halve the image until one pixel is one patch (Xiao et al. 2021, arXiv 2106.14881)."""
 
     def __init__(self, channels: int, width: int, patch_size: int) -> None:
         halvings = patch_size.bit_length() - 1
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         width, patch = config.encoder_width, config.patch_size
         if config.stem == "conv":
             self.patch_embed = ConvStem(channels, width, patch)
-            # Without it the image is a small part of what the blocks see at first.
+            # Without it, the image contributes little to the blocks' input at the start of training.
             self.stem_norm = nn.LayerNorm(width, eps=config.norm_eps)
         else:
             self.patch_embed = nn.Conv2d(channels, width, patch, stride=patch)

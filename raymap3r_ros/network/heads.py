@@ -11,15 +11,15 @@ from raymap3r_ros.network.config import NetworkConfig
 
 
 def stretch(v: Tensor, dim: int = -1) -> Tensor:
-    """v/|v| * expm1(|v|) along `dim`: how the network writes points and translations."""
-    # Clamped under the root: the norm's own gradient at 0 is not finite.
+    """v/|v| * expm1(|v|) along `dim`: the parametrisation of points and translations."""
+    # Clamped under the root, because the gradient of the norm is not finite at 0.
     norm = v.square().sum(dim, keepdim=True).clamp_min(1e-16).sqrt()
     return v / norm * norm.expm1()
 
 
 def decode_points(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Raw head output (B, 4, H, W) -> points (B, H, W, 3) in metres and confidence (B, H, W), 1 + exp."""
-    # Planes that lie in one piece: everybody after this works on x, y, z or the confidence alone.
+    # Contiguous planes: all later steps use x, y, z or the confidence separately.
     raw = raw.contiguous()
     return stretch(raw[:, :3], dim=1).movedim(1, -1), 1 + raw[:, 3].exp()
 
@@ -37,7 +37,7 @@ def decode_pose(raw: Tensor) -> Tensor:
 
 
 class PoseHead(nn.Module):
-    """The refined pose token to a raw pose."""
+    """From the refined pose token to a raw pose."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Level(nn.Module):
 
 
 class Fusion(nn.Module):
-    """A coarser map joined with a level and doubled in size."""
+    """A coarser map merged with a level and doubled in size."""
 
     def __init__(self, width: int, has_skip: bool) -> None:
         super().__init__()
@@ -91,10 +91,10 @@ class Fusion(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         if skip is not None:
-            # A stride-2 level of an odd grid comes back one row or column too large.
+            # A stride-2 level of an odd grid is one row or column too large after doubling.
             x = x[..., : skip.shape[-2], : skip.shape[-1]] + self.skip_unit(skip)
-        # The published order is interpolation, then `out`. What acts on each pixel alone gives the same before it, on
-        # a quarter of the pixels: the weights of an interpolation add up to 1.
+        # The published order is interpolation, then `out`. A pointwise layer commutes with the interpolation, whose
+        # weights sum to 1, and costs a quarter on the small map.
         return F.interpolate(self.out(self.unit(x)), scale_factor=2, mode="bilinear", align_corners=True)
 
 
@@ -127,7 +127,7 @@ class DptHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Each token's pixels straight from the last level: little work, blocky edges."""
+    """Each token's pixels directly from the last level: fast, with blocky edges."""
 
     def __init__(self, config: NetworkConfig, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The pose memory: a small matrix that remembers which view had which pose."""
+"""The pose memory: a small matrix that associates views with poses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PoseMemory(nn.Module):
         )
 
     def read(self, memory: Tensor, tokens: Tensor) -> Tensor:
-        """The pose token (B, 1, C_d) that the memory (B, M, 2 C_d) holds for a view with tokens (B, N, C_e)."""
+        """The pose token (B, 1, C_d) from the memory (B, M, 2 C_d) for a view with tokens (B, N, C_e)."""
         key = self.embed(tokens.mean(dim=1, keepdim=True))
         x = torch.cat((key, self.mask_token.to(key.dtype).expand_as(key)), dim=-1)
         for block in self.read_blocks:
@@ -34,7 +34,7 @@ class PoseMemory(nn.Module):
         return x.chunk(2, dim=-1)[1]
 
     def write(self, memory: Tensor, tokens: Tensor, pose_token: Tensor) -> Tensor:
-        """The memory after a view with tokens (B, N, C_e) got the refined pose token (B, 1, C_d)."""
+        """The memory after a view with tokens (B, N, C_e) and refined pose token (B, 1, C_d)."""
         key = self.embed(tokens.mean(dim=1, keepdim=True))
         entry = torch.cat((key, pose_token.to(key.dtype)), dim=-1)
         for block in self.write_blocks:

@@ -1,4 +1,4 @@
-"""The CUT3R network (arXiv 2501.12387): tensors in, tensors out, no memory of its own."""
+"""The CUT3R network (arXiv 2501.12387): tensors in, tensors out, without internal state."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from raymap3r_ros.network.memory import PoseMemory
 
 
 class Network(nn.Module):
-    """Encoders, dual decoder, pose memory and heads. Whoever calls it carries the state and the pose memory.
+    """Encoders, dual decoder, pose memory and heads. The caller keeps the state and the pose memory.
 
     B is a batch of independent streams, H x W the image, N = (H / P)(W / P) its tokens, S the state tokens.
     """
 
-    trained: bool = False  # whether the weights were ever trained; set by the loader
-    source: str = "untrained weights"  # where they came from, for people; set by the loader
-    precision: str = "float32"  # of the weights of encoders, decoder and pose memory; see `lower_precision`
+    trained: bool = False  # whether the weights are trained; set by the loader
+    source: str = "untrained weights"  # readable origin of the weights; set by the loader
+    precision: str = "float32"  # weights of encoders, decoder and pose memory; see `lower_precision`
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.manifest: dict[str, str] = {}  # how the weights were made; set by the loader
+        self.manifest: dict[str, str] = {}  # metadata of the weights file; set by the loader
         self.image_encoder = Encoder(config, 3, config.encoder_depth, config.encoder_heads)
         self.ray_encoder = Encoder(config, 6, config.ray_encoder_depth, config.ray_encoder_heads)
         self.first_pose_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
@@ -44,10 +44,10 @@ class Network(nn.Module):
         )
 
     def lower_precision(self, precision: str) -> None:
-        """Keep the matrices of encoders, decoder and pose memory in `bfloat16` or `float16`.
+        """Convert the matrices of encoders, decoder and pose memory to `bfloat16` or `float16`.
 
-        To be run under autocast of that type, which then need not convert them for every frame. Norms, tokens and
-        heads stay float32.
+        Run the network under autocast of that type, which then does not convert them for every frame. Norms, tokens
+        and heads stay float32.
         """
         for part in (self.image_encoder, self.ray_encoder, self.decoder, self.pose_memory):
             for module in part.modules():
@@ -56,16 +56,16 @@ class Network(nn.Module):
         self.precision = precision
 
     def compile_hot_parts(self) -> None:
-        """Let PyTorch make kernels for what is run for every frame; they are made at the first call of each size."""
+        """Compile the parts that run for every frame, at the first call with each size."""
         for part in (self.image_encoder, self.ray_encoder, self.decoder, self.self_head):
             part.compile(dynamic=False)
 
     def initial_state(self, batch: int) -> Tensor:
-        """(B, S, C_d): the state that has seen nothing."""
+        """(B, S, C_d): the initial state tokens."""
         return self.decoder.initial_state(batch)
 
     def initial_memory(self, batch: int) -> Tensor:
-        """(B, M, 2 C_d): the pose memory that has seen nothing."""
+        """(B, M, 2 C_d): the initial pose memory."""
         return self.pose_memory.initial.expand(batch, -1, -1)
 
     def encode_image(self, image: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Network(nn.Module):
         return self.pose_memory.read(memory, tokens)
 
     def write_memory(self, memory: Tensor, tokens: Tensor, pose_token: Tensor) -> Tensor:
-        """The pose memory after a view with these tokens got this refined pose token."""
+        """The pose memory after a view with these tokens and this refined pose token."""
         return self.pose_memory.write(memory, tokens, pose_token)
 
     def decode(
@@ -94,7 +94,7 @@ class Network(nn.Module):
         want_state: bool = True,
         want_attention: bool = False,
     ) -> Decoded:
-        """Let tokens and state read each other (see `DualDecoder`)."""
+        """Decode image tokens with the state (see `DualDecoder`)."""
         return self.decoder(tokens, grid, pose_token, state, want_state=want_state, want_attention=want_attention)
 
     def pose(self, decoded: Decoded) -> Tensor:
@@ -111,7 +111,7 @@ class Network(nn.Module):
         return decode_points(self.world_head(levels, decoded.grid, size))
 
     def modulate(self, decoded: Decoded) -> Tensor:
-        """The last level (B, N, C_d) turned by the pose token towards the world frame."""
+        """The last level (B, N, C_d), modulated by the pose token for the world frame."""
         head_dim = self.config.decoder_width // self.config.decoder_heads
         x = decoded.levels[3]
         table = grid_rotary_table(*decoded.grid, False, head_dim, self.config.rope_base, x.device)
@@ -126,9 +126,9 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def initialise(network: Network, seed: int) -> None:
-    """Give every tensor a starting value that depends on the seed alone.
+    """Initialise every tensor from the seed.
 
-    Depth starts near one metre and the pose near the identity, so an untrained network is at least finite.
+    Depth starts near one metre and the pose near the identity, so that outputs of an untrained network are finite.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():

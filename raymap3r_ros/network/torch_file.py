@@ -1,8 +1,8 @@
-"""Tensors from files of `torch.save`, read as data: nothing that a file names is imported or called.
+"""Tensors from files of `torch.save`, read as data: no name in a file is imported or called.
 
-A pickle is a program. Here it runs on a small stack machine that builds only plain containers, numbers, texts and
-descriptions of tensors. Every other object becomes an inert `Skipped`. `torch.load` is not used, because what it
-accepts beside tensors differs from version to version and has to be opened one class at a time.
+A pickle is a program. Here it runs on a small stack machine that builds only plain containers, numbers, strings and
+descriptions of tensors. Every other object becomes an inert `Skipped`. `torch.load` is not used, because the classes
+that it accepts beside tensors differ between versions and must be allowed one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from raymap3r_ros.errors import CheckpointError
 
-# The public checkpoint has a pickle of 0.6 MB and about 50,000 instructions; optimizer states have a few times that.
+# The public checkpoint has a pickle of 0.6 MB and about 50,000 instructions; optimizer states need a few times more.
 MAX_PICKLE = 2**26  # bytes
 MAX_INSTRUCTIONS = 2**22
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's container before version 1.6
@@ -47,7 +47,7 @@ _DTYPES: dict[str, torch.dtype] = {
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 _MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict")
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-# Objects that training code keeps beside its weights. `_codecs.encode` and `scalar` make numpy numbers.
+# Objects that training code stores beside its weights. `_codecs.encode` and `scalar` construct numpy numbers.
 _PLAIN = re.compile(
     r"omegaconf\.[\w.]+\.[A-Z]\w*|typing\.\w+|argparse\.Namespace|types\.SimpleNamespace"
     r"|collections\.(Counter|deque)|pathlib\.(_local\.)?\w*Path|datetime\.\w+|decimal\.Decimal|uuid\.UUID"
@@ -56,14 +56,14 @@ _PLAIN = re.compile(
     r"|numpy\.(dtype|ndarray)|numpy\.(core|_core)\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)"
     r"|torch\.(device|Size|torch_version\.TorchVersion)"
 )
-# By convention a class is named like this. A function is not, and no file of weights needs one to be called.
+# By convention this is the name of a class and not of a function, which no file of weights needs to call.
 _CLASS = re.compile(r"_*[A-Z]\w*(\._*[A-Z]\w*)*")
 _TORCH_CLASSES = ("torch.nn.", "torch.optim.")
 _CLOSED_PACKAGES = frozenset({*sys.stdlib_module_names, "torch", "numpy", "pip", "setuptools", "pkg_resources"})
 
 
 class Skipped:
-    """Stands for an object that is not a tensor. Holds its name only."""
+    """Placeholder for an object that is not a tensor. Contains only its name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -71,17 +71,17 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of numbers in the file."""
+    """A contiguous array of numbers in the file."""
 
     key: str
     dtype: torch.dtype
     numel: int
-    start: int = 0  # elements before it, where it is a part of the run that is in the file
+    start: int = 0  # its first element, if it is a part of the array in the file
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor that is in the file; `TorchFile.read` reads its numbers."""
+    """The description of a tensor in the file; `TorchFile.read` reads its numbers."""
 
     storage: Storage
     offset: int  # elements
@@ -92,20 +92,20 @@ class TensorRecord:
 class TorchFile(ABC):
     """The content of a file of `torch.save`."""
 
-    content: Any  # dictionaries, lists, numbers, texts; TensorRecord for tensors, Skipped for all other objects
-    skipped: tuple[str, ...]  # names of classes that are unknown here, whose objects were skipped
+    content: Any  # dictionaries, lists, numbers, strings; TensorRecord for tensors, Skipped for all other objects
+    skipped: tuple[str, ...]  # names of unknown classes, whose objects were skipped
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last: tuple[str, bytearray] = ("", bytearray())
 
     def read(self, record: TensorRecord) -> Tensor:
-        """The tensor, in memory of its own as far as its storage is not shared. Raises CheckpointError."""
+        """The tensor; it shares memory only with tensors of the same storage. Raises CheckpointError."""
         storage = record.storage
         with reading(self.path):
             if 0 in record.shape:
                 return torch.empty(record.shape, dtype=storage.dtype)
-            if self._last[0] != storage.key:  # neighbours often share a storage
+            if self._last[0] != storage.key:  # consecutive tensors often share a storage
                 self._last = storage.key, self._read_storage(storage.key)
             numbers = torch.frombuffer(self._last[1], dtype=storage.dtype)
             if storage.start + storage.numel > len(numbers):
@@ -121,7 +121,7 @@ class TorchFile(ABC):
 def open_torch_file(path: str | os.PathLike) -> Iterator[TorchFile]:
     """Open a file of `torch.save`: the zip form, or the form before torch 1.6.
 
-    Raises CheckpointError where it is damaged, or names anything that is neither a tensor nor a plain object.
+    Raises CheckpointError if it is damaged, or names anything that is neither a tensor nor a plain object.
     """
     path = Path(path)
     with contextlib.ExitStack() as stack:
@@ -139,12 +139,12 @@ def open_torch_file(path: str | os.PathLike) -> Iterator[TorchFile]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while `path` is read into a CheckpointError."""
+    """Turn errors while `path` is read into a CheckpointError."""
     try:
         yield
     except CheckpointError:
         raise
-    # What zipfile, pickletools and struct raise for damaged bytes, and the stack machine for a senseless program.
+    # Raised by zipfile, pickletools and struct for damaged bytes, and by the stack machine for invalid programs.
     except (
         OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError,
         OverflowError, struct.error, zipfile.BadZipFile,
@@ -173,7 +173,7 @@ class _ZipFile(TorchFile):
         self.skipped = tuple(sorted(machine.skipped))
 
     def _read_storage(self, key: str) -> bytearray:
-        # zipfile compares the checksum while it reads.
+        # zipfile verifies the checksum while reading.
         entry = self._archive.getinfo(f"{self._root}data/{key}")
         data = bytearray(entry.file_size)
         with self._archive.open(entry) as file:
@@ -183,7 +183,7 @@ class _ZipFile(TorchFile):
 
 
 def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
-    """Raise CheckpointError where an archive is larger inside than outside, or would keep the reader busy for long."""
+    """Raise CheckpointError if an archive expands to more than its size, or has an overlong pickle."""
     size = path.stat().st_size
     for entry in archive.infolist():
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
@@ -199,12 +199,12 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 class _LegacyFile(TorchFile):
-    """The form before torch 1.6: five pickles one after the other, then the storages."""
+    """The form before torch 1.6: five consecutive pickles, then the storages."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         super().__init__(path)
         self._file = file
-        # A copy of the first part, so that no instruction can ask for more than that.
+        # A copy of the first part, so that no instruction can read beyond it.
         programs = io.BytesIO(file.read(MAX_PICKLE))
         try:
             magic = _Machine(path).run(programs)
@@ -220,7 +220,7 @@ class _LegacyFile(TorchFile):
         self.content = machine.run(programs)
         self.skipped = tuple(sorted(machine.skipped))
         keys = _Machine(path).run(programs)
-        self._places: dict[str, tuple[int, int]] = {}  # of each storage: where it begins, and its bytes
+        self._places: dict[str, tuple[int, int]] = {}  # of each storage: position and length in bytes
         position, size = programs.tell(), path.stat().st_size
         for key in keys:
             file.seek(position)
@@ -243,14 +243,14 @@ class _LegacyFile(TorchFile):
 
 @dataclass(frozen=True)
 class _Name:
-    """A class or function as a pickle names it."""
+    """The name of a class or function in a pickle."""
 
     module: str
     name: str
 
     @property
     def full(self) -> str:
-        """Module and name, as Python 3 has them. Pickles up to protocol 2 have those of Python 2."""
+        """Module and name in Python 3. Pickles up to protocol 2 use the names of Python 2."""
         module, name = _compat_pickle.NAME_MAPPING.get((self.module, self.name), (self.module, self.name))
         return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
@@ -267,7 +267,7 @@ class _Machine:
         self.item_sizes: dict[str, int] = {}  # bytes of an element of each storage
 
     def run(self, program: io.BytesIO) -> Any:
-        """The object that the program makes. Raises CheckpointError, or what `reading` turns into one."""
+        """The object that the program builds. Raises CheckpointError, or errors that `reading` turns into one."""
         for count, (instruction, argument, _) in enumerate(pickletools.genops(program)):
             if count > MAX_INSTRUCTIONS:
                 self._refuse(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
@@ -330,7 +330,7 @@ class _Machine:
         self._assign(items)
 
     def _op_list(self, _: None) -> None:
-        self._push(self._above_mark())  # sets, too: nothing looks into them
+        self._push(self._above_mark())  # also for sets, whose content is not used
 
     def _op_tuple(self, _: None) -> None:
         self._push(tuple(self._above_mark()))
@@ -358,11 +358,11 @@ class _Machine:
         self._extend(self._above_mark())
 
     def _assign(self, items: list[Any]) -> None:
-        """Put keys and values, in turns, into the dictionary on the stack."""
+        """Put alternating keys and values into the dictionary on the stack."""
         target = self._stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # Hashing a deeply nested tuple may take for ever, and no key that matters is one.
+                # Hashing a deeply nested tuple takes exponential time, and no needed key is a tuple.
                 plain = isinstance(key, str | int | float | bytes | None)
                 target[key if plain else Skipped(type(key).__name__)] = value
 
@@ -393,7 +393,7 @@ class _Machine:
 
     def _push_name(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise ValueError("it names a class by what is not a text")
+            raise ValueError("it has a class name that is not a string")
         named = _Name(module, name)
         if not self._is_allowed(named):
             self._refuse(f"it names {named.full!r:.120}, which is neither a tensor nor a plain object")
@@ -433,9 +433,9 @@ class _Machine:
         self._make(named, tuple(arguments))
 
     def _make(self, named: Any, arguments: Any) -> None:
-        """Push what stands for `named(*arguments)`."""
+        """Push the result, or the placeholder, of `named(*arguments)`."""
         if not isinstance(named, _Name) or not isinstance(arguments, tuple):
-            self._refuse("it calls something that it has made itself")
+            self._refuse("it calls something that is not a named class")
         full = named.full
         if full in _TENSORS:
             self._push(_record(arguments))
@@ -450,9 +450,9 @@ class _Machine:
             self._push(Skipped(full))
 
     def _op_build(self, _: None) -> None:
-        self._stack.pop()  # attributes, which no plain container and no tensor needs
+        self._stack.pop()  # attributes, which plain containers and tensors do not need
         if not isinstance(self._stack[-1], Skipped | dict | TensorRecord):
-            raise ValueError("it sets attributes of something that has none")
+            raise ValueError("it sets attributes of an object that has none")
 
     def _op_binpersid(self, _: None) -> None:
         kind, storage_type, key, _, count, *view = self._stack.pop()
@@ -460,18 +460,18 @@ class _Machine:
         if isinstance(storage_type, _Name) and storage_type.full == "torch.storage.UntypedStorage":
             dtype = torch.uint8
         if kind != "storage" or dtype is None or type(key) is not str or type(count) is not int or count < 0:
-            raise ValueError("it describes a storage in an unknown way")
+            raise ValueError("it has an invalid description of a storage")
         if self.item_sizes.setdefault(key, dtype.itemsize) != dtype.itemsize:
             raise ValueError(f"storage {key!r:.60} has two types")
         start = 0
         if view and view[0] is not None:
             _, start, count = view[0]
             if type(start) is not int or type(count) is not int or min(start, count) < 0:
-                raise ValueError(f"storage {key!r:.60} has no sensible size")
+                raise ValueError(f"storage {key!r:.60} has an invalid size")
         self._push(Storage(key, dtype, count, start))
 
 
-# Instructions that push their argument, or the value that is given here.
+# Instructions that push their argument, or the value given here.
 _CONSTANTS: dict[str, Any] = {
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")),
     **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING")),
@@ -480,7 +480,7 @@ _CONSTANTS: dict[str, Any] = {
     "NEWTRUE": True,
     "NEWFALSE": False,
 }
-# Instructions that do the same as another one.
+# Instructions with the same effect as another one.
 _SAME = {
     "BINPUT": "PUT",
     "LONG_BINPUT": "PUT",
@@ -493,16 +493,16 @@ _SAME = {
 
 
 def _dtype(named: _Name) -> torch.dtype | None:
-    """The type of numbers that `torch.FloatStorage` and the like, or `torch.float32`, stand for."""
+    """The number type of `torch.FloatStorage` and the like, or of `torch.float32`."""
     if named.module != "torch":
         return None
-    # Not by getattr, which would import modules of torch by their names.
+    # Not with getattr, which would import submodules of torch.
     found = _DTYPES.get(named.name, vars(torch).get(named.name))
     return found if isinstance(found, torch.dtype) else None
 
 
 def _record(arguments: tuple) -> TensorRecord:
-    """From the arguments of `_rebuild_tensor_v2`, or of `_v3`, which has the type of the numbers, too."""
+    """From the arguments of `_rebuild_tensor_v2`, or of `_v3`, which include the number type."""
     storage, offset, shape, stride, *rest = arguments
     if len(rest) > 2 and isinstance(rest[2], _Name) and isinstance(storage, Storage):
         dtype = _dtype(rest[2])
@@ -512,7 +512,7 @@ def _record(arguments: tuple) -> TensorRecord:
         storage = Storage(storage.key, dtype, storage.numel * storage.dtype.itemsize // size, storage.start // size)
     numbers = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError("it has a tensor without a sensible shape")
+        raise ValueError("it has a tensor with an invalid shape")
     last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
     if 0 not in shape and last >= storage.numel:
         raise ValueError(f"storage {storage.key!r:.60} is shorter than its tensors")

@@ -11,6 +11,7 @@ from raymap3r_ros.network import DEFAULT_CHECKPOINT
 from raymap3r_ros.node.saving import DEFAULT_FOLDER
 from raymap3r_ros.node.tf_frames import TF_MODES, check_frames
 from raymap3r_ros.options import check_options, option
+from raymap3r_ros.streaming.stream_options import preset_option
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class NodeOptions:
         "for tests only)",
     )
     device: str = option("auto", "where the network runs: auto (a GPU if there is one), cpu, cuda or cuda:N")
+    preset: str = preset_option("a parameter that has its default value takes the preset's value, others keep theirs")
     image_transport: str = option(
         "raw", "topic of the images: `image` (raw) or `image/compressed`", choices=("raw", "compressed")
     )

@@ -15,7 +15,7 @@ from rclpy.node import Node
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.options import Options, build_options, option_fields
-from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.stream_options import STREAM_PRESETS, StreamOptions
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 # The parameter table of docs/ros.md is between these lines.
@@ -42,12 +42,20 @@ def declare(node: Node, *options: type) -> None:
 def read(node: Node, options: type[Options], changes: dict[str, Any] | None = None) -> Options:
     """The parameters' values after `changes` (parameter name -> value).
 
-    Raises OptionError with the parameter, its value and what is allowed.
+    rclpy does not distinguish explicit values from defaults, so options of the stream that have their default value
+    are replaced by those of the preset. Raises OptionError with the parameter, its value and what is allowed.
     """
     changes = changes or {}
 
+    def raw(name: str) -> Any:
+        return changes[name] if name in changes else node.get_parameter(name).value
+
+    # An unknown preset is refused where NodeOptions are read.
+    preset = STREAM_PRESETS.get(str(raw("preset")), {}) if options is StreamOptions else {}
+
     def value_of(name: str, item: dataclasses.Field) -> Any:
-        return _typed(name, changes[name] if name in changes else node.get_parameter(name).value, item)
+        value = _typed(name, raw(name), item)
+        return preset.get(name, value) if value == item.default else value
 
     return build_options(options, value_of)
 

@@ -75,8 +75,9 @@ SHOWN_POSES = 1000  # of a published trajectory, besides the newest
 class Publishers:
     """The publishers of a configured node, and what they keep from frame to frame."""
 
-    def __init__(self, node: LifecycleNode) -> None:
+    def __init__(self, node: LifecycleNode, error_model: uncertainty.ErrorModel) -> None:
         self._node = node
+        self._error_model = error_model  # of the weights
         self._publishers = {
             name: node.create_lifecycle_publisher(kind, f"~/{name}", qos) for name, (kind, qos) in TOPICS.items()
         }
@@ -196,12 +197,16 @@ class Publishers:
         mount, scale = placement.child_from_camera, placed.scale
         twist_covariance = None
         if placement.motion is not None:
-            twist_covariance = uncertainty.twist_covariance(mount, confidence, step, placement.interval, scale)
+            twist_covariance = uncertainty.twist_covariance(
+                self._error_model, mount, confidence, step, placement.interval, scale
+            )
         return conversions.odometry_message(
             Header(stamp=placed.stamp, frame_id=placement.odometry_frame),
             placement.odometry_child,
             placement.odometry,
-            uncertainty.pose_covariance(placement.odometry, mount, confidence, self._travelled, scale),
+            uncertainty.pose_covariance(
+                self._error_model, placement.odometry, mount, confidence, self._travelled, scale
+            ),
             placement.motion,
             placement.interval,
             twist_covariance,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.io.writers import write_ply, write_tum
+from raymap3r_ros.io.ply import write_ply
+from raymap3r_ros.io.tum import write_tum
 
 DEFAULT_FOLDER = "~/.ros/raymap3r"
 

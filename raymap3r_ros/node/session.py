@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo
 from tf2_ros import Buffer, TransformListener
 
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
+from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import choose_device, load_network
 from raymap3r_ros.node import parameters
 from raymap3r_ros.node.localizer import Localizer
@@ -162,6 +163,12 @@ def open_session(
         stream = Stream(network, settings.stream)
         if not network.trained:
             node.get_logger().warning(network.source)
+        error_model = ErrorModel.from_manifest(network.manifest, network.source)
+        if error_model is None and network.trained:
+            node.get_logger().warning(
+                f"{network.source} has no error model of its own (metadata {METADATA_KEY!r}): the covariances of "
+                "~/odometry use the default, see docs/odometry.md"
+            )
         warm_up(stream, scheduler, 1 if pool is None else pool.cameras)
         node.get_logger().info(f"{network.source} runs on {stream.device}")
         compressed = options.image_transport == "compressed"
@@ -169,7 +176,7 @@ def open_session(
         buffer.clear()
         if options.tf_mode != "camera" or options.scale.source != "fixed":
             resources.callback(TransformListener(buffer, node).unregister)
-        publishers = Publishers(node)
+        publishers = Publishers(node, error_model or DEFAULT)
         resources.callback(publishers.destroy)
         maps = MapPublisher(node, options, reporter, map_group)
         resources.callback(maps.destroy)

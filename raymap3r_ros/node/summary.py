@@ -11,8 +11,8 @@ from torch import Tensor
 from raymap3r_ros.geometry import poses
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.streaming import StepResult
+from raymap3r_ros.streaming.gates import rule_name
 from raymap3r_ros.streaming.result import to_host
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
 
 MEDIAN_STRIDE = 4  # rows and columns: a sixteenth of the pixels gives as good a median for the covariance
 
@@ -56,7 +56,7 @@ def summarize(
     return FrameSummary(
         healthy=bool(numbers["healthy"]),
         intrinsics_known=bool(numbers["intrinsics_known"]),
-        rule=UPDATE_RULES[int(numbers["rule_index"])],
+        rule=rule_name(int(numbers["rule_index"])),
         pose=poses.world_pose(numbers["pose"]),
         pose_raw=poses.world_pose(numbers["pose_raw"]),
         confidence=float(numbers["confidence"]) if "odometry" in wanted else None,

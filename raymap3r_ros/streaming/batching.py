@@ -1,4 +1,4 @@
-"""Several streams, one network: frames that wait at the same time run as one batch."""
+"""Several streams share one network: frames that wait at the same time run as one batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,54 +23,56 @@ from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming.cuda_graphs import Capture, CudaCapture, Graphs, map_tensors
 from raymap3r_ros.streaming.result import Estimate, StepResult
-from raymap3r_ros.streaming.stream import Frame, Stream, StreamState
+from raymap3r_ros.streaming.state import PreparedFrame, StreamState
+from raymap3r_ros.streaming.stream import Stream
 from raymap3r_ros.streaming.timing import StageTimer
 
-PATIENCE = 0.5  # of the time of the last round, see `BatchScheduler`
+PATIENCE = 0.5  # share of the last round's duration, see `BatchScheduler`
 
 
 @dataclass(eq=False)
 class _Request:
-    """A frame that waits for the network, and what became of it."""
+    """A frame that waits for the network, and its outcome."""
 
     stream: Stream
-    frame: Frame
+    frame: PreparedFrame
     outcome: tuple[Estimate, StreamState] | None = None
     error: Exception | None = None
     done: bool = False  # there is an outcome or an error
 
 
 class BatchScheduler:
-    """Shares one network out among streams that are stepped from a thread each.
+    """Shares one network among streams that are stepped from one thread each.
 
-    While the device is busy frames gather. The next thread to find it free takes all that wait, so a camera waits for
-    the end of one round at most, and for its own. Frames of one kind run as one batch: steady ones (see `Frame`) with
-    the same plan, the same size of image for the network, and all with intrinsics or all without. The others run one
-    after another. The results are those of streams on their own, up to rounding.
+    While the device is busy, frames queue up. The next thread that finds it free runs all waiting frames in one
+    round, so a camera waits at most for the end of the running round and for its own. Frames run as one batch if they
+    are steady (see `PreparedFrame`), have the same plan and the same preprocessed size, and all or none of them have
+    intrinsics. The others run one after another. The results equal those of separate streams up to rounding.
 
-    Cameras that are triggered together, or that keep the device busy, would still take turns: one runs while the
-    other arrives. So a camera that came soon after a round had begun is expected at the next one, which waits for it,
-    but no longer than `patience` times as long as the last round took; if it has not come by then, it is not expected
-    any more. What holds for rounds on a device that was free need not hold for those that had to wait for another
-    one, so the two are told apart. A camera alone never waits.
+    Cameras that are triggered at the same time, or that keep the device busy, would still alternate: one runs while
+    the other's frame arrives. Therefore a camera whose frame arrives soon after the start of a round is expected in
+    the next one. That round waits for it, but at most for `patience` times the duration of the last round; a camera
+    that has not arrived by then is no longer expected. Rounds on a free device and rounds that had to wait for
+    another one behave differently, so the expected cameras are kept separately for the two. A single camera never
+    waits.
     """
 
     def __init__(self, network: Network, *, patience: float = PATIENCE, capture: Capture | None = None) -> None:
         """`capture` replaces the recording of CUDA graphs, see `Graphs`."""
         self.network = network
         self.patience = patience
-        self._capture = capture or CudaCapture()  # one for all batches: they share its memory
+        self._capture = capture or CudaCapture()  # shared by all batches, with its memory
         self._records = capture is not None or next(network.parameters()).device.type == "cuda"
-        self._graphs: dict[int, Graphs] = {}  # by the number of cameras, so that one does not displace another
-        self._largest = sys.maxsize  # batch that is tried
-        self._changed = threading.Condition()  # guards all that follows
+        self._graphs: dict[int, Graphs] = {}  # by number of cameras, each with its own limit
+        self._largest = sys.maxsize  # frames in a batch, at most
+        self._changed = threading.Condition()  # guards everything below
         self._waiting: list[_Request] = []
-        self._busy = False  # somebody holds a round
-        self._seconds = 0.0  # that the last one took
-        self._began = self._soon = 0.0  # when it began, of the monotonic clock, and how long one would have waited
-        self._waited = False  # whether it had to wait for another one
+        self._busy = False  # a round is running
+        self._seconds = 0.0  # duration of the last round
+        self._began = self._soon = 0.0  # its start on the monotonic clock, and its patience in seconds
+        self._waited = False  # whether it had to wait for another round
         self._taking_part: weakref.WeakSet[Stream] = weakref.WeakSet()
-        # At rounds that had to wait for another one, and at those that had not.
+        # For rounds that had to wait for another one, and for the others.
         self._expected: dict[bool, weakref.WeakSet[Stream]] = {True: weakref.WeakSet(), False: weakref.WeakSet()}
 
     @torch.inference_mode()
@@ -82,14 +85,13 @@ class BatchScheduler:
         *,
         motion: bool = True,
     ) -> StepResult:
-        """What `stream.step` of the other arguments gives. Called from any thread, for a stream from one at a time.
+        """The result of `stream.step` with the other arguments. Thread-safe, but one caller at a time per stream.
 
-        The result's `timings` tell what `wait` for other cameras cost. Raises OptionError where the stream's network
-        is another one, and all that `Stream.step` raises; what goes wrong with one camera's frame reaches its caller
-        alone.
+        `timings` of the result include the `wait` for other cameras. Raises OptionError if the stream has another
+        network, and everything that `Stream.step` raises; an error of one camera's frame reaches only its caller.
         """
         if stream.network is not self.network:
-            raise OptionError("the stream has a network of its own; make it with the network that is shared")
+            raise OptionError("the stream has another network; create it with the network of this scheduler")
         request = _Request(stream, stream.prepare(image, stamp, intrinsics, motion=motion))
         with self._changed:
             if stream not in self._taking_part and time.monotonic() - self._began < self._soon:
@@ -107,15 +109,34 @@ class BatchScheduler:
         *,
         motion: bool = True,
     ) -> None:
-        """Run a steady frame in batches of 2 to `cameras`, so that a GPU has recorded them before they are needed.
+        """Run a steady frame in batches of 2 to `cameras`, so that a GPU records them before they are needed.
 
-        `stream` has been stepped until its frames are steady; it stays as it is. Raises what `step` raises.
+        `stream` must have been stepped until its frames are steady; its state is unchanged. Raises what `step` raises.
         """
         for count in range(2, cameras + 1):
             self._run([_Request(stream, stream.prepare(image, None, intrinsics, motion=motion)) for _ in range(count)])
 
+    @property
+    def waiting(self) -> int:
+        """Number of frames that wait for the network."""
+        with self._changed:
+            return len(self._waiting)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the network free inside the block: frames queue up, and run in one round after it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
     def _run(self, requests: list[_Request]) -> None:
-        """Wait for the outcome of requests, in a round of another thread or in one of this thread."""
+        """Wait for the outcome of requests, in a round that another thread or this one leads."""
         with self._changed:
             self._waiting += requests
             self._changed.notify_all()
@@ -127,8 +148,8 @@ class BatchScheduler:
             self._lead(requests, waits)
         for request in requests:
             if request.error is not None:
-                # The error's traceback leads to the request. Were the error still in there, both, and the frame's
-                # tensors with them, would live until the garbage collector comes by.
+                # The error's traceback refers to the request. If the request still referred to the error, both and the
+                # frame's tensors would live until the next garbage collection.
                 error, request.error = request.error, None
                 try:
                     raise error
@@ -136,7 +157,7 @@ class BatchScheduler:
                     del error
 
     def _lead(self, own: list[_Request], waited: bool) -> None:
-        """Hold one round: run all that waits. `waited`: for another round."""
+        """Run all waiting requests in one round; `waited`: this thread had to wait for another round."""
         taken: list[_Request] = []
         try:
             taken = self._gather(waited)
@@ -149,18 +170,18 @@ class BatchScheduler:
                         request.done = True
                     self._changed.notify_all()
             timer.mark("round")
-            # A GPU is still at work. Not before it is free can it be known what waits for it.
+            # The GPU is still running. Wait for it, so that the next round takes all frames that arrive meanwhile.
             self._seconds = timer.milliseconds()["round"] * 1e-3
         finally:
             with self._changed:
-                # Whatever stopped this thread, the others' frames are not lost.
+                # Whatever stopped this thread, the frames of the others must stay in the queue.
                 left = taken + self._waiting
                 self._waiting = [request for request in left if not request.done and request not in own]
                 self._busy = False
                 self._changed.notify_all()
 
     def _gather(self, waited: bool) -> list[_Request]:
-        """All that waits, once the cameras that are expected have come or have let the others wait too long."""
+        """All waiting requests, after the expected cameras have arrived or the patience has run out."""
         with self._changed:
             expected, patience = self._expected[waited], self.patience * self._seconds
             self._changed.wait_for(lambda: expected <= self._here(), timeout=patience)
@@ -174,7 +195,7 @@ class BatchScheduler:
         return weakref.WeakSet(request.stream for request in self._waiting)
 
     def _serve(self, group: Sequence[_Request]) -> None:
-        """Run frames of one kind as one batch; where that fails, one by one."""
+        """Run a group as one batch; if that fails, one by one."""
         try:
             self._advance(group)
             return
@@ -183,14 +204,14 @@ class BatchScheduler:
                 group[0].error = error
                 return
             if isinstance(error, torch.cuda.OutOfMemoryError):
-                self._largest = len(group) // 2  # the GPU will not grow
+                self._largest = len(group) // 2  # do not try this size again
             logging.getLogger(__name__).warning(
-                "%d cameras could not run as one batch, they run one by one: %s: %s",
+                "%d cameras could not run as one batch and run one by one: %s: %s",
                 len(group),
                 type(error).__name__,
-                str(error),  # a record may be kept for long, and the error holds the batch
+                str(error),  # the log record must not keep the error, which refers to the batch
             )
-        # Not before the exception is gone, which holds the batch's tensors.
+        # Only here, because the exception refers to the batch's tensors.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         for request in group:
@@ -212,7 +233,7 @@ class BatchScheduler:
         parts, start = [], 0
         for frame in frames:
             end = start + len(frame.inputs[0])
-            # What is remembered may lie in a graph's own memory, which the next batch of this size overwrites.
+            # The state may be in a graph's own memory, which the next batch of this size overwrites.
             parts.append((_part(estimate, start, end), map_tensors(torch.clone, _part(after, start, end))))
             start = end
         for request, part in zip(group, parts, strict=True):
@@ -227,16 +248,15 @@ class BatchScheduler:
 
 
 def step_of(stream: Stream, together: BatchScheduler | None) -> Callable[..., StepResult]:
-    """How a stream is stepped: alone, or with those that share its network."""
+    """The function that steps a stream: its own `step`, or that of the scheduler `together`."""
     return stream.step if together is None else partial(together.step, stream)
 
 
 def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int = 1) -> None:
-    """Find out before the first image whether the network runs at all; the stream then knows as little as before.
+    """Run the network before the first image, so that errors show at once. The stream is reset afterwards.
 
-    On a GPU, also load every kernel and record the graphs of 4:3 images: with and without given intrinsics, with and
-    without motion, in frames that ask the rays and in those between, and of up to so many `cameras` that share a
-    network.
+    On a GPU, also load every kernel and record the graphs for 4:3 images: with and without given intrinsics, with and
+    without motion, in frames with and without the ray branch, and for batches of up to `cameras` streams.
     """
     side = stream.options.image_size or stream.network.config.image_size
     image = np.full((side * 3 // 4, side, 3), 128, np.uint8)
@@ -255,7 +275,7 @@ def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int
 
 
 def _groups(requests: Sequence[_Request]) -> list[list[_Request]]:
-    """Requests whose frames can run as one batch, in the order in which the first of each came."""
+    """Requests grouped by frames that can run as one batch, in order of arrival."""
     groups: dict[Hashable, list[_Request]] = {}
     for request in requests:
         frame = request.frame
@@ -266,10 +286,10 @@ def _groups(requests: Sequence[_Request]) -> list[list[_Request]]:
 
 
 def _join(items: Sequence[Any]) -> Any:
-    """Tuples or dataclasses of one form as one batch."""
+    """Tuples or dataclasses of one structure, concatenated to one batch."""
     return map_tensors(lambda *tensors: torch.cat(tensors), *items)
 
 
 def _part(item: Any, start: int, end: int) -> Any:
-    """Some rows of every tensor of a batch."""
+    """Rows `start` to `end` of every tensor of a batch."""
     return map_tensors(lambda tensor: tensor[start:end], item)

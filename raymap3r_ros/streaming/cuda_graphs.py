@@ -1,4 +1,4 @@
-"""A frame as one CUDA graph: the GPU is told once what to do, instead of a thousand times a frame."""
+"""A frame as one CUDA graph: one launch for a whole frame instead of about a thousand."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Graphs: each holds a whole frame's results. A node of one image size needs them with and without given intrinsics,
-# each for frames of which motion is asked, of which it is not, and for those between that ask no rays.
+# Number of graphs: each holds the results of a whole frame. A node with one image size needs them with and without
+# given intrinsics, each for frames with motion, without motion, and without the ray branch.
 _KEPT = 6
 
 Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
 class Graphs:
-    """Runs one function of tensors, recorded once for each kind of arguments.
+    """Runs one function of tensors, recorded once for each plan and each set of shapes.
 
-    The function is called `function(plan, inputs, state)` and gives `(outputs, new state)`: all but `plan`, which
-    decides what is done, are dataclasses (or tuples) of tensors. It may not look at a tensor's values on the host.
+    The function is called as `function(plan, inputs, state)` and returns `(outputs, new state)`. All except `plan`
+    are dataclasses (or tuples) of tensors. The function must not read a tensor's values on the host.
     """
 
     def __init__(self, capture: Capture | None = None) -> None:
-        """`capture` turns a function without arguments into a function that repeats it in place, and its result."""
+        """`capture` takes a function without arguments; it returns one that repeats it in place, and its result."""
         self._capture = capture or CudaCapture()
         self._recorded: dict[Any, _Recorded] = {}
         self._usable = True
 
     def run(self, function: Callable, plan: Any, inputs: tuple, state: Any) -> tuple[Any, Any]:
-        """What `function` gives. The state's tensors are overwritten by the next call that is given it."""
+        """The result of `function`. The next call with the returned state overwrites its tensors."""
         key = plan, tuple(tensor.shape for tensor in _tensors((inputs, state)))
         recorded = self._recorded.get(key)
         if recorded is None and self._usable:
@@ -47,12 +47,14 @@ class Graphs:
             raise
         except RuntimeError as error:
             self._usable = False
-            logging.getLogger(__name__).warning("no CUDA graph can be made, frames are run step by step: %s", error)
+            logging.getLogger(__name__).warning(
+                "no CUDA graph can be recorded, frames run operation by operation: %s", error
+            )
         return self._recorded.get(key)
 
 
 class _Recorded:
-    """One function with memory of its own for arguments and results."""
+    """One recorded function with its own memory for arguments and results."""
 
     def __init__(self, function: Callable, plan: Any, inputs: tuple, state: Any, capture: Capture) -> None:
         self._inputs, self._state = copy_of(inputs), copy_of(state)
@@ -66,13 +68,13 @@ class _Recorded:
 
     def run(self, inputs: tuple, state: Any) -> tuple[Any, Any]:
         _write(inputs, self._inputs)
-        _write(state, self._state)  # its own memory after the first frame, which is not copied
+        _write(state, self._state)  # from the second frame on this is the same memory, which is not copied
         self._replay()
         return copy_of(self._outputs), self._state
 
 
 class CudaCapture:
-    """Records CUDA graphs that share their working memory: they never run at the same time."""
+    """Records CUDA graphs that share their working memory, because they never run at the same time."""
 
     def __init__(self) -> None:
         self._pool: Any = None
@@ -80,23 +82,25 @@ class CudaCapture:
     def __call__(self, body: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        # Libraries take their workspaces at the first call, which may not be inside the recording.
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        # Libraries allocate their workspaces at the first call, which must not be recorded.
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             for _ in range(2):
                 body()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
-        # Another thread may use the GPU meanwhile.
+        # Other threads may use the GPU during the recording.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = body()
         return graph.replay, outputs
 
 
 def map_tensors(function: Callable[..., Tensor], *items: Any) -> Any:
-    """The first of some tuples or dataclasses of one form, with `function` of the tensors that stand in the same place
-    of all, however deep they lie."""
+    """Nested tuples or dataclasses of one structure -> one of them, with `function` of the corresponding tensors.
+
+    Values that are not tensors are those of the first item.
+    """
     first = items[0]
     if isinstance(first, Tensor):
         return function(*items)
@@ -110,7 +114,7 @@ def map_tensors(function: Callable[..., Tensor], *items: Any) -> Any:
 
 
 def copy_of(item: Any) -> Any:
-    """A tuple or dataclass with tensors of its own."""
+    """A tuple or dataclass with copies of all tensors."""
     return map_tensors(torch.clone, item)
 
 
@@ -127,7 +131,7 @@ def _tensors(item: Any) -> Iterator[Tensor]:
 
 
 def _write(source: Any, target: Any) -> None:
-    """Copy the tensors of one tuple or dataclass into those of another of the same form."""
+    """Copy the tensors of one tuple or dataclass into those of another with the same structure."""
     for value, place in zip(_tensors(source), _tensors(target), strict=True):
         if value is not place:
             place.copy_(value)

@@ -1,6 +1,7 @@
-"""How much of its candidate each state token takes in: s_t = s_{t-1} + g (candidate - s_{t-1}).
+"""Update rules: s_t = s_{t-1} + g (candidate - s_{t-1}), with a gate g for each state token.
 
-Each update rule is one function of the same signature.
+To add a rule, write one function from `Evidence` to the gate (B, S, 1) and decorate it with `update_rule`. The rule
+then appears in the options, on the command line, among the ROS parameters, in tables and in benchmarks.
 """
 
 from __future__ import annotations
@@ -13,86 +14,148 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raymap3r_ros.network import Decoded
-from raymap3r_ros.streaming.stream_options import METHOD, Method
+from raymap3r_ros.streaming.method import METHOD, Method
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a frame says about each state token; None where the rule in force does not read it."""
+    """What one frame shows about each state token. Fields that the rule does not need are None."""
 
-    attention: Tensor  # (B, S, 1) 0..1: how much the token attends to the frame (`attention_gate`)
-    staticness: Tensor  # (B, S, 1) 0..1, smoothed over time; 1 before anything is known
+    attention: Tensor | None  # (B, S, 1) 0..1: how much the token attends to the frame (`attention_gate`)
+    staticness: Tensor  # (B, S, 1) 0..1, smoothed over time; 1 until it is known
     change: Tensor | None = None  # (B, S, 1) length of the candidate's change since the last frame
     novelty: Tensor | None = None  # (B, S, 1) strongest attention to what is new in the image (`novelty`)
-    variance: Tensor | None = None  # (B, S, 1) of the token before this frame, in units of a measurement's
+    variance: Tensor | None = None  # (B, S, 1) of the token before this frame, in measurement variances
+    noise: Tensor | None = None  # (B, S, 1) variance of this measurement, for rules with a variance
 
 
-@dataclass
-class GateMemory:
-    """What the update rules remember of a segment's earlier frames, for B streams."""
-
-    tokens: Tensor  # (B, N, C_e) image tokens of the last frame
-    candidate: Tensor  # (B, S, C_d) candidate of the last frame
-    mean_change: Tensor  # (B, 1, 1) `Evidence.change`, mean over tokens and smoothed over time
-    variance: Tensor  # (B, S, 1) of each state token, in units of a measurement's
-
-    @classmethod
-    def empty(cls, state: Tensor, image_tokens: int, encoder_width: int, method: Method = METHOD) -> GateMemory:
-        """For a state (B, S, C_d) that has seen nothing."""
-        return cls(
-            state.new_zeros(len(state), image_tokens, encoder_width),
-            torch.zeros_like(state),
-            state.new_ones(len(state), 1, 1),
-            torch.full_like(state[..., :1], method.filter_start),
-        )
+Gate = Callable[[Evidence, Method], Tensor]
+NEEDS = ("attention", "staticness", "change", "novelty", "variance")
 
 
-def cut3r(evidence: Evidence, method: Method = METHOD) -> Tensor:
-    """Take everything (CUT3R, arXiv 2501.12387)."""
-    return torch.ones_like(evidence.attention)
+@dataclass(frozen=True)
+class Rule:
+    """One update rule: its gate, and what must be computed for it."""
+
+    gate: Gate  # Evidence -> (B, S, 1)
+    needs: frozenset[str] = frozenset()  # fields of Evidence that the gate reads, out of NEEDS
+    # Filters: variance of a measurement (B, S, 1) from token staticness. Without it, all measurements have variance 1.
+    noise: Callable[[Tensor, Method], Tensor] | None = None
+    # Token staticness is 1 - the dynamic share of what the token attends to, by the dynamic mask, instead of the
+    # published one, which is relative to the other tokens.
+    absolute_staticness: bool = False
+
+    @property
+    def needs_motion(self) -> bool:
+        """Whether the ray branch must run."""
+        return "staticness" in self.needs
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether queries and keys of the decoder's state side must be kept."""
+        return not self.needs.isdisjoint(("attention", "staticness", "novelty"))
 
 
-def ttt3r(evidence: Evidence, method: Method = METHOD) -> Tensor:
-    """As much as the token attends to the frame (TTT3R, arXiv 2509.26645)."""
-    return evidence.attention
+RULES: dict[str, Rule] = {}  # in the order of `StepResult.rule_index`
 
 
+def update_rule(*needs: str, **settings: object) -> Callable[[Gate], Gate]:
+    """Register the decorated gate as an update rule under its own name.
+
+    `needs` are names out of NEEDS: fields of Evidence that the gate reads. `settings` are other fields of `Rule`.
+    Raises ValueError for an unknown need and for a name that is already registered.
+    """
+
+    def register(gate: Gate) -> Gate:
+        name = gate.__name__
+        if unknown := set(needs) - set(NEEDS):
+            raise ValueError(f"update rule {name} needs {', '.join(sorted(unknown))}; allowed: {', '.join(NEEDS)}")
+        if name in RULES:
+            raise ValueError(f"update rule {name} is already registered; choose another name")
+        RULES[name] = Rule(gate, frozenset(needs), **settings)
+        return gate
+
+    return register
+
+
+def rule_index(name: str) -> int:
+    """Position of a rule in RULES."""
+    return list(RULES).index(name)
+
+
+def rule_name(index: int) -> str:
+    """The reverse of `rule_index`."""
+    return list(RULES)[index]
+
+
+def motion_noise(staticness: Tensor, method: Method = METHOD) -> Tensor:
+    """Variance of a measurement (B, S, 1), 1 in a static scene.
+
+    A token that reads the share m = 1 - staticness from moving objects measures the static scene plus m times an
+    independent value. The variances add up, the second one with the factor m squared.
+    """
+    return 1 + method.motion_variance * (1 - staticness).square()
+
+
+@update_rule("attention", "staticness")
 def raymap3r(evidence: Evidence, method: Method = METHOD) -> Tensor:
-    """TTT3R, less for tokens that see something move (RayMap3R, arXiv 2603.20588)."""
+    """TTT3R, reduced for tokens that attend to dynamic pixels (RayMap3R, arXiv 2603.20588)."""
     return evidence.attention * motion_gate(evidence.staticness, method)
 
 
+@update_rule("attention")
+def ttt3r(evidence: Evidence, method: Method = METHOD) -> Tensor:
+    """How much the token attends to the frame (TTT3R, arXiv 2509.26645)."""
+    return evidence.attention
+
+
+@update_rule()
+def cut3r(evidence: Evidence, method: Method = METHOD) -> Tensor:
+    """Always 1 (CUT3R, arXiv 2501.12387)."""
+    return torch.ones_like(evidence.staticness)
+
+
+@update_rule("change", "novelty")
 def ttsa3r(evidence: Evidence, method: Method = METHOD) -> Tensor:
-    """More for tokens whose candidate changes, and that attend to what is new (TTSA3R, arXiv 2601.22615)."""
+    """More for tokens whose candidate changes and that attend to new content (TTSA3R, arXiv 2601.22615)."""
     relative = evidence.change / evidence.change.mean(1, keepdim=True).clamp_min(1e-6)
     return torch.sigmoid(relative - method.time_gate_change) * torch.sigmoid(evidence.novelty)
 
 
+@update_rule("variance")
 def filt3r(evidence: Evidence, method: Method = METHOD) -> Tensor:
     """The gain of a scalar Kalman filter for each token (FILT3R, arXiv 2603.18493)."""
-    return kalman_gain(evidence.variance, torch.ones_like(evidence.variance), method)
+    return kalman_gain(evidence.variance, evidence.noise, method)
 
 
+@update_rule("variance", "staticness", noise=motion_noise, absolute_staticness=True)
 def motion_filter(evidence: Evidence, method: Method = METHOD) -> Tensor:
-    """FILT3R with motion as measurement noise (ours): it is FILT3R where nothing moves."""
-    return kalman_gain(evidence.variance, motion_noise(evidence.staticness, method), method)
+    """FILT3R with motion as measurement noise (ours); equal to FILT3R in a static scene."""
+    return kalman_gain(evidence.variance, evidence.noise, method)
 
 
-UpdateRule = Callable[[Evidence, Method], Tensor]
-RULES: dict[str, UpdateRule] = {
-    "raymap3r": raymap3r,
-    "ttt3r": ttt3r,
-    "cut3r": cut3r,
-    "ttsa3r": ttsa3r,
-    "filt3r": filt3r,
-    "motion_filter": motion_filter,
-}
-MOTION_RULES = ("raymap3r", "motion_filter")  # need token staticness, so the ray branch
-ATTENTION_RULES = (*MOTION_RULES, "ttt3r", "ttsa3r")  # need queries and keys of the state side
+@dataclass
+class GateMemory:
+    """What the update rules keep from a segment's earlier frames, for B streams."""
+
+    tokens: Tensor  # (B, N, C_e) image tokens of the last frame
+    candidate: Tensor  # (B, S, C_d) candidate of the last frame
+    mean_change: Tensor  # (B, 1, 1) `Evidence.change`, mean over tokens and smoothed over time
+    variance: Tensor  # (B, S, 1) of each state token, in measurement variances
+
+    @classmethod
+    def empty(cls, state: Tensor, image_tokens: int, encoder_width: int, method: Method = METHOD) -> GateMemory:
+        """Before the first frame, for an initial state (B, S, C_d)."""
+        return cls(
+            state.new_zeros(len(state), image_tokens, encoder_width),
+            torch.zeros_like(state),
+            state.new_full((len(state), 1, 1), method.first_change),
+            torch.full_like(state[..., :1], method.filter_start),
+        )
 
 
 def decide(
-    rule: str,
+    rule: Rule,
     memory: GateMemory,
     fresh: Tensor,
     tokens: Tensor,
@@ -100,37 +163,37 @@ def decide(
     staticness: Tensor,
     method: Method = METHOD,
 ) -> tuple[Tensor, GateMemory]:
-    """The gate (B, S, 1) that a rule gives a frame, and what the rules remember from now on.
+    """The gate (B, S, 1) of a rule for one frame, and the memory after it.
 
-    `memory` is of the segment's earlier frames, of which there are none for streams that are `fresh` (B,); `tokens`
-    (B, N, C_e) are the image's; `staticness` (B, S, 1) is smoothed over time. Only what the rule reads is computed.
+    `memory` is from the segment's earlier frames and means nothing for streams that are `fresh` (B,). `tokens`
+    (B, N, C_e) are the image's; `staticness` (B, S, 1) is smoothed over time. Only what the rule needs is computed.
     """
-    attention = torch.ones_like(staticness)
-    change = seen_new = variance = None
+    needs = rule.needs
+    attention = change = seen_new = variance = noise = None
     mean_change, posterior = memory.mean_change, memory.variance
-    if rule in ("ttt3r", "raymap3r"):
+    if "attention" in needs:
         attention = attention_gate(decoded.attention)
-    if rule in ("ttsa3r", "filt3r", "motion_filter"):
+    if "change" in needs or "variance" in needs:
         change = (decoded.state - memory.candidate).norm(dim=-1, keepdim=True)
-        change = torch.where(fresh[:, None, None], 1.0, change)
-    if rule == "ttsa3r":
+        change = torch.where(fresh[:, None, None], method.first_change, change)
+    if "novelty" in needs:
         seen_new = novelty(decoded.attention, tokens, memory.tokens)
-    if rule in ("filt3r", "motion_filter"):
+    if "variance" in needs:
         keep = method.filter_change_memory
-        mean_change = (keep * mean_change + (1 - keep) * change.mean(1, keepdim=True)).clamp_min(1e-2)
+        mean_change = keep * mean_change + (1 - keep) * change.mean(1, keepdim=True)
+        mean_change = mean_change.clamp_min(method.filter_change_floor)
         variance = memory.variance + process_noise(change / mean_change, method)
-    evidence = Evidence(attention, staticness, change, seen_new, variance)
-    gate = RULES[rule](evidence, method)
+        noise = torch.ones_like(variance) if rule.noise is None else rule.noise(staticness, method)
+    gate = rule.gate(Evidence(attention, staticness, change, seen_new, variance, noise), method)
     if variance is not None:
-        noise = motion_noise(staticness, method) if rule == "motion_filter" else torch.ones_like(variance)
         posterior = posterior_variance(variance, gate, noise)
     return gate, GateMemory(tokens, decoded.state, mean_change, posterior)
 
 
 def attention_gate(attention: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """sigmoid of the mean attention logit over layers, heads and all keys, pose token too: (B, S, 1).
+    """sigmoid of the mean attention logit over layers, heads and all keys, pose token included: (B, S, 1).
 
-    The mean of q . k over the keys is q . mean(k): no attention matrix is needed.
+    The mean of q . k over the keys is q . mean(k), so no attention matrix is needed.
     """
     total = 0.0
     for q, k in attention:
@@ -140,10 +203,11 @@ def attention_gate(attention: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def novelty(attention: list[tuple[Tensor, Tensor]], tokens: Tensor, last_tokens: Tensor) -> Tensor:
-    """What is new in the image where each state token looks: (B, S, 1), the largest over image tokens of
-    |mean attention logit over layers and heads| x (1 - cosine to the same token (B, N, C_e) of the last frame).
+    """How new the image is where each state token attends to it: (B, S, 1).
 
-    The mean over heads is one product of all heads side by side: one (S, N) matrix exists, for all layers.
+    The largest value over image tokens of |mean attention logit over layers and heads| x (1 - cosine to the same
+    token (B, N, C_e) of the last frame). The mean over heads is one product of all heads side by side, so only one
+    (S, N) matrix exists.
     """
     total = 0.0
     for q, k in attention:
@@ -156,13 +220,13 @@ def novelty(attention: list[tuple[Tensor, Tensor]], tokens: Tensor, last_tokens:
 
 
 def accumulate_staticness(before: Tensor, known: Tensor, new: Tensor, method: Method = METHOD) -> Tensor:
-    """Token staticness (B, S, 1) smoothed over time; the new one alone where nothing is `known` (B,) yet."""
+    """Token staticness (B, S, 1) smoothed over time; only the new one where none is `known` (B,) yet."""
     keep = method.staticness_memory
     return torch.where(known[:, None, None], keep * before + (1 - keep) * new, new)
 
 
 def motion_gate(staticness: Tensor, method: Method = METHOD) -> Tensor:
-    """Gate times eta, from smoothed token staticness (B, S, 1): what moves is kept out of the memory."""
+    """Gate times eta, from smoothed token staticness (B, S, 1): keeps moving objects out of the state."""
     cover = (1 - staticness).mean(1, keepdim=True)
     damping = 1 - method.cover_damping * cover
     strength = (method.gate_strength * damping).clamp(0, 1)
@@ -171,25 +235,16 @@ def motion_gate(staticness: Tensor, method: Method = METHOD) -> Tensor:
 
 
 def process_noise(relative_change: Tensor, method: Method = METHOD) -> Tensor:
-    """How much a token may have changed since the last frame, from its candidate's change in mean changes."""
+    """Variance added to a token since the last frame, from its candidate's change relative to the mean change."""
     jump = torch.sigmoid(method.filter_sharpness * (relative_change - method.filter_jump))
     return method.filter_noise_low + (method.filter_noise_high - method.filter_noise_low) * jump
 
 
-def motion_noise(staticness: Tensor, method: Method = METHOD) -> Tensor:
-    """Variance of a measurement (B, S, 1), 1 where nothing moves.
-
-    A token that gets the share m = 1 - staticness of what it reads from movers is measured as what is static plus m
-    times something that has nothing to do with it: the variances add up, the mover's with m squared.
-    """
-    return 1 + method.motion_variance * (1 - staticness).square()
-
-
 def kalman_gain(variance: Tensor, noise: Tensor, method: Method = METHOD) -> Tensor:
-    """Share of a measurement with variance `noise` that a filter with this prior variance takes in."""
+    """The gain of a filter with this prior variance for a measurement with variance `noise`."""
     return (variance / (variance + noise)).clamp(method.filter_gain_low, method.filter_gain_high)
 
 
 def posterior_variance(variance: Tensor, gain: Tensor, noise: Tensor) -> Tensor:
-    """Variance after taking in the share `gain` of a measurement: Joseph's form, right for any gain."""
+    """Variance after an update with this gain: Joseph's form, which holds for any gain."""
     return (1 - gain).square() * variance + gain.square() * noise

@@ -1,11 +1,11 @@
-"""The decision "this pixel moves".
+"""The dynamic mask: which pixels move.
 
-Staticness is relative: half of every image lies under its median, also where nothing moves. Here the evidence is
-absolute. A mover stands in front of the static scene, so its pixels are *nearer* than the ray branch's answer. The
-contrast, the log ratio of the two depths, is measured against its own noise: the centre is the densest interval of
-its values (after the `shorth`, Rousseeuw and Leroy 1988), which movers of up to some three quarters of the image do
-not shift and which takes out a common factor between the branches; the noise unit comes from the values below the
-centre alone, where movers never are.
+Staticness is relative: half of every image lies below its median, also in a static scene. Here the evidence is
+absolute. A moving object stands in front of the static scene, so its pixels are *nearer* than the ray branch's
+prediction. The contrast, the log ratio of the two depths, is measured against its own noise. Its centre is the densest
+interval of the values (after the `shorth`, Rousseeuw and Leroy 1988): moving objects on up to about three quarters of
+the image do not shift it, and it removes a common factor between the branches. The noise unit comes only from the
+values below the centre, where no moving object is.
 """
 
 from __future__ import annotations
@@ -18,106 +18,108 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raymap3r_ros.geometry.cameras import constant
+from raymap3r_ros.streaming.method import METHOD, Method
 from raymap3r_ros.streaming.stream_options import MaskOptions
 
-_SAMPLES = 4096  # pixels looked at for centre and noise unit: more do not change the estimate
-_SHARE = 0.15  # of the pixels in the densest interval
-_FACTOR_SPREAD = 0.4  # standard deviation of the log factor that is expected between the branches
-_NEARER = 1.2  # a denser interval this much higher up is worth as much as one e times as wide
-_SHIFTS = 2  # steps of the centre to the mean of what is within a standard deviation of it
-_SHARES, _WITHIN = (0.683, 0.954), (1.0, 2.0)  # of a normal distribution, within so many standard deviations
-_STILL = 0.5  # noise units within which a pixel passes for surely static
-_PATCH = 6  # window in which a sure region is sought; like all lengths here in 1/128 of the image's long edge
-_STEP = 4  # window of one step of growth
-_HALF = 0.5  # a region ends where its contrast falls under this share of that next to it ...
-_FADE = 0.92  # ... which counts for less with each step away
 
+def contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor, method: Method = METHOD) -> tuple[Tensor, Tensor]:
+    """How much nearer than the static scene each pixel is, (B, H, W), and where that is valid, (B, H, W) bool.
 
-def contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
-    """How much nearer than the static scene each pixel is (B, H, W): log(ray_depth / depth) from its static part's
-    centre; and where it counts. `trusted` (B, H, W) bool are the pixels whose two depths mean something; the others
-    get 0.
+    That is log(ray_depth / depth), from the centre of its static part; 0 where it is not valid. `trusted` (B, H, W)
+    bool marks the pixels with two meaningful depths.
     """
     ratio = (ray_depth.clamp_min(1e-6) / depth.clamp_min(1e-6)).log()
     trusted = trusted & (ratio.abs() < torch.inf)
-    centre = static_centre(torch.where(trusted, ratio, 0.0).flatten(1), trusted.flatten(1))
+    centre = static_centre(torch.where(trusted, ratio, 0.0).flatten(1), trusted.flatten(1), method)
     return torch.where(trusted, ratio - centre[:, None, None], 0.0), trusted
 
 
-def static_centre(values: Tensor, valid: Tensor) -> Tensor:
+def static_centre(values: Tensor, valid: Tensor, method: Method = METHOD) -> Tensor:
     """Centre (B,) of the static part of contrasts (B, K); 0 where none is `valid`."""
-    ordered = _in_order(values, valid)
-    span = (torch.isfinite(ordered).sum(1, keepdim=True) * _SHARE).long().clamp_min(1)
+    ordered = _sorted_sample(values, valid, method)
+    span = (torch.isfinite(ordered).sum(1, keepdim=True) * method.mask_share).long().clamp_min(1)
     last = torch.arange(ordered.shape[1], device=values.device) + span
     high = ordered.gather(1, last.clamp(max=ordered.shape[1] - 1))
     middle = (ordered + high) / 2
-    # A large mover can be denser than the static scene. But it is above it, and mostly further from 0.
-    width = (high - ordered) * torch.exp(0.5 * (middle / _FACTOR_SPREAD).square() + middle / _NEARER)
+    # A large moving object can be denser than the static scene. But it is above it, and mostly further from 0.
+    prior = 0.5 * (middle / method.mask_factor_spread).square() + middle / method.mask_nearer
+    width = (high - ordered) * torch.exp(prior)
     width = torch.where((last < ordered.shape[1]) & torch.isfinite(high), width, torch.inf)
     centre = middle.gather(1, width.argmin(dim=1, keepdim=True))
-    for _ in range(_SHIFTS):
-        near = (ordered - centre).abs() < _spread_below(ordered, centre)
+    for _ in range(method.mask_shifts):
+        near = (ordered - centre).abs() < _spread_below(ordered, centre, method)
         centre = torch.where(near, ordered, 0.0).sum(1, keepdim=True) / near.sum(1, keepdim=True).clamp_min(1)
     return torch.where(valid.any(1) & torch.isfinite(centre[:, 0]), centre[:, 0], 0.0)
 
 
-def static_noise(values: Tensor, valid: Tensor) -> Tensor:
+def static_noise(values: Tensor, valid: Tensor, method: Method = METHOD) -> Tensor:
     """Standard deviation (B,) of the static part of contrasts (B, K) from their centre; 0 where none is `valid`."""
-    spread = _spread_below(_in_order(values, valid), torch.zeros_like(values[:, :1]))[:, 0]
+    ordered = _sorted_sample(values, valid, method)
+    spread = _spread_below(ordered, torch.zeros_like(values[:, :1]), method)[:, 0]
     return torch.where(torch.isfinite(spread), spread, 0.0)
 
 
-def _in_order(values: Tensor, valid: Tensor) -> Tensor:
+def _sorted_sample(values: Tensor, valid: Tensor, method: Method) -> Tensor:
     """A sample of the valid values of each row of (B, K), ascending, then infinities."""
-    stride = max(1, values.shape[1] // _SAMPLES)
+    stride = max(1, values.shape[1] // method.mask_samples)
     return torch.where(valid, values, torch.inf)[:, ::stride].sort(dim=1).values
 
 
-def _spread_below(ordered: Tensor, centre: Tensor) -> Tensor:
-    """Standard deviation (B, 1) of values (B, K) in ascending order, from those below their centre (B, 1) alone."""
+def _spread_below(ordered: Tensor, centre: Tensor, method: Method) -> Tensor:
+    """Standard deviation (B, 1) of ascending values (B, K), only from those below their centre (B, 1)."""
     below = (ordered < centre).sum(1, keepdim=True)
-    places = (below * constant(tuple(1 - share for share in _SHARES), ordered.device)).long()
-    return ((centre - ordered.gather(1, places)) / constant(_WITHIN, ordered.device)).amax(1, keepdim=True)
+    shares = constant(tuple(1 - share for share in method.mask_quantiles), ordered.device)
+    places = (below * shares).long()
+    deviations = constant(method.mask_deviations, ordered.device)
+    return ((centre - ordered.gather(1, places)) / deviations).amax(1, keepdim=True)
 
 
-def moving_mask(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
-    """(B, H, W) bool: the pixels that move.
+def dynamic_mask(
+    depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions, method: Method = METHOD
+) -> Tensor:
+    """The dynamic mask (B, H, W) bool; arguments as of `contrast`.
 
-    Where the mean contrast of a small window is over `high` noise units of such means, something surely moves. From
-    there the region grows, at most `reach` steps, through pixels over `low` noise units of single pixels and over
-    half of the contrast of the region next to them: smeared edges end where the contrast is halved. Everything must
-    be nearer than the static scene by `min_ratio`. Specks, then holes, under `min_width` go.
+    A region is surely dynamic where the mean contrast of a small window is above `high` noise units of such means.
+    From there it grows, by at most `reach` steps, through pixels above `low` noise units of single pixels and above
+    half of the contrast of the adjacent region, so that smeared edges end where the contrast is halved. Every pixel
+    must be nearer than the static scene by `min_ratio`. Specks, then holes, below `min_width` are removed.
     """
-    single, trusted = contrast(depth, ray_depth, trusted)
-    unit = max(1, round(max(single.shape[1:]) / 128))
-    total, count = around(torch.stack((single, trusted.float())), _odd(_PATCH * unit), torch.add)
+    single, trusted = contrast(depth, ray_depth, trusted, method)
+    unit = max(1, round(max(single.shape[1:]) / method.mask_unit))
+    patch, step = _odd(method.mask_patch * unit), _odd(method.mask_step * unit)
+    total, count = window_reduce(torch.stack((single, trusted.float())), patch, torch.add)
     mean = total / count.clamp_min(1)
-    noise = _noise_unit(torch.cat((single, mean)), torch.cat((trusted, trusted)), options)
+    noise = _noise_unit(torch.cat((single, mean)), torch.cat((trusted, trusted)), options, method)
     single_noise, mean_noise = noise.chunk(2)
-    # What is not trusted has a contrast of 0 and is not weak.
+    # Untrusted pixels have a contrast of 0 and are not weak.
     weak = single > (options.low * single_noise).clamp_min(math.log1p(options.min_ratio))
-    highest = torch.where(weak, single / _HALF, 0.0)  # contrast of a region that may take this pixel in
+    highest = torch.where(weak, single / method.mask_half, 0.0)  # contrast of a region that may include this pixel
     # The contrast of the region that each pixel belongs to; 0 outside.
     region = torch.where(weak & (mean > options.high * mean_noise), mean, 0.0)
     for _ in range(options.reach):
-        near = torch.maximum(_FADE * around(region, _odd(_STEP * unit), torch.maximum), region)
+        near = torch.maximum(method.mask_fade * window_reduce(region, step, torch.maximum), region)
         region = near.masked_fill_(near >= highest, 0.0)
     width = _odd((options.min_width - 1) * unit)
-    # Opened, so that specks go, then closed, so that holes go; the two dilations between are one of twice the reach.
-    core = ~around(region <= 0, width, torch.maximum)
-    return ~around(~around(core, 2 * width - 1, torch.maximum), width, torch.maximum)
+    # Opening removes specks, then closing fills holes. The two dilations in between are one of twice the reach.
+    core = ~window_reduce(region <= 0, width, torch.maximum)
+    return ~window_reduce(~window_reduce(core, 2 * width - 1, torch.maximum), width, torch.maximum)
 
 
-def stillness(depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
-    """(B, H, W) 0..1: how surely a pixel is static. Nearer and farther count alike, so what is left is not biased."""
-    single, trusted = contrast(depth, ray_depth, trusted)
-    score = single / (_STILL * _noise_unit(single, trusted, options))
+def static_weight(
+    depth: Tensor, ray_depth: Tensor, trusted: Tensor, options: MaskOptions, method: Method = METHOD
+) -> Tensor:
+    """(B, H, W) 0..1, how surely each pixel is static; arguments as of `contrast`.
+
+    Nearer and farther count alike, so that weighted means of depth are not biased.
+    """
+    single, trusted = contrast(depth, ray_depth, trusted, method)
+    score = single / (method.mask_static * _noise_unit(single, trusted, options, method))
     return trusted * torch.exp(-0.5 * score.square())
 
 
-def _noise_unit(values: Tensor, trusted: Tensor, options: MaskOptions) -> Tensor:
+def _noise_unit(values: Tensor, trusted: Tensor, options: MaskOptions, method: Method) -> Tensor:
     """(B, 1, 1) of contrasts (B, H, W), or of their means."""
-    noise = static_noise(values.flatten(1), trusted.flatten(1))
+    noise = static_noise(values.flatten(1), trusted.flatten(1), method)
     return noise.clamp_min(options.noise_floor)[:, None, None]
 
 
@@ -126,22 +128,24 @@ def _odd(length: int) -> int:
     return 2 * (length // 2) + 1
 
 
-def around(values: Tensor, size: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`combine` (a sum, a maximum) of size x size pixels around each of (..., H, W), `size` odd, those beyond the
-    border counted as 0 or False."""
+def window_reduce(values: Tensor, size: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`combine` (a sum, a maximum) over the size x size window around each pixel of (..., H, W).
+
+    `size` is odd. Pixels beyond the border count as 0 or False.
+    """
     half = size // 2
     values = F.pad(values, (half, half, half, half))
-    return _neighbours(_neighbours(values, size, -2, combine), size, -1, combine)
+    return _reduce_along(_reduce_along(values, size, -2, combine), size, -1, combine)
 
 
-def _neighbours(values: Tensor, size: int, dim: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`combine` of `size` neighbours along a dimension, which gets shorter by size - 1.
+def _reduce_along(values: Tensor, size: int, dim: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`combine` over `size` neighbours along a dimension, which gets shorter by size - 1.
 
-    By doubling: log2(size) steps over the image, where a pooling layer takes `size`.
+    By doubling: log2(size) passes over the image, where a pooling layer takes `size`.
     """
     length = values.shape[dim] - size + 1
     result, done, width = None, 0, 1
-    while True:  # here values[i] has i to i + width - 1
+    while True:  # here values[i] covers i to i + width - 1
         if size & width:
             part = values.narrow(dim, done, length)
             result = part if result is None else combine(result, part)

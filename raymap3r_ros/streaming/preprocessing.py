@@ -1,4 +1,4 @@
-"""From a camera image to the image that the network sees, intrinsics with it."""
+"""From a camera image to the preprocessed image that the network receives, and its intrinsics."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from raymap3r_ros.errors import InputError
 
 @dataclass(frozen=True)
 class Framing:
-    """How an image is brought to the network's size: first resized, then cropped about its centre."""
+    """How an image is preprocessed: first resized, then cropped around its centre."""
 
     resized: tuple[int, int]  # width, height after the resize, pixels
     offset: tuple[int, int]  # left, top of the crop
-    size: tuple[int, int]  # height, width of the crop: what the network sees
+    size: tuple[int, int]  # height, width of the crop
 
 
 def frame_image(width: int, height: int, long_edge: int, patch: int) -> Framing:
-    """Framing of a width x height image: long edge resized, sides cropped down to multiples of the patch.
+    """Framing of a width x height image: long edge resized, sides cropped to multiples of the patch.
 
-    A square image is cropped to 4:3, as in training. Raises InputError where less than one patch would be left.
+    A square image is cropped to 4:3, as in training. Raises InputError if less than one patch would remain.
     """
     factor = long_edge / max(width, height)
     resized = round(width * factor), round(height * factor)
@@ -43,13 +43,21 @@ def frame_image(width: int, height: int, long_edge: int, patch: int) -> Framing:
 
 
 def frame_images(images: np.ndarray, framing: Framing, device: torch.device) -> Tensor:
-    """(B, h, w, 3) uint8 RGB -> (B, H, W, 3) uint8 RGB on a device, where the resize is done if it is a GPU."""
+    """(B, h, w, 3) uint8 RGB -> (B, H, W, 3) uint8 RGB on a device. A GPU does the resize itself."""
     if device.type == "cpu":
         return torch.from_numpy(np.stack([apply_framing(image, framing) for image in images]))
-    # From pinned memory the copy does not make the host wait.
+    # The copy from pinned memory is asynchronous.
     pinned = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
     pinned.numpy()[...] = images
     return apply_framing_on_device(pinned.to(device, non_blocking=True), framing)
+
+
+def visible_crop(array: np.ndarray, framing: Framing) -> np.ndarray:
+    """Return the part of an image or map (h, w, ...) that the framing keeps, at the array's own resolution."""
+    across, down = array.shape[1] / framing.resized[0], array.shape[0] / framing.resized[1]
+    (left, top), (height, width) = framing.offset, framing.size
+    rows = slice(round(top * down), round((top + height) * down))
+    return array[rows, round(left * across) : round((left + width) * across)]
 
 
 def apply_framing(image: np.ndarray, framing: Framing) -> np.ndarray:
@@ -58,7 +66,7 @@ def apply_framing(image: np.ndarray, framing: Framing) -> np.ndarray:
     if (width, height) != framing.resized:
         shrinks = max(width, height) > max(framing.resized)
         method = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-        # Images more than six times too large are first averaged down: half the time, and no visible difference.
+        # Images more than six times too large are averaged down first: half the time, no visible difference.
         image = np.asarray(Image.fromarray(image).resize(framing.resized, method, reducing_gap=3.0))
     (left, top), (crop_height, crop_width) = framing.offset, framing.size
     return image[top : top + crop_height, left : left + crop_width]
@@ -67,7 +75,7 @@ def apply_framing(image: np.ndarray, framing: Framing) -> np.ndarray:
 def apply_framing_on_device(images: Tensor, framing: Framing) -> Tensor:
     """As `apply_framing`, for (B, h, w, 3) on any device: the same filters as two matrix products.
 
-    The result differs by a level of 255 at most where no averaging comes first.
+    Unless the CPU averages first, the results differ by at most one of 255 levels.
     """
     height, width = images.shape[1:3]
     (left, top), (crop_height, crop_width) = framing.offset, framing.size
@@ -87,7 +95,7 @@ def _to_levels(values: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _resampling(length: int, resized: int, shrinks: bool, device: torch.device) -> Tensor:
-    """(resized, length): what each new pixel takes of each old one; Pillow's Lanczos or bicubic filter."""
+    """(resized, length): weight of each old pixel in each new one, by Pillow's Lanczos or bicubic filter."""
     radius, kernel = (3.0, _lanczos) if shrinks else (2.0, _bicubic)
     scale = length / resized
     stretch = max(scale, 1.0)
@@ -117,9 +125,9 @@ def _bicubic(x: float) -> float:
 
 
 def frame_intrinsics(intrinsics: np.ndarray, width: int, height: int, framing: Framing) -> np.ndarray:
-    """Pinhole matrices (..., 3, 3) of a width x height image -> those of the framed image.
+    """Pinhole matrices (..., 3, 3) of a width x height image -> those of the preprocessed image.
 
-    Pixel centres have integer coordinates, so a resize scales about (-1/2, -1/2).
+    Pixel centres have integer coordinates, so a resize scales around (-1/2, -1/2).
     """
     scale = np.array([framing.resized[0] / width, framing.resized[1] / height])
     framed = np.array(intrinsics, dtype=np.float64)

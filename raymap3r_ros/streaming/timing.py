@@ -1,4 +1,4 @@
-"""Time per stage, without making the device wait."""
+"""Time per stage, measured without device synchronisation."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 
 
 class StageTimer:
-    """Marks the end of each stage; on CUDA the times are read only when somebody asks for them."""
+    """Marks the end of each stage; on CUDA the times are read only when `milliseconds` is called."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._marks: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
 
     def mark(self, stage: str) -> None:
-        """The stage of this name ends here."""
+        """Record the end of the stage with this name."""
         self._marks.append((stage, self._now()))
 
     def milliseconds(self) -> dict[str, float]:
-        """Time of each stage; waits for the device where it has not finished. Stages of one name are added up."""
+        """Time of each stage, summed over stages of one name. Waits until the device has finished them."""
         if self._on_gpu:
             self._marks[-1][1].synchronize()
         times: dict[str, float] = {}

@@ -20,7 +20,7 @@ def random_poses(count: int) -> torch.Tensor:
     return cameras.pose_matrix(encodings)
 
 
-def test_quaternions_turn_as_the_exponential_says():
+def test_quaternions_equal_the_matrix_exponential():
     for axis, degrees in (((1, 0, 0), 30), ((0, 1, 0), 179.9), ((1, 2, -3), 90), ((0, 0, 1), 179)):
         rotation = rotation_about(torch.tensor(axis, dtype=torch.float32), degrees)
         unit = torch.tensor(axis, dtype=torch.float32) / torch.tensor(axis, dtype=torch.float32).norm()
@@ -50,12 +50,14 @@ def test_focal_length_of_an_exact_pinhole_and_of_a_disturbed_one():
     pixels = cameras.pixel_grid(size, torch.device("cpu")) - torch.tensor([25.0, 18.0])
     depth = 1 + torch.rand(2, *size, 1, generator=torch.Generator().manual_seed(0))
     points = torch.cat((pixels / focal * depth, depth), dim=-1)
-    for estimate in (cameras.focal_from_points(points, 10), cameras.median_focal_from_points(points)):
+    for estimate in (cameras.focal_from_points(points, 10), cameras.median_focal_from_points(points, 4096)):
         torch.testing.assert_close(estimate, torch.full((2,), focal), atol=1e-3, rtol=0)
-    points[0, :10] *= torch.tensor([0.5, 0.5, 1.0])  # a quarter of the image says something else
+    points[0, :10] *= torch.tensor([0.5, 0.5, 1.0])  # a quarter of the image is inconsistent
     points[1, 5, 5] = torch.tensor([1.0, 1.0, float("nan")])
     torch.testing.assert_close(cameras.focal_from_points(points, 10), torch.full((2,), focal), atol=0.5, rtol=0)
-    torch.testing.assert_close(cameras.median_focal_from_points(points), torch.full((2,), focal), atol=0.5, rtol=0)
+    torch.testing.assert_close(
+        cameras.median_focal_from_points(points, 4096), torch.full((2,), focal), atol=0.5, rtol=0
+    )
 
 
 def test_one_wild_point_breaks_the_mean_but_not_the_median():
@@ -64,7 +66,7 @@ def test_one_wild_point_breaks_the_mean_but_not_the_median():
     points = torch.cat((pixels / 41.0, torch.ones(*size, 1)), dim=-1)[None]
     points[0, 3, 3, 2] = 1e-30
     assert cameras.focal_from_points(points, 10) < 1
-    assert cameras.median_focal_from_points(points).item() == pytest.approx(41.0, abs=1e-3)
+    assert cameras.median_focal_from_points(points, 4096).item() == pytest.approx(41.0, abs=1e-3)
 
 
 def test_rays_carry_the_translation_in_their_direction_as_in_training():
@@ -83,3 +85,15 @@ def test_points_go_through_poses():
     points = torch.randn(3, 4, 5, 3)
     expected = torch.einsum("bij,bhwj->bhwi", poses[:, :3, :3], points) + poses[:, None, None, :3, 3]
     torch.testing.assert_close(cameras.transform_points(poses, points), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_back_projected_points_lie_on_their_rays():
+    generator = torch.Generator().manual_seed(0)
+    depth = 0.5 + torch.rand(2, 3, 12, 16, generator=generator)  # streams, time, rows, columns
+    intrinsics = torch.tensor([[[20.0, 0.5, 7.0], [0, 22, 5], [0, 0, 1]], [[15.0, 0, 8], [0, 15, 6], [0, 0, 1]]])
+    points = cameras.back_project(depth, intrinsics)
+    projected = points @ intrinsics[:, None, None].mT
+    torch.testing.assert_close(projected[..., 2], depth)
+    grid = cameras.pixel_grid((12, 16), depth.device).expand(2, 3, -1, -1, -1)
+    torch.testing.assert_close(projected[..., :2] / depth[..., None], grid, atol=1e-3, rtol=0)
+    torch.testing.assert_close(cameras.back_project(depth[:, 0], intrinsics), points[:, 0], atol=0, rtol=0)

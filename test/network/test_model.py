@@ -1,4 +1,4 @@
-"""The network as a whole: shapes of any configuration, and what is not asked is not run."""
+"""The whole network: shapes for any configuration, and outputs that are not requested are not computed."""
 
 import dataclasses
 import math

@@ -161,7 +161,7 @@ class Call:
         return self.call
 
     def __call__(self):
-        """What is called must look callable to pickle."""
+        """pickle only accepts callable objects."""
 
 
 def touch(path: str) -> None:

@@ -8,8 +8,7 @@ from scipy.spatial.transform import Rotation
 from std_msgs.msg import Header
 
 from raymap3r_ros.node import conversions
-from raymap3r_ros.streaming import METHOD, StepResult, WorldChange
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import METHOD, RULES, StepResult, WorldChange
 from raymap3r_ros.streaming.timing import StageTimer
 
 START = 1_700_000_000  # seconds; the stamps of a bench begin here
@@ -46,7 +45,7 @@ def script(bench, show):
             **{name: torch.tensor(value, dtype=torch.float32) for name, value in values.items() if name != "rule"},
             dynamic_mask=torch.tensor(moves & motion),
             healthy=torch.tensor(True), intrinsics_known=torch.tensor(True), alignment_error=None,
-            rule_index=torch.tensor(UPDATE_RULES.index(values.get("rule", "raymap3r"))),
+            rule_index=torch.tensor(list(RULES).index(values.get("rule", "raymap3r"))),
             image=torch.from_numpy(image.copy()), frame=METHOD.warmup_frames + index, segment=0, stamp=stamp,
             motion=motion, reset=index == 0, reset_reason="" if index else "start",
             world_change=WorldChange.NONE if index else WorldChange.NEW,

@@ -8,11 +8,10 @@ from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node import parameters
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.options import option_fields
-from raymap3r_ros.streaming import MaskOptions, StreamOptions
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import RULES, MaskOptions, StreamOptions
 
 NAMES = {
-    "checkpoint", "device", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
+    "checkpoint", "device", "preset", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
     "reset_interval", "reset_alignment", "ray_interval", "token_pooling", "world_frame", "odom_frame", "base_frame",
     "child_frame", "tf_mode", "invert_tf", "publish_tf", "output_dir", "depth_encoding", "confidence_threshold",
     "points.stride", "points.static_only", "every_frame", "max_gap", "image_transport", "rectified",
@@ -76,7 +75,7 @@ def test_declared_parameters_describe_themselves(make_bench):
     assert set(node.list_parameters([], 0).names) - {"use_sim_time", "start_type_description_service"} == NAMES
     for name in NAMES:
         assert node.describe_parameter(name).description, name
-    assert node.describe_parameter("update_rule").additional_constraints == "one of: " + ", ".join(UPDATE_RULES)
+    assert node.describe_parameter("update_rule").additional_constraints == "one of: " + ", ".join(RULES)
     stride = node.describe_parameter("points.stride").integer_range[0]
     assert (stride.from_value, stride.to_value) == (1, 64)
     high = node.describe_parameter("mask.high").floating_point_range[0]
@@ -103,6 +102,24 @@ def test_values_are_read_into_the_options(make_bench):
     assert stream_options == dataclasses.replace(
         StreamOptions(), update_rule="ttt3r", smoothing="off", mask=stream_options.mask
     )
+
+
+def test_a_preset_gives_the_parameters_that_have_their_default_value(make_bench):
+    bench = make_bench(preset="published", router="adaptive")
+    assert parameters.read(bench.node, StreamOptions) == StreamOptions.published(router="adaptive")
+    for name, value in {"smoothing": "off", "mask.kind": "absolute", "mask.high": 5.0}.items():
+        assert bench.set_parameter(name, value).successful
+    expected = StreamOptions.published(
+        router="adaptive", smoothing="off", mask=MaskOptions(kind="published", high=5.0)
+    )
+    assert parameters.read(bench.node, StreamOptions) == expected
+    result = bench.set_parameter("preset", "paper")
+    assert not result.successful and result.reason == "preset is 'paper'; allowed values: default, published"
+    assert bench.change_state("configure")
+    assert bench.node.describe_parameter("preset").read_only
+    assert bench.change_state("cleanup")
+    assert bench.set_parameter("preset", "default").successful
+    assert parameters.read(bench.node, StreamOptions).reset_alignment == "robust"
 
 
 def test_bad_values_are_refused_with_what_is_allowed(make_bench):
@@ -132,7 +149,7 @@ def test_bad_values_are_refused_with_what_is_allowed(make_bench):
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("update_rule", "ttt4r", "update_rule is 'ttt4r'; allowed values: " + ", ".join(UPDATE_RULES)),
+        ("update_rule", "ttt4r", "update_rule is 'ttt4r'; allowed values: " + ", ".join(RULES)),
         ("points.stride", 0, "points.stride is 0; allowed range: 1 to 64"),
         ("max_gap", "long", "max_gap is 'long'; allowed: a number"),
         ("device", "tpu", "device is 'tpu'; on this machine there are: auto, cpu"),
@@ -184,7 +201,7 @@ def test_bad_value_is_refused_when_it_is_set(make_bench):
     bench = make_bench()
     result = bench.set_parameter("update_rule", "ttt4r")
     assert not result.successful
-    assert result.reason == "update_rule is 'ttt4r'; allowed values: " + ", ".join(UPDATE_RULES)
+    assert result.reason == "update_rule is 'ttt4r'; allowed values: " + ", ".join(RULES)
     assert not bench.set_parameter("points.stride", 65).successful
     assert not bench.set_parameter("mask.high", MaskOptions().low / 2).successful
     assert bench.set_parameter("mask.high", 9).successful

@@ -27,7 +27,7 @@ from scripted import (
 from std_msgs.msg import Header
 from tf2_ros import StaticTransformBroadcaster
 
-from raymap3r_ros.mapping.uncertainty import ONE_ROOM
+from raymap3r_ros.mapping.uncertainty import DEFAULT
 from raymap3r_ros.node import conversions, publishers, summary
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.node.publishers import TOPICS
@@ -113,7 +113,7 @@ def test_odometry_of_a_known_way(make_bench, mode, mount, step, linear, angular)
             conversions.pose_matrix(message.pose.pose), camera @ np.linalg.inv(mount), atol=1e-5
         )
         covariance = message.pose.covariance.reshape(6, 6)
-        of_camera = metric * variances((ONE_ROOM.position, ONE_ROOM.rotation), confidence, index * travel)
+        of_camera = metric * variances((DEFAULT.position, DEFAULT.rotation), confidence, index * travel)
         np.testing.assert_allclose(covariance, spread(camera, mount, of_camera), rtol=1e-3, atol=1e-9)
         traces.append(np.trace(covariance))
         twist = message.twist.twist
@@ -126,7 +126,7 @@ def test_odometry_of_a_known_way(make_bench, mode, mount, step, linear, angular)
         seconds = TIMES[index] - TIMES[index - 1]
         np.testing.assert_allclose(velocity, 0.05 * np.array(linear) / seconds, atol=1e-4)
         np.testing.assert_allclose(turning, np.array(angular) / seconds, atol=1e-4)
-        of_step = metric * variances((ONE_ROOM.step, ONE_ROOM.turn), confidence, travel)
+        of_step = metric * variances((DEFAULT.step, DEFAULT.turn), confidence, travel)
         np.testing.assert_allclose(
             message.twist.covariance.reshape(6, 6), spread(mount, mount, of_step) / seconds**2, rtol=1e-3, atol=1e-9
         )

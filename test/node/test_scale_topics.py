@@ -326,7 +326,7 @@ def test_range_sensor_that_looks_elsewhere_is_refused_with_a_line(start, degrees
         assert factor == pytest.approx((7.5 + 0.5) / 4, rel=1e-3) and bench.told["scale"] == "2 (from range)"
         return
     line = bench.wait_for_log("scale.source is range, but", level=40)
-    assert "looks 30 degrees away from the camera's axis" in line and "allowed: up to 10" in line
+    assert "points 30 degrees away from the camera's axis" in line and "allowed: up to 10" in line
     assert factor == 1.0 and bench.told["scale"] == "1 (assumed until range tells it)"
     # Before the sensor is heard its frame is not known, so the first image may still be looked at.
     assert int(bench.told["scale observations"]) <= 1

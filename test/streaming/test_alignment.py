@@ -1,4 +1,4 @@
-"""Similarity transforms: found again, through noise and through what moves."""
+"""Similarity transforms are recovered in spite of noise and moving objects."""
 
 import math
 

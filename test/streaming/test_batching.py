@@ -1,4 +1,4 @@
-"""Several cameras in one network: what each of them gets is what it would get alone."""
+"""Several cameras on one network: each result is that of a stream on its own."""
 
 import dataclasses
 import gc
@@ -6,9 +6,8 @@ import json
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,84 +18,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import wall
+from batching_tools import LIMIT, METHOD_SOON, STEADY, at_once, cameras, frames, steady_cameras, stepping
 
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.network import Network, NetworkConfig, save_network, untrained_network
-from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
+from raymap3r_ros.network import Network, save_network, untrained_network
+from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler
 
-METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
-STEADY = METHOD_SOON.router_last_frame + 1  # first frame that may run in a batch
-FOREVER = 1e4  # times the last round, which takes some milliseconds: longer than LIMIT
-LIMIT = 20  # seconds after which a test that hangs fails
 TENSORS = [field.name for field in dataclasses.fields(StepResult) if field.type in ("Tensor", "Tensor | None")]
-
-
-@pytest.fixture(scope="module")
-def network(tiny_config: NetworkConfig):
-    return untrained_network(tiny_config, seed=5).eval().requires_grad_(False)
-
-
-@pytest.fixture
-def batches(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of images in every call of the network, in order."""
-    sizes: list[int] = []
-    encode = network.encode_image
-
-    def noted(planes: Tensor) -> Tensor:
-        sizes.append(len(planes))
-        return encode(planes)
-
-    monkeypatch.setattr(network, "encode_image", noted)
-    return sizes
-
-
-def frames(count: int, seed: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
-    """Random images that change a little from one to the next."""
-    rng = np.random.default_rng(seed)
-    base = rng.integers(0, 256, (*size, 3))
-    return np.stack([np.clip(base + rng.integers(-20, 20, base.shape), 0, 255) for _ in range(count)]).astype(np.uint8)
-
-
-def cameras(network: Network, count: int, options: StreamOptions | None = None) -> list[Stream]:
-    return [Stream(network, options, METHOD_SOON) for _ in range(count)]
-
-
-def steady_cameras(together: BatchScheduler, count: int) -> list[Stream]:
-    """Streams of which every next frame may run in a batch."""
-    streams = cameras(together.network, count)
-    for seed, stream in enumerate(streams):
-        for image in frames(STEADY, seed):
-            together.step(stream, image)
-    return streams
-
-
-@contextmanager
-def occupied(together: BatchScheduler, until_waiting: int) -> Iterator[None]:
-    """The device is busy until so many frames wait for it."""
-    with together._changed:
-        together._busy = True
-    yield
-    with together._changed:
-        assert together._changed.wait_for(lambda: len(together._waiting) == until_waiting, timeout=LIMIT)
-        together._busy = False
-        together._changed.notify_all()
-
-
-def at_once(together: BatchScheduler, *calls: Callable[[], Any], waiting: int | None = None) -> list[Future]:
-    """Make calls in a thread each; when `waiting` (all) of them wait for the device, it becomes free."""
-    with ThreadPoolExecutor(len(calls)) as pool, occupied(together, len(calls) if waiting is None else waiting):
-        futures = []
-        for place, call in enumerate(calls):
-            futures.append(pool.submit(call))
-            if waiting is None:
-                with together._changed:  # so that they wait in this order
-                    together._changed.wait_for(lambda place=place: len(together._waiting) > place, timeout=LIMIT)
-    return futures
-
-
-def stepping(together: BatchScheduler, stream: Stream, image: np.ndarray, **how: Any) -> Callable[[], StepResult]:
-    return lambda: together.step(stream, image, **how)
 
 
 def assert_close(first: StepResult, second: StepResult, tolerance: float = 1e-5) -> None:
@@ -106,8 +35,8 @@ def assert_close(first: StepResult, second: StepResult, tolerance: float = 1e-5)
         torch.testing.assert_close(
             getattr(first, name), getattr(second, name), atol=allowed, rtol=allowed, equal_nan=True
         )
-    told = ("frame", "segment", "stamp", "motion", "reset", "reset_reason", "rule")
-    assert [getattr(first, name) for name in told] == [getattr(second, name) for name in told]
+    same = ("frame", "segment", "stamp", "motion", "reset", "reset_reason", "rule")
+    assert [getattr(first, name) for name in same] == [getattr(second, name) for name in same]
 
 
 # --- the same results --------------------------------------------------------------------------------------------
@@ -123,18 +52,18 @@ def assert_close(first: StepResult, second: StepResult, tolerance: float = 1e-5)
     ids=lambda options: options.update_rule,
 )
 def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: list[int], options: StreamOptions):
-    """With starts and resets at different frames, another size of image, intrinsics from some frame on."""
+    """With starts and resets at different frames, different image sizes, and intrinsics from some frame on."""
     images = [frames(14, 1), frames(14, 2), frames(14, 3, (32, 24)), frames(14, 4)]
     starts = (0, 3, 1, 0)
     intrinsics = np.array([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]])
 
-    def asked(camera: int, index: int) -> dict[str, Any]:
+    def arguments(camera: int, index: int) -> dict[str, Any]:
         given = intrinsics if camera == 3 and index > 8 else None
         return {"stamp": index / 10, "intrinsics": given, "motion": index % 5 != 4}
 
     alone = cameras(network, 4, options)
     expected = [
-        [stream.step(image, **asked(camera, index)) for index, image in enumerate(images[camera])]
+        [stream.step(image, **arguments(camera, index)) for index, image in enumerate(images[camera])]
         for camera, stream in enumerate(alone)
     ]
     batches.clear()
@@ -144,7 +73,7 @@ def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: lis
         results = at_once(
             together,
             *(
-                stepping(together, streams[camera], images[camera][index - starts[camera]], **asked(camera, at))
+                stepping(together, streams[camera], images[camera][index - starts[camera]], **arguments(camera, at))
                 for camera in here
                 for at in [index - starts[camera]]
             ),
@@ -154,7 +83,7 @@ def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: lis
     assert sum(batches) == 4 * 14 and {1, 2} <= set(batches)
 
 
-def test_frames_of_one_kind_are_one_batch_and_no_others(network: Network, batches: list[int]):
+def test_only_frames_with_equal_plan_and_size_share_a_batch(network: Network, batches: list[int]):
     together = BatchScheduler(network, patience=0)
     streams = steady_cameras(together, 7)
     streams[2].options = StreamOptions(update_rule="cut3r")  # another plan
@@ -201,7 +130,7 @@ def test_cameras_that_run_free_get_what_they_would_get_alone(network: Network, b
         results = list(pool.map(run, range(count)))
     for ours, theirs in zip(results, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            # Who runs with whom is another matter in every run, and so are the rounding errors.
+            # The batches differ from run to run, and so do the rounding errors.
             assert_close(one, other, tolerance=1e-4)
     assert sum(batches) == count * length and max(batches) > 1
 
@@ -225,18 +154,18 @@ class Rerun:
         return replay, outputs
 
 
-def test_recorded_batches_leave_results_and_memories_alone(network: Network):
-    """Cameras in every company, turn by turn: one batch's graph must not write into what another batch gave."""
+def test_recorded_batches_do_not_overwrite_results_and_states(network: Network):
+    """Batches of changing cameras: the graph of one batch must not overwrite the results of another."""
     images = [frames(12, seed) for seed in range(3)]
     expected = [[stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, 3))]
     capture = Rerun()
     together, streams = BatchScheduler(network, capture=capture), cameras(network, 3)
-    companies = [(0, 1, 2), (0,), (1,), (2,), (1, 2), (0,), (0, 2), (1,)]
+    groups = [(0, 1, 2), (0,), (1,), (2,), (1, 2), (0,), (0, 2), (1,)]
     kept: list[list[StepResult]] = [[], [], []]
     while min(map(len, kept)) < 12:
-        for company in companies:
-            calls = [stepping(together, streams[camera], images[camera][len(kept[camera]) % 12]) for camera in company]
-            for camera, result in zip(company, at_once(together, *calls), strict=True):
+        for group in groups:
+            calls = [stepping(together, streams[camera], images[camera][len(kept[camera]) % 12]) for camera in group]
+            for camera, result in zip(group, at_once(together, *calls), strict=True):
                 kept[camera].append(result.result())
     for ours, theirs in zip(kept, expected, strict=True):
         for one, other in zip(ours, theirs, strict=False):
@@ -256,7 +185,7 @@ def test_warm_up_records_every_batch_and_changes_nothing(network: Network, batch
     assert after.frame == before.frame and torch.equal(after.state, before.state)
 
 
-# --- one camera's trouble is not the others' ----------------------------------------------------------------------
+# --- errors of one camera do not reach the others -----------------------------------------------------------------
 
 
 class WallOfMany(wall.WallNetwork):
@@ -283,7 +212,7 @@ def test_a_frame_with_nan_harms_neither_the_other_camera_nor_the_next_frame():
                 torch.testing.assert_close(result.pose_raw[:3, 3], truth, atol=3e-4, rtol=0)
 
 
-def test_an_image_that_cannot_be_used_is_its_callers_alone(network: Network):
+def test_only_the_caller_of_an_unusable_image_gets_the_error(network: Network):
     together = BatchScheduler(network, patience=0)
     streams = steady_cameras(together, 2)
     alone = Stream(network, method=METHOD_SOON)
@@ -324,13 +253,13 @@ def test_a_batch_without_memory_is_run_one_by_one_and_not_tried_again(
         results = [future.result() for future in at_once(together, *calls)]
         for stream, image, result in zip(alone, images, results, strict=True):
             assert_close(result, stream.step(image))
-    assert batches == [4, 1, 1, 1, 1] + 4 * [1] + [2, 2] + 4 * [1]  # those alone between
+    assert batches == [4, 1, 1, 1, 1] + 4 * [1] + [2, 2] + 4 * [1]  # between them the streams alone
     assert [record.getMessage() for record in caplog.records] == [
-        "4 cameras could not run as one batch, they run one by one: OutOfMemoryError: CUDA out of memory"
+        "4 cameras could not run as one batch and run one by one: OutOfMemoryError: CUDA out of memory"
     ]
 
 
-def test_an_error_reaches_its_caller_and_holds_nothing(network: Network, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_reaches_its_caller_and_keeps_no_tensors_alive(network: Network, monkeypatch: pytest.MonkeyPatch):
     together = BatchScheduler(network, patience=0)
     streams = steady_cameras(together, 2)
     alone = Stream(network, method=METHOD_SOON)
@@ -360,7 +289,7 @@ def test_an_error_reaches_its_caller_and_holds_nothing(network: Network, monkeyp
     assert together.step(streams[0], image).frame == STEADY
 
 
-def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Network, monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_thread_does_not_stop_the_others(network: Network, monkeypatch: pytest.MonkeyPatch):
     together = BatchScheduler(network, patience=0)
     streams = cameras(network, 3)
     encode = network.encode_image
@@ -373,7 +302,7 @@ def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Networ
     images = frames(3, 0)
     calls = [stepping(together, stream, image) for stream, image in zip(streams, images, strict=True)]
     errors = [future.exception(LIMIT) for future in at_once(together, *calls)]
-    # Whichever thread held the round was at work on the first frame: those that start a stream run one by one.
+    # The leading thread was processing the first frame: first frames of streams run one by one.
     assert sorted(type(error) for error in errors if error is not None) == [KeyboardInterrupt]
     assert [together.step(stream, image).frame for stream, image in zip(streams, images, strict=True)] == [
         0 if error is not None else 1 for error in errors
@@ -381,117 +310,9 @@ def test_a_thread_that_is_stopped_does_not_take_the_others_along(network: Networ
 
 
 def test_a_stream_with_another_network_is_refused(network: Network):
-    stranger = Stream(untrained_network(network.config).eval(), method=METHOD_SOON)
-    with pytest.raises(OptionError, match="network of its own"):
-        BatchScheduler(network).step(stranger, frames(1, 0)[0])
-
-
-# --- who waits for whom -------------------------------------------------------------------------------------------
-
-
-class Turnstile:
-    """Stands before the network: a batch waits in it until it is let through."""
-
-    def __init__(self, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.inside, self._go = threading.Semaphore(0), threading.Semaphore(0)
-        encode = network.encode_image
-
-        def encode_slowly(planes: Tensor) -> Tensor:
-            self.inside.release()
-            assert self._go.acquire(timeout=LIMIT)
-            return encode(planes)
-
-        monkeypatch.setattr(network, "encode_image", encode_slowly)
-
-    def let_through(self, *futures: Future) -> None:
-        self._go.release()
-        for future in futures:
-            future.result(LIMIT)
-
-
-def wait_until_one_waits(together: BatchScheduler) -> None:
-    with together._changed:
-        assert together._changed.wait_for(lambda: len(together._waiting) == 1, timeout=LIMIT)
-
-
-def test_a_camera_that_comes_soon_is_waited_for(network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch):
-    """Cameras that are triggered together, and one of them that goes away."""
-    together = BatchScheduler(network, patience=0)
-    first, second = steady_cameras(together, 2)
-    image = frames(1, 9)[0]
-    together.patience = FOREVER
-    together.step(first, image)  # now it is known how long a round takes
-    batches.clear()
-
-    def come_while_busy(early: Stream, late: Stream) -> None:
-        with monkeypatch.context() as slow:
-            turnstile = Turnstile(network, slow)
-            one = pool.submit(together.step, early, image)
-            assert turnstile.inside.acquire(timeout=LIMIT)
-            other = pool.submit(together.step, late, image)
-            wait_until_one_waits(together)
-            turnstile.let_through(one)
-            turnstile.let_through(other)
-
-    with ThreadPoolExecutor(2) as pool:
-        come_while_busy(first, second)
-        assert batches == [1, 1]
-
-        # The device is free, but the other camera is expected.
-        early = pool.submit(together.step, first, image)
-        wait_until_one_waits(together)
-        assert not early.done() and len(batches) == 2
-        late = pool.submit(together.step, second, image)
-        early.result(LIMIT)
-        late.result(LIMIT)
-        assert batches == [1, 1, 2]
-
-        # Who has missed the other does not wait for its next image.
-        come_while_busy(second, first)
-        assert batches == [1, 1, 2, 1, 1]
-
-        # One stays away once ...
-        together.patience = 0
-        pool.submit(together.step, first, image).result(LIMIT)
-        # ... and is not expected again; and a camera that is alone waits for nobody.
-        together.patience = FOREVER
-        for _ in range(3):
-            pool.submit(together.step, first, image).result(LIMIT)
-        assert batches == [1, 1, 2, 1, 1, 1, 1, 1, 1]
-
-
-def test_cameras_that_keep_the_device_busy_stop_taking_turns(
-    network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch
-):
-    together = BatchScheduler(network, patience=0)
-    first, second = steady_cameras(together, 2)
-    image = frames(1, 9)[0]
-    together.patience = FOREVER
-    together.step(first, image)
-    batches.clear()
-    turnstile = Turnstile(network, monkeypatch)
-    with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(together.step, first, image)
-        for stream in (second, first, second):
-            assert turnstile.inside.acquire(timeout=LIMIT)
-            waiting = pool.submit(together.step, stream, image)
-            wait_until_one_waits(together)
-            turnstile.let_through(running)
-            running = waiting
-        # By now it is known that the first one comes again soon.
-        again = pool.submit(together.step, first, image)
-        assert turnstile.inside.acquire(timeout=LIMIT)
-        turnstile.let_through(running, again)
-    assert batches == [1, 1, 1, 2]
-
-
-def test_timings_tell_what_the_company_cost(network: Network):
-    together = BatchScheduler(network, patience=0)
-    streams = steady_cameras(together, 2)
-    image = frames(1, 9)[0]
-    for future in at_once(together, *(stepping(together, stream, image) for stream in streams)):
-        assert list(future.result().timings) == ["preprocess", "wait", "network"]
-    assert list(together.step(streams[0], image).timings)[:3] == ["preprocess", "wait", "encode"]
+    other = Stream(untrained_network(network.config).eval(), method=METHOD_SOON)
+    with pytest.raises(OptionError, match="another network; create it with the network of this scheduler"):
+        BatchScheduler(network).step(other, frames(1, 0)[0])
 
 
 # --- the benchmark ------------------------------------------------------------------------------------------------

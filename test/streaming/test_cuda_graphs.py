@@ -1,4 +1,4 @@
-"""The GPU's way through a frame, as far as a machine without one can walk it."""
+"""Recorded frames, as far as they can be tested without a GPU."""
 
 import dataclasses
 
@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_leaves
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network, load_network
 from raymap3r_ros.network.config import PRESETS
-from raymap3r_ros.streaming import METHOD, Stream, StreamOptions
+from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, engine
 from raymap3r_ros.streaming.batching import warm_up
-from raymap3r_ros.streaming.cuda_graphs import Graphs
 from raymap3r_ros.streaming.result import Estimate, pack, unpack
 
 METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
@@ -53,9 +52,8 @@ def tensors(estimate: Estimate) -> dict[str, torch.Tensor]:
 
 
 def recorded_stream(network: Network, options: StreamOptions) -> tuple[Stream, Rerun]:
-    stream, capture = Stream(network, options, METHOD_SOON), Rerun()
-    stream._graphs = Graphs(capture)
-    return stream, capture
+    capture = Rerun()
+    return Stream(network, options, METHOD_SOON, capture=capture), capture
 
 
 def assert_same(first: Estimate, second: Estimate) -> None:
@@ -65,17 +63,17 @@ def assert_same(first: Estimate, second: Estimate) -> None:
 
 
 def test_a_recorded_frame_is_the_frame(network: Network, images: np.ndarray):
-    """Through starts, resets, with and without motion, with intrinsics: the same numbers, and results that stay."""
+    """Starts, resets, with and without motion and intrinsics: the same numbers, and results are not overwritten."""
     options = StreamOptions(reset_interval=9)
     plain = Stream(network, options, METHOD_SOON)
     stream, capture = recorded_stream(network, options)
     intrinsics = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
-    asked = [{"motion": index % 4 != 3, "intrinsics": intrinsics if index > 11 else None} for index in range(16)]
-    kept = [stream.step(image, **how) for image, how in zip(images, asked, strict=True)]
+    arguments = [{"motion": index % 4 != 3, "intrinsics": intrinsics if index > 11 else None} for index in range(16)]
+    kept = [stream.step(image, **given) for image, given in zip(images, arguments, strict=True)]
     # With and without motion, each with and without intrinsics.
     assert capture.recorded == 4
-    for image, how, result in zip(images, asked, kept, strict=True):
-        expected = plain.step(image, **how)
+    for image, given, result in zip(images, arguments, kept, strict=True):
+        expected = plain.step(image, **given)
         assert_same(result, expected)
         assert (result.frame, result.segment, result.reset) == (expected.frame, expected.segment, expected.reset)
 
@@ -91,18 +89,18 @@ def test_a_snapshot_does_not_share_the_recording(network: Network, images: np.nd
         assert_same(stream.step(image), expected)
 
 
-def test_what_cannot_be_recorded_is_run_step_by_step(
+def test_what_cannot_be_recorded_runs_operation_by_operation(
     network: Network, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ):
     def refuse(body):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    stream, plain = Stream(network, method=METHOD_SOON), Stream(network, method=METHOD_SOON)
-    stream._graphs = Graphs(refuse)
+    stream, plain = Stream(network, method=METHOD_SOON, capture=refuse), Stream(network, method=METHOD_SOON)
     for image in images[:8]:
         assert_same(stream.step(image), plain.step(image))
     assert [record.message for record in caplog.records] == [
-        "no CUDA graph can be made, frames are run step by step: operation not permitted when stream is capturing"
+        "no CUDA graph can be recorded, frames run operation by operation: "
+        "operation not permitted when stream is capturing"
     ]
 
 
@@ -110,16 +108,25 @@ def test_only_a_few_recordings_are_kept(network: Network, images: np.ndarray):
     stream, capture = recorded_stream(network, StreamOptions())
     for image in images[:6]:
         stream.step(image)
-    for strength in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0):
+
+    def step(strength: float) -> None:
         mask = dataclasses.replace(stream.options.mask, high=strength)
         stream.options = dataclasses.replace(stream.options, mask=mask)
         stream.step(images[7])
-    assert capture.recorded == 8 and len(stream._graphs._recorded) == 6
+
+    for strength in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0):
+        step(strength)
+    assert capture.recorded == 8
+    for strength in (4.0, 5.0, 6.0, 7.0, 8.0, 9.0):  # the last six are kept
+        step(strength)
+    assert capture.recorded == 8
+    step(3.0)
+    assert capture.recorded == 9
 
 
 @pytest.mark.parametrize("ray_interval", (1, 3))
 def test_after_the_warm_up_nothing_is_left_to_record(network: Network, images: np.ndarray, ray_interval: int):
-    """Every kind of frame that a camera can ask for: with and without camera_info and listeners, in any order."""
+    """All kinds of frames: with and without camera_info and subscribers, in any order."""
     stream, capture = recorded_stream(network, StreamOptions(ray_interval=ray_interval))
     warm_up(stream)
     assert stream.snapshot() is None  # the first image starts a world
@@ -134,7 +141,7 @@ def test_after_the_warm_up_nothing_is_left_to_record(network: Network, images: n
 
 
 class HostCopies(TorchDispatchMode):
-    """Notes every operation that has to do with host memory."""
+    """Lists every operation on host memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,26 +162,27 @@ def valueless_network():
         return Network(config).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("rule", ["raymap3r", "motion_filter", "ttsa3r"])  # together they use all that there is
-def test_no_frame_waits_for_the_host(rule: str, valueless_network: Network, monkeypatch: pytest.MonkeyPatch):
-    """On the meta device tensors have no values: whoever asks for one on the host fails. Copies are noted."""
+@pytest.mark.parametrize("rule", ["raymap3r", "motion_filter", "ttsa3r"])  # together they use everything
+def test_no_frame_synchronises_with_the_host(rule: str, valueless_network: Network, monkeypatch: pytest.MonkeyPatch):
+    """Tensors on the meta device have no values: reading one on the host fails. Copies are listed."""
     router = "adaptive" if rule == "raymap3r" else "off"
     stream = Stream(valueless_network, StreamOptions(update_rule=rule, router=router))
     with torch.device("meta"):
         pixels = torch.empty(2, 48, 64, 3, dtype=torch.uint8)
         intrinsics = torch.empty(2, 3, 3)
     with torch.inference_mode():
-        state = dataclasses.replace(stream._begin(2, (48, 64), (48, 64), "start"), frame=150)
-        # In between, and where the memory starts anew.
+        state = engine.initial_state(valueless_network, stream.options, METHOD, 2, (48, 64), (48, 64), "start")
+        state = dataclasses.replace(state, frame=150)
+        # Without and with a reset.
         for frame, given in ((150, None), (200, intrinsics)):
-            plan = stream._plan(frame, motion=True)
-            stream._advance(plan, (pixels, given), state)  # fills the tables that are made once
+            plan = stream.plan(frame)
+            engine.advance(valueless_network, plan, (pixels, given), state)  # fills cached tables
             with monkeypatch.context() as forbidden, HostCopies() as watch:
                 for where, name in (
                     (torch, "tensor"), (torch, "as_tensor"), (torch, "from_numpy"), (torch.Tensor, "new_tensor")
                 ):  # fmt: skip
                     forbidden.setattr(where, name, lambda *_, name=name, **__: pytest.fail(f"{name} in a frame"))
-                estimate, after = stream._advance(plan, (pixels, given), state)
+                estimate, after = engine.advance(valueless_network, plan, (pixels, given), state)
             assert watch.found == []
             assert estimate.depth.shape == (2, 48, 64) and after.state.shape == state.state.shape
 

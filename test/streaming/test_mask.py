@@ -1,10 +1,10 @@
-"""The mask: quiet where nothing moves, tight on what does, whatever the noise and the common scale."""
+"""The dynamic mask: empty in static scenes, tight on moving objects, for any noise and common scale."""
 
 import pytest
 import torch
 
 from raymap3r_ros.streaming import MaskOptions
-from raymap3r_ros.streaming.mask import around, moving_mask, static_centre, static_noise, stillness
+from raymap3r_ros.streaming.mask import dynamic_mask, static_centre, static_noise, static_weight, window_reduce
 
 SIZE = (96, 128)
 
@@ -27,12 +27,12 @@ def iou(mask: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def decide(depth: torch.Tensor, ray_depth: torch.Tensor) -> torch.Tensor:
-    return moving_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())
+    return dynamic_mask(depth, ray_depth, torch.ones_like(depth, dtype=torch.bool), MaskOptions())
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.05, 0.1])
 @pytest.mark.parametrize("scale", [1.0, 0.7, 1.4])
-def test_quiet_where_nothing_moves(noise: float, scale: float):
+def test_empty_in_a_static_scene(noise: float, scale: float):
     alarms = torch.stack([decide(*scene(noise, scale, seed)).float().mean() for seed in range(8)])
     assert alarms.mean() < 0.01 and alarms.max() < 0.02
 
@@ -40,7 +40,7 @@ def test_quiet_where_nothing_moves(noise: float, scale: float):
 @pytest.mark.parametrize("noise", [0.01, 0.03, 0.05])
 @pytest.mark.parametrize("scale", [1.0, 0.7, 1.4])
 @pytest.mark.parametrize("columns", [12, 40, 64])
-def test_tight_on_a_mover_of_any_size(noise: float, scale: float, columns: int):
+def test_tight_on_a_moving_object_of_any_size(noise: float, scale: float, columns: int):
     depth, ray_depth = scene(noise, scale)
     truth = torch.zeros(1, *SIZE, dtype=torch.bool)
     truth[:, 14:96, 10 : 10 + columns] = True
@@ -50,7 +50,7 @@ def test_tight_on_a_mover_of_any_size(noise: float, scale: float, columns: int):
 
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.1])
 @pytest.mark.parametrize("scale", [0.85, 1.0, 1.4])
-def test_a_mover_may_cover_most_of_the_image(noise: float, scale: float):
+def test_a_moving_object_may_cover_most_of_the_image(noise: float, scale: float):
     depth, ray_depth = scene(noise, scale)
     truth = torch.zeros(1, *SIZE, dtype=torch.bool)
     truth[:, 10:, 15:120] = True
@@ -61,7 +61,7 @@ def test_a_mover_may_cover_most_of_the_image(noise: float, scale: float):
 
 @pytest.mark.parametrize("noise", [0.02, 0.07])
 def test_a_smeared_edge_ends_where_its_contrast_is_halved(noise: float):
-    """A memory that knows the static scene only blurred still gives the mover's own outline."""
+    """A blurred prediction of the static scene still gives the outline of the moving object."""
     depth, ray_depth = scene(noise)
     truth = torch.zeros(1, *SIZE, dtype=torch.bool)
     truth[:, 30:80, 40:80] = True
@@ -69,7 +69,7 @@ def test_a_smeared_edge_ends_where_its_contrast_is_halved(noise: float):
     assert iou(decide(depth * 0.3**mover, ray_depth), truth) > 0.88
 
 
-def test_the_picture_may_be_of_any_size():
+def test_the_image_may_have_any_size():
     """Windows grow with the image, so the same scene on four times the pixels has the same mask."""
     depth, ray_depth = scene(0.05)
     depth[:, 30:80, 40:80] *= 0.5
@@ -78,24 +78,24 @@ def test_the_picture_may_be_of_any_size():
     assert iou(large[:, 2::4, 2::4], small) > 0.95
 
 
-def test_what_is_farther_than_the_memory_says_does_not_move():
-    """The place that a thing has left shows the static scene."""
+def test_pixels_farther_than_the_static_scene_are_not_dynamic():
+    """The place that an object has left shows the static scene."""
     depth, ray_depth = scene(0.02)
     ray_depth[:, 30:60, 30:60] *= 0.5
     assert not decide(depth, ray_depth)[:, 32:58, 32:58].any()
 
 
-def test_hysteresis_takes_the_weak_flank_of_a_sure_mover_but_no_weak_region_alone():
+def test_hysteresis_includes_weak_pixels_next_to_a_surely_dynamic_region_only():
     depth, ray_depth = torch.full((1, *SIZE), 2.0), torch.full((1, *SIZE), 2.0)
     depth[:, 20:40, 20:40] /= 1.16
     depth[:, 20:40, 40:50] /= 1.1  # weak, touching: log(1.1) / 0.02 lies between 3 and 6
     depth[:, 60:80, 80:100] /= 1.1  # weak, alone
     trusted = torch.ones_like(depth, dtype=torch.bool)
-    mask = moving_mask(depth, ray_depth, trusted, MaskOptions(high=6.0, low=3.0, min_ratio=0.05))
+    mask = dynamic_mask(depth, ray_depth, trusted, MaskOptions(high=6.0, low=3.0, min_ratio=0.05))
     assert mask[:, 22:38, 22:48].all() and not mask[:, 60:80, 80:100].any()
 
 
-def test_specks_go_and_holes_close():
+def test_specks_are_removed_and_holes_filled():
     depth, ray_depth = torch.full((1, *SIZE), 2.0), torch.full((1, *SIZE), 2.0)
     depth[:, 5, 5] = 1.0
     depth[:, 30:60, 30:60] = 1.0
@@ -106,12 +106,12 @@ def test_specks_go_and_holes_close():
     assert not found[:, :20].any() and found[:, 45, 45] and iou(found, truth) > 0.98
 
 
-def test_untrusted_and_broken_depths_never_move():
+def test_untrusted_and_invalid_depths_are_never_dynamic():
     depth, ray_depth = torch.full((1, *SIZE), 2.0), torch.full((1, *SIZE), 2.0)
     depth[:, 30:60, 30:60] = 1.0
     trusted = torch.ones_like(depth, dtype=torch.bool)
     trusted[:, 25:65, 25:65] = False
-    assert not moving_mask(depth, ray_depth, trusted, MaskOptions()).any()
+    assert not dynamic_mask(depth, ray_depth, trusted, MaskOptions()).any()
     ray_depth[:] = torch.nan
     assert not decide(depth, ray_depth).any()
 
@@ -133,14 +133,14 @@ def test_the_static_part_is_found_beside_a_large_majority():
 def test_windows_are_those_of_pooling_layers(size: int):
     values = torch.rand(2, 20, 31, generator=torch.Generator().manual_seed(0))
     pooled = torch.nn.functional.max_pool2d(values, size, stride=1, padding=size // 2)
-    assert torch.equal(around(values, size, torch.maximum), pooled)
+    assert torch.equal(window_reduce(values, size, torch.maximum), pooled)
     thin = values > 0.99
-    assert torch.equal(around(thin, size, torch.maximum), pooled > 0.99)
+    assert torch.equal(window_reduce(thin, size, torch.maximum), pooled > 0.99)
     mean = torch.nn.functional.avg_pool2d(values, size, stride=1, padding=size // 2)
-    torch.testing.assert_close(around(values, size, torch.add) / size**2, mean)
+    torch.testing.assert_close(window_reduce(values, size, torch.add) / size**2, mean)
 
 
-def test_stillness_is_high_on_the_static_scene_low_on_movers_and_not_biased():
+def test_static_weight_is_high_on_the_static_scene_low_on_moving_objects_and_unbiased():
     depth, ray_depth = scene(0.1, 1.2)
     truth = torch.zeros(1, *SIZE, dtype=torch.bool)
     truth[:, 20:, 10:70] = True
@@ -148,10 +148,10 @@ def test_stillness_is_high_on_the_static_scene_low_on_movers_and_not_biased():
     depth[truth] *= 0.6
     trusted = torch.ones_like(truth)
     trusted[:, :5] = False
-    still = stillness(depth, ray_depth, trusted, MaskOptions())
-    assert still[truth].mean() < 0.05 * still[~truth & trusted].mean() and (still[:, :5] == 0).all()
-    # Weighted so, the depth of what stands still is as far off as it is on all of it.
+    weight = static_weight(depth, ray_depth, trusted, MaskOptions())
+    assert weight[truth].mean() < 0.05 * weight[~truth & trusted].mean() and (weight[:, :5] == 0).all()
+    # The weighted error of static depths equals the unweighted one.
     room = 3 + 2 * torch.linspace(0, 1, SIZE[1]).expand(SIZE)[None]
     error, use = (static / room).log(), ~truth & trusted
-    weighted = (still * error)[use].sum() / still[use].sum()
+    weighted = (weight * error)[use].sum() / weight[use].sum()
     assert abs(weighted - error[use].mean()) < 0.02

@@ -20,7 +20,9 @@ def run(rule: str, candidates: torch.Tensor, moving: float = 0.0) -> list[torch.
     memory = gates.GateMemory.empty(torch.zeros_like(candidates[:1]), 12, 5)
     static, tokens, out = torch.full_like(candidates[:1, :, :1], 1 - moving), torch.zeros(1, 12, 5), []
     for index, candidate in enumerate(candidates):
-        gate, memory = gates.decide(rule, memory, NO if index else YES, tokens, decoded(candidate[None]), static)
+        gate, memory = gates.decide(
+            gates.RULES[rule], memory, NO if index else YES, tokens, decoded(candidate[None]), static
+        )
         out.append(gate[0, :, 0])
     return out
 
@@ -44,7 +46,7 @@ def test_filt3r_by_hand():
     torch.testing.assert_close(third, torch.tensor([prior / (prior + 1) for prior in quiet]))
 
 
-def test_the_gain_is_limited_and_the_variance_knows():
+def test_the_variance_follows_from_the_limited_gain():
     tiny, one = torch.tensor([[[1e-4]]]), torch.ones(1, 1, 1)
     gain = gates.kalman_gain(tiny, one)
     assert gain.item() == pytest.approx(0.01)
@@ -62,7 +64,7 @@ def test_ttsa3r_follows_its_formula_with_explicit_matrices():
     tokens_before, tokens = torch.randn(2, 1, 12, 7, generator=generator)
     memory = gates.GateMemory(tokens_before, before, torch.ones(1, 1, 1), torch.ones(1, 5, 1))
     static = torch.ones(1, 5, 1)
-    gate, after = gates.decide("ttsa3r", memory, NO, tokens, decoded(now, attention), static)
+    gate, after = gates.decide(gates.RULES["ttsa3r"], memory, NO, tokens, decoded(now, attention), static)
     logits = torch.stack([q @ k.mT / 2 for q, k in attention])[..., 1:].mean((0, 2))
     new = torch.stack([1 - a @ b / (a.norm() * b.norm()) for a, b in zip(tokens[0], tokens_before[0], strict=True)])
     space = torch.sigmoid((logits.abs()[0] * new).amax(-1))
@@ -72,7 +74,7 @@ def test_ttsa3r_follows_its_formula_with_explicit_matrices():
     assert torch.equal(after.tokens, tokens) and torch.equal(after.candidate, now)
 
 
-def test_the_motion_filter_is_filt3r_where_nothing_moves_and_takes_in_less_of_what_does():
+def test_the_motion_filter_equals_filt3r_in_a_static_scene_and_gates_moving_objects():
     candidates = torch.randn(12, 6, 8, generator=torch.Generator().manual_seed(1))
     plain = run("filt3r", candidates)
     assert all(torch.equal(a, b) for a, b in zip(plain, run("motion_filter", candidates), strict=True))
@@ -93,9 +95,9 @@ def test_static_share_is_the_attention_off_the_mask():
 
 
 def filtered_error(rule: str, share: torch.Tensor, frames: int = 300) -> torch.Tensor:
-    """Mean squared error (S,) of scalar states that wander as FILT3R assumes (variance 0.02 a frame).
+    """Mean squared error (S,), and expected variance, of scalar states with FILT3R's process noise of 0.02 a frame.
 
-    Each is measured with variance 1, and the share of it that movers fill with their own variance of 30 times that.
+    Each is measured with variance 1, plus the variance of moving objects, 30 times that, on a share (S,) of it.
     """
     generator = torch.Generator().manual_seed(0)
     count = (4000, len(share))  # runs, tokens
@@ -105,20 +107,20 @@ def filtered_error(rule: str, share: torch.Tensor, frames: int = 300) -> torch.T
     for frame in range(frames):
         truth = truth + math.sqrt(0.02) * torch.randn(count, generator=generator)
         measured = truth + noise.sqrt() * torch.randn(count, generator=generator)
-        evidence = gates.Evidence(truth, (1 - share).expand(count), variance=variance + 0.02)
-        gain = gates.RULES[rule](evidence, METHOD)
-        believed = noise if rule == "motion_filter" else torch.ones(count)
-        variance = gates.posterior_variance(evidence.variance, gain, believed)
+        expected = noise if rule == "motion_filter" else torch.ones(count)
+        evidence = gates.Evidence(None, (1 - share).expand(count), variance=variance + 0.02, noise=expected)
+        gain = gates.RULES[rule].gate(evidence, METHOD)
+        variance = gates.posterior_variance(evidence.variance, gain, expected)
         state = state + gain * (measured - state)
         if frame >= 100:
             error += (state - truth).square().mean(0) / (frames - 100)
     return torch.stack((error, variance.mean(0)))
 
 
-def test_the_filters_are_right_about_their_own_error_and_motion_as_noise_pays():
+def test_the_filters_estimate_their_own_error_and_motion_noise_reduces_it():
     share = torch.tensor([0.0, 0.3, 1.0])
-    plain, plain_believed = filtered_error("filt3r", share)
-    ours, believed = filtered_error("motion_filter", share)
-    torch.testing.assert_close(believed, ours, rtol=0.03, atol=0)
-    assert plain_believed[2] < 0.1 * plain[2]  # FILT3R does not know of movers
+    plain, plain_expected = filtered_error("filt3r", share)
+    ours, expected = filtered_error("motion_filter", share)
+    torch.testing.assert_close(expected, ours, rtol=0.03, atol=0)
+    assert plain_expected[2] < 0.1 * plain[2]  # FILT3R has no motion noise
     assert ours[0] == plain[0] and ours[1] < 0.9 * plain[1] and ours[2] < 0.5 * plain[2]

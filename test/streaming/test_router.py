@@ -1,4 +1,4 @@
-"""The routers on turns of known speed."""
+"""The routers on rotations of known speed."""
 
 import math
 
@@ -9,7 +9,7 @@ from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_pub
 
 
 def turning(degrees_per_frame: list[float]) -> list[torch.Tensor]:
-    """Quaternions (1, 4) of a camera that turns about y."""
+    """Quaternions (1, 4) of a camera that rotates about y."""
     total, out = 0.0, []
     for degrees in degrees_per_frame:
         total += math.radians(degrees)
@@ -44,6 +44,6 @@ def test_the_adaptive_router_starts_gated_decides_early_and_revises():
     assert [bool(state.gated) for state in fast] == [True] * 4 + [False] * 4
 
 
-def test_the_adaptive_router_does_not_flutter_about_its_threshold():
+def test_the_adaptive_router_does_not_oscillate_around_its_threshold():
     speeds = [2.3 if index % 2 else 1.7 for index in range(60)]
     assert all(bool(state.gated) for state in run(route_adaptive, "adaptive", speeds))

@@ -1,4 +1,4 @@
-"""The smoother: what it lets pass, what it damps, and what it pays back."""
+"""The smoothers: what they follow, what they damp, and whether errors accumulate."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def run(positions: torch.Tensor, change: float, tied: bool) -> torch.Tensor:
     return torch.stack(out)
 
 
-def test_the_published_smoother_changes_nothing_while_the_memory_is_sure():
+def test_the_published_smoother_changes_nothing_while_the_state_is_constant():
     positions = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(run(positions, 0.0, False), positions, atol=1e-4, rtol=0)
 
@@ -26,7 +26,7 @@ def test_steady_motion_is_followed():
 
 
 def path(kind: str) -> torch.Tensor:
-    """(300, 3) metres at ten frames a second: a hand's sway, a robot that stops and goes, or one that stands."""
+    """(300, 3) metres at 10 frames/s: a swaying hand, a robot that stops and goes, or a standing one."""
     time = torch.arange(300.0) / 10
     if kind == "hand":
         return torch.stack(((0.5 * time).sin(), 0.3 * (0.9 * time).cos(), 0.05 * (5 * time).sin()), dim=1)
@@ -46,18 +46,18 @@ def test_tied_is_nearer_to_the_truth_and_steadier_than_the_prediction_at_any_jit
 
     assert rms(tied - truth) < 1.02 * rms(raw - truth)
     assert rms((tied - truth).diff(dim=0)) < rms((raw - truth).diff(dim=0))
-    if jitter > 0.01:  # over what the hand itself does from frame to frame
+    if jitter > 0.01:  # more than the hand's own motion from frame to frame
         assert rms(tied - truth) < 0.9 * rms(raw - truth) < rms(published - truth)
         assert rms((tied - truth).diff(dim=0)) < 0.7 * rms((raw - truth).diff(dim=0))
 
 
-def test_a_quiet_prediction_is_left_alone():
+def test_a_steady_prediction_is_unchanged():
     truth = path("hand")
     off = (run(truth, 5.0, True) - truth).norm(dim=1)
     assert off[:10].max() < 0.01 and off[10:].max() < 1e-3  # it starts with a line through its first frames
 
 
-def test_a_jump_is_paid_back_when_tied_and_never_when_published():
+def test_a_jump_is_followed_when_tied_and_never_when_published():
     positions = torch.zeros(120, 3)
     positions[40:] = torch.tensor([1.0, 0.0, 0.0])
     tied, published = run(positions, 10.0, True), run(positions, 10.0, False)
@@ -65,15 +65,15 @@ def test_a_jump_is_paid_back_when_tied_and_never_when_published():
     assert (published[-1] - positions[-1]).norm() > 0.5
 
 
-def test_streams_of_a_batch_start_apart():
+def test_streams_of_a_batch_start_separately():
     state = SmootherState.empty(2, torch.device("cpu"))
     state.started[:] = torch.tensor([True, False])
     result = smooth(state, torch.ones(2, 3), torch.full((2,), 10.0), tied=False)
-    assert torch.equal(result.state.position[1], torch.ones(3))  # a first frame is taken as it is
+    assert torch.equal(result.state.position[1], torch.ones(3))  # the first frame is not smoothed
     assert result.trust[1] == 1 and result.trust[0] < 1
 
 
-def test_trackers_of_a_batch_start_apart():
+def test_trackers_of_a_batch_start_separately():
     positions = torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0))
     together, alone = SmootherState.empty(2, torch.device("cpu")), SmootherState.empty(1, torch.device("cpu"))
     for frame, position in enumerate(positions):

@@ -52,14 +52,14 @@ def test_staticness_is_half_at_the_median_and_falls_with_discrepancy():
     torch.testing.assert_close(result, torch.sigmoid(1.5 * (2 - values)))
 
 
-def test_discrepancy_counts_only_where_the_rays_are_sure_and_finite():
+def test_discrepancy_counts_only_where_the_ray_branch_is_confident_and_finite():
     depth = torch.tensor([[[2.0, 2.0, 2.0, 0.0]]])
     ray_depth = torch.tensor([[[3.0, 3.0, float("inf"), 0.0]]])
     confidence = torch.tensor([[[1.0, 0.05, 1.0, 1.0]]])
     assert staticness.discrepancy(depth, ray_depth, confidence, METHOD).tolist() == [[[0.5, 0.0, 0.0, 0.0]]]
 
 
-def test_unsure_pixels_are_halved():
+def test_staticness_of_uncertain_pixels_is_halved():
     delta, weight = torch.zeros(1, 9, 9), torch.zeros(1, 9, 9)
     weight[0, :, 5:] = 1
     result = staticness.pixel_staticness(delta, weight, METHOD)
@@ -73,7 +73,7 @@ def test_rules_are_nested():
     static = gates.Evidence(attention, torch.ones(2, 7, 1))
     assert torch.equal(gates.cut3r(static), torch.ones_like(attention))
     assert torch.equal(gates.ttt3r(static), attention)
-    # Where nothing moves, nothing is gated.
+    # In a static scene nothing is gated.
     torch.testing.assert_close(gates.raymap3r(static), attention)
 
 
@@ -86,7 +86,7 @@ def test_the_motion_gate_follows_its_formula():
     assert gates.motion_gate(torch.zeros(1, 3, 1)).unique().item() == pytest.approx((1 - 0.45) * 0.5)
 
 
-def test_staticness_is_remembered_with_a_fading_weight():
+def test_staticness_is_averaged_with_a_decaying_weight():
     first, second = torch.full((2, 3, 1), 0.2), torch.full((2, 3, 1), 0.7)
     known = torch.tensor([True, False])
     result = gates.accumulate_staticness(first, known, second)

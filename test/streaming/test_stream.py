@@ -1,4 +1,4 @@
-"""The stream: against a world with exact answers, and its promises on a real (untrained) network."""
+"""The stream: in a world with exact ground truth, and its guarantees with an untrained network."""
 
 import dataclasses
 import sys
@@ -13,8 +13,7 @@ import wall
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import NetworkConfig, untrained_network
-from raymap3r_ros.streaming import MaskOptions, StepResult, Stream, StreamOptions, WorldChange
-from raymap3r_ros.streaming.stream_options import UPDATE_RULES
+from raymap3r_ros.streaming import RULES, MaskOptions, StepResult, Stream, StreamOptions, WorldChange
 
 SMALL = NetworkConfig(
     image_size=64,
@@ -54,10 +53,10 @@ def same(first: StepResult, second: StepResult) -> bool:
     return all(torch.equal(getattr(first, name), getattr(second, name)) for name in TENSORS)
 
 
-# --- a world with exact answers ---------------------------------------------------------------------------------
+# --- a world with exact ground truth ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", UPDATE_RULES)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("smoothing", ["off", "tied"])
 def test_one_world_and_one_metre_hold_through_resets(rule: str, smoothing: str):
     network = wall.WallNetwork()
@@ -75,7 +74,7 @@ def test_one_world_and_one_metre_hold_through_resets(rule: str, smoothing: str):
         assert (result.reset, result.reset_reason) == {0: (True, "start")}.get(
             frame, (frame % 10 == 0, "interval" if frame % 10 == 0 else "")
         )
-        # The next frame looks from the new segment, whose metre is another: its scale must be the inverse.
+        # The new segment has another unit of length: its scale must be the inverse.
         assert result.scale.item() == pytest.approx(wall.METRES[result.segment % 4], rel=1e-4)
         if frame and frame % 10 == 0:
             assert result.alignment_error.item() < 1e-4
@@ -83,8 +82,8 @@ def test_one_world_and_one_metre_hold_through_resets(rule: str, smoothing: str):
             assert result.alignment_error is None
 
 
-def test_rays_are_asked_in_the_segments_own_world():
-    """Otherwise the static scene would be rendered from another place and the whole wall would seem to move."""
+def test_the_ray_branch_runs_in_the_segments_world():
+    """Otherwise the static scene would be predicted from another pose and the whole wall would be dynamic."""
     network = wall.WallNetwork()
     stream = Stream(network, StreamOptions(reset_interval=10, smoothing="off"))
     for frame in range(35):
@@ -96,28 +95,28 @@ def test_rays_are_asked_in_the_segments_own_world():
         mask = torch.zeros(wall.SIZE, dtype=torch.bool)
         mask[wall.BOX] = True
         assert torch.equal(result.dynamic_mask, mask)
-        # By definition a share of the median: the box is under it, the wall over.
+        # Relative to the median: the box is below it, the wall above.
         assert result.staticness[24, 32] < 0.2 < result.staticness[5, 5]
 
 
 @pytest.mark.parametrize("motion", [True, False])
-def test_rays_may_be_asked_now_and_then(motion: bool):
+def test_the_ray_branch_may_run_at_an_interval(motion: bool):
     network = wall.WallNetwork()
     stream = Stream(network, StreamOptions(reset_interval=10, ray_interval=4))
-    asked = []
+    ray_frames = []
     for frame in range(25):
         before = stream.snapshot()
         count = len(network.ray_depths)
         result = stream.step(wall.image(frame), motion=motion)
-        asked += [frame] * (len(network.ray_depths) - count)
-        assert result.motion == (motion and asked[-1:] == [frame])
-        if asked[-1:] != [frame] and frame and not result.reset:
+        ray_frames += [frame] * (len(network.ray_depths) - count)
+        assert result.motion == (motion and ray_frames[-1:] == [frame])
+        if ray_frames[-1:] != [frame] and frame and not result.reset:
             assert torch.equal(stream.snapshot().staticness, before.staticness)
             assert not result.dynamic_mask.any()
-        # Where nothing is known of motion the world must hold all the same.
+        # The world stays aligned in frames without the ray branch.
         torch.testing.assert_close(result.pose_raw[:3, 3], torch.from_numpy(wall.position(frame)), atol=2e-4, rtol=0)
-    # An alignment does not wait.
-    assert asked == [8, 10, 12, 16, 20, 24]
+    # An alignment runs the ray branch out of turn.
+    assert ray_frames == [8, 10, 12, 16, 20, 24]
 
 
 @pytest.mark.parametrize("motion", [True, False])
@@ -139,7 +138,7 @@ def test_the_published_alignment_finds_an_exact_world_too():
     torch.testing.assert_close(result.pose_raw[:3, 3], torch.from_numpy(wall.position(24)), atol=1e-3, rtol=0)
 
 
-def test_the_published_mask_calls_half_of_a_static_image_moving():
+def test_the_published_mask_marks_half_of_a_static_image():
     options = StreamOptions(mask=MaskOptions(kind="published"))
     network = untrained_network(SMALL, seed=5).eval().requires_grad_(False)
     stream, ours = Stream(network, options), Stream(network)
@@ -147,10 +146,10 @@ def test_the_published_mask_calls_half_of_a_static_image_moving():
         result, plain = stream.step(image), ours.step(image)
     assert torch.equal(result.dynamic_mask, result.staticness < 0.5)
     assert result.dynamic_mask.float().mean() > 0.4
-    assert torch.equal(result.staticness, plain.staticness)  # the map is one, only the decision differs
+    assert torch.equal(result.staticness, plain.staticness)  # the dynamic map is the same, only the mask differs
 
 
-def test_the_motion_filter_holds_back_what_moves_and_is_filt3r_where_nothing_does():
+def test_the_motion_filter_gates_moving_objects_and_equals_filt3r_in_a_static_scene():
     gates = {}
     for rule in ("filt3r", "motion_filter"):
         for moving_box in (False, True):
@@ -159,33 +158,33 @@ def test_the_motion_filter_holds_back_what_moves_and_is_filt3r_where_nothing_doe
     plain, ours = gates["filt3r", True], gates["motion_filter", True]
     assert torch.equal(gates["filt3r", False], gates["motion_filter", False])
     assert torch.equal(ours[:6], plain[:6]) and (ours[6:] < plain[6:]).all()
-    # Every token looks at the whole image alike: the box is the share of it that moves.
+    # Every token attends uniformly to the image: its dynamic share is that of the box.
     share = (16 * 16) / (48 * 64)
-    variance = plain[5, 0] + 0.02  # a gain that was not cut is the variance that it leaves
+    variance = plain[5, 0] + 0.02  # an unclamped gain equals the posterior variance
     torch.testing.assert_close(ours[6, 0], variance / (variance + 1 + 30 * share**2), rtol=0.02, atol=0)
 
 
-def test_what_the_rules_remember_begins_anew_with_a_segment():
+def test_gate_memory_is_reset_with_a_segment():
     stream = Stream(wall.WallNetwork(), StreamOptions(update_rule="filt3r", reset_interval=10))
     gates = torch.stack([stream.step(wall.image(frame)).gate for frame in range(21)])
     # The frame of the reset is the new segment's first, the one after it its second.
     torch.testing.assert_close(gates[11:21], gates[1:11])
 
 
-def test_the_path_does_not_depend_on_who_looks_at_the_mask(network):
+def test_the_trajectory_does_not_depend_on_motion(network):
     images = frames(20)
-    seen, unseen = (Stream(network, StreamOptions(update_rule="cut3r", reset_interval=8)) for _ in range(2))
+    with_mask, without = (Stream(network, StreamOptions(update_rule="cut3r", reset_interval=8)) for _ in range(2))
     for image in images:
-        assert torch.equal(seen.step(image).pose, unseen.step(image, motion=False).pose)
+        assert torch.equal(with_mask.step(image).pose, without.step(image, motion=False).pose)
 
 
-def test_nothing_moves_in_a_static_world():
+def test_the_mask_is_empty_in_a_static_world():
     stream = Stream(wall.WallNetwork(moving_box=False), StreamOptions(reset_interval=10))
     for frame in range(25):
         assert not stream.step(wall.image(frame)).dynamic_mask.any()
 
 
-def test_a_frame_with_nan_is_reported_and_the_memory_stays_whole():
+def test_a_frame_with_nan_is_reported_and_the_state_is_kept():
     stream = Stream(wall.WallNetwork(lose_frame=7), StreamOptions(reset_interval=10))
     for frame in range(25):
         result = stream.step(wall.image(frame))
@@ -195,7 +194,7 @@ def test_a_frame_with_nan_is_reported_and_the_memory_stays_whole():
             torch.testing.assert_close(result.pose_raw[:3, 3], truth, atol=2e-4, rtol=0)
 
 
-def test_a_first_frame_with_nan_leaves_a_memory_that_has_seen_nothing():
+def test_a_first_frame_with_nan_leaves_the_initial_state():
     stream = Stream(wall.WallNetwork(lose_frame=0))
     assert not stream.step(wall.image(0)).healthy
     assert stream.snapshot().fresh.all()
@@ -218,19 +217,19 @@ def test_intrinsics_are_estimated_or_taken_through_resize_and_crop():
     )
 
 
-# --- promises on a real network ---------------------------------------------------------------------------------
+# --- guarantees with an untrained network -----------------------------------------------------------------------
 
 
-def test_two_streams_share_one_network_without_touching_each_other(network):
+def test_two_streams_share_one_network_independently(network):
     options = StreamOptions(reset_interval=8)
     inputs = [frames(18, seed) for seed in (1, 2)]
-    apart = []
+    separate = []
     for images in inputs:
         stream = Stream(network, options)
-        apart.append([stream.step(image) for image in images])
+        separate.append([stream.step(image) for image in images])
     streams = [Stream(network, options) for _ in inputs]
     for index in range(18):
-        for stream, images, alone in zip(streams, inputs, apart, strict=True):
+        for stream, images, alone in zip(streams, inputs, separate, strict=True):
             assert same(stream.step(images[index]), alone[index])
 
 
@@ -254,7 +253,7 @@ def test_a_snapshot_restores_everything_bit_by_bit(network, options: StreamOptio
         assert (a.frame, a.segment, a.reset) == (b.frame, b.segment, b.reset)
 
 
-@pytest.mark.parametrize("rule", UPDATE_RULES)
+@pytest.mark.parametrize("rule", RULES)
 def test_a_batch_gives_what_its_cameras_give_alone(network, rule: str):
     options = StreamOptions(update_rule=rule, reset_interval=8, router="adaptive")
     images = np.stack([frames(14, seed) for seed in (1, 2, 3)], axis=1)
@@ -274,9 +273,10 @@ def test_memory_does_not_grow(network):
     stream = Stream(network, StreamOptions(reset_interval=7, router="adaptive"))
 
     def held() -> list:
+        state = stream.snapshot()
         return [
             (name, value.shape)
-            for part in (stream.snapshot(), *(getattr(stream.snapshot(), n) for n in ("anchor", "smoother", "router")))
+            for part in (state, state.alignment, state.smoother, state.router, state.gate_memory)
             for name, value in vars(part).items()
             if isinstance(value, torch.Tensor)
         ]
@@ -289,7 +289,7 @@ def test_memory_does_not_grow(network):
     assert held() == first
 
 
-def test_what_is_not_asked_is_not_run_and_changes_nothing(network):
+def test_unneeded_work_is_skipped_and_changes_nothing(network):
     images = frames(12)
     runs = []
     handle = network.ray_encoder.register_forward_hook(lambda *_: runs.append(1))
@@ -311,7 +311,7 @@ def test_what_is_not_asked_is_not_run_and_changes_nothing(network):
             assert [result.motion for result in results] == [motion and index >= 5 for index in range(12)]
     finally:
         handle.remove()
-    # A record adds no work that could change a result, at a reset either.
+    # A record changes no result, also at a reset.
     options = StreamOptions(update_rule="cut3r", reset_interval=8)
     plain, recorded = Stream(network, options), Stream(network, options)
     for image in images:
@@ -323,7 +323,7 @@ def test_what_is_not_asked_is_not_run_and_changes_nothing(network):
         assert torch.equal(result.pose, bare.step(image, motion=False).pose)
 
 
-def test_rules_take_in_what_they_say(network):
+def test_gates_of_the_rules(network):
     images = frames(9)
     for rule in ("cut3r", "ttt3r", "raymap3r"):
         stream = Stream(network, StreamOptions(update_rule=rule))
@@ -336,7 +336,7 @@ def test_rules_take_in_what_they_say(network):
         if rule == "ttt3r":
             plain = gates
         if rule == "raymap3r":
-            # Before its first token staticness, at frame 6, it is TTT3R.
+            # Before the first token staticness, at frame 6, it equals TTT3R.
             assert all(torch.equal(a, b) for a, b in zip(plain[:6], gates[:6], strict=True))
             assert (gates[6] < plain[6]).all()
 
@@ -352,8 +352,8 @@ def test_another_size_starts_a_new_world(network):
 
 
 @pytest.mark.parametrize("size", [(96, 128), (49, 64)])
-def test_another_raw_size_starts_a_new_world_though_the_network_sees_the_same(network, size):
-    """A camera in another mode may show another field of view, whatever its images are shrunk to."""
+def test_another_camera_size_starts_a_new_world_though_the_preprocessed_size_is_the_same(network, size):
+    """A camera in another mode may have another field of view, whatever its images are resized to."""
     stream, fresh = Stream(network), Stream(network)
     for image in frames(3):
         before = stream.step(image)
@@ -368,7 +368,7 @@ def test_another_raw_size_starts_a_new_world_though_the_network_sees_the_same(ne
     ("alignment", "change"),
     [("robust", WorldChange.ALIGNED), ("published", WorldChange.JUMPED), ("off", WorldChange.NEW)],
 )
-def test_a_result_says_what_happened_to_the_world(network, alignment: str, change: WorldChange):
+def test_a_result_contains_the_change_of_the_world(network, alignment: str, change: WorldChange):
     stream = Stream(network, StreamOptions(reset_interval=4, reset_alignment=alignment))
     image = np.full((48, 64, 3), 90, np.uint8)
     changes = [stream.step(image).world_change for _ in range(10)]
@@ -390,7 +390,7 @@ def test_reset_starts_a_new_world(network):
     assert again[0].reset and again[0].reset_reason == "start"
 
 
-def test_a_stamp_is_handed_through_and_stages_are_timed(network):
+def test_the_stamp_is_copied_and_stages_are_timed(network):
     result = Stream(network).step(frames(1)[0], stamp=12.5)
     assert result.stamp == 12.5
     assert {"preprocess", "encode", "decode", "pose", "update", "outputs"} == set(result.timings)
@@ -419,7 +419,7 @@ def test_half_precision_follows_float32(network):
         ("frame.png", "got str"),
     ],
 )
-def test_bad_images_are_refused_and_nothing_is_forgotten(network, image, message: str):
+def test_bad_images_are_refused_and_the_state_is_kept(network, image, message: str):
     images = frames(4)
     stream, undisturbed = Stream(network), Stream(network)
     for good in images[:3]:

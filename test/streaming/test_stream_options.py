@@ -1,9 +1,10 @@
-"""Options refuse what is not allowed, and say what is."""
+"""Options refuse values that are not allowed, and list those that are."""
 
 import pytest
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.streaming import MaskOptions, StreamOptions
+from raymap3r_ros.streaming.stream_options import preset_options
 
 
 @pytest.mark.parametrize(
@@ -13,6 +14,7 @@ from raymap3r_ros.streaming import MaskOptions, StreamOptions
             lambda: StreamOptions(update_rule="best"),
             "update_rule is 'best'; allowed values: raymap3r, ttt3r, cut3r, ttsa3r",
         ),
+        (lambda: preset_options("paper"), "preset is 'paper'; allowed values: default, published"),
         (lambda: StreamOptions(reset_interval=-1), "reset_interval is -1; allowed range: 0 to 1000000"),
         (lambda: StreamOptions(reset_interval=1), "allowed: 0 .never. or 2 and more"),
         (lambda: StreamOptions(ray_interval=0), "ray_interval is 0; allowed range: 1 to 1000"),
@@ -24,3 +26,13 @@ from raymap3r_ros.streaming import MaskOptions, StreamOptions
 def test_bad_values_are_named_with_what_is_allowed(make, message: str):
     with pytest.raises(OptionError, match=message):
         make()
+
+
+def test_presets_are_defaults_and_given_options_win():
+    assert preset_options("default") == StreamOptions()
+    published = StreamOptions.published()
+    switches = published.router, published.smoothing, published.reset_alignment, published.mask.kind
+    assert set(switches) == {"published"} and published.token_pooling == "raster"
+    given = {"smoothing": "tied", "mask.high": 5.0, "not an option": 1}
+    expected = StreamOptions.published(smoothing="tied", mask=MaskOptions(kind="published", high=5.0))
+    assert preset_options("published", given) == expected

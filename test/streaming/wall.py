@@ -1,8 +1,8 @@
-"""A world simple enough for exact answers, and a network that knows it.
+"""A simple world with exact ground truth, and a network that predicts it.
 
-The camera slides without turning before a wall at z = 5 m; a box 2 m in front of the camera moves with it. The
-network sees the true geometry, but each time its memory starts anew it takes its first camera as origin and another
-length as its metre. That is what a recurrent network does after a reset.
+The camera translates in front of a wall at z = 5 m; a box 2 m in front of the camera moves with it. The network
+predicts the true geometry, but after each reset its origin is the first camera and its unit of length changes, as
+with a recurrent network.
 """
 
 from types import SimpleNamespace
@@ -18,16 +18,16 @@ BOX = (slice(16, 32), slice(24, 40))  # rows and columns of the moving box
 BOX_DEPTH = 2.0
 SIZE = (48, 64)
 FOCAL = 60.0
-METRES = (1.0, 0.5, 1.6, 0.8)  # what a segment calls one metre, by the frame that it starts with
+METRES = (1.0, 0.5, 1.6, 0.8)  # unit of length of a segment, by the frame that it starts with
 
 
 def position(frame: int) -> np.ndarray:
-    """Where the camera is at a frame, metres from the first one."""
+    """Position of the camera at a frame, metres from the first one."""
     return np.array([0.03 * frame, 0.1 * np.sin(0.3 * frame), 0.02 * frame], dtype=np.float32)
 
 
 def image(frame: int) -> np.ndarray:
-    """An image that says which frame it is."""
+    """An image that encodes the index of its frame."""
     return np.full((*SIZE, 3), frame, np.uint8)
 
 
@@ -41,7 +41,7 @@ class WallNetwork(nn.Module):
         self.config = SimpleNamespace(image_size=64, patch_size=16, encoder_width=6)
         self.first_pose_token = nn.Parameter(torch.zeros(1, 1, 1))
         self.moving_box = moving_box
-        self.lose_frame = lose_frame  # at this frame everything comes out as NaN
+        self.lose_frame = lose_frame  # at this frame all outputs are NaN
         self.ray_depths: list[Tensor] = []
 
     def initial_state(self, batch: int) -> Tensor:
@@ -64,9 +64,9 @@ class WallNetwork(nn.Module):
         return memory
 
     def decode(self, tokens, grid, pose_token, state, *, want_state=True, want_attention=False) -> Decoded:
-        # The state holds 1 + the frame that the memory started with; 0: it has seen nothing.
-        frame, seen = tokens[:, 0, 0], state[:, 0, 0]
-        first = torch.where(seen > 0, (seen - 1).round(), frame)
+        # The state contains 1 + the segment's first frame; 0: initial.
+        frame, start = tokens[:, 0, 0], state[:, 0, 0]
+        first = torch.where(start > 0, (start - 1).round(), frame)
         candidate = (first + 1)[:, None, None].expand(-1, 4, 3)
         attention = [(torch.zeros(len(tokens), 1, 4, 4), torch.zeros(len(tokens), 1, 13, 4))]
         levels = (tokens, first, tokens, tokens)
@@ -91,9 +91,9 @@ class WallNetwork(nn.Module):
         return points, torch.full((len(centre), *size), 3.0)
 
     def _where(self, decoded: Decoded) -> tuple[Tensor, bool]:
-        """Camera centres in true metres from the first camera, and whether they came from rays."""
+        """Camera centres in true metres from the first camera, and whether the input was rays."""
         tokens = decoded.levels[0]
-        if tokens[0, 0, 5] == 1:  # rays: their centre is in the segment's own world
+        if tokens[0, 0, 5] == 1:  # rays: their centre is in the segment's world
             return tokens[:, 0, :3] * self._metre(decoded) + self._origin(decoded), True
         return torch.stack([torch.from_numpy(position(int(frame))) for frame in tokens[:, 0, 0]]), False
 

@@ -1,0 +1,374 @@
+"""The method for one frame: tensors in, tensors out (arXiv 2603.20588).
+
+Nothing here reads a tensor's values on the host, so the host never waits for a GPU and the operations can be recorded.
+The one exception is the published reset alignment, whose decomposition synchronises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymap3r_ros.geometry import cameras
+from raymap3r_ros.geometry.similarity import Similarity
+from raymap3r_ros.network import Decoded, Network
+from raymap3r_ros.streaming import gates, staticness
+from raymap3r_ros.streaming.alignment import align_segments
+from raymap3r_ros.streaming.cuda_graphs import map_tensors
+from raymap3r_ros.streaming.mask import dynamic_mask, static_weight
+from raymap3r_ros.streaming.method import Method
+from raymap3r_ros.streaming.result import Estimate, WorldChange
+from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_published
+from raymap3r_ros.streaming.smoothing import SmootherState, smooth
+from raymap3r_ros.streaming.state import Motion, StepPlan, StreamState, Track, View
+from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.timing import StageTimer
+
+PLAIN_RULE = "cut3r"  # what the router falls back to
+
+
+def initial_state(
+    network: Network,
+    options: StreamOptions,
+    method: Method,
+    batch: int,
+    size: tuple[int, int],
+    image_size: tuple[int, int],
+    reason: str,
+) -> StreamState:
+    """The state of B streams before their first frame.
+
+    `size` (H, W) is that of the preprocessed images, `image_size` (h, w) that of the camera images, `reason` the
+    `reset_reason` of the first frame.
+    """
+    config, device = network.config, network.first_pose_token.device
+    with _autocast(options, device):
+        state = network.initial_state(batch).float()
+    image_tokens = (size[0] // config.patch_size) * (size[1] // config.patch_size)
+    return StreamState(
+        state=state,
+        memory=network.initial_memory(batch),
+        staticness=torch.ones_like(state[..., :1]),
+        staticness_known=torch.zeros(batch, dtype=torch.bool, device=device),
+        gate_memory=gates.GateMemory.empty(state, image_tokens, config.encoder_width, method),
+        fresh=torch.ones(batch, dtype=torch.bool, device=device),
+        alignment=Similarity.identity(batch, device),
+        smoother=SmootherState.empty(batch, device, method),
+        router=RouterState.empty(batch, device, options.router, method),
+        frame=0,
+        segment=0,
+        reset_reason=reason,
+        world_change=WorldChange.NEW,
+        size=size,
+        image_size=image_size,
+    )
+
+
+def advance(
+    network: Network,
+    plan: StepPlan,
+    inputs: tuple[Tensor, Tensor | None],
+    before: StreamState,
+    timer: StageTimer | None = None,
+    record: dict[str, Any] | None = None,
+) -> tuple[Estimate, StreamState]:
+    """One frame: the estimate, and the state after it.
+
+    `inputs` are pixels (B, H, W, 3) uint8 and intrinsics (B, 3, 3), or None to estimate them. A `record` receives
+    intermediate results for inspection. Fields of the state that are not tensors are left to the caller.
+    """
+    pixels, given = inputs
+    mark = timer.mark if timer is not None else _ignore
+    tokens = _encode(network, plan, pixels)
+    mark("encode")
+    want_attention = plan.rule.needs_attention or record is not None
+    main = _run_main_branch(network, plan, tokens, before, want_attention=want_attention)
+    mark("decode")
+    track = _track(plan, before, main)
+    intrinsics, known = _intrinsics(given, main.points, plan.method)
+    mark("pose")
+
+    motion = None
+    if plan.run_ray_branch:
+        ray_points, ray_confidence = _run_ray_branch(network, plan, before, track.pose, intrinsics)
+        mark("ray_branch")
+        want_tokens = plan.rule.needs_motion or record is not None
+        motion = _compare_branches(plan, main, ray_points, ray_confidence, want_tokens=want_tokens)
+        mark("motion")
+
+    gate, rule_index, after = _update_state(network, plan, before, tokens, main, track, motion)
+    mark("update")
+    if record is not None:
+        record.update(view=main, track=track, motion=motion, after=after)
+    alignment_error = None
+    if plan.reset:
+        after, alignment_error = _start_segment(network, plan, after, tokens, main, track, motion, record)
+        mark("reset")
+
+    healthy = _all_finite(main.decoded.state, main.pose, main.points, main.confidence, after.state, after.memory)
+    scale = before.alignment.scale
+    estimate = Estimate(
+        pose=track.pose,
+        pose_raw=track.pose_raw,
+        depth=main.points[..., 2] * scale[:, None, None],
+        points=main.points * scale[:, None, None, None],
+        confidence=main.confidence,
+        staticness=motion.pixel_staticness if plan.motion else torch.ones_like(main.confidence),
+        dynamic_mask=motion.mask if plan.motion else torch.zeros_like(main.confidence, dtype=torch.bool),
+        intrinsics=intrinsics,
+        gate=gate[..., 0],
+        scale=scale.clone(),  # a recorded graph overwrites the state
+        healthy=healthy,
+        intrinsics_known=known,
+        rule_index=rule_index,
+        alignment_error=alignment_error,
+    )
+    after = _choose(healthy, after, before)
+    mark("outputs")
+    return estimate, after
+
+
+def _encode(network: Network, plan: StepPlan, pixels: Tensor) -> Tensor:
+    """Tokens (B, N, C_e) of images (B, H, W, 3) uint8."""
+    with _autocast(plan.options, pixels.device):
+        return network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
+
+
+def _run_main_branch(
+    network: Network, plan: StepPlan, tokens: Tensor, before: StreamState, *, want_attention: bool
+) -> View:
+    """The main branch: decode an image's tokens (B, N, C_e) with the state, and read pose and points."""
+    with _autocast(plan.options, tokens.device):
+        pose_token = network.read_memory(before.memory, tokens)
+        pose_token = torch.where(before.fresh[:, None, None], network.first_pose_token, pose_token)
+        decoded = network.decode(
+            tokens, _grid(network, before), pose_token, before.state, want_attention=want_attention
+        )
+    decoded = _in_float32(decoded)
+    points, confidence = network.self_points(decoded, before.size)
+    return View(decoded, cameras.pose_matrix(network.pose(decoded)), points, confidence)
+
+
+def _run_ray_branch(
+    network: Network, plan: StepPlan, before: StreamState, pose: Tensor, intrinsics: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The ray branch: points (B, H, W, 3) and confidence (B, H, W) from the state only, for a camera at `pose`."""
+    # State and pose memory are in the segment's world, the pose is in the stream's.
+    rays = cameras.ray_map(before.alignment.invert_on_pose(pose), intrinsics, before.size)
+    with _autocast(plan.options, rays.device):
+        tokens = network.encode_rays(rays).float()
+        pose_token = network.read_memory(before.memory, tokens)
+        decoded = network.decode(tokens, _grid(network, before), pose_token, before.state, want_state=False)
+    return network.self_points(_in_float32(decoded), before.size)
+
+
+def _track(plan: StepPlan, before: StreamState, main: View) -> Track:
+    """The camera in the stream's world, smoothed if smoothing is on."""
+    smoothing = plan.options.smoothing
+    pose_raw = before.alignment.apply_to_pose(main.pose)
+    state_change = (main.decoded.state - before.state).norm(dim=-1).mean(1)
+    smoothed = smooth(before.smoother, pose_raw[:, :3, 3], state_change, tied=smoothing == "tied", method=plan.method)
+    use = torch.full_like(before.fresh, smoothing != "off")
+    if plan.routed:
+        # Smoothing is on while the gate is, as the router decided after the last frame.
+        use = use & before.router.gated
+    position = torch.where(use[:, None], smoothed.state.position, pose_raw[:, :3, 3])
+    smoother = dataclasses.replace(smoothed.state, started=use)
+    pose = cameras.assemble_pose(pose_raw[:, :3, :3], position)
+    return Track(pose, pose_raw, smoothed, state_change, smoother)
+
+
+def _intrinsics(given: Tensor | None, points: Tensor, method: Method) -> tuple[Tensor, Tensor]:
+    """Intrinsics (B, 3, 3), given or from predicted points (B, H, W, 3), and (B,) bool: False if they are assumed."""
+    if given is not None:
+        return given, torch.ones(len(given), dtype=torch.bool, device=given.device)
+    size = points.shape[1], points.shape[2]
+    focal = cameras.focal_from_points(points, method.focal_iterations)
+    low, high = method.focal_low * max(size), method.focal_high * max(size)
+    coarse = cameras.median_focal_from_points(points, method.focal_votes)
+    focal = torch.where((focal > low) & (focal < high), focal, coarse)
+    known = (focal > low) & (focal < high)
+    assumed = cameras.assumed_intrinsics(size, points.device)
+    estimated = cameras.pinhole(torch.where(known, focal, 1.0), size)
+    return torch.where(known[:, None, None], estimated, assumed), known
+
+
+def _compare_branches(
+    plan: StepPlan, main: View, ray_points: Tensor, ray_confidence: Tensor, *, want_tokens: bool
+) -> Motion:
+    """Staticness, dynamic mask and static weight, as far as the plan needs them; `want_tokens`: token staticness."""
+    method, options = plan.method, plan.options
+    depth, ray_depth = main.points[..., 2], ray_points[..., 2]
+    delta = staticness.discrepancy(depth, ray_depth, ray_confidence, method)
+    weight = staticness.confidence_weight(main.confidence, ray_confidence)
+    from_mask = want_tokens and plan.rule.absolute_staticness
+    trusted = ray_confidence >= method.min_ray_confidence
+    pixel_staticness = mask = static = token_delta = token_staticness = None
+    if plan.motion or plan.aligns_robustly or from_mask:
+        pixel_staticness = staticness.pixel_staticness(delta, weight, method)
+    if plan.motion or from_mask:
+        if options.mask.kind == "published":
+            mask = pixel_staticness < method.published_mask_staticness
+        else:
+            mask = dynamic_mask(depth, ray_depth, trusted, options.mask, method)
+    if plan.aligns_robustly:
+        static = static_weight(depth, ray_depth, trusted, options.mask, method)
+    if want_tokens:
+        grid, attention = main.decoded.grid, main.decoded.attention
+        token_delta = staticness.pool_to_tokens(delta, weight, grid, options.token_pooling)
+        if from_mask:
+            token_staticness = staticness.static_share(attention, mask, grid)
+        else:
+            projection = staticness.project_on_state(attention, token_delta)
+            token_staticness = staticness.token_staticness(projection, method)
+    return Motion(ray_points, pixel_staticness, mask, static, token_delta, token_staticness)
+
+
+def _update_state(
+    network: Network,
+    plan: StepPlan,
+    before: StreamState,
+    tokens: Tensor,
+    main: View,
+    track: Track,
+    motion: Motion | None,
+) -> tuple[Tensor, Tensor, StreamState]:
+    """Gate (B, S, 1), index of the rule in force (B,), and the state after the frame."""
+    options, method = plan.options, plan.method
+    router = before.router
+    if plan.routed:
+        route = route_published if options.router == "published" else route_adaptive
+        router = route(before.router, cameras.quaternion(track.pose[:, :3, :3]), before.frame, method)
+
+    static, known = before.staticness, before.staticness_known
+    if plan.rule.needs_motion and motion is not None and before.frame >= method.gate_from_frame:
+        # With the published router, staticness counts only after the router has decided.
+        published = plan.routed and options.router == "published"
+        take = router.decided if published else torch.ones_like(known)
+        mixed = gates.accumulate_staticness(static, known, motion.token_staticness, method)
+        static = torch.where(take[:, None, None], mixed, static)
+        known = known | take
+
+    gate, gate_memory = gates.decide(plan.rule, before.gate_memory, before.fresh, tokens, main.decoded, static, method)
+    rule_index = torch.full_like(router.count, gates.rule_index(options.update_rule))
+    if plan.routed:
+        plain = torch.ones_like(gate)
+        if options.router == "published":
+            # The published code applies the motion gate to the plain rule, too.
+            plain = plain * gates.motion_gate(static, method)
+        gate = torch.where(router.gated[:, None, None], gate, plain)
+        rule_index = torch.where(router.gated, rule_index, gates.rule_index(PLAIN_RULE))
+    # The first frame replaces the initial state.
+    gate = torch.where(before.fresh[:, None, None], 1.0, gate)
+
+    with _autocast(options, tokens.device):
+        memory = network.write_memory(before.memory, tokens, main.decoded.pose_token).float()
+    after = dataclasses.replace(
+        before,
+        state=gate * main.decoded.state + (1 - gate) * before.state,
+        memory=memory,
+        staticness=static,
+        staticness_known=known,
+        gate_memory=gate_memory,
+        fresh=torch.zeros_like(before.fresh),
+        smoother=track.smoother,
+        router=router,
+    )
+    return gate, rule_index, after
+
+
+def _start_segment(
+    network: Network,
+    plan: StepPlan,
+    after: StreamState,
+    tokens: Tensor,
+    main: View,
+    track: Track,
+    motion: Motion | None,
+    record: dict[str, Any] | None,
+) -> tuple[StreamState, Tensor | None]:
+    """A reset: the state of a new segment whose first frame is this one, aligned with the stream's world.
+
+    Returns the new state and the error of the alignment (B,), see `align_segments`; None without alignment.
+    """
+    options, method = plan.options, plan.method
+    fresh = initial_state(network, options, method, len(tokens), after.size, after.image_size, "")
+    again = _run_main_branch(network, plan, tokens, fresh, want_attention=plan.rule.needs_attention)
+    with _autocast(options, tokens.device):
+        memory = network.write_memory(fresh.memory, tokens, again.decoded.pose_token).float()
+    points = main.points * after.alignment.scale[:, None, None, None]
+    cloud_before = cameras.transform_points(track.pose_raw, points).flatten(1, 2)
+    cloud_after = cameras.transform_points(again.pose, again.points).flatten(1, 2)
+    kind, alignment, error = options.reset_alignment, fresh.alignment, None
+    if kind != "off":
+        weight = main.confidence
+        if kind == "robust" and motion is not None:
+            weight = weight * motion.pixel_staticness * motion.static_weight
+        alignment, error = align_segments(
+            kind,
+            cloud_after,
+            cloud_before,
+            weight.flatten(1),
+            again.pose,
+            track.pose_raw,
+            after.alignment.scale,
+            method,
+        )
+    if record is not None:
+        record.update(view_after_reset=again, cloud_after=cloud_after)
+    _, gate_memory = gates.decide(
+        plan.rule, fresh.gate_memory, fresh.fresh, tokens, again.decoded, fresh.staticness, method
+    )
+    started = dataclasses.replace(
+        fresh,
+        state=again.decoded.state,
+        memory=memory,
+        gate_memory=gate_memory,
+        fresh=torch.zeros_like(fresh.fresh),
+        alignment=alignment,
+        # The tied smoother works in the stream's world, which is continuous if the segments are aligned.
+        smoother=after.smoother if options.smoothing == "tied" and kind != "off" else fresh.smoother,
+        router=after.router,
+    )
+    return started, error
+
+
+def _grid(network: Network, state: StreamState) -> tuple[int, int]:
+    """Rows and columns of image tokens."""
+    patch = network.config.patch_size
+    return state.size[0] // patch, state.size[1] // patch
+
+
+def _autocast(options: StreamOptions, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context for encoders, decoder and pose memory."""
+    if options.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, options.precision))
+
+
+def _ignore(stage: str) -> None:
+    """Stands in for `StageTimer.mark`."""
+
+
+def _in_float32(decoded: Decoded) -> Decoded:
+    """Heads, gates and the state are float32, whatever the precision of the decoder."""
+    return dataclasses.replace(
+        decoded,
+        levels=tuple(level.float() for level in decoded.levels),
+        pose_token=decoded.pose_token.float(),
+        state=None if decoded.state is None else decoded.state.float(),
+    )
+
+
+def _all_finite(*tensors: Tensor) -> Tensor:
+    """(B,) whether every element of every tensor is finite."""
+    return torch.stack([torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors]).all(0)
+
+
+def _choose(healthy: Tensor, after: StreamState, before: StreamState) -> StreamState:
+    """`after` for the streams that are healthy (B,), `before` for the others."""
+    return map_tensors(lambda new, old: torch.where(healthy.view(-1, *[1] * (new.ndim - 1)), new, old), after, before)

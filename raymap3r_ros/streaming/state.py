@@ -1,0 +1,108 @@
+"""The recurrent state of a stream, and the data of a frame on its way through it. Tensors lead with the batch B."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from raymap3r_ros.geometry.similarity import Similarity
+from raymap3r_ros.network import Decoded
+from raymap3r_ros.streaming.gates import GateMemory, Rule
+from raymap3r_ros.streaming.method import Method
+from raymap3r_ros.streaming.result import WorldChange
+from raymap3r_ros.streaming.router import RouterState
+from raymap3r_ros.streaming.smoothing import Smoothed, SmootherState
+from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.timing import StageTimer
+
+
+@dataclass
+class StreamState:
+    """Everything that B streams keep between frames: of fixed shape, and all of it is here."""
+
+    state: Tensor  # (B, S, C_d) state tokens
+    memory: Tensor  # (B, M, 2 C_d) pose memory
+    staticness: Tensor  # (B, S, 1) token staticness, smoothed over time
+    staticness_known: Tensor  # (B,) bool
+    gate_memory: GateMemory
+    fresh: Tensor  # (B,) bool: state and pose memory are initial, no image has been processed
+    alignment: Similarity  # from the segment's world to the stream's
+    smoother: SmootherState
+    router: RouterState
+    frame: int  # index of the next frame
+    segment: int  # number of resets so far
+    reset_reason: str  # why the next frame starts a new world; "" if it does not
+    world_change: WorldChange  # of the next frame
+    size: tuple[int, int]  # H, W of the preprocessed images
+    image_size: tuple[int, int]  # h, w of the camera images
+
+
+@dataclass(frozen=True)
+class View:
+    """The main branch's prediction for one image, in the segment's world."""
+
+    decoded: Decoded
+    pose: Tensor  # (B, 4, 4) c2w
+    points: Tensor  # (B, H, W, 3) in the camera frame
+    confidence: Tensor  # (B, H, W)
+
+
+@dataclass(frozen=True)
+class Track:
+    """The camera's pose in the stream's world."""
+
+    pose: Tensor  # (B, 4, 4) c2w, smoothed if smoothing is on
+    pose_raw: Tensor  # (B, 4, 4) c2w as predicted
+    smoothed: Smoothed
+    state_change: Tensor  # (B,) mean length of the state tokens' proposed change
+    smoother: SmootherState  # for the next frame
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The comparison of main and ray branch. Fields that are not needed are None."""
+
+    ray_points: Tensor  # (B, H, W, 3) prediction of the ray branch, in the camera frame
+    pixel_staticness: Tensor | None  # (B, H, W)
+    mask: Tensor | None  # (B, H, W) bool, the dynamic mask
+    static_weight: Tensor | None  # (B, H, W) 0..1, see `mask.static_weight`
+    token_delta: Tensor | None  # (B, N) discrepancy of image tokens
+    token_staticness: Tensor | None  # (B, S, 1)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How a frame is processed: everything that is decided on the host. Equal plans run the same operations."""
+
+    options: StreamOptions
+    method: Method
+    rule: Rule
+    run_ray_branch: bool
+    motion: bool  # staticness and dynamic mask are computed
+    reset: bool  # state and pose memory are reset with this frame
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router may switch the rule. It is part of RayMap3R and exists for no other rule."""
+        return self.options.router != "off" and self.options.update_rule == "raymap3r"
+
+    @property
+    def aligns_robustly(self) -> bool:
+        """Whether a robust alignment follows: it needs the ray branch, so that moving objects do not take part."""
+        return self.reset and self.options.reset_alignment == "robust"
+
+
+@dataclass(frozen=True)
+class PreparedFrame:
+    """A preprocessed frame, ready for the network."""
+
+    inputs: tuple[Tensor, Tensor | None]  # (B, H, W, 3) uint8 pixels; (B, 3, 3) their intrinsics, if given
+    before: StreamState
+    plan: StepPlan
+    # Whether the plan and the shapes alone determine the operations. This is not so for the first frames of a stream
+    # and for resets.
+    steady: bool
+    single: bool  # one image, not a batch of one
+    stamp: float | None
+    timer: StageTimer

@@ -1,0 +1,65 @@
+"""Helpers for tests of several cameras on one network."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from raymap3r_ros.network import Network
+from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming.batching import BatchScheduler
+
+METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
+STEADY = METHOD_SOON.router_last_frame + 1  # first frame that may run in a batch
+LIMIT = 20  # seconds after which a test that hangs fails
+
+
+def frames(count: int, seed: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
+    """Random images that change a little from one to the next."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 256, (*size, 3))
+    return np.stack([np.clip(base + rng.integers(-20, 20, base.shape), 0, 255) for _ in range(count)]).astype(np.uint8)
+
+
+def cameras(network: Network, count: int, options: StreamOptions | None = None) -> list[Stream]:
+    return [Stream(network, options, METHOD_SOON) for _ in range(count)]
+
+
+def steady_cameras(together: BatchScheduler, count: int) -> list[Stream]:
+    """Streams whose next frames may run in a batch."""
+    streams = cameras(together.network, count)
+    for seed, stream in enumerate(streams):
+        for image in frames(STEADY, seed):
+            together.step(stream, image)
+    return streams
+
+
+def wait_for_waiting(together: BatchScheduler, count: int) -> None:
+    """Return as soon as `count` frames wait for the network."""
+    deadline = time.monotonic() + LIMIT
+    while together.waiting != count:
+        assert time.monotonic() < deadline, f"{together.waiting} frames wait, expected {count}"
+        time.sleep(1e-4)
+
+
+def at_once(together: BatchScheduler, *calls: Callable[[], Any], waiting: int | None = None) -> list[Future]:
+    """Make each call in its own thread, so that they wait for the network in this order, then free the network.
+
+    `waiting` is the number of calls that get as far as waiting, if not all do.
+    """
+    with ThreadPoolExecutor(len(calls)) as pool:
+        with together.paused():
+            futures = []
+            for place, call in enumerate(calls):
+                futures.append(pool.submit(call))
+                if waiting is None:
+                    wait_for_waiting(together, place + 1)
+            wait_for_waiting(together, len(calls) if waiting is None else waiting)
+        return futures
+
+
+def stepping(together: BatchScheduler, stream: Stream, image: np.ndarray, **how: Any) -> Callable[[], StepResult]:
+    return lambda: together.step(stream, image, **how)
