@@ -1,4 +1,4 @@
-# Everything happens in $(VENV); nothing outside the checkout is changed. `make help` lists the targets.
+# All targets work in $(VENV); nothing outside the checkout is changed. `make help` lists the targets.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
@@ -18,31 +18,31 @@ PINS := -c constraints.txt
 else
 PYTHON ?= /usr/bin/python3
 VENV_FLAGS := --system-site-packages
-# A distribution's cv_bridge is compiled for its own NumPy and OpenCV, and its launch_testing for an older pytest.
+# A distribution's cv_bridge is compiled for its own NumPy and OpenCV, and its launch_testing needs an older pytest.
 NUMPY := $(shell $(PYTHON) -c 'import numpy; print(int(numpy.__version__.split(".")[0]) + 1)' 2>/dev/null)
 PINS := "numpy<$(or $(NUMPY),3)" "opencv-python-headless<5" "pytest<8.4"
 endif
 
-# Where nvidia-smi finds no GPU, the CPU build: the default one brings gigabytes of CUDA.
+# Without a GPU in nvidia-smi, use the CPU build: the default one installs gigabytes of CUDA libraries.
 TORCH_INDEX := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),,--extra-index-url https://download.pytorch.org/whl/cpu)
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 
-# With the folders, which change when a file goes.
+# Folders too: their time changes when a file is removed.
 SOURCES := $(shell find raymap3r_ros launch config resource -not -name '__pycache__' -not -name '*.pyc' 2>/dev/null)
 
 .PHONY: help test faults soak demo lint clean
 
 help:
-	@echo "make test    make the environment in $(VENV) if need be, and run the tests"
-	@echo "make faults  the fault tests in full: docs/robustness.md tells what is done"
-	@echo "make soak    play 100,000 frames into the node and look for trends; FRAMES=N, SECONDS=S, SOAK='more arguments'"
-	@echo "make demo    make the environment in $(VENV) if need be, and show what the package does"
-	@echo "make lint    check the style of the code"
-	@echo "make clean   remove the environment and everything that was built"
+	@echo "make test    run all tests; creates the environment $(VENV) if necessary"
+	@echo "make faults  run the fault tests in full, see docs/robustness.md"
+	@echo "make soak    play 100,000 frames into the node and check for trends; FRAMES=N, SECONDS=S, SOAK='more arguments'"
+	@echo "make demo    run the node on a clip and draw its output; creates the environment $(VENV) if necessary"
+	@echo "make lint    check the code with ruff"
+	@echo "make clean   remove the environment and all build products"
 
 test: $(VENV)/.package
-	@# The script, not `python -m`, which would put the checkout before the installed package.
-	@# Files share the cores; each process has a ROS domain of its own.
+	@# Not `python -m pytest`, which puts the checkout before the installed package in the path.
+	@# Test files run in parallel processes, each with its own ROS domain.
 	$(ROS) $(VENV)/bin/pytest test -n auto --dist loadfile --no-loadscope-reorder
 
 faults: $(VENV)/.package
@@ -62,26 +62,26 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
-	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): sudo apt install python3 python3-venv" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: sudo apt install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "$$($(PYTHON) --version) is too old: Python 3.10 or newer is needed (make PYTHON=...)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	    { echo "$(PYTHON) cannot make virtual environments: sudo apt install python3-venv" >&2; exit 1; }
+	    { echo "$(PYTHON) cannot create virtual environments: sudo apt install python3-venv" >&2; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.python constraints.txt
-	@# What torch itself needs comes with the package, from the usual index.
+	@# The dependencies of torch are installed with the package, from the default index.
 	$(PIP) install --retries 1 --no-deps $(TORCH_INDEX) $(TORCH)
 	@touch $@
 
-# The C compiler that this asks for is asked for early, before the large downloads.
+# Before .torch: a missing C compiler is then reported before the large downloads.
 $(VENV)/.ros: $(VENV)/.python constraints.txt $(shell find pip_ros -type f -not -name '*.pyc')
 	$(ROS) $(VENV)/bin/python pip_ros/install.py
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.ros $(VENV)/.torch setup.py setup.cfg pyproject.toml package.xml constraints.txt $(SOURCES)
 	$(PIP) install $(PINS) "setuptools>=64" wheel
-	@rm -rf build/lib  # setuptools would install what was deleted since
+	@rm -rf build/lib  # otherwise setuptools installs files that were deleted since
 	$(PIP) install $(PINS) --no-build-isolation ".[test]"
 	@touch $@

@@ -1,4 +1,4 @@
-"""Builds the package both ways: by colcon (ament_python) and by plain pip."""
+"""Package description for colcon (ament_python) and for pip."""
 
 import re
 from glob import glob
@@ -14,7 +14,7 @@ version = re.search(r'^__version__ = "(.+)"$', Path(NAME, "__init__.py").read_te
 setup(
     name=NAME,
     version=version,
-    description="Live 3D perception for robots in a moving world: CUT3R networks with the RayMap3R scheme on ROS 2",
+    description="Live 3D perception for robots in dynamic environments with CUT3R networks, for ROS 2",
     long_description=Path("README.md").read_text() if Path("README.md").is_file() else "",
     long_description_content_type="text/markdown",
     author="raymap3r_ros maintainers",

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Draws docs/overview.png: what the two answers of the memory look like, and what the package makes of them.
+"""Draw docs/overview.png: the predictions of the two branches, and the dynamic map and mask computed from them.
 
     python docs/overview_picture.py
 
-The scene is ray-cast here: a furnished room, and a ball and a cart that move. The two predictions are the true
+The scene is ray-cast here: a furnished room with a moving ball and a moving cart. The two predictions are the true
 depths with 3 % of smooth noise, not a network's output: main branch with the movers, ray branch without.
 """
 
@@ -32,7 +32,7 @@ BALL = (np.array([-0.55, 0.15, 2.8]), 0.42)
 
 
 def box_depth(rays: np.ndarray, low: tuple, high: tuple, inside: bool) -> np.ndarray:
-    """z at which rays (H, W, 3) of unit z from the origin meet a box; infinity where they do not."""
+    """Return the z at which rays (H, W, 3) of unit z from the origin meet a box; infinity if they miss it."""
     with np.errstate(divide="ignore"):
         first, second = np.array(low) / rays, np.array(high) / rays
     near = np.minimum(first, second).max(-1)
@@ -48,7 +48,7 @@ def ball_depth(rays: np.ndarray) -> np.ndarray:
 
 
 def shade(rays: np.ndarray, depth: np.ndarray, thing: np.ndarray) -> np.ndarray:
-    """Checkered surfaces in the colour of their thing, darker with distance and lit by the surface's direction."""
+    """Return checkered surfaces in the colour of their object, shaded by distance and orientation."""
     colors = np.array([(196, 186, 170), (150, 104, 70), (92, 120, 92), (120, 96, 140), (70, 110, 190), (214, 92, 60)])
     points = rays * depth[..., None]
     normal = np.cross(np.gradient(points, axis=1), np.gradient(points, axis=0))
@@ -60,7 +60,7 @@ def shade(rays: np.ndarray, depth: np.ndarray, thing: np.ndarray) -> np.ndarray:
 
 
 def noisy(depth: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
-    """(1, H, W) with smooth relative noise of 3 %."""
+    """Return the depth as (1, H, W) with smooth relative noise of 3 %."""
     coarse = generator.normal(size=(15, 20)).astype(np.float32)
     noise = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC)
     return torch.from_numpy(depth * np.exp(0.03 * noise)).float()[None]
@@ -92,7 +92,7 @@ def main() -> None:
     row[top - 2 : top + 86, left - 2 : left + 114] = 255
     row[top : top + 84, left : left + 112] = inset
     cv2.putText(
-        row, "asked by rays", (left + 4, top + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA
+        row, "from rays", (left + 4, top + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA
     )
     write_image(Path(__file__).with_name("overview.png"), row)
 

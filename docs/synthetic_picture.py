@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws docs/synthetic.png: one frame of each suite, as `raymap3r render` writes them.
+"""Draw docs/synthetic.png: one frame of each suite, as `raymap3r render` writes them.
 
 python docs/synthetic_picture.py
 """
@@ -15,14 +15,14 @@ from raymap3r_ros.io.preview import BACKGROUND, FAINT_TEXT, GAP, TEXT, DepthRang
 from raymap3r_ros.synthetic import SUITES, suite_sequence
 
 SIZE = (120, 160)  # height, width of a panel
-INDEX = 7  # of the sequence shown
-FRAMES = 30  # looked at; shown is the one in which as much moves as in the mean
+INDEX = 7  # sequence that is shown
+FRAMES = 30  # candidates; the one whose moving share is closest to the mean is shown
 TITLES = ("image", "depth", "static_depth", "mask")
 TITLE_HEIGHT = 22
 
 
 def row(suite: str) -> tuple[str, np.ndarray]:
-    """A line of text and the panels (h, w, 3) of one suite."""
+    """Return a line of text and the panels (h, w, 3) of one suite."""
     sequence = suite_sequence(suite, INDEX, size=SIZE)
     frames = list(islice(sequence.frames(), FRAMES))
     shares = np.array([frame.moving.mean() for frame in frames])

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The stream node and a node of one's own in one process, with one executor.
+"""The stream node and a node of your own in one process, with one executor.
 
     python3 examples/two_nodes_one_process.py --ros-args -r image:=/camera/image_raw
 
-What follows `--ros-args` holds for both nodes. Ctrl-C ends both in order.
+Arguments after `--ros-args` apply to both nodes. Ctrl-C ends both in order.
 """
 
 import math
@@ -24,17 +24,17 @@ from raymap3r_ros.node.dds_profile import profile_environment
 from raymap3r_ros.node.executable import Executor
 from raymap3r_ros.node.stream_node import StreamNode
 
-UNKNOWN = 1e6  # variance of a twist with nothing behind it, as of the first image
+UNKNOWN = 1e6  # variance of an unknown twist, such as that at the first image
 
 
 class Watcher(Node):
-    """Tells how far away the nearest thing ahead is that stands still, and how fast the camera moves."""
+    """Logs the distance to the nearest static object ahead and the speed of the camera."""
 
     def __init__(self) -> None:
         super().__init__("watcher")
         self._speed = math.nan
         self.create_subscription(Odometry, "raymap3r/odometry", self._on_odometry, 10)
-        # Images come best effort: who asks for reliable ones gets none.
+        # Images are published best effort: a reliable subscription receives none.
         self.create_subscription(Image, "raymap3r/depth_static", self._on_depth, qos_profile_sensor_data)
 
     def _on_odometry(self, message: Odometry) -> None:
@@ -46,27 +46,27 @@ class Watcher(Node):
         depth = np.frombuffer(message.data, np.float32).reshape(message.height, message.width)
         rows, columns = message.height // 3, message.width // 3
         ahead = depth[rows : 2 * rows, columns : 2 * columns]
-        still = ahead[np.isfinite(ahead)]  # NaN: something moves there
-        text = f"{np.percentile(still, 5):.3f} m to what stands still" if len(still) else "nothing ahead stands still"
+        static = ahead[np.isfinite(ahead)]  # NaN: moving or unknown
+        text = f"{np.percentile(static, 5):.3f} m to the nearest static object" if len(static) else "no static object"
         self.get_logger().info(f"{text}, at {self._speed:.2f} m/s", throttle_duration_sec=1.0)
 
 
 def main() -> int:
-    """Run both nodes until SIGINT or SIGTERM; 1 where the stream cannot start."""
-    # rclpy's own handlers would take the context away while the stream still publishes.
+    """Run both nodes until SIGINT or SIGTERM; return 1 if the stream cannot start."""
+    # rclpy's own handlers shut the context down while the stream still publishes.
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    # For RViz and others outside: Fast DDS loses large messages between processes otherwise.
+    # For RViz and other processes: without the profile, Fast DDS loses large messages between processes.
     os.environ.update(profile_environment(os.environ))
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     stream, watcher = StreamNode(), Watcher()
-    # A stream keeps up to four threads busy; what takes long in a node of one's own needs one more.
+    # A stream uses up to four threads; add one for each long callback of your own nodes.
     executor = Executor(num_threads=5)
     for node in (stream, watcher):
         executor.add_node(node)
 
-    started = stream.autostart()  # what the launch file or the life cycle's services do otherwise
+    started = stream.autostart()  # instead of the launch file or the lifecycle services
     while started and not stop.is_set():
         executor.spin_once(timeout_sec=0.1)
     executor.shutdown()

@@ -1,4 +1,4 @@
-"""Runs the stream node and octomap_server beside it, which makes an octree of occupied and free space (docs/slam.md).
+"""Run the stream node with octomap_server, which builds an octree of occupied and free space (docs/slam.md).
 
 ros2 launch raymap3r_ros octomap.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
 """
@@ -8,23 +8,23 @@ from pathlib import Path
 from launch import LaunchDescription
 from raymap3r_ros.node.launching import mapper_beside
 
-# Arguments of stream.launch.py that have another default here; all its others may be given too. octomap_server takes
-# every point for an obstacle, and casts a ray for each.
+# Arguments of stream.launch.py with another default here; all others are accepted too. octomap_server treats
+# every point as an obstacle and casts a ray for each.
 STREAM = {
     "world_frame": "map",
     "child_frame": "camera_optical_frame",
     "points.static_only": "true",
     "points.stride": "4",
 }
-# Topics of octomap_server, and the node's that they are taken from. It asks for sensor data QoS.
+# Topics of octomap_server, and the node's outputs that they are remapped to. It subscribes with sensor-data QoS.
 INPUTS = {"cloud_in": "points"}
 PARAMETERS = {"resolution": 0.05, "sensor_model.max_range": 5.0}
-FRAMES = ("base_frame_id",)  # parameters that name the frame of the robot, or of the camera where it is on its own
-WORLDS = ("frame_id",)  # and that of the world
+FRAMES = ("base_frame_id",)  # parameters with the frame of the robot, or of the camera if there is no robot
+WORLDS = ("frame_id",)  # parameters with the frame of the world
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The arguments, the stream node and octomap_server."""
+    """Return the arguments, the stream node and octomap_server."""
     return mapper_beside(
         Path(__file__).with_name("stream.launch.py"),
         STREAM,

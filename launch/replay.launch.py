@@ -1,4 +1,4 @@
-"""Plays a ROS 2 bag into the stream node, every frame of it and with /clock, and ends with a report.
+"""Play every frame of a ROS 2 bag, with /clock, to the stream node, and write a report.
 
 ros2 launch raymap3r_ros replay.launch.py bag:=recording topic:=/camera/image_raw out:=report
 """
@@ -19,43 +19,43 @@ from raymap3r_ros.node.dds_profile import config_file
 from raymap3r_ros.node.launching import declare, full_name, is_true, read
 
 ARGUMENTS = {
-    "bag": (None, "a bag: .mcap, .db3, or its folder"),
+    "bag": (None, "the bag: .mcap, .db3, or its folder"),
     "topic": ("", "topic of the images; empty: the only one in the bag"),
     "rate": ("1.0", "speed, 1 = as recorded; 0 = as fast as the node takes the frames"),
-    "loop": ("1", "play the bag so many times"),
-    "start": ("0.0", "begin so many seconds after the first message"),
-    "duration": ("0.0", "play so many seconds of the bag; 0 = all"),
+    "loop": ("1", "number of passes through the bag"),
+    "start": ("0.0", "start this many seconds after the first message"),
+    "duration": ("0.0", "length to play, seconds; 0 = all"),
     "range": ("", "topic of the bag for scale.source range; empty: the only one of its type"),
-    "wheel_odometry": ("", "topic of the bag for scale.source odometry; empty: the only one that is no truth"),
-    "truth": ("", "odometry topic or TF frame of the bag to compare with; empty: what is called the truth in it"),
+    "wheel_odometry": ("", "topic of the bag for scale.source odometry; empty: the only one that is not ground truth"),
+    "truth": ("", "odometry topic or TF frame with ground truth; empty: found by its name, see docs/bags.md"),
     "out": ("replay_out", "folder for the report"),
     "overwrite": ("false", "replace the report of an earlier replay in that folder"),
-    "checkpoint": ("", "weights: a .safetensors or .pth file, or a preset; empty: as the parameter file says"),
-    "device": ("", "auto, cpu, cuda or cuda:N; empty: as the parameter file says"),
+    "checkpoint": ("", "weights: a .safetensors or .pth file, or a preset; empty: from the parameter file"),
+    "device": ("", "auto, cpu, cuda or cuda:N; empty: from the parameter file"),
     "params_file": (str(config_file("stream.yaml")), "YAML file with the node's parameters"),
     "namespace": ("", "namespace of the node and of its topics"),
     "name": ("raymap3r", "name of the node"),
 }
-# Handed on to `raymap3r replay`.
+# Passed on to `raymap3r replay`.
 PLAYED = ("topic", "rate", "loop", "start", "duration", "range", "wheel_odometry", "truth", "out")
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The arguments, and the node and the player made from them."""
+    """Return the arguments, the node and the player."""
     return LaunchDescription([*declare(ARGUMENTS), OpaqueFunction(function=_processes)])
 
 
 def _processes(context: LaunchContext) -> list[Action]:
     values = read(context, ARGUMENTS)
     for name in ("bag", "out"):
-        values[name] = str(Path(values[name]).expanduser())  # the shell leaves ~ alone behind `bag:=`
+        values[name] = str(Path(values[name]).expanduser())  # the shell does not expand ~ after `bag:=`
     overwrite = is_true(values["overwrite"])
-    # What the player would refuse is refused before the node has loaded its weights.
+    # Report invalid arguments of the player before the node loads its weights.
     topics = {name: values[name] for name in ("topic", "range", "wheel_odometry")}
     bag = open_bag(Path(values["bag"]), ReplayOptions(**topics))
     prepare_folder(Path(values["out"]), overwrite)
     chosen = {
-        # As text, or YAML would make a number of a file called 7.
+        # As text; otherwise YAML would parse a file name such as 7 as a number.
         name: ParameterValue(values[name], value_type=str)
         for name in ("checkpoint", "device")
         if values[name]
@@ -85,5 +85,5 @@ def _processes(context: LaunchContext) -> list[Action]:
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[Action]:
-    """Neither is of use without the other. A launch that is ending already must not be ended once more."""
+    """Shut down with either process, unless the launch is shutting down already."""
     return [] if context.is_shutdown else [Shutdown(reason=f"{event.process_name} has ended")]

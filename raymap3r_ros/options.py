@@ -1,8 +1,7 @@
-"""Options that know their meaning.
+"""Options as dataclass fields that carry their own help text, allowed values and limits.
 
-An option is a dataclass field made by `option`: it carries help, allowed values and limits as metadata. ROS
-parameters and command-line arguments are made from it, so nothing is written twice. A field that is a dataclass of
-options itself is a group: field `stride` of field `points` is called `points.stride`.
+ROS parameters, command-line arguments and config/stream.yaml are generated from these fields. A field whose type is
+itself a dataclass of options is a group: the field `stride` of the field `points` has the name `points.stride`.
 """
 
 from __future__ import annotations
@@ -25,13 +24,16 @@ def option(
     high: float | None = None,
     live: bool = False,
 ) -> Any:
-    """A dataclass field that knows its meaning, its `choices` or limits, and whether it may change while running."""
+    """Return a dataclass field with a help text and its `choices` or its limits `low` and `high`.
+
+    `live`: the value may change while the node is configured.
+    """
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "live": live}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_options(options: Any) -> None:
-    """Raise OptionError, naming the allowed values, where a field made by `option` breaks its own limits."""
+    """Raise OptionError with the allowed values if a field made by `option` is outside its limits."""
     for item in dataclasses.fields(options):
         value, meta = getattr(options, item.name), item.metadata
         if not meta:
@@ -46,7 +48,7 @@ def check_options(options: Any) -> None:
 
 
 def option_fields(options: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """Name and field of every option of a dataclass, groups unfolded."""
+    """Yield the full name and the field of every option of a dataclass, including those in groups."""
     for item in dataclasses.fields(options):
         if item.metadata:
             yield prefix + item.name, item
@@ -57,7 +59,10 @@ def option_fields(options: type, prefix: str = "") -> Iterator[tuple[str, datacl
 def build_options(
     options: type[Options], value_of: Callable[[str, dataclasses.Field], Any], prefix: str = ""
 ) -> Options:
-    """A dataclass of options from the value of each, by name and field. Raises OptionError with the full name."""
+    """Return an `options` instance; `value_of(full name, field)` supplies each value.
+
+    Raises OptionError with the full name of the option.
+    """
     values = {
         item.name: value_of(prefix + item.name, item)
         if item.metadata
@@ -67,5 +72,5 @@ def build_options(
     try:
         return options(**values)
     except OptionError as error:
-        # A dataclass knows its fields' names, not the group that it is in.
+        # The dataclass itself cannot add the name of its group.
         raise OptionError(str(error) if str(error).startswith(prefix) else f"{prefix}{error}") from None

@@ -1,4 +1,4 @@
-"""An orderly end by Ctrl-C."""
+"""SIGINT (Ctrl-C) and SIGTERM."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
+INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as shells report it
 
 
 class StopSignal:
-    """SIGINT or SIGTERM, for a main thread that does nothing but wait for it.
+    """Wakes a main thread that only waits for SIGINT or SIGTERM.
 
-    The system may hand a signal to any thread, or to the main one just before it goes to sleep; an Event that the
-    handler sets would not wake it then. What Python writes to a file descriptor always does.
+    The system may deliver a signal to any thread, or to the main thread just before it blocks. An Event set by the
+    handler would not wake it then. The file descriptor that Python writes to on a signal always does.
     """
 
     def __init__(self) -> None:
-        """Take both signals, for good. Main thread only."""
+        """Install permanent handlers for both signals. Call it in the main thread."""
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
@@ -27,18 +27,21 @@ class StopSignal:
             signal.signal(number, lambda *_: None)  # the default would end the process
 
     def set(self) -> None:
-        """As if a signal had come; from any thread."""
+        """Wake the waiting thread as a signal would. Callable from any thread."""
         self._sender.send(b"\0")
 
     def wait(self) -> None:
-        """Return once a signal has come, also where that was before."""
+        """Block until a signal has arrived; return at once if one arrived earlier."""
         self._receiver.recv(1)
 
 
 @contextmanager
 def on_stop_signals(react: Callable[[str], None]) -> Iterator[None]:
-    """Call `react` with the name of the first SIGINT and of the first SIGTERM; a second one of a kind acts as it
-    always does, at once. Outside the main thread, to which signals belong, nothing is changed."""
+    """Call `react` with the signal's name on the first SIGINT and on the first SIGTERM.
+
+    A second signal of the same kind has its usual effect. Outside the main thread, which alone may install signal
+    handlers, nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""README.md and docs/ say what the package does: topics, services, parameters, commands, links."""
+"""README.md and docs/ agree with the package: topics, services, parameters, commands, links."""
 
 import ast
 import json
@@ -25,26 +25,27 @@ from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import StreamOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+FILES = (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *ROOT.glob("docs/*.md"))
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in FILES}
 OPTIONS = {name: item for kind in (NodeOptions, StreamOptions) for name, item in option_fields(kind)}
-# Of packages whose topics and services every node has.
+# Packages whose topics and services every node has.
 STANDARD = ("rcl_interfaces", "lifecycle_msgs", "type_description_interfaces")
 
 
 def prose_and_blocks(text):
-    """What is outside fenced blocks, and the blocks."""
+    """The text outside fenced blocks, and the blocks."""
     parts = re.split(r"^ *```.*\n", text, flags=re.MULTILINE)
-    assert len(parts) % 2 == 1, "a block without an end"
+    assert len(parts) % 2 == 1, "a block is not closed"
     return "".join(parts[::2]), parts[1::2]
 
 
 def spans(text):
-    """What stands in backticks in the prose, on one line."""
+    """The spans in backticks in the prose, each on one line."""
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose_and_blocks(text)[0])]
 
 
 def tables(text):
-    """Every row of every table in the prose as a dictionary by the table's header."""
+    """Every row of every table in the prose, as a dictionary by the table's header."""
     rows, header = [], None
     for line in prose_and_blocks(text)[0].splitlines():
         if not line.startswith("|"):
@@ -69,13 +70,12 @@ def rows_with(*columns):
 
 def test_every_parameter_is_in_one_table_with_its_default():
     found = Counter()
-    for column in ("parameter", "name"):  # the generated table, and tables of some parameters on other pages
-        for row in rows_with(column, "default"):
-            name = re.match(r"`([\w.]+)`", row[column])[1]
-            found[name] += column == "parameter"
-            default = OPTIONS[name].default
-            shown = default if isinstance(default, str) and default else json.dumps(default)
-            assert row["default"] == f"`{shown}`", name
+    for row in [*rows_with("parameter", "default", "allowed"), *rows_with("name", "default")]:
+        name = re.match(r"`([\w.]+)`", row.get("parameter") or row["name"])[1]
+        found[name] += "parameter" in row  # the other tables explain some parameters again
+        default = OPTIONS[name].default
+        shown = default if isinstance(default, str) and default else json.dumps(default)
+        assert row["default"] == f"`{shown}`", name
     assert found == Counter(OPTIONS.keys())
 
 
@@ -90,7 +90,7 @@ def kind_of(message_type):
 
 
 def quality(profile):
-    """The word that docs/ros.md has for a quality of service."""
+    """The name of a quality of service in docs/ros.md."""
     if profile.reliability == ReliabilityPolicy.BEST_EFFORT:
         return "sensor data"
     return "latched" if profile.durability == DurabilityPolicy.TRANSIENT_LOCAL else "reliable"
@@ -98,7 +98,7 @@ def quality(profile):
 
 @pytest.fixture(scope="module")
 def contract():
-    """Of a node that has everything: types by name, as in the tables; and QoS of what it publishes and takes in."""
+    """A node with all topics: types by name, as in the tables, and QoS of its publishers and subscriptions."""
     kinds, published, taken = {}, {}, {}
     context = Context()
     rclpy.init(context=context)
@@ -130,7 +130,7 @@ def contract():
 
 
 def as_shown(name):
-    """A resolved name of a node `raymap3r` without a namespace as the tables have it."""
+    """A resolved name of a node `raymap3r` without a namespace, as in the tables."""
     if name.startswith("/raymap3r/"):
         return name.replace("/raymap3r/", "~/")
     return name if name in ("/tf", "/tf_static", "/diagnostics") else name.removeprefix("/")
@@ -143,7 +143,7 @@ def test_every_topic_and_service_is_in_one_table_with_its_type_and_qos(contract)
         name = row["name"].strip("`")
         assert name not in rows, f"{name} is in two tables"
         rows[name] = row
-    del kinds["/tf_static"]  # listened to, which the prose tells
+    del kinds["/tf_static"]  # subscribed only; documented in the prose
     assert {name: row["type"] for name, row in rows.items()} == kinds
     for name, profile in published.items():
         if name in rows:
@@ -157,27 +157,27 @@ def test_every_topic_and_service_is_in_one_table_with_its_type_and_qos(contract)
     assert rows["camera_info"]["QoS"] == f"{words[info.reliability]}, {info.depth}"
 
 
-def test_topics_in_the_prose_are_there(contract):
-    known = {*contract[0], "~/change_state", "~/set_parameters"}  # of every managed node
+def test_topics_in_the_prose_exist(contract):
+    known = {*contract[0], "~/change_state", "~/set_parameters"}  # the latter two: of every managed node
     for page, text in PAGES.items():
         for span in spans(text):
             if re.fullmatch(r"~/[a-z_]+", span):
                 assert span in known, f"{page}: {span}"
 
 
-def test_diagnostics_in_the_table_are_told():
+def test_all_diagnostics_are_in_the_table():
     monitor = Monitor()
     monitor.published(0.1, 0.05, {})
-    told = {item.key for item in monitor.status("node", "active", {}).values}
+    published = {item.key for item in monitor.status("node", "active", {}).values}
     shown = {key for row in tables(PAGES["docs/ros.md"]) if "key" in row for key in re.findall(r"`(.+?)`", row["key"])}
-    assert told <= shown
+    assert published <= shown
 
 
 # ------------------------------------------------------------------------------------------------------- commands
 
 
 def commands(text, program):
-    """Arguments of every command of the blocks that calls `program`, with each value of a shell's loop."""
+    """Arguments of every call of `program` in the blocks, once for each value of a shell loop."""
     found = []
     for block in prose_and_blocks(text)[1]:
         loops = dict(re.findall(r"for (\w+) in ([^;\n]+)", block))
@@ -190,7 +190,7 @@ def commands(text, program):
 
 
 def parses(arguments):
-    """Whether the command line takes them; those that are a command and no more are asked for their help."""
+    """Whether the command line accepts the arguments; a command without arguments is run with --help."""
     if len(arguments) <= 2 and all(re.fullmatch(r"[a-z]+", word) for word in arguments):
         arguments = [*arguments, "--help"]
     try:
@@ -218,7 +218,7 @@ def test_commands_that_are_wrong_are_found(capsys):
 
 
 def launch_arguments(path):
-    """Names of the arguments of a launch file, and of the one that it includes; launch itself need not be here."""
+    """Names of the arguments of a launch file and of the one that it includes; works without `launch`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         called = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
@@ -237,7 +237,7 @@ LAUNCH = {path.name: launch_arguments(path) for path in ROOT.glob("launch/*.laun
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_launch_commands_name_files_and_arguments_that_are_there(page):
+def test_launch_files_and_arguments_in_commands_exist(page):
     for package, *words in commands(PAGES[page], "ros2 launch"):
         if package == "raymap3r_ros":
             file, *arguments = words
@@ -248,24 +248,24 @@ def test_launch_commands_name_files_and_arguments_that_are_there(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_launch_arguments_have_values(page):
-    """`ros2 launch` takes no argument that ends with `:=`: it calls it malformed."""
+    """`ros2 launch` refuses arguments that end with `:=` as malformed."""
     for arguments in commands(PAGES[page], "ros2 launch"):
         assert not [argument for argument in arguments if argument.endswith(":=")]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_arguments_in_the_prose_are_there(page):
-    theirs = set()  # names of the mappers' topics, which their launch files remap
+def test_arguments_in_the_prose_exist(page):
+    mapper_topics = set()  # remapped by the launch files
     for file in ROOT.glob("launch/*.launch.py"):
-        theirs.update(re.findall(r'^    "(\S+)": "', file.read_text(), flags=re.MULTILINE))
-    known = set().union(theirs, OPTIONS, *LAUNCH.values())
+        mapper_topics.update(re.findall(r'^    "(\S+)": "', file.read_text(), flags=re.MULTILINE))
+    known = set().union(mapper_topics, OPTIONS, *LAUNCH.values())
     for span in spans(PAGES[page]):
         for name in re.findall(r"(?:^|\s)([\w./]+):=", span):
             assert name in known, f"{page}: {span}"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_calls_of_ros2_name_services_and_parameters_that_are_there(page, contract):
+def test_services_and_parameters_in_ros2_calls_exist(page, contract):
     text, kinds = PAGES[page], contract[0]
     words = [span.split() for span in spans(text)]
     for _, name, kind, *_ in [one[2:] for one in words if one[:3] == ["ros2", "service", "call"]] + [
@@ -298,13 +298,13 @@ def test_parameter_files_hold_parameters(page):
 
 
 def anchors(text):
-    """The fragments by which a page's headings are linked, as GitHub makes them."""
+    """The fragments of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", "\n".join(prose_and_blocks(text)[0].splitlines()), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for link in re.findall(r"\]\(\s*([^)\s]+)\s*\)", prose_and_blocks(PAGES[page])[0]):
         if link.startswith(("http://", "https://")):
             continue
@@ -317,13 +317,13 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_on_ros_is_in_its_index():
     linked = {f"docs/{link}" for link in re.findall(r"\]\(([\w.]+\.md)", PAGES["docs/ros.md"])}
-    # What is about the network and its figures is no matter of ROS.
-    others = {"README.md", "docs/ros.md", "docs/weights.md", "docs/simulated.md", "docs/synthetic.md"}
-    assert PAGES.keys() - others <= linked
+    not_on_ros = ("weights", "simulated", "synthetic", "recordings", "performance", "architecture")
+    others = {"docs/ros.md", *(f"docs/{name}.md" for name in not_on_ros)}
+    assert {page for page in PAGES if page.startswith("docs/")} - others <= linked
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_of_the_checkout_that_are_named_are_there(page):
+def test_files_of_the_checkout_exist(page):
     folders = "benchmarks|config|docs|examples|launch|raymap3r_ros|test"
     for name in re.findall(rf"(?<![\w/])((?:{folders})/[\w./-]*\w\.\w+)", PAGES[page]):
         assert (ROOT / name).exists(), name

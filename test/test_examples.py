@@ -1,4 +1,4 @@
-"""What examples/ and docs/ros.md show runs as they say, in processes of its own and over DDS."""
+"""The examples in examples/ and docs/ros.md run as documented, in separate processes and over DDS."""
 
 import itertools
 import math
@@ -25,12 +25,12 @@ from std_msgs.msg import Header
 from raymap3r_ros.clients.harness import rendered_room
 from raymap3r_ros.node.conversions import image_message
 
-LIMIT = 60.0  # seconds; only a failing test waits so long
+LIMIT = 60.0  # seconds; only a failing test waits this long
 EXAMPLE = "two_nodes_one_process.py"
 
 
 class Process:
-    """A Python process, and what it prints."""
+    """A Python process and its output."""
 
     def __init__(self, *command):
         self._process = subprocess.Popen(
@@ -42,13 +42,13 @@ class Process:
         self._lines = []
 
     def lines(self, text=""):
-        """The lines so far that have this text in them."""
+        """The lines so far that contain this text."""
         while not self._queue.empty():
             self._lines.append(self._queue.get().rstrip())
         return [line for line in self._lines if text in line]
 
     def end(self, number=None):
-        """Send a signal, if one is given; the exit status."""
+        """Send a signal if one is given, wait for the end, and return the exit status."""
         if number is not None:
             self._process.send_signal(number)
         try:
@@ -84,7 +84,7 @@ def clip():
 
 
 def sender(node, clip, *namespaces):
-    """Sends the next image of the clip to each namespace, stamped now."""
+    """Return a function that sends the next image of the clip to each namespace, stamped with the current time."""
     publishers = [node.create_publisher(Image, f"/{name}/image", QoSProfile(depth=1)) for name in namespaces]
     images = itertools.cycle(clip)
 
@@ -98,7 +98,7 @@ def sender(node, clip, *namespaces):
 
 
 def wait(node, condition, what, otherwise=lambda: None):
-    """Let a node work until the condition holds; `otherwise` is done again and again until then."""
+    """Spin a node until the condition holds; `otherwise` is called in each turn until then."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {LIMIT:.0f} s"
@@ -122,7 +122,7 @@ def test_two_nodes_share_a_process_and_end_in_order(start, camera, clip, root):
     assert process.end(signal.SIGINT) == 0
     assert_quiet(process)
 
-    # A word from what was heard here: the nearest of what stands still in the middle, and how fast the camera moves.
+    # The watcher logs the nearest static depth in the middle and the speed, both as received here.
     distances, speeds = set(), {"nan"}
     for depth in depths:
         middle = np.frombuffer(depth.data, np.float32).reshape(48, 64)[16:32, 21:42]
@@ -130,10 +130,11 @@ def test_two_nodes_share_a_process_and_end_in_order(start, camera, clip, root):
     for one in odometry:
         velocity = one.twist.twist.linear
         speeds.add(f"{math.sqrt(velocity.x**2 + velocity.y**2 + velocity.z**2):.2f}")
-    said = [re.search(r"watcher\]: (.+) m to what stands still, at (.+) m/s", line) for line in process.lines(" m/s")]
-    assert all(said)
-    # The first frames may have passed before this test was known to the node.
-    assert any(one[1] in distances and one[2] in speeds - {"nan"} for one in said)
+    pattern = r"watcher\]: (.+) m to the nearest static object, at (.+) m/s"
+    logged = [re.search(pattern, line) for line in process.lines(" m/s")]
+    assert all(logged)
+    # The first frames may be published before the node discovers this test's subscriptions.
+    assert any(one[1] in distances and one[2] in speeds - {"nan"} for one in logged)
 
 
 def test_a_stream_that_cannot_start_is_an_exit_status(start, root):
@@ -152,8 +153,8 @@ def test_two_cameras_in_one_process_with_the_parameter_file_of_the_docs(start, c
         "-p", "device:=cpu",
     )  # fmt: skip
     depths = {name: [] for name in ("front", "rear")}
-    for name, heard in depths.items():
-        camera.create_subscription(Image, f"/{name}/raymap3r/depth", heard.append, qos_profile_sensor_data)
+    for name, received in depths.items():
+        camera.create_subscription(Image, f"/{name}/raymap3r/depth", received.append, qos_profile_sensor_data)
     wait(camera, lambda: len(process.lines("active: newest frame of /")) == 2, "start")
     send = sender(camera, clip, *depths)
     wait(camera, lambda: all(depths.values()), "depth of both", send)
@@ -162,9 +163,9 @@ def test_two_cameras_in_one_process_with_the_parameter_file_of_the_docs(start, c
     for name, publishes in (("front", True), ("rear", False)):
         client = camera.create_client(GetParameters, f"/{name}/raymap3r/get_parameters")
         assert client.wait_for_service(LIMIT)
-        answer = client.call_async(GetParameters.Request(names=names))
-        wait(camera, answer.done, "answer")
-        publish_tf, tf_mode = answer.result().values
+        response = client.call_async(GetParameters.Request(names=names))
+        wait(camera, response.done, "response")
+        publish_tf, tf_mode = response.result().values
         assert (publish_tf.bool_value, tf_mode.string_value) == (publishes, "base")
     assert process.end(signal.SIGINT) == 0
     assert_quiet(process)

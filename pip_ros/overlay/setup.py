@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithPathFile(build_py):
-    """Puts the .pth file beside the modules: setuptools has no option for it."""
+    """Installs the .pth file beside the modules; setuptools has no option for it."""
 
     def run(self):
         super().run()
@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.10",
     packages=["tf2_ros", "cv_bridge", "sensor_msgs_py"],
     py_modules=["raymap3r_pip_ros"],
-    # rclpy and the message packages are installed by pip_ros/install.py, which also knows when not to.
+    # pip_ros/install.py installs rclpy and the message packages, or leaves them to the ROS distribution.
     install_requires=["numpy>=1.26", "opencv-python-headless>=4.7"],
     cmdclass={"build_py": BuildWithPathFile},
     zip_safe=False,

@@ -1,5 +1,6 @@
 """Weights files: the public form, our own, broken ones and malicious ones."""
 
+import argparse
 import dataclasses
 import io
 import json
@@ -108,6 +109,18 @@ def test_weights_arrive_in_the_right_places(tmp_path: Path, tiny_is_public: None
         ("self_head.conv3.bias", "downstream_head.dpt_self.head.4.bias"),
     ):
         assert torch.equal(state[ours], tensors[public]), ours
+
+
+class UnknownConfig:
+    """An object of a class that no other machine has."""
+
+
+def test_an_unknown_object_beside_the_tensors_is_skipped_with_a_note(tmp_path: Path, tiny_is_public: None, caplog):
+    path = tmp_path / "public.pth"
+    torch.save({"model": public_tensors(TINY), "args": UnknownConfig(), "other": argparse.Namespace(a=1)}, path)
+    assert load_network(path).trained
+    (record,) = caplog.records
+    assert f"skipped objects that are not tensors ({__name__}.UnknownConfig)" in record.getMessage()
 
 
 def test_all_mismatches_come_in_one_error():

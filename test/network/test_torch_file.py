@@ -169,16 +169,17 @@ def touch(path: str) -> None:
     Path(path).mkdir()
 
 
+OS = Call(importlib.import_module, "os")
 GADGETS = {
     "system": lambda canary: Call(os.system, f"mkdir {canary}"),
     "eval": lambda canary: Call(eval, f"__import__('os').mkdir({str(canary)!r})"),
     "exec": lambda canary: Call(exec, f"import os; os.mkdir({str(canary)!r})"),
     "a class that starts programs": lambda canary: Call(subprocess.Popen, ("mkdir", str(canary))),
     "a function of ours": lambda canary: Call(touch, str(canary)),
-    "getattr": lambda canary: Call(Call(getattr, os, "mkdir"), str(canary)),
+    "getattr": lambda canary: Call(Call(getattr, OS, "mkdir"), str(canary)),
     "partial": lambda canary: Call(functools.partial(os.mkdir, str(canary))),
     "partial alone": lambda canary: functools.partial(print, str(canary)),
-    "attrgetter": lambda canary: Call(operator.attrgetter("system"), os),
+    "attrgetter": lambda canary: Call(operator.attrgetter("system"), OS),
     "methodcaller": lambda canary: operator.methodcaller("mkdir"),
     "import": lambda canary: Call(importlib.import_module, "antigravity"),
     "a map": lambda canary: Call(list, Call(map, os.mkdir, [str(canary)])),
@@ -190,10 +191,6 @@ GADGETS = {
     "builtin type with a callback": lambda canary: Call(builtins.sorted, [1], Call(touch, str(canary))),
     "bytes of any length": lambda canary: Call(bytearray, 2**45),
 }
-# A list in the place of the module, as `os` is in the gadgets above, cannot be pickled by name: modules are replaced.
-importlib.import_module("copyreg").pickle(
-    types.ModuleType, lambda module: (importlib.import_module, (module.__name__,))
-)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_organized_round_trip():
     [
         (np.zeros((4, 2), np.float32), "do not fit the 3 fields"),
         (np.zeros((2, 2, 2, 3), np.float32), "3 dimensions"),
-        (np.zeros(4, [("x", "f4"), ("y", "f4"), ("z", "f8")]), "is not that of the fields"),
+        (np.zeros(4, [("x", "f4"), ("y", "f4"), ("z", "f8")]), "the points' dtype"),
     ],
 )
 def test_points_that_do_not_fit(points, why):

@@ -33,7 +33,7 @@ class CvBridgeError(TypeError):
 
 
 class Encoding(NamedTuple):
-    """What an encoding's name means. `color` is OpenCV's name of the colour space, "" where there is none."""
+    """Meaning of an encoding's name. `color` is OpenCV's name of the colour space, "" if none exists."""
 
     dtype: np.dtype
     channels: int
@@ -110,7 +110,7 @@ def convert(image: np.ndarray, source_name: str, target_name: str) -> np.ndarray
 
 
 class CvBridge:
-    """Converts between OpenCV images (NumPy arrays, BGR unless said otherwise) and ROS image messages."""
+    """Converts between OpenCV images (NumPy arrays, BGR unless stated otherwise) and ROS image messages."""
 
     def imgmsg_to_cv2(self, img_msg: Image, desired_encoding: str = "passthrough") -> np.ndarray:
         """A message's image, (H, W) for one channel, else (H, W, C), in the machine's byte order.
@@ -144,7 +144,7 @@ class CvBridge:
         return convert(image, img_msg.encoding, desired_encoding)
 
     def cv2_to_imgmsg(self, cvim: np.ndarray, encoding: str = "passthrough", header: Header | None = None) -> Image:
-        """An image, (H, W) or (H, W, C), as a message. Nothing is converted: `encoding` says what the numbers mean.
+        """An image, (H, W) or (H, W, C), as a message. Nothing is converted: `encoding` describes the numbers.
 
         "passthrough" names the OpenCV type, such as 8UC3. Raises CvBridgeError where the array's type or channels
         are not those of `encoding`, TypeError where it is no array.

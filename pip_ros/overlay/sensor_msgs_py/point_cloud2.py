@@ -69,7 +69,7 @@ def create_cloud(
             raise ValueError(f"points of shape {points.shape} do not fit the {len(dtype.names)} fields {dtype.names}")
         points = unstructured_to_structured(points, dtype=dtype)
     elif points.dtype != dtype:
-        raise ValueError(f"the points' dtype {points.dtype} is not that of the fields, {dtype}")
+        raise ValueError(f"the points' dtype is {points.dtype}, the fields' dtype is {dtype}")
     if points.ndim not in (1, 2):
         raise ValueError(f"points have {points.ndim} dimensions; allowed: 1, or 2 for an organized cloud")
 
@@ -110,10 +110,10 @@ def read_points(
 ) -> np.ndarray:
     """The points of a cloud as a structured array (N,).
 
-    `field_names`: only these. `skip_nans`: without points that have a NaN, unless the cloud says that it is dense.
+    `field_names`: only these. `skip_nans`: without points that have a NaN, unless the cloud is marked as dense.
     `uvs`: only the points at these indices. `reshape_organized_cloud`: (width, height), as `create_cloud` takes it.
-    Shares memory with the message where nothing had to be changed. Raises ValueError on a field that the cloud has
-    not, or on data shorter than its size says.
+    Shares memory with the message if nothing had to be changed. Raises ValueError on a field that the cloud
+    lacks, or on data shorter than its size.
     """
     dtype = dtype_from_fields(cloud.fields, cloud.point_step)
     count = cloud.width * cloud.height

@@ -1,4 +1,4 @@
-"""Stores the transforms of /tf and /tf_static and answers what lies between two frames at a time.
+"""Storage for the transforms of /tf and /tf_static, and look-ups of the transform between two frames at a time.
 
 A rotation is a unit quaternion (x, y, z, w), a translation (x, y, z) in metres; a pair of them is a transform that
 takes coordinates of the child frame to coordinates of the parent. Times are integer nanoseconds; 0 means "latest".

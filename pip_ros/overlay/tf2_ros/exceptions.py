@@ -1,4 +1,4 @@
-"""What a look-up raises."""
+"""Exceptions of look-ups."""
 
 
 class TransformException(Exception):
@@ -14,12 +14,12 @@ class ConnectivityException(TransformException):
 
 
 class ExtrapolationException(TransformException):
-    """The time asked for lies outside what is stored."""
+    """The requested time lies outside the stored transforms."""
 
 
 class InvalidArgumentException(TransformException):
-    """A frame name that cannot be one: empty, or with a leading slash."""
+    """An invalid frame name: empty, or with a leading slash."""
 
 
 class TimeoutException(TransformException):
-    """A transform did not come in time."""
+    """A transform did not arrive in time."""

@@ -15,9 +15,9 @@ from tf2_ros.buffer import BufferCore
 
 
 class TransformListener:
-    """Subscribes to /tf and /tf_static and stores what comes in `buffer`.
+    """Subscribes to /tf and /tf_static and stores the transforms in `buffer`.
 
-    `spin_thread`: spin `node` in a thread of its own; else whoever owns the node spins it.
+    `spin_thread`: spin `node` in a separate thread; otherwise the owner of the node spins it.
     `qos`, `static_qos`: profiles or history depths of the two subscriptions.
     """
 
@@ -40,7 +40,7 @@ class TransformListener:
             static_qos = QoSProfile(
                 depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL, history=HistoryPolicy.KEEP_LAST
             )
-        # A group of its own: else a callback that waits for a transform would keep it from arriving.
+        # A separate group: otherwise a callback that waits for a transform would block its arrival.
         self.group = ReentrantCallbackGroup()
         self.tf_sub = node.create_subscription(TFMessage, tf_topic, self.callback, qos, callback_group=self.group)
         self.tf_static_sub = node.create_subscription(
@@ -54,12 +54,12 @@ class TransformListener:
             self.dedicated_listener_thread.start()
 
     def _spin(self) -> None:
-        # A program that ends without calling `unregister` shuts rclpy down under the thread: no error.
+        # Not an error: a program that ends without `unregister` shuts rclpy down while the thread runs.
         with contextlib.suppress(ExternalShutdownException):
             self.executor.spin()
 
     def unregister(self) -> None:
-        """Stop listening."""
+        """Destroy the subscriptions, and end the thread."""
         if self.executor is not None:
             self.executor.shutdown()
             self.dedicated_listener_thread.join()
