@@ -24,10 +24,12 @@ import torch
 
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
-from raymap3r_ros.io.writers import whole_file, write_json
+from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, NetworkConfig
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.preprocessing import frame_image
+from raymap3r_ros.tables import text_table
 
 FAILED, INTERRUPTED = 2, 130  # exit statuses
 ROUNDS = 10  # turns that each contestant gets
@@ -333,16 +335,11 @@ def exit_status(program: str, work: Callable[[], None]) -> int:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
-    """Columns as wide as they need to be; numbers to the right, with three digits that say something."""
+    """Print aligned columns; numbers to the right, with three significant digits."""
     cells = [[value if isinstance(value, str) else _short(value) for value in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(titles, *cells, strict=True)]
-    numeric = [all(not isinstance(value, str) for value in column) for column in zip(*rows, strict=True)]
-    for line in (titles, *cells):
-        aligned = [
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, numeric, strict=True)
-        ]
-        print("  ".join(aligned).rstrip())
+    columns = enumerate(zip(*rows, strict=True))
+    numeric = [index for index, column in columns if all(not isinstance(value, str) for value in column)]
+    print(text_table([titles, *cells], numeric))
 
 
 def _short(value: float) -> str:

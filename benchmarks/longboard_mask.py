@@ -23,7 +23,7 @@ import torch
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.metrics import MotionScore, motion_metrics, sequence_motion
 from raymap3r_ros.io.preview import overlay_mask
-from raymap3r_ros.io.readers import open_recording
+from raymap3r_ros.io.recording import open_recording
 from raymap3r_ros.streaming import METHOD, MaskOptions, staticness
 from raymap3r_ros.streaming.mask import dynamic_mask
 

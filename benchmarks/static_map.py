@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from common import Contestant, Latency
 
-from raymap3r_ros.geometry.cameras import pixel_rays
+from raymap3r_ros.geometry.cameras import back_project
 from raymap3r_ros.mapping import OccupancyOptions, StaticMap, occupancy_grid
 from raymap3r_ros.network import choose_device
 from raymap3r_ros.synthetic import suite_sequence
@@ -63,11 +63,10 @@ def views(size: tuple[int, int], count: int, device: torch.device) -> list[tuple
     """The arguments of `StaticMap.integrate` for so many frames of H x W pixels."""
     sequence = suite_sequence(SUITE, 0, size=size, device=device)
     matrix = torch.tensor(sequence.intrinsics, dtype=torch.float32, device=device)
-    rays = pixel_rays(matrix[None], size)[0]
     confidence = torch.full(size, 5.0, device=device)
     return [
         (
-            rays * torch.tensor(frame.depth, device=device)[..., None],
+            back_project(torch.tensor(frame.depth, device=device)[None], matrix[None])[0],
             torch.tensor(frame.image, device=device),
             confidence,
             torch.tensor(frame.moving, device=device),

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import torch
 
+from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.preview import DepthRange, color_depth, draw_panels
-from raymap3r_ros.io.writers import write_image
 from raymap3r_ros.streaming import METHOD, MaskOptions
 from raymap3r_ros.streaming.mask import dynamic_mask
 from raymap3r_ros.streaming.staticness import confidence_weight, discrepancy, pixel_staticness

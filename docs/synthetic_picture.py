@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.preview import BACKGROUND, FAINT_TEXT, GAP, TEXT, DepthRange, color_depth, overlay_mask
-from raymap3r_ros.io.writers import write_image
 from raymap3r_ros.synthetic import SUITES, suite_sequence
 
 SIZE = (120, 160)  # height, width of a panel

@@ -13,7 +13,7 @@ from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from raymap3r_ros.clients.player import ReplayOptions, open_bag
+from raymap3r_ros.clients.bag import ReplayOptions, open_bag
 from raymap3r_ros.clients.replay import node_parameters, prepare_folder
 from raymap3r_ros.node.dds_profile import config_file
 from raymap3r_ros.node.launching import declare, full_name, is_true, read

@@ -49,7 +49,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest files first: one that begins when all others are done would run alone.
-    first = ("test_golden.py", "test_demo.py", "test_replay.py")
+    first = ("test_golden.py", "test_demo.py", "test_player.py")
     items.sort(key=lambda item: item.path.name not in first)
 
 

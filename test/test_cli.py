@@ -13,6 +13,8 @@ from PIL import Image
 
 import raymap3r_ros
 from raymap3r_ros import cli
+from raymap3r_ros.commands import run
+from raymap3r_ros.commands.arguments import read_options, read_stream_options
 from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs
 from raymap3r_ros.streaming import RULES, MaskOptions, Stream, StreamOptions
@@ -41,7 +43,7 @@ def error_of(capsys, *arguments: object) -> str:
 
 
 def parse_run(*arguments: str):
-    return cli._parser([]).parse_args(["run", "in", "--out", "out", *arguments])
+    return cli.build_parser(["run"]).parse_args(["run", "in", "--out", "out", *arguments])
 
 
 def test_version(capsys):
@@ -67,26 +69,39 @@ def test_run_and_help_need_no_ros(images, tmp_path):
     assert len((tmp_path / "out" / "trajectory.txt").read_text().splitlines()) == 4
 
 
+def test_list_of_commands_needs_neither_ros_nor_torch(root):
+    code = (
+        "import sys; sys.modules['rclpy'] = sys.modules['torch'] = None\n"
+        "from raymap3r_ros.cli import main\n"
+        "main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = {path.stem for path in (root / "raymap3r_ros" / "commands").glob("*.py")}
+    assert modules - {"__init__", "arguments"} == cli.COMMANDS.keys()
+    assert all(f"    {name} " in done.stdout for name in cli.COMMANDS)
+
+
 def test_options_of_the_stream_are_those_of_the_dataclass():
-    assert cli.read_stream_options(parse_run()) == StreamOptions()
-    assert cli.read_options(parse_run(), CloudOptions) == CloudOptions()
+    assert read_stream_options(parse_run()) == StreamOptions()
+    assert read_options(parse_run(), CloudOptions) == CloudOptions()
     args = parse_run(
         "--rule", "cut3r", "--size", "64", "--router", "adaptive", "--smoothing", "off", "--reset-interval", "0",
         "--token-pooling", "raster", "--precision", "float16", "--mask-high", "5", "--mask-min-ratio", "0.5",
         "--voxel-size", "0.1", "--max-points", "5000",
     )  # fmt: skip
-    assert cli.read_stream_options(args) == StreamOptions(
+    assert read_stream_options(args) == StreamOptions(
         image_size=64, precision="float16", update_rule="cut3r", router="adaptive", smoothing="off", reset_interval=0,
         token_pooling="raster", mask=MaskOptions(high=5.0, min_ratio=0.5),
     )  # fmt: skip
-    assert cli.read_options(args, CloudOptions) == CloudOptions(voxel_size=0.1, max_points=5000)
+    assert read_options(args, CloudOptions) == CloudOptions(voxel_size=0.1, max_points=5000)
 
 
 def test_a_preset_changes_the_defaults_and_single_options_win():
-    assert cli.read_stream_options(parse_run("--preset", "published")) == StreamOptions.published()
+    assert read_stream_options(parse_run("--preset", "published")) == StreamOptions.published()
     args = parse_run("--preset", "published", "--smoothing", "tied", "--mask-kind", "absolute", "--mask-low", "2")
     expected = StreamOptions.published(smoothing="tied", mask=MaskOptions(low=2.0))
-    assert cli.read_stream_options(args) == expected
+    assert read_stream_options(args) == expected
 
 
 def test_replay_passes_the_preset_as_single_parameters(monkeypatch):
@@ -125,16 +140,16 @@ def test_help_tells_meaning_default_choices_and_limits(capsys):
 )
 def test_results_that_are_not_needed_are_left_out(images, tmp_path, monkeypatch, arguments, outputs):
     given = []
-    monkeypatch.setattr(cli, "run_recording", lambda *_, **values: given.append(values["outputs"]) or 1 / 0)
+    monkeypatch.setattr(run, "run_recording", lambda *_, **values: given.append(values["outputs"]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["run", str(images), "--out", str(tmp_path / "out"), "--checkpoint", "mini", *arguments])
     assert given == [outputs]
 
 
 def test_report_of_a_slow_run_has_significant_digits(images, tmp_path, capsys, monkeypatch):
-    run_recording = cli.run_recording
+    run_recording = run.run_recording
     monkeypatch.setattr(
-        cli,
+        run,
         "run_recording",
         lambda *args, **values: dataclasses.replace(
             run_recording(*args, **values), engine_rate=0.081123, whole_rate=0.03
@@ -180,7 +195,7 @@ def test_bad_inputs_are_one_clear_line(images, tmp_path, capsys):
         (["--max-points", "1"], "max_points is 1; allowed range: 1000 to"),
         (["--stride", "0"], "stride is 0; allowed: 1 and more"),
         (["--device", "tpu"], "device is 'tpu'; on this machine there are: auto, cpu"),
-        (["--topic", "/image"], "is no bag, so it has no topic '/image'"),
+        (["--topic", "/image"], "not a bag, so it has no topic '/image'"),
     ],
 )
 def test_values_out_of_range_are_one_clear_line(images, tmp_path, capsys, arguments, message):
@@ -227,7 +242,8 @@ def test_convert_of_something_else(tmp_path, capsys, shared):
 
 
 def test_demo_without_ros_says_what_is_missing(capsys, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("raymap3r_ros.node")]:
+    ros_rooms = ("raymap3r_ros.node", "raymap3r_ros.clients", "raymap3r_ros.commands.demo")
+    for name in [name for name in sys.modules if name.startswith(ros_rooms)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rclpy", None)
     assert error_of(capsys, "demo").startswith("the demo needs ROS 2 (")

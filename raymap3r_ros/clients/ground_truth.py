@@ -1,4 +1,4 @@
-"""Where a camera truly was, as a recording's TF tree or its odometry tells it."""
+"""Ground truth poses of the camera, from the TF tree or the odometry of a recording."""
 
 from __future__ import annotations
 
@@ -15,71 +15,71 @@ from tf2_ros import Buffer, TransformException
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.node.conversions import rigid_matrix
 
-TRUE_TOPICS = ("ground_truth", "groundtruth", "mocap", "vicon", "optitrack")  # parts of a topic's name
-TRUE_FRAMES = (*TRUE_TOPICS, "world")  # parts of the name of a tree's root
-FOR_EVER = Duration(seconds=1e9)  # that transforms are kept
-TRUE_FRAME = "truth"  # of an odometry topic: its own frame may be part of the TF tree too
+TOPIC_NAMES = ("ground_truth", "groundtruth", "mocap", "vicon", "optitrack")  # parts of a topic's name
+FRAME_NAMES = (*TOPIC_NAMES, "world")  # parts of the name of a tree's root
+CACHE_TIME = Duration(seconds=1e9)  # of transforms; longer than any recording
+ODOMETRY_ROOT = "truth"  # parent frame of odometry in the buffer; its own header frame may be in the TF tree too
 
 
-def is_called_truth(topic: str) -> bool:
-    """Whether the name of a topic says that it is the truth."""
-    return any(part in topic.lower() for part in TRUE_TOPICS)
+def is_ground_truth_name(topic: str) -> bool:
+    """Whether a topic is ground truth by its name."""
+    return any(part in topic.lower() for part in TOPIC_NAMES)
 
 
 @dataclass(frozen=True)
-class TruePoses:
-    """The camera's true way, as far as it is known."""
+class GroundTruth:
+    """Poses of the camera at some stamps."""
 
-    source: str  # what it is taken from
+    source: str  # description of the topic or frames
     poses: dict[int, np.ndarray]  # (4, 4) camera to a fixed frame, metres, by stamp in nanoseconds
 
 
-class Truth:
-    """Collects what a recording tells of the frame `camera`; names of frames without a slash in front."""
+class GroundTruthCollector:
+    """Collects transforms and odometry of a recording for the frame `camera`, given without a leading slash."""
 
     def __init__(self, camera: str) -> None:
         self._camera = camera
-        self._transforms: list[tuple[TransformStamped, bool]] = []  # and whether it is static
+        self._transforms: list[tuple[TransformStamped, bool]] = []  # with whether it is static
         self._odometry: dict[str, list[TransformStamped]] = {}  # by topic
 
     def add_transforms(self, transforms: Sequence[TransformStamped], *, static: bool) -> None:
-        """What came on /tf or /tf_static."""
+        """Add transforms of /tf or /tf_static."""
         for transform in transforms:
             transform.header.frame_id = transform.header.frame_id.lstrip("/")
             transform.child_frame_id = transform.child_frame_id.lstrip("/")
             self._transforms.append((transform, static))
 
     def add_odometry(self, topic: str, message: Odometry) -> None:
-        """What came on a topic of odometry."""
+        """Add a message of an odometry topic."""
         transform = TransformStamped(header=message.header, child_frame_id=message.child_frame_id.lstrip("/"))
-        transform.header.frame_id = TRUE_FRAME
+        transform.header.frame_id = ODOMETRY_ROOT
         pose = message.pose.pose
-        place = transform.transform.translation
-        place.x, place.y, place.z = pose.position.x, pose.position.y, pose.position.z
+        translation = transform.transform.translation
+        translation.x, translation.y, translation.z = pose.position.x, pose.position.y, pose.position.z
         transform.transform.rotation = pose.orientation
         self._odometry.setdefault(topic, []).append(transform)
 
-    def poses(self, stamps: Sequence[int], wanted: str = "") -> TruePoses:
-        """The camera at `stamps`, nanoseconds, interpolated; stamps before or after what is known are left out.
+    def poses(self, stamps: Sequence[int], selected: str = "") -> GroundTruth:
+        """Interpolated poses at `stamps` (nanoseconds), without those before or after the recorded range.
 
-        `wanted`: a topic of odometry or a frame; empty: the topic or the root of the TF tree above the camera whose
-        name says that it is the truth. Raises InputError where there is no such thing, or it leads nowhere.
+        `selected`: an odometry topic or a frame; empty: a topic, or the root of the TF tree above the camera, that is
+        ground truth by its name. Raises InputError if it does not exist or is not connected to the camera.
         """
-        topic, fixed = self._choose(wanted)
-        buffer = Buffer(cache_time=FOR_EVER)
+        topic, fixed = self._select(selected)
+        buffer = Buffer(cache_time=CACHE_TIME)
         camera, source = self._camera, f"TF {fixed} -> {self._camera}"
-        carrier = self._odometry[topic][0].child_frame_id if topic else ""
+        child = self._odometry[topic][0].child_frame_id if topic else ""
         for transform, static in self._transforms:
-            if transform.child_frame_id == carrier:  # a frame has one parent
+            if transform.child_frame_id == child:  # a frame has one parent
                 continue
             (buffer.set_transform_static if static else buffer.set_transform)(transform, "recording")
         if topic:
             for transform in self._odometry[topic]:
                 buffer.set_transform(transform, topic)
-            source = f"odometry {topic} of {carrier}"
-            if carrier != camera and not self._is_above(carrier):
-                source += f", taken for the camera, whose place on {carrier} is not known"
-                camera = carrier
+            source = f"odometry {topic} of {child}"
+            if child != camera and child not in self._ancestry():
+                source += f", used for the camera, because the pose of the camera in {child} is unknown"
+                camera = child
         poses = {}
         failure: TransformException | None = None
         for stamp in stamps:
@@ -90,36 +90,33 @@ class Truth:
                 continue
             poses[stamp] = rigid_matrix(found.translation, found.rotation)
         if not poses:
-            raise InputError(f"{source}: not known at any frame's time: {failure}")
-        return TruePoses(source, poses)
+            raise InputError(f"{source}: unknown at the time of every frame: {failure}")
+        return GroundTruth(source, poses)
 
-    def _choose(self, wanted: str) -> tuple[str, str]:
-        """Topic of odometry (or none) and fixed frame."""
+    def _select(self, selected: str) -> tuple[str, str]:
+        """Odometry topic (or none) and fixed frame."""
         topics = sorted(self._odometry)
-        root = self._line()[-1]
-        if "/" + wanted.lstrip("/") in topics:
-            return "/" + wanted.lstrip("/"), TRUE_FRAME
-        if wanted:
-            return "", wanted.lstrip("/")
+        *_, root = ancestry = self._ancestry()
+        if "/" + selected.lstrip("/") in topics:
+            return "/" + selected.lstrip("/"), ODOMETRY_ROOT
+        if selected:
+            return "", selected.lstrip("/")
         for topic in topics:
-            if is_called_truth(topic):
-                return topic, TRUE_FRAME
-        if root != self._camera and any(part in root.lower() for part in TRUE_FRAMES):
+            if is_ground_truth_name(topic):
+                return topic, ODOMETRY_ROOT
+        if root != self._camera and any(part in root.lower() for part in FRAME_NAMES):
             return "", root
-        above = [frame for frame in self._line() if frame != self._camera]
+        above = [frame for frame in ancestry if frame != self._camera]
         raise InputError(
-            "nothing in the bag is called the truth; to compare with something else name one of its odometry topics "
-            f"({', '.join(topics) or 'none'}) or of the frames above the camera's ({', '.join(above) or 'none'}) "
-            "with --truth"
+            "no topic or frame of the bag is ground truth by its name; to compare with another one, select an "
+            f"odometry topic ({', '.join(topics) or 'none'}) or a frame above the camera's "
+            f"({', '.join(above) or 'none'}) with --truth"
         )
 
-    def _line(self) -> list[str]:
-        """The camera's frame and all above it, the root last."""
+    def _ancestry(self) -> list[str]:
+        """The camera's frame and all frames above it, the root last."""
         parents = {transform.child_frame_id: transform.header.frame_id for transform, _ in self._transforms}
         line = [self._camera]
         while (parent := parents.get(line[-1])) is not None and parent not in line:
             line.append(parent)
         return line
-
-    def _is_above(self, frame: str) -> bool:
-        return frame in self._line()

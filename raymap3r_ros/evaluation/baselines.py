@@ -1,7 +1,7 @@
-"""What a dynamic map must beat: the same figures from backgrounds that know nothing of the place, and from colour.
+"""Baselines for the dynamic map: figures from backgrounds that do not depend on the place, and from colour.
 
-All of it is computed on the frames kept as `Sample`s of a set of sequences; NETWORK is the first variant on those same
-frames, by the same code, for comparison.
+They are computed on the frames that the sequences keep as `SampledFrame`s; NETWORK is the first variant on the same
+frames with the same code, for comparison.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from raymap3r_ros.evaluation.metrics import MotionScore, motion_metrics
-from raymap3r_ros.evaluation.run import Sample, SequenceRun, motion_values
+from raymap3r_ros.evaluation.scorer import SampledFrame, SequenceRun, motion_values
 from raymap3r_ros.streaming import MaskOptions
 from raymap3r_ros.streaming.mask import dynamic_mask
 
@@ -22,25 +22,25 @@ TRUE_BACKGROUND = "true background"
 _FEATURES = {"saturation alone": 1, "brightness alone": 2}  # channel of an HSV image
 _LEVELS = 32  # thresholds tried for each, at even shares of the pixels
 
-MapPublisher = list[np.ndarray | None]  # one per sample of a sequence
+Backgrounds = list[np.ndarray | None]  # one per sampled frame of a sequence
 
 
 def map_controls(runs: list[SequenceRun], options: MaskOptions) -> list[dict[str, dict[str, float]]]:
-    """For each sequence: control -> metric -> value. What the truth does not allow is left out.
+    """For each sequence: baseline -> metric -> value, as far as the ground truth allows.
 
     - the network's own depth and rays;
     - its depth against the rays of the sequence before it in the list (of the last one, for the first);
-    - its depth against the one static depth map that is best for all sequences, the median over all their frames;
+    - its depth against a single static depth map for all sequences, the median over all their frames;
     - its depth against the true static depth;
-    - saturation or brightness over, or under, the threshold that is best for all sequences.
+    - saturation or brightness above or below the best threshold for all sequences.
 
-    True depths are brought to the network's scale, by the median ratio over the static pixels of each frame. Masks of
-    backgrounds are by the absolute decision, whatever kind `options` names.
+    True depths are scaled to the network by the median ratio over the static pixels of each frame. Masks of
+    backgrounds use the absolute decision, regardless of the kind in `options`.
     """
     controls: list[dict[str, dict[str, float]]] = [{} for _ in runs]
     best = _median_background(runs)
     for place, run in enumerate(runs):
-        backgrounds: dict[str, MapPublisher] = {
+        backgrounds: dict[str, Backgrounds] = {
             NETWORK: [sample.ray_depth for sample in run.samples],
             OTHER_RAYS: _other_rays(run, runs[place - 1]),
             CONSTANT: [_scaled(best, sample) for sample in run.samples],
@@ -54,8 +54,10 @@ def map_controls(runs: list[SequenceRun], options: MaskOptions) -> list[dict[str
     return [{name: values for name, values in control.items() if values} for control in controls]
 
 
-def _against_background(samples: list[Sample], backgrounds: MapPublisher, options: MaskOptions) -> list[MotionScore]:
-    """What moves by the difference between the network's depth and a background, decided as the stream does."""
+def _against_background(
+    samples: list[SampledFrame], backgrounds: Backgrounds, options: MaskOptions
+) -> list[MotionScore]:
+    """Scores of masks from the difference between the network's depth and a background, decided as in the stream."""
     scores = []
     for sample, background in zip(samples, backgrounds, strict=True):
         if sample.moving is None or background is None:
@@ -68,7 +70,7 @@ def _against_background(samples: list[Sample], backgrounds: MapPublisher, option
     return scores
 
 
-def _other_rays(run: SequenceRun, other: SequenceRun) -> MapPublisher:
+def _other_rays(run: SequenceRun, other: SequenceRun) -> Backgrounds:
     """The ray depths of `other` in the order of `run`'s samples."""
     rays = [sample.ray_depth for sample in other.samples]
     if other is run or not rays or rays[0].shape != run.samples[0].depth.shape:
@@ -77,7 +79,7 @@ def _other_rays(run: SequenceRun, other: SequenceRun) -> MapPublisher:
 
 
 def _median_background(runs: list[SequenceRun]) -> np.ndarray | None:
-    """The median (h, w) of all true static depths, 0 where never known; None where there are none of one size."""
+    """Median (h, w) of all true static depths, 0 where always unknown; None if maps are missing or differ in size."""
     maps = [sample.true_static for run in runs for sample in run.samples]
     if not maps or any(depth is None or depth.shape != maps[0].shape for depth in maps):
         return None
@@ -86,7 +88,7 @@ def _median_background(runs: list[SequenceRun]) -> np.ndarray | None:
     return np.nan_to_num(np.nanmedian(np.where(stack > 0, stack, np.nan), axis=0)).astype(np.float32)
 
 
-def _scaled(true_depth: np.ndarray | None, sample: Sample) -> np.ndarray | None:
+def _scaled(true_depth: np.ndarray | None, sample: SampledFrame) -> np.ndarray | None:
     if true_depth is None or sample.moving is None:
         return None
     still = ~sample.moving & (true_depth > 0) & (sample.depth > 0)
@@ -96,7 +98,7 @@ def _scaled(true_depth: np.ndarray | None, sample: Sample) -> np.ndarray | None:
 def _best_threshold(runs: list[SequenceRun], channel: int) -> list[list[MotionScore]]:
     """For each sequence, the scores of its frames by the one threshold with the highest mean IoU over all frames.
 
-    Empty where nothing moves: there is no best threshold then.
+    Empty if nothing moves: no threshold is best then.
     """
     samples = [
         (place, sample) for place, run in enumerate(runs) for sample in run.samples if sample.moving is not None

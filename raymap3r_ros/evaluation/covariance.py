@@ -1,12 +1,13 @@
-"""How far a pose and a step are off (`raymap3r evaluate covariance`): measured on rendered suites, few constants.
+"""Errors of poses and steps, measured on rendered suites, and the error model fitted to them.
 
-The error of a pose is that of the camera in the world of the stream's first camera, in the network's metres: no later
-alignment, no fitted scale. The error of a step is that of the motion from one frame to the next. Both are given in
-the axes of the camera (x right, y down, z forward), positions in metres, rotations as axis times angle in radians.
+Used by `raymap3r evaluate covariance`. The error of a pose is that of the camera in the world of the stream's first
+camera, in the network's metres, without alignment and without a fitted scale. The error of a step is that of the
+motion from one frame to the next. Both are given in the axes of the camera (x right, y down, z forward): positions in
+metres, rotations as axis times angle in radians.
 
-Errors grow with *travel*: the metres of the way so far, and TURN_LENGTH for every radian turned on it. A pose is first
-as good as the step from the first camera; then it settles, because the network tells it against what it remembers of
-the room; what remains is a creep. A network that is less confident is off by more. See docs/odometry.md.
+Errors grow with *travel*: the metres moved so far, plus TURN_LENGTH metres for each radian turned. The error of a pose
+grows quickly at first, then saturates because the network compares the image with its memory of the room, and then
+grows slowly with the square root of the travel. Errors are larger in frames of low confidence. See docs/odometry.md.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from torch import Tensor
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
-from raymap3r_ros.mapping.uncertainty import ONE_ROOM, ErrorModel, VarianceModel, travels
+from raymap3r_ros.mapping.uncertainty import DEFAULT, ErrorModel, VarianceModel, travels
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.tables import markdown_table
 
-SMALLEST = 1e-3  # metres, radians: nothing is ever believed to be better, also where the fit says so
-MEDIAN_STRIDE = 4  # rows and columns of the maps that the medians are taken of, as in the node
+SMALLEST = 1e-3  # metres, radians: lower limit of fitted standard deviations
+SIGNIFICANT_DIGITS = 3  # of fitted coefficients
+MEDIAN_STRIDE = 4  # medians use every fourth row and column of a map, as in the node
 GROUPS = ("position", "rotation", "step", "turn")  # of a pose, and of the motion between two frames
 
 
@@ -37,17 +40,17 @@ GROUPS = ("position", "rotation", "step", "turn")  # of a pose, and of the motio
 
 @dataclass(frozen=True)
 class Errors:
-    """N errors of one kind and what was known with them."""
+    """N errors of one kind, with the quantities that their variances depend on."""
 
     values: np.ndarray  # (N, 6) metres and radians, in the camera's axes
-    travel: np.ndarray  # (N,) so far, or of the step
+    travel: np.ndarray  # (N,) total travel, or travel of the step
     confidence: np.ndarray  # (N,) median of the frame
     depth: np.ndarray  # (N,) median of the frame, metres
 
 
 @dataclass(frozen=True)
 class EvaluatedSequence:
-    """What a stream said of one sequence, against the truth."""
+    """Errors of one sequence against its ground truth."""
 
     suite: str
     name: str
@@ -55,7 +58,7 @@ class EvaluatedSequence:
     steps: Errors
 
 
-def run_drives(
+def evaluate_sequences(
     network: Network,
     parts: Sequence[tuple[str, Sequence[PosedSequence]]],
     options: StreamOptions,
@@ -65,16 +68,16 @@ def run_drives(
     workers: int = 1,
     on_frame: Callable[[int], None] = lambda count: None,
 ) -> list[EvaluatedSequence]:
-    """Stream all sequences of all parts (suite, sequences of one length and size), as many side by side as `batch`.
+    """Stream all sequences of all parts (suite, sequences of one length and size), `batch` of them side by side.
 
-    Of each the first `frames` (0: all). `on_frame` is told how many frames were done since it was last called. Raises
-    InputError where frames have no true pose or intrinsics, or where a sequence has less than two frames that the
-    network could use.
+    Of each sequence the first `frames` are used (0: all). `on_frame` is called with the number of frames processed
+    since the last call. Raises InputError if a frame has no true pose or intrinsics, or if the network's output is
+    finite for fewer than two frames of a sequence.
     """
     batches = [(suite, all_[at : at + batch]) for suite, all_ in parts for at in range(0, len(all_), batch)]
     with ThreadPoolExecutor(workers) as pool:
         done = pool.map(lambda job: _run_batch(network, *job, options, frames or None, on_frame), batches)
-        return [drive for drives in done for drive in drives]
+        return [sequence for sequences in done for sequence in sequences]
 
 
 def _run_batch(
@@ -90,12 +93,14 @@ def _run_batch(
     for frames in zip(*(islice(sequence.frames(), length) for sequence in sequences), strict=True):
         truth.append(np.stack([_true_pose(frame) for frame in frames]))
         images = np.stack([frame.image for frame in frames])
-        columns.append(_look(stream.step(images, intrinsics=_intrinsics(frames), motion=False)))
+        columns.append(_summary(stream.step(images, intrinsics=_intrinsics(frames), motion=False)))
         on_frame(len(frames))
     true_poses = np.stack(truth, axis=1)
     healthy, poses, confidence, depth = (np.stack(column, axis=1) for column in zip(*columns, strict=True))
     return [
-        make_drive(suite, sequence.name, *(array[at][healthy[at]] for array in (poses, true_poses, confidence, depth)))
+        score_sequence(
+            suite, sequence.name, *(array[at][healthy[at]] for array in (poses, true_poses, confidence, depth))
+        )
         for at, sequence in enumerate(sequences)
     ]
 
@@ -110,8 +115,8 @@ def _intrinsics(frames: Sequence[Frame]) -> np.ndarray:
     return np.stack([frame.intrinsics for frame in frames])
 
 
-def _look(result: StepResult) -> tuple[np.ndarray, ...]:
-    """Health (B,), poses (B, 4, 4), and median confidence and depth (B,) of a frame, as the node sees them."""
+def _summary(result: StepResult) -> tuple[np.ndarray, ...]:
+    """Health (B,), poses (B, 4, 4), and median confidence and depth (B,) of a frame, computed as in the node."""
     return (
         result.healthy.cpu().numpy(),
         result.pose.double().cpu().numpy(),
@@ -124,15 +129,15 @@ def _median(maps: Tensor) -> np.ndarray:
     return maps[:, ::MEDIAN_STRIDE, ::MEDIAN_STRIDE].flatten(1).median(dim=1).values.double().cpu().numpy()
 
 
-def make_drive(
+def score_sequence(
     suite: str, name: str, poses: np.ndarray, truth: np.ndarray, confidence: np.ndarray, depth: np.ndarray
 ) -> EvaluatedSequence:
-    """Errors of poses (T, 4, 4) against true ones in whatever world; confidence and depth (T,) of their frames.
+    """Errors of poses (T, 4, 4) against `truth` (T, 4, 4), which may be given in any world.
 
-    Raises InputError for less than two frames.
+    `confidence` and `depth` (T,) are the medians of the frames. Raises InputError for fewer than two frames.
     """
     if len(poses) < 2:
-        raise InputError(f"{name}: {len(poses)} frames that the network could use; errors of steps need two")
+        raise InputError(f"{name}: {len(poses)} frames with finite output; errors of steps need two")
     truth = np.linalg.inv(truth[0]) @ truth
     travel = travels(poses)
     steps, true_steps = (np.linalg.inv(path[:-1]) @ path[1:] for path in (poses, truth))
@@ -145,7 +150,7 @@ def make_drive(
 
 
 def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(N, 6) of transforms (N, 4, 4): translation and rotation, in the axes that `found` arrives at."""
+    """(N, 6) errors of transforms (N, 4, 4): translation and rotation, in the target axes of `found`."""
     back = found[:, :3, :3].transpose(0, 2, 1)
     shift = back @ (found[:, :3, 3:] - truth[:, :3, 3:])
     turn = optional_module("scipy.spatial.transform").Rotation.from_matrix(back @ truth[:, :3, :3]).as_rotvec()
@@ -155,104 +160,132 @@ def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ calibration
 
 
-def fit_model(drives: Sequence[EvaluatedSequence]) -> ErrorModel:
-    """The constants under which the errors of these drives are likeliest, taken as normally distributed.
+def fit_model(sequences: Sequence[EvaluatedSequence]) -> ErrorModel:
+    """Maximum-likelihood coefficients for these errors, which are taken as normally distributed.
 
-    Every suite counts alike. Raises InputError where there is no drive.
+    Every suite has the same weight. Raises InputError if there is no sequence.
     """
-    if not drives:
+    if not sequences:
         raise InputError("no sequence to calibrate with")
-    growths = []
+    models = []
     for kind, settles in (("poses", True), ("steps", False)):
-        errors, weights = _joined([getattr(drive, kind) for drive in drives]), _weights(drives, kind)
-        growths += [_fit_growth(errors, errors.values[:, axes], weights, settles) for axes in (_FIRST, _LAST)]
-    return ErrorModel(*growths)
+        errors, weights = _concatenated([getattr(one, kind) for one in sequences]), _weights(sequences, kind)
+        models += [_fit_group(errors, errors.values[:, axes], weights, settles) for axes in (_FIRST, _LAST)]
+    return ErrorModel(*models)
+
+
+def round_model(model: ErrorModel, digits: int = SIGNIFICANT_DIGITS) -> ErrorModel:
+    """The model with coefficients of `digits` significant digits."""
+
+    def rounded(value: float) -> float:
+        return float(f"{value:.{digits}g}")
+
+    groups = {}
+    for name in GROUPS:
+        values = dataclasses.asdict(getattr(model, name))
+        axes = tuple(rounded(axis) for axis in values.pop("axes"))
+        groups[name] = VarianceModel(axes=axes, **{key: rounded(value) for key, value in values.items()})
+    return ErrorModel(**groups)
 
 
 _FIRST, _LAST = slice(0, 3), slice(3, 6)  # of six numbers: metres, radians
-# Where the search begins and its limits, all logarithms: start, creep, power, the axes y and z against x; then what
-# settles and its reach.
+# Initial value and limits of the search, all logarithms: start, creep, power, axes y and z relative to x, settled,
+# reach.
 _SIZE, _RATIO = (-3.0, np.log(SMALLEST), np.log(10.0)), (0.0, -3.0, 3.0)
 _LOGS = (_SIZE, _SIZE, (-1.0, -5.0, 1.0), _RATIO, _RATIO, _SIZE, (0.0, -3.0, 3.0))
 
 
-def _fit_growth(errors: Errors, values: np.ndarray, weights: np.ndarray, settles: bool) -> VarianceModel:
-    """The likeliest for values (N, 3) of one group."""
+def _fit_group(errors: Errors, values: np.ndarray, weights: np.ndarray, settles: bool) -> VarianceModel:
+    """The maximum-likelihood model of values (N, 3) of one group."""
 
-    def surprise(logs: np.ndarray) -> float:
-        """Negative logarithm of the likelihood, but for a constant."""
-        variances = _growth(logs).variances(errors.confidence, errors.travel)
+    def negative_log_likelihood(logs: np.ndarray) -> float:
+        """Up to a constant."""
+        variances = _model_from_logs(logs).variances(errors.confidence, errors.travel)
         return float(weights @ (np.log(variances) + squares / variances).sum(axis=1)) / 2
 
     squares = np.square(values)
     logs = _LOGS if settles else _LOGS[:5]
     found = optional_module("scipy.optimize").minimize(
-        surprise, [start for start, _, _ in logs], method="L-BFGS-B", bounds=[limits for _, *limits in logs]
+        negative_log_likelihood,
+        [start for start, _, _ in logs],
+        method="L-BFGS-B",
+        bounds=[limits for _, *limits in logs],
     )
-    return _growth(found.x)
+    return _model_from_logs(found.x)
 
 
-def _growth(logs: np.ndarray) -> VarianceModel:
-    """From _LOGS."""
+def _model_from_logs(logs: np.ndarray) -> VarianceModel:
+    """The model with coefficients in the order of _LOGS."""
     start, creep, power, y, z, *settling = np.exp(logs).tolist()
     size = np.sqrt((1 + y * y + z * z) / 3)
     return VarianceModel(start, creep, power, (1 / size, y / size, z / size), *settling)
 
 
-def _joined(errors: Sequence[Errors]) -> Errors:
+def _concatenated(errors: Sequence[Errors]) -> Errors:
     names = [field.name for field in dataclasses.fields(Errors)]
     return Errors(*(np.concatenate([getattr(part, name) for part in errors]) for name in names))
 
 
-def _weights(drives: Sequence[EvaluatedSequence], kind: str) -> np.ndarray:
-    """(N,) of all errors of a kind: every suite counts alike. Their sum is 1."""
-    counts = [len(getattr(drive, kind).values) for drive in drives]
-    suites = [drive.suite for drive in drives]
+def _weights(sequences: Sequence[EvaluatedSequence], kind: str) -> np.ndarray:
+    """(N,) weights of all errors of a kind, with the same total for every suite. Their sum is 1."""
+    counts = [len(getattr(one, kind).values) for one in sequences]
+    suites = [one.suite for one in sequences]
     total = {suite: sum(n for n, of in zip(counts, suites, strict=True) if of == suite) for suite in suites}
     return np.repeat([1 / total[suite] / len(total) for suite in suites], counts)
 
 
-# ---------------------------------------------------------------------------------------------------------- judgement
+# ---------------------------------------------------------------------------------------------------------- evaluation
 
-Judged = Callable[[Errors], np.ndarray]  # variances (N, 6) of errors
+VarianceFunction = Callable[[Errors], np.ndarray]  # (N, 6) variances of errors
 
 
-def report(drives: Sequence[EvaluatedSequence]) -> str:
-    """Fit on every second sequence of each suite; judge on the others, beside simpler covariances and the node's.
+@dataclass(frozen=True)
+class CovarianceReport:
+    """Result of `report`."""
 
-    Raises InputError where a suite has a single sequence.
+    text: str
+    model: ErrorModel  # fitted, with SIGNIFICANT_DIGITS
+
+
+def report(sequences: Sequence[EvaluatedSequence], published: ErrorModel = DEFAULT) -> CovarianceReport:
+    """Fit a model to every second sequence of each suite and evaluate it on the others.
+
+    It is compared with simpler covariances and with `published`, the model that the node uses for these weights.
+    Raises InputError if a suite has a single sequence.
     """
-    fitted_on, judged = [], []
-    for suite in dict.fromkeys(drive.suite for drive in drives):
-        of_suite = [drive for drive in drives if drive.suite == suite]
+    fitted_on, evaluated = [], []
+    for suite in dict.fromkeys(one.suite for one in sequences):
+        of_suite = [one for one in sequences if one.suite == suite]
         if len(of_suite) < 2:
-            raise InputError(f"{suite} has a single sequence; needed: one to calibrate with and one to judge")
+            raise InputError(f"{suite} has a single sequence; needed: one to calibrate with and one to evaluate")
         fitted_on += of_suite[::2]
-        judged += of_suite[1::2]
+        evaluated += of_suite[1::2]
     model = fit_model(fitted_on)
     pose, step = constant_variances(fitted_on)
-    methods: dict[str, tuple[Judged, Judged]] = {
-        # Two poses that are each off by so much, as if independently.
+    methods: dict[str, tuple[VarianceFunction, VarianceFunction]] = {
+        # The difference of two independent poses.
         "rule of thumb": (rule_of_thumb, lambda errors: 2 * rule_of_thumb(errors)),
         "constant": (
             lambda errors: np.broadcast_to(pose, errors.values.shape),
             lambda errors: np.broadcast_to(step, errors.values.shape),
         ),
-        "of the node": _methods(ONE_ROOM),
-        "fitted": _methods(model),
+        "of the node": _variance_functions(published),
+        "fitted": _variance_functions(model),
     }
-    return "\n\n".join(
+    model_to_store = round_model(model)
+    text = "\n\n".join(
         (
-            "Errors within 1 and 2 standard deviations (right: 68 %, 95 %); their mean square (right: 1), with its "
-            f"95 % interval by bootstrap. {len(judged)} sequences, none of the {len(fitted_on)} that were fitted.",
-            format_spreads(judged, methods),
-            format_persistence(judged),
-            format_model(model),
+            "Errors within 1 and 2 standard deviations (ideal: 68 %, 95 %); their mean square (ideal: 1), with its "
+            f"95 % bootstrap interval. {len(evaluated)} sequences, none of the {len(fitted_on)} that were fitted.",
+            format_spreads(evaluated, methods),
+            format_persistence(evaluated),
+            f"fitted model:\n{model_to_store.to_json()}",
         )
     )
+    return CovarianceReport(text, model_to_store)
 
 
-def _methods(model: ErrorModel) -> tuple[Judged, Judged]:
+def _variance_functions(model: ErrorModel) -> tuple[VarianceFunction, VarianceFunction]:
     return (
         lambda errors: model.pose_variances(errors.confidence, errors.travel),
         lambda errors: model.step_variances(errors.confidence, errors.travel),
@@ -260,91 +293,77 @@ def _methods(model: ErrorModel) -> tuple[Judged, Judged]:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How errors spread, divided by their standard deviations. Of normal ones 68.3 % lie within 1, 95.4 % within 2."""
+class NormalizedErrors:
+    """Statistics of errors divided by their standard deviations; normal errors give 68.3 %, 95.4 % and 1."""
 
     within_one: float  # share
     within_two: float
-    squared: float  # mean square, per axis (NEES by its degrees of freedom): 1 where the variances are right
+    squared: float  # mean square per axis (NEES by its degrees of freedom)
 
 
-def judge(errors: np.ndarray, variances: np.ndarray) -> Spread:
-    """Spread of errors (N, k) against their variances (N, k), all axes together."""
+def normalized_errors(errors: np.ndarray, variances: np.ndarray) -> NormalizedErrors:
+    """Statistics of errors (N, k) relative to their variances (N, k), over all axes."""
     squares = np.square(errors) / variances
-    return Spread(float((squares <= 1).mean()), float((squares <= 4).mean()), float(squares.mean()))
+    return NormalizedErrors(float((squares <= 1).mean()), float((squares <= 4).mean()), float(squares.mean()))
 
 
 def rule_of_thumb(errors: Errors) -> np.ndarray:
-    """(N, 6) variances of poses as one would guess them without any measurement, to compare with.
+    """(N, 6) variances of poses without any measurement, for comparison.
 
-    The network is taken to know its points to the share u = 0.1 / confidence of their distance: a camera is off by
-    u * depth metres and by u radians, whatever the way so far.
+    Points are assumed to be off by the share u = 0.1 / confidence of their distance, and the camera by u * depth
+    metres and u radians, regardless of the travel.
     """
     share = 0.1 / np.maximum(errors.confidence, 1.0)
     return np.repeat(np.stack((share * errors.depth, share), axis=1) ** 2, 3, axis=1)
 
 
-def constant_variances(drives: Sequence[EvaluatedSequence]) -> tuple[np.ndarray, np.ndarray]:
-    """(6,) mean squared errors of poses and of steps, one for all axes of a group: what a fixed covariance can do."""
+def constant_variances(sequences: Sequence[EvaluatedSequence]) -> tuple[np.ndarray, np.ndarray]:
+    """(6,) mean squared errors of poses and of steps, one value for all axes of a group: the best fixed covariance."""
     found = []
     for kind in ("poses", "steps"):
-        squares = _weights(drives, kind) @ np.square(_joined([getattr(drive, kind) for drive in drives]).values)
+        errors = _concatenated([getattr(one, kind) for one in sequences])
+        squares = _weights(sequences, kind) @ np.square(errors.values)
         found.append(np.repeat(squares.reshape(2, 3).mean(axis=1), 3))
     return found[0], found[1]
 
 
-def format_spreads(drives: Sequence[EvaluatedSequence], methods: dict[str, tuple[Judged, Judged]]) -> str:
-    """Markdown: per group a table, suites down, methods (variances of poses and of steps) across."""
+def format_spreads(
+    sequences: Sequence[EvaluatedSequence], methods: dict[str, tuple[VarianceFunction, VarianceFunction]]
+) -> str:
+    """A Markdown table per group: a row per suite, a column per method (variances of poses and of steps)."""
     pieces = []
     for place, group in enumerate(GROUPS):
         axes = _LAST if place % 2 else _FIRST
-        lines = [[group, *methods], ["---"] * (1 + len(methods))]
-        suites = dict.fromkeys(drive.suite for drive in drives)
+        lines = [[group, *methods]]
+        suites = dict.fromkeys(one.suite for one in sequences)
         for suite in (*suites, "all"):
-            chosen = [drive for drive in drives if suite in ("all", drive.suite)]
+            chosen = [one for one in sequences if suite in ("all", one.suite)]
             cells = []
             for method in methods.values():
                 kind, variances = ("poses", method[0]) if place < 2 else ("steps", method[1])
-                parts = [getattr(drive, kind) for drive in chosen]
-                cells.append(_cell([judge(part.values[:, axes], variances(part)[:, axes]) for part in parts]))
+                parts = [getattr(one, kind) for one in chosen]
+                cells.append(
+                    _cell([normalized_errors(part.values[:, axes], variances(part)[:, axes]) for part in parts])
+                )
             lines.append([f"{suite} ({len(chosen)})", *cells])
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        pieces.append(
-            "\n".join(
-                "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines
-            )
-        )
+        pieces.append(markdown_table(lines))
     return "\n\n".join(pieces)
 
 
-def _cell(spreads: list[Spread]) -> str:
+def _cell(scores: list[NormalizedErrors]) -> str:
     """Means over sequences, the mean square with its 95 % interval."""
-    one, two = (100 * np.mean([getattr(spread, name) for spread in spreads]) for name in ("within_one", "within_two"))
-    squared = bootstrap_mean(np.array([spread.squared for spread in spreads]))
+    one, two = (100 * np.mean([getattr(score, name) for score in scores]) for name in ("within_one", "within_two"))
+    squared = bootstrap_mean(np.array([score.squared for score in scores]))
     interval = "" if np.isnan(squared.low) else f" ({squared.low:.2f}, {squared.high:.2f})"
     return f"{one:.0f} %, {two:.0f} %; {squared.mean:.2f}{interval}"
 
 
-def format_persistence(drives: Sequence[EvaluatedSequence]) -> str:
-    """One line: how an error goes together with that of the frame before (1: it is the same, 0: it is a new one)."""
+def format_persistence(sequences: Sequence[EvaluatedSequence]) -> str:
+    """One line: correlation of an error with that of the previous frame (1: equal, 0: independent)."""
     pieces = []
     for place, group in enumerate(GROUPS):
         axes = _LAST if place % 2 else _FIRST
-        values = [(drive.poses if place < 2 else drive.steps).values[:, axes] for drive in drives]
+        values = [(one.poses if place < 2 else one.steps).values[:, axes] for one in sequences]
         shares = [np.vdot(v[1:], v[:-1]) / np.vdot(v, v) for v in values if len(v) > 1]
         pieces.append(f"{group} {np.mean(shares):.2f}")
     return f"correlation of an error with that of the frame before: {', '.join(pieces)}"
-
-
-def format_model(model: ErrorModel) -> str:
-    """The model as the source text that makes it."""
-    lines = []
-    for group in GROUPS:
-        growth = getattr(model, group)
-        axes = ", ".join(f"{axis:.3g}" for axis in growth.axes)
-        settling = f", settled={growth.settled:.3g}, reach={growth.reach:.3g}" if growth.settled else ""
-        lines.append(
-            f"    {group}=Growth(start={growth.start:.3g}, creep={growth.creep:.3g}, power={growth.power:.3g}, "
-            f"axes=({axes}){settling}),"
-        )
-    return "\n".join(("ErrorModel(", *lines, ")"))

@@ -1,7 +1,7 @@
-"""What a prediction is worth: depth, what moves, and reconstruction.
+"""Scores of depth, motion and reconstruction.
 
-Everything is numpy. Truth that is unknown is 0 (depth) or not finite (points) and does not count; a prediction must be
-finite, or InputError says where it is not.
+Everything is numpy. Unknown ground truth is 0 (depth) or not finite (points) and is ignored. Predictions must be
+finite; InputError reports the first that is not.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.evaluation.statistics import optional_module
+from raymap3r_ros.geometry.similarity import fit_similarity
 
 DEPTH_ALIGNMENTS = ("sequence", "metric")
-DELTA = 1.25  # the usual bound of the ratio of predicted to true depth
+DELTA = 1.25  # the usual limit of the ratio of predicted to true depth
 WEISZFELD_STEPS = 10
-WEISZFELD_FLOOR = 1e-3  # of the median true depth; without it one pixel that fits exactly outweighs all others
+WEISZFELD_FLOOR = 1e-3  # share of the median true depth; without it one exact pixel would outweigh all others
 ICP_STEPS = 30
-ICP_CHANGE = 1e-6  # of the RMS distance, relative; below it ICP has arrived
+ICP_CHANGE = 1e-6  # relative change of the RMS distance below which ICP has converged
 
 # ----------------------------------------------------------------------------------------------------------- depth
 
 
 @dataclass(frozen=True)
 class DepthScore:
-    """Depth of one sequence, over all its pixels together. NaN where no pixel of the truth is known."""
+    """Depth of one sequence, over all its pixels. NaN if no true depth is known."""
 
     abs_rel: float  # mean of |predicted - true| / true
     delta1: float  # share of pixels with max(predicted / true, true / predicted) below 1.25
-    scale: float  # by which the prediction was multiplied
-    pixels: int  # of known truth; the weight in a mean over sequences
+    scale: float  # factor applied to the prediction
+    pixels: int  # with known true depth; the weight in a mean over sequences
 
 
 def depth_metrics(
@@ -45,8 +47,8 @@ def depth_metrics(
 ) -> DepthScore:
     """Score the depth maps (h, w) of a sequence against the true ones (H, W), metres.
 
-    A prediction of another size is resized to the truth's (bicubic). Pixels with true depth in (0, `cap`) count.
-    `align`: "sequence" fits one factor for the whole sequence (see `fit_scale`), "metric" takes the depth as it is.
+    A prediction of another size is resized to the true map (bicubic). Pixels with true depth in (0, `cap`) count.
+    `align`: "sequence" fits one factor for the whole sequence (see `fit_scale`), "metric" uses the depth unchanged.
 
     Raises InputError for different numbers of maps and for predictions that are not finite, OptionError for an unknown
     `align`.
@@ -55,7 +57,9 @@ def depth_metrics(
         raise OptionError(f"align is {align!r}; allowed values: {', '.join(DEPTH_ALIGNMENTS)}")
     predicted, truth = list(predicted), list(truth)
     if len(predicted) != len(truth):
-        raise InputError(f"{len(predicted)} predicted depth maps, {len(truth)} true ones; give one for every frame")
+        raise InputError(
+            f"{len(predicted)} predicted depth maps, {len(truth)} true ones; expected one of each for every frame"
+        )
     frames = [_known_pixels(*maps, cap, index) for index, maps in enumerate(zip(predicted, truth, strict=True))]
     pixels = sum(len(true) for _, true in frames)
     if pixels == 0:
@@ -72,8 +76,8 @@ def depth_metrics(
 def fit_scale(frames: list[tuple[np.ndarray, np.ndarray]]) -> float:
     """The factor s that minimises sum |s predicted - true| over frames of (predicted (n,), true (n,)).
 
-    Starts at the ratio of the medians and takes ten Weiszfeld steps. 0 where the median prediction is not above 0: no
-    positive factor brings it nearer to the truth.
+    Starts at the ratio of the medians and performs ten Weiszfeld steps. Returns 0 if the median prediction is not
+    positive, because no positive factor reduces the error then.
     """
     middle = float(np.median(np.concatenate([depth for depth, _ in frames])))
     true_middle = float(np.median(np.concatenate([true for _, true in frames])))
@@ -94,7 +98,7 @@ def fit_scale(frames: list[tuple[np.ndarray, np.ndarray]]) -> float:
 def _known_pixels(
     predicted: np.ndarray, truth: np.ndarray, cap: float | None, index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true depth (n,) of the pixels that count."""
+    """Predicted and true depth (n,) of the pixels with known true depth."""
     predicted = resized(_finite(predicted, f"predicted depth of frame {index}"), truth.shape, cv2.INTER_CUBIC)
     known = np.isfinite(truth) & (truth > 0)
     if cap is not None:
@@ -103,13 +107,13 @@ def _known_pixels(
 
 
 def resized(values: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
-    """(h, w) -> (H, W) = `size` as float32, unchanged where it has that size; corners of the images coincide."""
+    """(h, w) -> (H, W) = `size` as float32, unchanged if it has that size; the corners of the images coincide."""
     values = np.asarray(values, np.float32)
     return values if values.shape == size else cv2.resize(values, size[::-1], interpolation=interpolation)
 
 
 def _finite(values: np.ndarray, what: str) -> np.ndarray:
-    """Two-dimensional finite `values`, or InputError."""
+    """The values if they are two-dimensional and finite. Raises InputError otherwise."""
     values = np.asarray(values)
     if values.ndim != 2:
         raise InputError(f"{what}: its shape is {values.shape}; expected (height, width)")
@@ -124,14 +128,14 @@ def _finite(values: np.ndarray, what: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MotionScore:
-    """How well a dynamic map and a mask show what moves, in one frame or as the mean over a sequence.
+    """Scores of a dynamic map and a mask, for one frame or as the mean over a sequence.
 
-    NaN where there is no such figure: no moving or no static pixel in the truth.
+    NaN if a figure is undefined, because the ground truth has no moving or no static pixel.
     """
 
-    ratio: float  # mean discrepancy on moving pixels / on static ones; NaN also where the latter is 0
+    ratio: float  # mean discrepancy on moving pixels / on static ones; NaN also if the latter is 0
     auc: float  # area under the ROC curve of the dynamic map; 0.5 is chance
-    iou: float  # of the mask; NaN only where nothing moves and nothing was flagged
+    iou: float  # of the mask; NaN only if nothing moves and nothing is flagged
     false_alarm: float  # share of static pixels flagged
     share: float  # of moving pixels
 
@@ -139,10 +143,10 @@ class MotionScore:
 def motion_metrics(
     dynamic_map: np.ndarray, mask: np.ndarray, moving: np.ndarray, discrepancy: np.ndarray | None = None
 ) -> MotionScore:
-    """Score one frame's dynamic map (h, w) and mask (h, w) bool against the truth `moving` (H, W) bool.
+    """Score one frame's dynamic map (h, w) and mask (h, w) bool against the true `moving` (H, W) bool.
 
-    `discrepancy` (h, w) is what `ratio` is of; without it, the dynamic map. Maps of another size than the truth are
-    resized to it: bilinear, the mask to the nearest pixel. Raises InputError where a map is not finite.
+    `ratio` is computed from `discrepancy` (h, w), by default the dynamic map. Maps of another size are resized to that
+    of `moving`: bilinear, the mask to the nearest pixel. Raises InputError if a map is not finite.
     """
     moving = np.asarray(moving, bool)
     dynamic = resized(_finite(dynamic_map, "dynamic map"), moving.shape, cv2.INTER_LINEAR)
@@ -171,7 +175,7 @@ def motion_metrics(
 
 
 def sequence_motion(scores: list[MotionScore]) -> MotionScore:
-    """The mean of every figure over the frames that have it. Raises InputError without any frame."""
+    """The mean of every figure over the frames where it is defined. Raises InputError without frames."""
     if not scores:
         raise InputError("no frame with a true moving mask; there is nothing to average")
     columns = np.array([dataclasses.astuple(score) for score in scores]).T
@@ -185,11 +189,13 @@ def sequence_motion(scores: list[MotionScore]) -> MotionScore:
 
 @dataclass(frozen=True)
 class ReconstructionScore:
-    """Two point clouds compared. Metres."""
+    """Comparison of two point clouds. Metres."""
 
     accuracy: float  # mean distance of predicted points to the nearest true one
     completeness: float  # mean distance of true points to the nearest predicted one
-    normal_consistency: float  # mean |cosine| of nearest points' normals, mean of both ways; NaN without normals
+    normal_consistency: (
+        float  # mean |cosine| of the normals of nearest points, mean of both directions; NaN without normals
+    )
     chamfer: float  # (accuracy + completeness) / 2
 
 
@@ -202,14 +208,14 @@ def reconstruction_metrics(
     icp_distance: float = 0.1,
     voxel: float = 0.01,
 ) -> ReconstructionScore:
-    """Score points (N, 3) against true ones (M, 3), metres; points that are not finite are left out of both.
+    """Score points (N, 3) against true ones (M, 3), metres; points that are not finite are ignored.
 
-    Both clouds are thinned to the first point in each cube of edge `voxel` (0: not at all), then the prediction is
-    moved by point-to-point ICP over pairs closer than `icp_distance` (0: not at all). Bring it to the truth's frame
-    and scale first, with `align_clouds`. Normals (N, 3) and (M, 3) have length 1, their sign does not matter, and one
-    that is not finite is left out; see `estimate_normals`.
+    Both clouds are reduced to the first point in each cube of edge `voxel` (0: no reduction), then the prediction is
+    aligned by point-to-point ICP over pairs closer than `icp_distance` (0: no ICP). It must already be in the frame
+    and scale of the true points, see `align_clouds`. Normals (N, 3) and (M, 3) have length 1; their sign does not
+    matter, and those that are not finite are ignored, see `estimate_normals`.
 
-    Raises InputError where a cloud has no finite point, or where normals do not belong to their points.
+    Raises InputError if a cloud has no finite point, or if the shapes of points and normals differ.
     """
     trees = optional_module("scipy.spatial").cKDTree
     points, normals = _thinned(predicted, predicted_normals, voxel, "predicted")
@@ -227,10 +233,10 @@ def reconstruction_metrics(
 
 
 def align_clouds(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`predicted` (..., 3) moved, turned and scaled onto `truth` (..., 3), point by point the same surface.
+    """`predicted` (..., 3) aligned to the corresponding points `truth` (..., 3) by a similarity transform.
 
-    Fitted to the points that are finite in both; the others are moved along. Raises InputError where the shapes differ
-    or less than three points are left.
+    It is fitted to the points that are finite in both and applied to all. Raises InputError if the shapes differ or
+    fewer than three points remain.
     """
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
     if predicted.shape != truth.shape or predicted.shape[-1] != 3:
@@ -245,8 +251,8 @@ def align_clouds(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def estimate_normals(points: np.ndarray) -> np.ndarray:
     """Unit normals (H, W, 3) of a point map (H, W, 3), towards the camera, from differences of neighbouring pixels.
 
-    NaN where a neighbour is not finite or the surface is seen along itself. At the border of an object a normal is
-    that of the gap to what lies behind it. Raises InputError for maps of less than two rows or columns.
+    NaN where a neighbour is not finite or the differences are parallel. At the edge of an object the normal is that of
+    the gap to the background. Raises InputError for maps with fewer than two rows or columns.
     """
     points = np.asarray(points, np.float64)
     if points.ndim != 3 or points.shape[2] != 3 or min(points.shape[:2]) < 2:
@@ -258,23 +264,25 @@ def estimate_normals(points: np.ndarray) -> np.ndarray:
 
 
 def umeyama(source: np.ndarray, target: np.ndarray, *, scaled: bool = True) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, rotation (3, 3) and translation (3,) that take source (N, 3) to target with the least squared error.
+    """Return scale, rotation (3, 3) and translation (3,) from source (N, 3) to target with the least squared error.
 
-    Umeyama 1991. Points on a line or in one place leave the rotation open; one of the best is returned. The scale is 1
-    without `scaled`, and where all of `source` is in one place.
+    See `fit_similarity`. For points on a line or in one place the rotation is ambiguous; one of the best is returned.
+    The scale is 1 without `scaled`, and if all of `source` is in one place.
     """
     source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
-    a, b = source - source_mean, target - target_mean
-    u, singular, vt = np.linalg.svd(b.T @ a)
-    sign = np.array((1.0, 1.0, np.sign(np.linalg.det(u @ vt))))
-    rotation = u * sign @ vt
-    variance = np.square(a).sum()
-    scale = float(singular @ sign / variance) if scaled and variance > 0 else 1.0
+    # Centred here: equal points then become exactly 0, and their scale NaN.
+    a, b = (
+        torch.from_numpy(np.asarray(cloud, np.float64))[None] for cloud in (source - source_mean, target - target_mean)
+    )
+    fit = fit_similarity(a, b, torch.ones_like(a[..., 0]))
+    scale, rotation = fit.scale.item() if scaled else 1.0, fit.rotation[0].numpy()
+    if not np.isfinite(scale):
+        scale = 1.0
     return scale, rotation, target_mean - scale * rotation @ source_mean
 
 
 def _thinned(points: np.ndarray, normals: np.ndarray | None, voxel: float, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Finite points (n, 3), one per cube, and their normals, NaN where there are none."""
+    """Finite points (n, 3), one per cube, and their normals, NaN if there are none."""
     points = np.asarray(points, np.float64)
     normals = np.full(points.shape, np.nan) if normals is None else np.asarray(normals, np.float64)
     if points.ndim != 2 or points.shape[1] != 3 or normals.shape != points.shape:
@@ -284,7 +292,7 @@ def _thinned(points: np.ndarray, normals: np.ndarray | None, voxel: float, what:
         raise InputError(f"not one of the {len(points)} {what} points is finite")
     points, normals = points[finite], normals[finite]
     if voxel > 0:
-        # The first point and not the mean, which would smooth away the noise that is to be measured.
+        # The first point instead of the mean, which would reduce the noise that is measured.
         _, first = np.unique(np.floor(points / voxel), axis=0, return_index=True)
         points, normals = points[first], normals[first]
     return points, normals

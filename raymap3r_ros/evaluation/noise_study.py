@@ -1,14 +1,14 @@
-"""The method measured without a network (`raymap3r evaluate simulated`): exact scenes, made as wrong as by a network.
+"""The parts of the method without a network (`raymap3r evaluate simulated`): exact geometry with simulated errors.
 
-Depth and poses come from rendered scenes and get the errors below; what the stream does with a network's answers is
-then done with these, by the same functions, in the published way and in ours. The errors:
+Depth and poses come from rendered scenes and get the errors below. They are then processed with the functions of the
+stream, in the published way and in ours. The errors:
 
-- a depth is off by a relative error that is spread over walls, patches, small spots and single pixels, independent
-  for image and rays, so that their contrast is noisier than either by the root of two;
-- edges are smeared, those of the rays three times as far; the rays keep a quarter of a mover, as a memory does;
-- image and rays differ by a common factor, another one in every frame: what drifts within a segment;
-- at a reset the old memory draws a mover by a third towards what was behind it; every segment has its own metre;
-- poses are off by jitter, independent from frame to frame, and by drift.
+- Depth has a relative error on the scales of walls, patches, small spots and single pixels. It is independent for the
+  main and the ray branch, so their difference is noisier than either by a factor of the square root of 2.
+- Edges are blurred, three times as much in the ray branch. The ray branch keeps a quarter of a moving object.
+- The branches differ by a common factor that changes in every frame, like the drift within a segment.
+- At a reset the old memory moves a moving object by a third towards its background. Each segment has its own scale.
+- Poses have jitter, independent from frame to frame, and drift.
 """
 
 from __future__ import annotations
@@ -28,40 +28,41 @@ from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
 from raymap3r_ros.geometry import cameras
 from raymap3r_ros.geometry.similarity import Similarity
+from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.preview import DepthRange, color_depth, overlay_mask
-from raymap3r_ros.io.writers import whole_file
 from raymap3r_ros.streaming import METHOD, MaskOptions, Method, gates, staticness
 from raymap3r_ros.streaming.alignment import align_segments
 from raymap3r_ros.streaming.mask import dynamic_mask, static_weight
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
 from raymap3r_ros.synthetic import RATE, SUITES, Rendering, Scenes, render, suite_sequence
 from raymap3r_ros.synthetic.worlds import camera_poses
+from raymap3r_ros.tables import markdown_table
 
-SIZE = (120, 160)  # H, W of the simulated answers
+SIZE = (120, 160)  # H, W of the simulated predictions
 NOISES = (0.05, 0.10, 0.20)  # relative error of depth, one standard deviation
 MASK_SUITES = ("static", "light", "heavy")
 MASK_FRAMES = 6  # of a sequence
 RESETS = 10
 SMOOTH_FRAMES = 1000
 JITTERS = (0.0, 0.003, 0.01, 0.03, 0.10)  # metres
-DRIFTS = (0.0, 0.2)  # error of a step that lasts some ten frames, in mean steps
+DRIFTS = (0.0, 0.2)  # error of a step, correlated over about ten frames, in mean steps
 
 _SPREAD = ((0.25, 40), (0.42, 8), (0.20, 3), (0.13, 1))  # share of the variance, size in pixels
-_SMEAR, _RAY_SMEAR = 1.0, 3.0  # pixels, standard deviation
-_GHOST = 0.25  # of a mover's log depth that the rays keep
-_PULL = 0.3  # by which an old memory draws a mover's log depth to the static scene
-_FACTOR = 0.1  # standard deviation of the log factor between image and rays
-_METRE = 0.3  # standard deviation of a segment's log metre
-_TURN, _SHIFT = 0.3, 0.02  # jitter of a pose at a reset: degrees, metres; a third of it for a first frame
-_STATE_CHANGE = 5.0  # what the published smoother is told, mean over frames
+_BLUR, _RAY_BLUR = 1.0, 3.0  # pixels, standard deviation
+_GHOST = 0.25  # share of a moving object's log depth in the ray branch
+_PULL = 0.3  # share by which an old memory moves a moving object's log depth to the static scene
+_FACTOR = 0.1  # standard deviation of the log factor between the branches
+_METRE = 0.3  # standard deviation of a segment's log scale
+_TURN, _SHIFT = 0.3, 0.02  # jitter of a pose at a reset: degrees, metres; a third of it for the first frame
+_STATE_CHANGE = 5.0  # input of the published smoother, mean over frames
 
 
 @dataclass(frozen=True)
 class SimulatedRow:
-    """One figure: a mean over sequences with its 95 % interval. NaN: there is no such number."""
+    """One figure: a mean over sequences with its 95 % interval. NaN if it is undefined."""
 
     part: str  # "mask", "gate", "alignment" or "smoothing"
-    case: str  # what was simulated
+    case: str  # suite and errors
     method: str
     metric: str
     value: float
@@ -72,8 +73,8 @@ class SimulatedRow:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a network would say of B frames: by image and by rays alone."""
+class SimulatedPrediction:
+    """Simulated output of the network for B frames: main branch and ray branch."""
 
     depth: Tensor  # (B, H, W) metres
     ray_depth: Tensor  # (B, H, W)
@@ -82,22 +83,22 @@ class Answers:
 
 
 def run_simulated(sequences: int = 12, world: str = "varied") -> list[SimulatedRow]:
-    """All figures, over so many sequences of each suite. Thresholds were chosen on the suite `tune`, not used here."""
+    """All figures over `sequences` of each suite. The suite `tune`, on which thresholds were chosen, is not used."""
     rows = []
-    scenes = {suite: _render(suite, sequences, world, _mask_times()) for suite in MASK_SUITES}
+    scenes = {suite: render_suite(suite, sequences, world, _mask_times()) for suite in MASK_SUITES}
     rows += mask_rows(scenes)
     rows += gate_rows({suite: scenes[suite] for suite in ("static", "heavy")})
     resets = torch.arange(RESETS + 1) * 10.0
-    rows += alignment_rows(_render("heavy", sequences, world, resets))
-    rows += smoothing_rows(_camera_paths(sequences, world))
+    rows += alignment_rows(render_suite("heavy", sequences, world, resets))
+    rows += smoothing_rows(camera_paths(sequences, world))
     return rows
 
 
-# ------------------------------------------------------------------------------------------------ simulated answers
+# ----------------------------------------------------------------------------------------------- simulated predictions
 
 
 def depth_error(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(count, H, W) of unit variance, in parts of several sizes."""
+    """(count, H, W) errors of unit variance, with parts of several sizes."""
     total = torch.zeros(count, *size)
     for variance, pixels in _SPREAD:
         part = _blobs(count, size, pixels, generator)
@@ -106,14 +107,14 @@ def depth_error(count: int, size: tuple[int, int], generator: torch.Generator) -
 
 
 def _blobs(count: int, size: tuple[int, int], pixels: int, generator: torch.Generator) -> Tensor:
-    """(count, H, W) random values that change over so many pixels."""
+    """(count, H, W) random values that vary on a scale of `pixels`."""
     grid = max(1, size[0] // pixels), max(1, size[1] // pixels)
     coarse = torch.randn(count, 1, *grid, generator=generator)
     return F.interpolate(coarse, size, mode="bicubic", align_corners=False)[:, 0]
 
 
-def _smeared(values: Tensor, sigma: float) -> Tensor:
-    """(B, H, W) blurred by a Gaussian, pixels."""
+def _blurred(values: Tensor, sigma: float) -> Tensor:
+    """(B, H, W) values blurred by a Gaussian of `sigma` pixels."""
     reach = math.ceil(3 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
     kernel = kernel / kernel.sum()
@@ -121,27 +122,27 @@ def _smeared(values: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])[:, 0]
 
 
-def simulate_answers(seen: Rendering, noise: float, generator: torch.Generator) -> Answers:
-    """Answers for every frame of B sequences (B, F, H, W), as (B F, H, W), with this relative error of depth."""
+def simulate_prediction(seen: Rendering, noise: float, generator: torch.Generator) -> SimulatedPrediction:
+    """Predictions for every frame of B sequences (B, F, H, W), as (B F, H, W), with this relative error of depth."""
     depth, static, moving = (plane.flatten(0, 1) for plane in (seen.depth, seen.static_depth, seen.moving))
     count, size = len(depth), depth.shape[1:]
     error, ray_error = (depth_error(count, size, generator) for _ in range(2))
     factor = _FACTOR * torch.randn(count, 1, 1, generator=generator)
     remembered = static.log() + _GHOST * moving * (depth / static).log()
-    # A network is less sure where it is wrong, but not only there.
+    # Confidence is correlated with the error, but not completely.
     confidence, ray_confidence = (
         1 + torch.exp(1.5 - 0.5 * e.abs() + 0.5 * _blobs(count, size, 20, generator)) for e in (error, ray_error)
     )
-    return Answers(
-        depth=(_smeared(depth.log(), _SMEAR) + noise * error).exp(),
-        ray_depth=(_smeared(remembered, _RAY_SMEAR) + noise * ray_error + factor).exp(),
+    return SimulatedPrediction(
+        depth=(_blurred(depth.log(), _BLUR) + noise * error).exp(),
+        ray_depth=(_blurred(remembered, _RAY_BLUR) + noise * ray_error + factor).exp(),
         confidence=confidence,
         ray_confidence=ray_confidence,
     )
 
 
-def _render(suite: str, sequences: int, world: str, times: Tensor) -> Rendering:
-    """Sequences of a suite, spread over it, at times (F,) seconds, without images."""
+def render_suite(suite: str, sequences: int, world: str, times: Tensor) -> Rendering:
+    """Evenly spaced sequences of a suite at times (F,) seconds, without images."""
     generator = torch.Generator().manual_seed(0)
     parts = [
         render(scenes, times[None], SIZE, generator, with_images=False) for scenes in _scenes(suite, sequences, world)
@@ -163,43 +164,43 @@ def _mask_times() -> Tensor:
 # --------------------------------------------------------------------------------------------------------------- mask
 
 
-def published_staticness(answers: Answers, method: Method = METHOD) -> Tensor:
-    """Pixel staticness (B, H, W), 1 - the published dynamic map."""
-    delta = staticness.discrepancy(answers.depth, answers.ray_depth, answers.ray_confidence, method)
-    weight = staticness.confidence_weight(answers.confidence, answers.ray_confidence)
+def published_staticness(predicted: SimulatedPrediction, method: Method = METHOD) -> Tensor:
+    """Pixel staticness (B, H, W): 1 - the published dynamic map."""
+    delta = staticness.discrepancy(predicted.depth, predicted.ray_depth, predicted.ray_confidence, method)
+    weight = staticness.confidence_weight(predicted.confidence, predicted.ray_confidence)
     return staticness.pixel_staticness(delta, weight, method)
 
 
-def our_mask(answers: Answers) -> Tensor:
-    """(B, H, W) bool: what moves."""
-    trusted = answers.ray_confidence >= METHOD.min_ray_confidence
-    return dynamic_mask(answers.depth, answers.ray_depth, trusted, MaskOptions())
+def our_mask(predicted: SimulatedPrediction) -> Tensor:
+    """Dynamic mask (B, H, W) of our decision."""
+    trusted = predicted.ray_confidence >= METHOD.min_ray_confidence
+    return dynamic_mask(predicted.depth, predicted.ray_depth, trusted, MaskOptions())
 
 
 def mask_rows(scenes: dict[str, Rendering]) -> list[SimulatedRow]:
     """IoU and false alarms of the mask in each suite at each noise, beside controls.
 
-    IoU is the mean over frames in which more than 1 % of the pixels move; false alarms are the share of static pixels
-    that are marked. The best threshold is the one factor between the branches that gives the highest IoU in the suite,
-    with the truth at hand: what a decision pixel by pixel can reach.
+    IoU is the mean over frames with more than 1 % moving pixels; false alarms are the share of static pixels in the
+    mask. The best threshold is the factor between the branches with the highest IoU in the suite, found with the
+    ground truth: an upper bound for decisions per pixel.
     """
     rows = []
     for suite, seen in scenes.items():
         truth = seen.moving
         for noise in NOISES:
-            answers = simulate_answers(seen, noise, torch.Generator().manual_seed(1))
+            predicted = simulate_prediction(seen, noise, torch.Generator().manual_seed(1))
             masks = {
-                "ours": our_mask(answers),
-                "published": published_staticness(answers) < 0.5,
-                "20 % nearer": answers.ray_depth > 1.2 * answers.depth,
-                "nearer half": answers.depth < answers.depth.flatten(1).median(dim=1).values[:, None, None],
+                "ours": our_mask(predicted),
+                "published": published_staticness(predicted) < 0.5,
+                "20 % nearer": predicted.ray_depth > 1.2 * predicted.depth,
+                "nearer half": predicted.depth < predicted.depth.flatten(1).median(dim=1).values[:, None, None],
             }
             if truth.any():
                 factors = torch.linspace(1.05, 2.5, 30)
                 best = max(
-                    factors, key=lambda f: _mask_figures(answers.ray_depth > f * answers.depth, truth)[0].mean()
+                    factors, key=lambda f: _mask_figures(predicted.ray_depth > f * predicted.depth, truth)[0].mean()
                 )
-                masks["best threshold"] = answers.ray_depth > best * answers.depth
+                masks["best threshold"] = predicted.ray_depth > best * predicted.depth
             for method, mask in masks.items():
                 iou, alarms = _mask_figures(mask, truth)
                 case = f"{suite}, noise {100 * noise:.0f} %"
@@ -220,25 +221,25 @@ def _mask_figures(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gate_rows(scenes: dict[str, Rendering], noise: float = 0.10, state_tokens: int = 64) -> list[SimulatedRow]:
-    """What is left of a token's gate by its motion alone, for tokens that look at what stands still or moves.
+    """The factor that motion contributes to a token's gate, for tokens that attend to static or to moving regions.
 
-    State tokens look at places of the image, spread at random. A gate is compared with what its rule would let
-    through without motion: `raymap3r` with `ttt3r`, `motion_filter` with `filt3r`; the filters in their settled state.
+    State tokens attend to random positions of the image. A gate is relative to that of the same rule without motion:
+    `raymap3r` to `ttt3r`, `motion_filter` to `filt3r`; the filters are in their steady state.
     """
     rows = []
     for suite, seen in scenes.items():
-        answers = simulate_answers(seen, noise, torch.Generator().manual_seed(1))
+        predicted = simulate_prediction(seen, noise, torch.Generator().manual_seed(1))
         grid = SIZE[0] // 8, SIZE[1] // 8
-        attention = _gaze(len(answers.depth), grid, state_tokens)
-        delta = staticness.discrepancy(answers.depth, answers.ray_depth, answers.ray_confidence, METHOD)
-        weight = staticness.confidence_weight(answers.confidence, answers.ray_confidence)
+        attention = gaussian_attention(len(predicted.depth), grid, state_tokens)
+        delta = staticness.discrepancy(predicted.depth, predicted.ray_depth, predicted.ray_confidence, METHOD)
+        weight = staticness.confidence_weight(predicted.confidence, predicted.ray_confidence)
         pooled = staticness.pool_to_tokens(delta, weight, grid, "patch")
         relative = staticness.token_staticness(staticness.project_on_state(attention, pooled), METHOD)
-        absolute = staticness.static_share(attention, our_mask(answers), grid)
+        absolute = staticness.static_share(attention, our_mask(predicted), grid)
         moving = 1 - staticness.static_share(attention, seen.moving.flatten(0, 1), grid)[..., 0]
         kept = {
             "raymap3r": gates.motion_gate(relative)[..., 0],
-            "motion_filter": (_settled_gain(gates.motion_noise(absolute)) / _settled_gain(torch.ones(1)))[..., 0],
+            "motion_filter": (_steady_gain(gates.motion_noise(absolute)) / _steady_gain(torch.ones(1)))[..., 0],
         }
         for rule, share in kept.items():
             for metric, of in (("tokens on what is static", moving < 0.05), ("tokens on movers", moving > 0.5)):
@@ -247,8 +248,8 @@ def gate_rows(scenes: dict[str, Rendering], noise: float = 0.10, state_tokens: i
     return rows
 
 
-def _gaze(count: int, grid: tuple[int, int], state_tokens: int) -> list[tuple[Tensor, Tensor]]:
-    """Queries and keys of state tokens that look at image tokens about 1.5 tokens around places at random.
+def gaussian_attention(count: int, grid: tuple[int, int], state_tokens: int) -> list[tuple[Tensor, Tensor]]:
+    """Queries and keys of state tokens that attend to image tokens within about 1.5 tokens of random positions.
 
     softmax(q . k / 2) with q = 2 (x, y, 1, 0) / s^2, k = (x', y', -(x'^2 + y'^2) / 2, 0) is a Gaussian about (x, y).
     """
@@ -262,8 +263,8 @@ def _gaze(count: int, grid: tuple[int, int], state_tokens: int) -> list[tuple[Te
     return [(query, key.expand(count, 1, -1, -1))]
 
 
-def _settled_gain(noise: Tensor, method: Method = METHOD) -> Tensor:
-    """The gain that a filter ends at under this measurement noise, with the process noise of a usual frame."""
+def _steady_gain(noise: Tensor, method: Method = METHOD) -> Tensor:
+    """The steady-state gain of a filter for this measurement noise, with the process noise of a usual frame."""
     variance = torch.full_like(noise, method.filter_start)
     for _ in range(200):
         prior = variance + method.filter_noise_low
@@ -278,8 +279,8 @@ def _settled_gain(noise: Tensor, method: Method = METHOD) -> Tensor:
 def alignment_rows(seen: Rendering) -> list[SimulatedRow]:
     """Errors of the world after ten resets, for frames (B, 1 + 10, H, W): a first one and ten resets.
 
-    With the movers in view, and the same without them. A drift of the poses within a segment is left out: whatever
-    joins the segments, it stays.
+    With the moving objects in view, and without them. Drift of the poses within a segment is not simulated, because it
+    is the same for every alignment.
     """
     empty = dataclasses.replace(seen, depth=seen.static_depth, moving=torch.zeros_like(seen.moving))
     rows = []
@@ -298,7 +299,7 @@ def alignment_rows(seen: Rendering) -> list[SimulatedRow]:
 def chain_errors(seen: Rendering, kind: str, noise: float) -> tuple[Tensor, Tensor, Tensor]:
     """Rotation (degrees), position (metres) and scale (per cent) errors (B,) of the last segment's world.
 
-    `kind` is a reset alignment, or `last scale`: the poses are joined and the scale is never changed.
+    `kind` is a reset alignment, or `last scale`: the poses are aligned and the scale is never changed.
     """
     generator = torch.Generator().manual_seed(3)
     batch = len(seen.depth)
@@ -308,18 +309,18 @@ def chain_errors(seen: Rendering, kind: str, noise: float) -> tuple[Tensor, Tens
     for frame in range(1, seen.depth.shape[1]):
         now = Rendering(*(getattr(seen, f.name)[:, frame, None] for f in dataclasses.fields(Rendering)[:5]), None)
         drawn = now.depth * torch.where(now.moving, (now.static_depth / now.depth) ** _PULL, 1.0)
-        old = simulate_answers(dataclasses.replace(now, depth=drawn), noise, generator)
-        new = simulate_answers(now, noise, generator)
+        old = simulate_prediction(dataclasses.replace(now, depth=drawn), noise, generator)
+        new = simulate_prediction(now, noise, generator)
         next_metre = torch.exp(_METRE * torch.randn(batch, generator=generator))
         relative = torch.linalg.inv(origin) @ pose[:, frame]
         relative = cameras.assemble_pose(relative[:, :3, :3], relative[:, :3, 3] * metre[:, None])
         old_pose = anchor.apply_to_pose(relative @ _pose_jitter(batch, 1.0, generator))
         new_pose = _pose_jitter(batch, 1 / 3, generator)
         old_points = cameras.transform_points(
-            old_pose, _points(old.depth * (metre * anchor.scale)[:, None, None], seen.intrinsics)
+            old_pose, cameras.back_project(old.depth * (metre * anchor.scale)[:, None, None], seen.intrinsics)
         ).flatten(1, 2)
         new_points = cameras.transform_points(
-            new_pose, _points(new.depth * next_metre[:, None, None], seen.intrinsics)
+            new_pose, cameras.back_project(new.depth * next_metre[:, None, None], seen.intrinsics)
         ).flatten(1, 2)
         weight = old.confidence
         if kind == "robust":
@@ -330,22 +331,14 @@ def chain_errors(seen: Rendering, kind: str, noise: float) -> tuple[Tensor, Tens
             anchor = Similarity.identity(batch, pose.device)
         else:
             weight = torch.zeros_like(weight) if kind == "last scale" else weight
-            how = "robust" if kind == "last scale" else kind
+            alignment = "robust" if kind == "last scale" else kind
             anchor, _ = align_segments(
-                how, new_points, old_points, weight.flatten(1), new_pose, old_pose, anchor.scale
+                alignment, new_points, old_points, weight.flatten(1), new_pose, old_pose, anchor.scale
             )
         origin, metre = pose[:, frame], next_metre
     turn = cameras.rotation_angle(cameras.quaternion(anchor.rotation), cameras.quaternion(origin[:, :3, :3]))
     position = (anchor.translation - origin[:, :3, 3]).norm(dim=-1)
     return turn, position, 100 * torch.expm1((anchor.scale * metre).log().abs())
-
-
-def _points(depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """Points (B, H, W, 3) in the camera's frame."""
-    pixels = cameras.pixel_grid(depth.shape[1:], depth.device)
-    centre, focal = intrinsics[:, None, None, :2, 2], intrinsics[:, None, None, [0, 1], [0, 1]]
-    slopes = (pixels - centre) / focal
-    return torch.cat((slopes, torch.ones_like(slopes[..., :1])), dim=-1) * depth[..., None]
 
 
 def _pose_jitter(batch: int, size: float, generator: torch.Generator) -> Tensor:
@@ -361,7 +354,7 @@ def _pose_jitter(batch: int, size: float, generator: torch.Generator) -> Tensor:
 def smoothing_rows(paths: Tensor) -> list[SimulatedRow]:
     """ATE and RPE of smoothed positions against true ones (B, T, 3), at each jitter, without and with drift.
 
-    The fixed gain is one tracker of constant velocity: unbiased, and the same at any jitter.
+    The fixed gain is a single tracker of constant velocity: unbiased, with the same gain for any jitter.
     """
     cases = [(drift, jitter) for drift in DRIFTS for jitter in JITTERS]
     raw = torch.cat([disturbed_path(paths, jitter, drift) for drift, jitter in cases])
@@ -386,7 +379,7 @@ def smoothing_rows(paths: Tensor) -> list[SimulatedRow]:
 
 
 def disturbed_path(paths: Tensor, jitter: float, drift: float) -> Tensor:
-    """True positions (B, T, 3) with jitter, metres, and with steps off by `drift` mean steps, for ten frames or so."""
+    """True positions (B, T, 3) with jitter (metres) and step errors of `drift` mean steps over about ten frames."""
     generator = torch.Generator().manual_seed(4)
     kicks, noise = (torch.randn(paths.shape, generator=generator) for _ in range(2))
     off = torch.zeros_like(paths)
@@ -398,7 +391,7 @@ def disturbed_path(paths: Tensor, jitter: float, drift: float) -> Tensor:
 
 
 def smoothed_path(raw: Tensor, *, tied: bool, method: Method = METHOD) -> Tensor:
-    """Positions (B, T, 3), taken in frame by frame."""
+    """Smoothed positions (B, T, 3), processed frame by frame."""
     generator = torch.Generator().manual_seed(5)
     state, out = SmootherState.empty(len(raw), raw.device, method), []
     for position in raw.unbind(1):
@@ -418,8 +411,8 @@ def path_errors(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(ate), rpe
 
 
-def _camera_paths(sequences: int, world: str) -> Tensor:
-    """True positions (B, T, 3) of the cameras of the suite `long`, from the first frame on."""
+def camera_paths(sequences: int, world: str) -> Tensor:
+    """True positions (B, T, 3) of the cameras of the suite `long`, relative to the first frame."""
     times = torch.arange(SMOOTH_FRAMES) / RATE
     paths = torch.cat([camera_poses(scenes, times[None])[..., :3, 3] for scenes in _scenes("long", sequences, world)])
     return paths - paths[:, :1]
@@ -429,7 +422,7 @@ def _camera_paths(sequences: int, world: str) -> Tensor:
 
 
 def _row(part: str, case: str, method: str, metric: str, values: Tensor, unit: str = "") -> SimulatedRow:
-    """A row from one value per sequence; NaN where a sequence has none."""
+    """A row from one value per sequence; NaN if a sequence has none."""
     numbers = values.double().numpy()
     interval = bootstrap_mean(numbers)
     n = int(np.count_nonzero(~np.isnan(numbers)))
@@ -446,7 +439,7 @@ _TITLES = {
 
 
 def format_rows(rows: list[SimulatedRow]) -> str:
-    """Markdown tables: cases down, methods across, one table per part and metric, means with 95 % intervals."""
+    """Markdown tables per part and metric: a row per case, a column per method, means with 95 % intervals."""
     pieces = []
     for part, metric in dict.fromkeys((row.part, row.metric) for row in rows):
         inside = [row for row in rows if (row.part, row.metric) == (part, metric)]
@@ -457,10 +450,7 @@ def format_rows(rows: list[SimulatedRow]) -> str:
             found = [cells.get((case, method)) for method in methods]
             if not all(row is None or math.isnan(row.value) for row in found):
                 lines.append([case, *(_cell(row) for row in found)])
-        lines.insert(1, ["---"] * len(lines[0]))
-        widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-        table = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
-        pieces.append("\n".join((f"{_TITLES[part]} ({max(row.n for row in inside)} sequences)", "", *table)))
+        pieces.append(f"{_TITLES[part]} ({max(row.n for row in inside)} sequences)\n\n{markdown_table(lines)}")
     return "\n\n".join(pieces)
 
 
@@ -473,7 +463,7 @@ def _cell(row: SimulatedRow | None) -> str:
 
 
 def draw_masks(path: Path, suite: str = "light", index: int = 18, world: str = "varied") -> None:
-    """A PNG of one frame at each noise: the simulated answers, the published mask and ours, and the truth."""
+    """Draw one frame at each noise into a PNG: simulated depths, published mask, our mask and the true one."""
     scenes = suite_sequence(suite, index, world=world, size=SIZE).scenes
     seen = render(scenes, torch.tensor([[2.5]]), SIZE, torch.Generator().manual_seed(0))
     image, truth = seen.image[0, 0].numpy(), seen.moving[0, 0].numpy()
@@ -481,9 +471,9 @@ def draw_masks(path: Path, suite: str = "light", index: int = 18, world: str = "
     figure = optional_module("matplotlib.figure").Figure(figsize=(11, 2 * len(NOISES)), layout="constrained")
     axes = figure.subplots(len(NOISES), 5, squeeze=False)
     for row, noise in zip(axes, NOISES, strict=True):
-        answers = simulate_answers(seen, noise, torch.Generator().manual_seed(1))
-        masks = (published_staticness(answers) < 0.5)[0].numpy(), our_mask(answers)[0].numpy(), truth
-        panels = [color_depth(depth[0].numpy(), near, far) for depth in (answers.depth, answers.ray_depth)]
+        predicted = simulate_prediction(seen, noise, torch.Generator().manual_seed(1))
+        masks = (published_staticness(predicted) < 0.5)[0].numpy(), our_mask(predicted)[0].numpy(), truth
+        panels = [color_depth(depth[0].numpy(), near, far) for depth in (predicted.depth, predicted.ray_depth)]
         panels += [overlay_mask(*(array.repeat(4, 0).repeat(4, 1) for array in (image, mask))) for mask in masks]
         for axis, panel in zip(row, panels, strict=True):
             axis.imshow(panel, interpolation="nearest")

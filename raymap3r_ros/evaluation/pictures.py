@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymap3r_ros.evaluation.metrics import umeyama
-from raymap3r_ros.evaluation.run import Sample, SequenceRun
+from raymap3r_ros.evaluation.scorer import SampledFrame, SequenceRun
 from raymap3r_ros.evaluation.statistics import optional_module, spearman
 from raymap3r_ros.evaluation.tables import grouped
+from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.preview import DepthRange, color_depth, overlay_mask
-from raymap3r_ros.io.writers import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PATHS = 6  # sequences of a suite whose trajectories are drawn, at most
+PATHS = 6  # maximum number of trajectories per suite
 STRIP_SEQUENCES = 2  # of a suite
 STRIP_FRAMES = 3  # of each of them
 
 
 def draw_pictures(folder: Path, runs: list[SequenceRun], variants: Sequence[str]) -> list[Path]:
-    """Draw what these variants did in all suites into a folder that exists; gives the PNG files.
+    """Draw the results of these variants in all suites into an existing folder; returns the PNG files.
 
-    Raises Raymap3rError where matplotlib is not installed.
+    Raises Raymap3rError if matplotlib is not installed.
     """
     pictures: dict[str, Figure] = {}
     for (world, suite), group in grouped(runs).items():
@@ -47,7 +47,7 @@ def draw_pictures(folder: Path, runs: list[SequenceRun], variants: Sequence[str]
 
 
 def trajectory_figure(runs: list[SequenceRun], variants: Sequence[str], title: str) -> Figure:
-    """Paths of the first sequences from above, each laid onto the truth by a rotation and a translation."""
+    """Paths of the first sequences from above, each aligned to the ground truth by rotation and translation."""
     runs = [run for run in runs if len(run.truth) > 1][:PATHS]
     columns = min(3, len(runs))
     rows = math.ceil(len(runs) / columns)
@@ -75,8 +75,8 @@ def trajectory_figure(runs: list[SequenceRun], variants: Sequence[str], title: s
 
 
 def strip_figure(runs: list[SequenceRun], title: str) -> Figure:
-    """A few frames of the first sequences: image, depths and masks, predicted and true. One colour is one depth."""
-    chosen = [(run, sample) for run in runs[:STRIP_SEQUENCES] for sample in _spread(run.samples, STRIP_FRAMES)]
+    """A few frames of the first sequences: image, depths and masks, predicted and true; one colour scale per row."""
+    chosen = [(run, sample) for run in runs[:STRIP_SEQUENCES] for sample in _evenly_spaced(run.samples, STRIP_FRAMES)]
     height, width = chosen[0][1].depth.shape
     titles = ("image", "true depth", "depth", "depth of rays", "true static depth", "mask", "true mask")
     figure = _figure(2 * len(titles), len(chosen) * (2 * height / width + 0.1) + 0.8)
@@ -132,14 +132,14 @@ def iou_figure(runs: list[SequenceRun], variants: Sequence[str]) -> Figure:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, inches; not of pyplot, which would look for a screen."""
+    """An empty figure, inches; without pyplot, which would need a display."""
     return optional_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
 def _ground_plane(poses: np.ndarray) -> np.ndarray:
     """(2, 3): world directions to the right of the first camera and ahead of it, seen from above.
 
-    "Up" is the cameras' mean one; the world's own axis where that is near.
+    "Up" is the mean of the cameras' up directions, or the nearest axis of the world if it is within 30 degrees.
     """
     up = -poses[:, :3, 1].mean(axis=0)
     up /= np.linalg.norm(up)
@@ -152,12 +152,13 @@ def _ground_plane(poses: np.ndarray) -> np.ndarray:
 
 
 def _overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image with what moves marked, enlarged so that the outline hides little of it."""
+    """The image with the mask drawn on it, enlarged so that the outline covers little."""
     image, mask = (array.repeat(4, axis=0).repeat(4, axis=1) for array in (image, mask))
     return overlay_mask(image, mask)
 
 
-def _spread(samples: list[Sample], count: int) -> list[Sample]:
+def _evenly_spaced(samples: list[SampledFrame], count: int) -> list[SampledFrame]:
+    """`count` of the samples, or all of them if there are fewer."""
     if len(samples) <= count:
         return samples
     return [samples[place] for place in np.linspace(0, len(samples) - 1, count).round().astype(int)]

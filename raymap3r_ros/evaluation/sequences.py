@@ -1,4 +1,4 @@
-"""What an evaluation runs on: sequences of frames with whatever truth there is, rendered or from disk."""
+"""Sequences of frames with ground truth, rendered or from disk, as input of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from raymap3r_ros.synthetic import suite_sequence
 
 @dataclass(frozen=True)
 class Frame:
-    """One image and its truth. Maps have the image's size; None where the data set has no such truth for the frame."""
+    """One image and its ground truth. Maps have the image's size; None if the data set has none for the frame."""
 
     image: np.ndarray  # (h, w, 3) uint8 RGB
     stamp: float  # seconds
     depth: np.ndarray | None = None  # (h, w) float32 metres along the optical axis, 0 where unknown
-    static_depth: np.ndarray | None = None  # the same without what moves
+    static_depth: np.ndarray | None = None  # the same without moving objects
     moving: np.ndarray | None = None  # (h, w) bool
     pose: np.ndarray | None = None  # (4, 4) float64 camera to world, optical frame (x right, y down, z forward)
     intrinsics: np.ndarray | None = None  # (3, 3) float64 pixels, pixel centres integer
@@ -25,7 +25,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class PosedSequence:
-    """Frames in order. `frames()` begins at the first one every time and reads or renders one after the other."""
+    """Frames in order. Each call of `frames()` starts at the first one and reads or renders them one by one."""
 
     name: str
     length: int
@@ -33,7 +33,7 @@ class PosedSequence:
 
 
 def known_depth(depth: np.ndarray) -> np.ndarray:
-    """Depth (h, w) metres as float32 with 0 for all that is not a finite depth above 0."""
+    """Depth (h, w) metres as float32, 0 where it is not finite or not positive."""
     depth = np.asarray(depth, np.float32)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 

@@ -1,6 +1,6 @@
-"""How sure a mean over sequences is, and how two figures go together.
+"""Confidence intervals of means over sequences, and correlations.
 
-NaN means "there is no such figure for this sequence" and is left out everywhere.
+NaN means that a figure is undefined for a sequence; such values are ignored everywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Interval:
 def optional_module(name: str) -> ModuleType:
     """Import a library that only the evaluation needs.
 
-    Raises Raymap3rError that tells how to install it where it is missing.
+    Raises Raymap3rError with the command to install it if it is missing.
     """
     try:
         return importlib.import_module(name)
@@ -39,7 +39,7 @@ def optional_module(name: str) -> ModuleType:
 def bootstrap_mean(values: np.ndarray, *, seed: int = 0, samples: int = 2000, level: float = 0.95) -> Interval:
     """Mean of values (n,), one per sequence, and its interval by the percentile bootstrap over sequences.
 
-    All of it is NaN where no value is left, the interval also where only one is: one sequence tells no spread.
+    Everything is NaN without values; the interval is also NaN for a single value.
     """
     values = _finite_or_nan(values)
     values = values[~np.isnan(values)]
@@ -53,8 +53,8 @@ def paired_bootstrap(
 ) -> tuple[Interval, float]:
     """Mean of a - b over the same sequences (n,) with its interval, and the probability that a's mean is below b's.
 
-    The probability is the share of resamplings of the sequences in which it is; a tie counts half. A sequence for
-    which either value is NaN is left out of both; with less than two left the probability is NaN.
+    The probability is the share of resamplings of the sequences in which it is below; a tie counts half. Sequences
+    with NaN in either are ignored; with fewer than two left the probability is NaN.
     """
     a, b = _pairs(a, b)
     if not len(a):
@@ -65,7 +65,7 @@ def paired_bootstrap(
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of x and y (n,); NaN with less than three pairs or where either is constant."""
+    """Spearman's rank correlation of x and y (n,); NaN for fewer than three pairs or if either is constant."""
     x, y = _pairs(x, y)
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
@@ -87,7 +87,7 @@ def _interval(values: np.ndarray, means: np.ndarray, level: float) -> Interval:
 def _pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = _finite_or_nan(x), _finite_or_nan(y)
     if x.shape != y.shape:
-        raise InputError(f"{len(x)} values against {len(y)}; pairs are of the same sequences in the same order")
+        raise InputError(f"{len(x)} values against {len(y)}; expected pairs of the same sequences in the same order")
     both = ~(np.isnan(x) | np.isnan(y))
     return x[both], y[both]
 

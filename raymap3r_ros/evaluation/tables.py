@@ -1,4 +1,4 @@
-"""Figures of single sequences become rows, and rows become tables, CSV and JSON."""
+"""Rows of figures from the results of sequences, and their output as tables, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from raymap3r_ros.evaluation.run import SequenceRun, Variant
+from raymap3r_ros.evaluation.plan import Variant
+from raymap3r_ros.evaluation.scorer import SequenceRun
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, paired_bootstrap, spearman
-from raymap3r_ros.io.writers import whole_file, write_json
+from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.io.json_file import write_json
+from raymap3r_ros.tables import text_table
 
 LESS, MORE, NEITHER = "less", "more", ""
 CONTROL = "control"
@@ -26,13 +29,13 @@ RANK_SAMPLES = 500  # resamplings for the interval of a rank correlation
 
 @dataclass(frozen=True)
 class Metric:
-    """What a figure is called, and whether less or more of it is better."""
+    """Name, unit and direction of a figure."""
 
     title: str
     unit: str
     better: str
     digits: int
-    weight: str = ""  # the metric by which sequences are weighted in the mean; "": all alike
+    weight: str = ""  # metric that weights the sequences in the mean; "": equal weights
 
 
 def _depth_metrics(suffix: str, what: str) -> dict[str, Metric]:
@@ -50,7 +53,7 @@ def _depth_metrics(suffix: str, what: str) -> dict[str, Metric]:
 METRICS: dict[str, Metric] = {
     "ate": Metric("ATE Sim(3)", "m", LESS, 3),
     "ate_se3": Metric("ATE SE(3)", "m", LESS, 3),
-    "ate_relative": Metric("of constant", "", LESS, 2),  # ATE SE(3) / that of a camera that never moves
+    "ate_relative": Metric("of constant", "", LESS, 2),  # ATE SE(3) / that of a camera at rest
     "ate_constant": Metric("ATE constant", "m", NEITHER, 3),
     "rpe_translation": Metric("RPE", "m", LESS, 4),
     "rpe_rotation": Metric("RPE rot.", "deg", LESS, 2),
@@ -60,7 +63,7 @@ METRICS: dict[str, Metric] = {
     **_depth_metrics("_static", " static"),
     **_depth_metrics("_ray", " rays"),
     "mask_iou": Metric("IoU", "", MORE, 3),
-    "mask_iou_5": Metric("IoU, >5 %", "", MORE, 3),  # frames in which more than 5 % of the pixels move
+    "mask_iou_5": Metric("IoU, >5 %", "", MORE, 3),  # frames with more than 5 % moving pixels
     "false_alarm": Metric("false alarms", "", LESS, 4),
     "motion_auc": Metric("AUC", "", MORE, 3),
     "motion_ratio": Metric("ratio", "", MORE, 2),
@@ -73,7 +76,7 @@ METRICS: dict[str, Metric] = {
     "unhealthy_frames": Metric("not finite", "frames", LESS, 0),
 }
 
-# Columns of each printed table; the first is the one for which variants are compared with their baseline.
+# Columns of each printed table; in the first one variants are compared with their baseline.
 TABLES: dict[str, tuple[str, ...]] = {
     "trajectory": (
         "ate_se3", "ate_relative", "ate", "trajectory_scale", "rpe_translation", "rpe_rotation", "end_drift",
@@ -86,7 +89,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the tables: a mean over sequences with its 95 % interval. NaN: there is no such number."""
+    """One figure of the tables: a mean over sequences with its 95 % interval. NaN if it is undefined."""
 
     suite: str
     world: str
@@ -98,7 +101,7 @@ class Row:
     high: float
     n: int  # sequences
     unit: str
-    baseline: str  # what `better` compares with
+    baseline: str  # variant that `better` refers to
     better: float  # probability that it is better than its baseline, by resampling sequences
     settings: str  # key of the options in the settings of the run; "" for controls
 
@@ -112,9 +115,9 @@ class Row:
 
 
 def make_rows(runs: list[SequenceRun], variants: Sequence[Variant], settings: Mapping[str, str]) -> list[Row]:
-    """The figures of all suites, and how IoU goes with the share of moving pixels, in all suites together too.
+    """The figures of all suites, and the correlation of IoU and share of moving pixels, also over all suites.
 
-    `settings`: variant -> key of its options. What has figures and is no variant is a control.
+    `settings`: variant -> key of its options. Names with figures that are not variants are controls.
     """
     rows = []
     named = {variant.name: variant for variant in variants}
@@ -145,7 +148,7 @@ def _any_moves(group: list[SequenceRun]) -> bool:
 
 
 def _rows(blank: Row, group: list[SequenceRun]) -> list[Row]:
-    """Every metric of one variant or control over the sequences of a suite."""
+    """All metrics of one variant or control over the sequences of a suite."""
     rows = []
     for name, metric in METRICS.items():
         values = _column(group, blank.rule, name)
@@ -176,7 +179,7 @@ def _rows(blank: Row, group: list[SequenceRun]) -> list[Row]:
 
 
 def _correlation(blank: Row, group: list[SequenceRun]) -> list[Row]:
-    """Spearman's rho of a variant's IoU with the share of moving pixels, over sequences in which anything moves."""
+    """Spearman's rho of a variant's IoU with the share of moving pixels, over sequences with moving pixels."""
     share, iou = _column(group, blank.rule, "moving_share"), _column(group, blank.rule, "mask_iou")
     moving = (share > 0) & ~np.isnan(iou)
     share, iou = share[moving], iou[moving]
@@ -193,14 +196,14 @@ def _correlation(blank: Row, group: list[SequenceRun]) -> list[Row]:
 
 
 def _column(group: list[SequenceRun], name: str, metric: str) -> np.ndarray:
-    """(n,) a metric of each sequence; NaN where it has none."""
+    """(n,) a metric of each sequence; NaN if it has none."""
     return np.array([run.values.get(name, {}).get(metric, np.nan) for run in group])
 
 
 def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Values (n,) whose plain mean is the weighted mean, and whose spread is that of the weighted mean.
+    """Values (n,) whose plain mean is the weighted mean, with the same variance to first order.
 
-    The latter to first order: the linearised ratio of two sums.
+    They linearise the ratio of two sums.
     """
     known = ~np.isnan(values)
     share = weights / weights[known].mean()
@@ -214,8 +217,8 @@ def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def format_tables(rows: Sequence[Row]) -> str:
     """Compact tables for a terminal: variants and controls down, metrics across, the mean and its 95 % interval.
 
-    `*` marks the best rule and the best ablation. The last column says how likely a line is better than its baseline
-    in the first metric, when the sequences are drawn anew.
+    `*` marks the best rule and the best ablation. The last column is the probability that a line is better than its
+    baseline in the first metric, by resampling the sequences.
     """
     pieces = []
     for world, suite in {(row.world, row.suite): None for row in rows}:
@@ -236,7 +239,7 @@ def _heading(title: str, rows: list[Row]) -> str:
 
 
 def _table(rows: list[Row], metrics: list[str]) -> str:
-    """Lines of text, one per variant or control that has any of the metrics."""
+    """Lines of text, one per variant or control with any of the metrics."""
     found = {(row.kind, row.rule, row.metric): row for row in rows}
     names = {(row.kind, row.rule): None for row in rows if row.metric in metrics}
     best = {
@@ -250,12 +253,9 @@ def _table(rows: list[Row], metrics: list[str]) -> str:
             lines.append([])
         cells = [_cell(found.get((kind, name, metric)), best.get((kind, metric))) for metric in metrics]
         lines.append([name, *cells, _chance(found.get((kind, name, metrics[0])))])
-    widths = [max(len(line[place]) for line in lines if line) for place in range(len(lines[0]))]
     if not any(line[-1] for line in lines[1:] if line):
-        widths.pop()
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines
-    )
+        lines = [line[:-1] for line in lines]
+    return text_table(lines)
 
 
 def _column_head(metric: str) -> str:
@@ -292,7 +292,7 @@ def _number(value: float, metric: str) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per row, headed by the names of its fields; empty where there is no number."""
+    """One line per row under a header of field names; empty if there is no number."""
     names = [field.name for field in dataclasses.fields(Row)]
     with whole_file(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -301,7 +301,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_tables(path: Path, settings: Mapping[str, Any], rows: Sequence[Row], runs: list[SequenceRun]) -> None:
-    """JSON: the settings of the run, the rows, and the figures of every sequence. null where there is no number."""
+    """JSON: the settings of the run, the rows, and the figures of every sequence. null if there is no number."""
     sequences = [
         {
             "suite": run.suite,
@@ -318,7 +318,7 @@ def write_tables(path: Path, settings: Mapping[str, Any], rows: Sequence[Row], r
 
 
 def settings_key(options: Any) -> str:
-    """A short name for a dataclass of options; the same for the same values."""
+    """A short hash of a dataclass of options; equal for equal values."""
     text = json.dumps(dataclasses.asdict(options), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -1,4 +1,4 @@
-"""Errors of a camera path against its truth, computed by evo. Poses are camera to world, metres."""
+"""Errors of a camera path against the ground truth, computed by evo. Poses are camera to world, metres."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.geometry.cameras import pose_matrix
-from raymap3r_ros.io.writers import write_trajectory
+from raymap3r_ros.io.tum import write_trajectory
 
 if TYPE_CHECKING:
     from evo.core.trajectory import PosePath3D
 
-STANDSTILL = 1e-6  # metres; a path whose positions lie closer than this (RMS) about their mean does not move
+STANDSTILL = 1e-6  # metres; a path with a smaller RMS distance to its mean position does not move
 
 
 @dataclass(frozen=True)
 class TrajectoryScore:
     """Errors of one path. RPE is between consecutive frames, RMSE over all of them, after the Sim(3) alignment.
 
-    A path that does not move fits no scale: where the truth or the prediction is one, `scale` is NaN and 1 is used.
+    A path that does not move determines no scale: if one of the two does not move, `scale` is NaN and 1 is used.
     """
 
     ate: float  # metres, RMSE of positions after Sim(3) alignment
-    ate_se3: float  # metres, RMSE of positions after SE(3) alignment: what a robot feels
+    ate_se3: float  # metres, RMSE of positions after SE(3) alignment; relevant for a robot
     rpe_translation: float  # metres
     rpe_rotation: float  # degrees
-    scale: float  # of the Sim(3) alignment; far from 1 it explains a good `ate` away
-    end_drift: float  # metres between the last positions, first poses laid onto each other
-    ate_constant: float  # metres, ATE of a camera that never moves: RMS distance of true positions to their mean
-    relative: float  # ate_se3 / ate_constant; NaN where the truth does not move
+    scale: float  # of the Sim(3) alignment; far from 1 a low `ate` means little
+    end_drift: float  # metres between the last positions with the first poses aligned
+    ate_constant: float  # metres, ATE of a camera at rest: RMS distance of the true positions to their mean
+    relative: float  # ate_se3 / ate_constant; NaN if the true path does not move
 
 
 def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndarray) -> TrajectoryScore:
     """Score poses (T, 4, 4) against the true ones of the same frames, at `stamps` (T,) seconds.
 
-    Raises InputError for less than two poses, other shapes, stamps that do not rise, values that are not finite, or a
-    rotation that is none. Raises Raymap3rError where evo is not installed.
+    Raises InputError for fewer than two poses, other shapes, stamps that do not increase, values that are not finite,
+    or invalid rotations, and Raymap3rError if evo is not installed.
     """
     predicted, truth = checked_poses(predicted, "predicted"), checked_poses(truth, "true")
     stamps = np.asarray(stamps, np.float64)
     if not len(predicted) == len(truth) == stamps.size or len(truth) < 2:
         raise InputError(
             f"{len(predicted)} predicted poses, {len(truth)} true ones, {stamps.size} stamps; needed: one of each for "
-            "every frame, and two frames at least"
+            "every frame, and at least two frames"
         )
     if not (np.diff(stamps) > 0).all():
         raise InputError("stamps do not rise from frame to frame; sort the frames by time first")
@@ -60,7 +60,7 @@ def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndar
     paths = optional_module("evo.core.trajectory")
     reference, rigid = (paths.PoseTrajectory3D(poses_se3=list(p), timestamps=stamps) for p in (truth, predicted))
     scaled = copy.deepcopy(rigid)
-    both_move = min(_spread(predicted), _spread(truth)) > STANDSTILL
+    both_move = min(_rms_extent(predicted), _rms_extent(truth)) > STANDSTILL
     _align(rigid, reference, scaled=False)
     scale = _align(scaled, reference, scaled=both_move)
 
@@ -72,7 +72,7 @@ def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndar
         return rmse(metrics.RPE(relation, delta=1, delta_unit=metrics.Unit.frames, all_pairs=True), scaled)
 
     position = metrics.PoseRelation.translation_part
-    ate_se3, ate_constant = rmse(metrics.APE(position), rigid), _spread(truth)
+    ate_se3, ate_constant = rmse(metrics.APE(position), rigid), _rms_extent(truth)
     end = truth[0] @ np.linalg.inv(predicted[0]) @ predicted[-1]
     return TrajectoryScore(
         ate=rmse(metrics.APE(position), scaled),
@@ -87,7 +87,7 @@ def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndar
 
 
 def random_walk(truth: np.ndarray, seed: int) -> np.ndarray:
-    """A control (T, 4, 4): from the true first pose on, the truth's steps and turns, each in a random direction."""
+    """A baseline (T, 4, 4): the true steps and turns from the first true pose, each in a random direction."""
     truth = checked_poses(truth, "true")
     rotations = optional_module("scipy.spatial.transform").Rotation
     rng = np.random.default_rng(seed)
@@ -112,7 +112,7 @@ def write_tum(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
 def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stamps (n,) and poses (n, 4, 4) from a file in TUM format, in the file's order.
 
-    Raises InputError where the file is missing or holds anything else.
+    Raises InputError if the file is missing or has another format.
     """
     try:
         lines = np.loadtxt(path, comments="#", ndmin=2)
@@ -125,7 +125,7 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def checked_poses(poses: np.ndarray, what: str) -> np.ndarray:
-    """Poses (T, 4, 4) as float64, rotations made exact. Raises InputError where they are not finite or no poses."""
+    """Poses (T, 4, 4) as float64 with exact rotations. Raises InputError if they are not finite or not poses."""
     poses = np.array(poses, np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4):
         raise InputError(f"{what} poses have the shape {poses.shape}; expected (frames, 4, 4)")
@@ -134,7 +134,7 @@ def checked_poses(poses: np.ndarray, what: str) -> np.ndarray:
         raise InputError(
             f"{what} poses: {broken.sum()} of {len(poses)} are not finite, the first is {broken.argmax()}"
         )
-    # Poses in single precision miss evo's test for a rotation; the nearest rotation to each passes.
+    # Rotations in single precision fail the check of evo; the nearest exact rotation passes.
     u, _, vt = np.linalg.svd(poses[:, :3, :3])
     nearest = u @ vt
     wrong = (np.abs(nearest - poses[:, :3, :3]).max(axis=(1, 2), initial=0) > 1e-2) | (np.linalg.det(nearest) < 0)
@@ -144,20 +144,20 @@ def checked_poses(poses: np.ndarray, what: str) -> np.ndarray:
     return poses
 
 
-def _spread(poses: np.ndarray) -> float:
+def _rms_extent(poses: np.ndarray) -> float:
     """RMS distance of the positions to their mean, metres."""
     positions = poses[:, :3, 3]
     return float(np.sqrt(np.square(positions - positions.mean(axis=0)).sum(axis=1).mean()))
 
 
 def _align(path: PosePath3D, reference: PosePath3D, *, scaled: bool) -> float:
-    """Lay `path` onto `reference` in place (Umeyama); returns the scale."""
+    """Align `path` to `reference` in place (Umeyama); returns the scale."""
     refused = optional_module("evo.core.geometry").GeometryException
     try:
         return float(path.align(reference, correct_scale=scaled)[2])
     except refused:
-        # evo wants a unique rotation, which a straight path or a standing camera does not have; the error of the
-        # best alignment is the same for all of them.
+        # evo requires a unique rotation, which a straight path or a camera at rest does not have. All best alignments
+        # have the same error.
         scale, rotation, translation = umeyama(path.positions_xyz, reference.positions_xyz, scaled=scaled)
         path.scale(scale)
         path.transform(optional_module("evo.core.lie_algebra").se3(rotation, translation))

@@ -169,6 +169,12 @@ def pixel_rays(intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack((x, y, torch.ones_like(x)), dim=-1)
 
 
+def back_project(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Return points (B, ..., H, W, 3) in the camera frame from depth (B, ..., H, W) along z and K (B, 3, 3)."""
+    rays = pixel_rays(intrinsics, (depth.shape[-2], depth.shape[-1]))
+    return rays.view(len(rays), *[1] * (depth.ndim - 3), *rays.shape[1:]) * depth[..., None]
+
+
 def ray_map(pose: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
     """Camera centre and ray through each pixel, in the world: (B, H, W, 6) from c2w (B, 4, 4) and K (B, 3, 3)."""
     directions = pixel_rays(intrinsics, size)

@@ -1,4 +1,4 @@
-"""Similarity transforms, and their least-squares fit."""
+"""Similarity transforms and their least-squares fit."""
 
 from __future__ import annotations
 
@@ -44,21 +44,29 @@ class Similarity:
 
 
 def weighted_umeyama(source: Tensor, target: Tensor, weight: Tensor, *, reflect_scale: bool = True) -> Similarity:
-    """The similarity from source to target (B, N, 3) with the least weighted squared error, computed in float64.
+    """Return the similarity from source (B, N, 3) to target with the least weighted squared error, in float32.
 
-    Umeyama 1991, with `weight` (B, N). If the clouds mirror each other, the best proper rotation has a smaller scale;
-    the published code keeps the scale of the reflection, as does `reflect_scale=False`. The result is NaN if no point
-    has a weight.
+    See `fit_similarity`, which computes it in float64.
     """
-    source, target, weight = source.double(), target.double(), weight.double()
+    fit = fit_similarity(source.double(), target.double(), weight.double(), reflect_scale=reflect_scale)
+    return Similarity(fit.scale.float(), fit.rotation.float(), fit.translation.float())
+
+
+def fit_similarity(source: Tensor, target: Tensor, weight: Tensor, *, reflect_scale: bool = True) -> Similarity:
+    """Return the similarity from source (B, N, 3) to target with the least weighted squared error (Umeyama 1991).
+
+    `weight` (B, N) is at least 0. If the clouds are mirror images, the best proper rotation has a smaller scale;
+    with `reflect_scale=False` the scale is that of the best reflection, as in the published code. NaN if there is
+    nothing to fit.
+    """
     weight = (weight / weight.sum(1, keepdim=True))[..., None]
     source_mean, target_mean = (weight * source).sum(1), (weight * target).sum(1)
     a, b = source - source_mean[:, None], target - target_mean[:, None]
-    # Without finite points the decomposition would raise. The means are NaN then, and so is the result.
+    # Without finite points the decomposition would raise; the means are NaN then, and so is the result.
     u, singular, vt = torch.linalg.svd(((weight * b).mT @ a).nan_to_num())
     sign = torch.ones_like(singular)
     sign[:, 2] = torch.linalg.det(u @ vt).sign()
     rotation = u * sign[:, None] @ vt
     factor = (singular * (sign if reflect_scale else 1)).sum(1) / (weight * a.square()).sum((1, 2))
     translation = target_mean - factor[:, None] * (rotation @ source_mean[..., None])[..., 0]
-    return Similarity(factor.float(), rotation.float(), translation.float())
+    return Similarity(factor, rotation, translation)

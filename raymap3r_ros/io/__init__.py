@@ -1,5 +1,8 @@
-"""Recordings in, files out: videos, image folders and bags read frame by frame, results written. Needs no ROS."""
+"""Recordings in, files out. One file per format; formats of recordings (`formats/`) are found by themselves.
 
-from raymap3r_ros.io.readers import Frame, Recording, open_recording
+Does not need ROS.
+"""
+
+from raymap3r_ros.io.recording import Frame, Recording, open_recording
 
 __all__ = ["Frame", "Recording", "open_recording"]

@@ -1,25 +1,18 @@
-"""Pictures of results: one row of panels per frame, a video of them, a sheet that sums a recording up.
+"""Pictures of results: a row of panels per frame, and a sheet that summarises a recording.
 
-All pictures are (h, w, 3) uint8 RGB arrays; nothing here knows the network.
+All pictures are (h, w, 3) uint8 RGB arrays.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from raymap3r_ros.io.writers import partial_path, whole_file
-
-log = logging.getLogger(__name__)
 
 BACKGROUND = (22, 24, 28)
 TEXT = (228, 230, 233)
@@ -51,9 +44,9 @@ def _text(
     side: str = "left",
     outline: int = 0,
 ) -> float:
-    """Text whose `side` ("left", "center" or "right") has its middle `at` a place; gives its length in pixels."""
+    """Draw text and return its length in pixels. `at` is the middle of its `side` ("left", "center", "right")."""
     font = _font(size)
-    # The bitmap font knows no anchors and no letters beyond Latin-1, and is 11 pixels high.
+    # The bitmap font has no anchors, only Latin-1 letters, and a height of 11 pixels.
     scales = isinstance(font, ImageFont.FreeTypeFont)
     if not scales:
         text = text.encode("latin-1", "replace").decode("latin-1")
@@ -67,30 +60,30 @@ def _text(
 
 
 class DepthRange:
-    """Near and far end of the depth colours, following the scene slowly so that colours do not flicker."""
+    """Near and far end of the depth colours, smoothed over time so that colours do not flicker."""
 
     def __init__(self, memory: float = 0.9) -> None:
         self._memory = memory
         self._ends: np.ndarray | None = None  # logarithms of metres
 
     def update(self, depth: np.ndarray) -> tuple[float, float]:
-        """Take in one depth map (H, W), metres; gives the range (near, far) in metres to draw it with."""
+        """Add a depth map (H, W) in metres; return the range (near, far) in metres to draw it with."""
         known = depth[np.isfinite(depth) & (depth > 0)]
         if known.size:
             near, middle, far = np.log(np.percentile(known, (2, 50, 98)))
             ends = np.array((near, far))
             if self._ends is None or not self._ends[0] <= middle <= self._ends[1]:
-                self._ends = ends  # another scene
+                self._ends = ends  # the scene has changed
             else:
                 self._ends = self._memory * self._ends + (1 - self._memory) * ends
         if self._ends is None:
             return 0.1, 10.0
         near, far = np.exp(self._ends)
-        return float(near), float(max(far, near * 1.05))  # a wall seen face on has hardly any range
+        return float(near), float(max(far, near * 1.05))  # a frontal wall has almost no range
 
 
 def color_depth(depth: np.ndarray, near: float, far: float) -> np.ndarray:
-    """Depth (H, W) metres as colour, red near to blue far, even in inverse depth; grey where unknown."""
+    """Return depth (H, W) metres as colours: red near to blue far, linear in inverse depth, grey where unknown."""
     known = np.isfinite(depth) & (depth > 0)
     closeness = (1 / np.where(known, depth, far) - 1 / far) / (1 / near - 1 / far)
     colors = _colormap(closeness, cv2.COLORMAP_TURBO, 0.06, 0.94)
@@ -99,16 +92,26 @@ def color_depth(depth: np.ndarray, near: float, far: float) -> np.ndarray:
 
 
 def color_dynamic_map(dynamic_map: np.ndarray) -> np.ndarray:
-    """Dynamic map (H, W) in 0..1 as colour, black still to pale yellow moving."""
+    """Return a dynamic map (H, W) in 0..1 as colours, from black (static) to pale yellow (moving)."""
     return _colormap(dynamic_map, cv2.COLORMAP_INFERNO)
 
 
 def overlay_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (h, w, 3) with what moves tinted and outlined. `mask`: (h, w) bool."""
+    """Return the image (h, w, 3) with moving pixels tinted and outlined. `mask`: (h, w) bool."""
     picture = image.copy()
     picture[mask] = (0.45 * picture[mask] + 0.55 * np.array(MOVING)).astype(np.uint8)
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(picture, outlines, -1, (255, 255, 255), 1, cv2.LINE_AA)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One picture of a row."""
+
+    title: str
+    picture: np.ndarray
+    note: str = ""
+    bar: np.ndarray | None = None  # colour scale, left of the note
 
 
 def draw_panels(
@@ -123,14 +126,14 @@ def draw_panels(
     panel_width: int = 320,
     with_motion: bool = True,
 ) -> np.ndarray:
-    """One row `image | depth | dynamic map | image with mask`, each titled, with a line of text under it.
+    """Return a row `image | depth | dynamic map | image with mask` with titles and a line of text below.
 
     `image` (h, w, 3) uint8 RGB, `depth` (H, W) metres, `dynamic_map` (H, W) 0..1 and `mask` (H, W) bool show the same
-    view, the image at the same or at a higher resolution; the last two are None if motion was not estimated for this
-    frame. Without `with_motion` the row is `image | depth`, in larger panels that fill the same width.
-    `depth_range`: near and far in metres (see DepthRange), else this map's own. `warning` stands out at the right of
-    the caption. The row's size depends only on the shape of the image, `panel_width` and `with_motion`, and is even in
-    both directions, as video needs it.
+    view, the image at the same or a higher resolution; the last two are None if motion was not estimated for this
+    frame. Without `with_motion` the row is `image | depth`, with larger panels over the same width.
+    `depth_range`: near and far in metres (see DepthRange); by default that of this depth map. `warning` is drawn at
+    the right of the caption. The size of the row depends only on the shape of the image, `panel_width` and
+    `with_motion`, and is even in both directions, as video requires.
     """
     near, far = DepthRange().update(depth) if depth_range is None else depth_range
     width = 4 * panel_width + 3 * GAP
@@ -138,47 +141,54 @@ def draw_panels(
     panel_width = (width - (count - 1) * GAP) // count
     size = panel_width, 2 * round(panel_width * image.shape[0] / image.shape[1] / 2)
     picture = _resize(image, size)
-    blank = np.full_like(picture, BACKGROUND)
-    if mask is None:
-        overlay = picture
-    else:
-        # Enlarged as a soft map and cut again, so that the outline has no stairs.
-        soft = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-        overlay = overlay_mask(picture, soft > 0.5)
-    panels = (
-        picture,
-        _resize(color_depth(depth, near, far), size, nearest=True),
-        blank if dynamic_map is None else _resize(color_dynamic_map(dynamic_map), size),
-        overlay,
-    )
-    notes = (
-        "",
-        f"{_metres(near)} to {_metres(far)} m",
-        "not estimated for this frame" if dynamic_map is None else "0 still, 1 moving",
-        "not estimated for this frame" if mask is None else f"{100 * mask.mean():.1f} % moving",
-    )
-    row = np.full((TITLE_HEIGHT + size[1] + CAPTION_HEIGHT, width, 3), BACKGROUND, np.uint8)
-    lefts = [position * (panel_width + GAP) for position in range(count)]
-    for left, panel in zip(lefts, panels[:count], strict=True):
-        row[TITLE_HEIGHT : TITLE_HEIGHT + size[1], left : left + panel_width] = panel
-    bars = {1: _bar(cv2.COLORMAP_TURBO, 0.94, 0.06), 2: _bar(cv2.COLORMAP_INFERNO)}
-    if dynamic_map is None:
-        del bars[2]
+    panels = [
+        _Panel("image", picture),
+        _Panel(
+            "depth", _resize(color_depth(depth, near, far), size, nearest=True),
+            f"{_metres(near)} to {_metres(far)} m", _bar(cv2.COLORMAP_TURBO, 0.94, 0.06),
+        ),
+    ]  # fmt: skip
+    if with_motion:
+        panels += [_dynamic_map_panel(dynamic_map, picture), _mask_panel(mask, picture)]
+    return _draw_row(panels, width, caption, warning)
 
+
+def _dynamic_map_panel(dynamic_map: np.ndarray | None, picture: np.ndarray) -> _Panel:
+    title = "dynamic map"
+    if dynamic_map is None:
+        return _Panel(title, np.full_like(picture, BACKGROUND), "not estimated for this frame")
+    resized = _resize(color_dynamic_map(dynamic_map), (picture.shape[1], picture.shape[0]))
+    return _Panel(title, resized, "0 still, 1 moving", _bar(cv2.COLORMAP_INFERNO))
+
+
+def _mask_panel(mask: np.ndarray | None, picture: np.ndarray) -> _Panel:
+    title = "moving mask"
+    if mask is None:
+        return _Panel(title, picture, "not estimated for this frame")
+    # Enlarged as a soft map and thresholded again, so that the outline has no steps.
+    size = picture.shape[1], picture.shape[0]
+    soft = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return _Panel(title, overlay_mask(picture, soft > 0.5), f"{100 * mask.mean():.1f} % moving")
+
+
+def _draw_row(panels: Sequence[_Panel], width: int, caption: str, warning: str) -> np.ndarray:
+    """Return panels of one size side by side, with their titles above and the caption below."""
+    height, panel_width = panels[0].picture.shape[:2]
+    row = np.full((TITLE_HEIGHT + height + CAPTION_HEIGHT, width, 3), BACKGROUND, np.uint8)
+    lefts = [position * (panel_width + GAP) for position in range(len(panels))]
+    for left, panel in zip(lefts, panels, strict=True):
+        row[TITLE_HEIGHT : TITLE_HEIGHT + height, left : left + panel_width] = panel.picture
     canvas = Image.fromarray(row)
     draw = ImageDraw.Draw(canvas)
-    for position, (left, title, note) in enumerate(
-        zip(lefts, ("image", "depth", "dynamic map", "moving mask")[:count], notes[:count], strict=True)
-    ):
-        title_end = left + 6 + _text(draw, (left + 6, TITLE_HEIGHT / 2), title, TEXT, 14)
+    for left, panel in zip(lefts, panels, strict=True):
+        title_end = left + 6 + _text(draw, (left + 6, TITLE_HEIGHT / 2), panel.title, TEXT, 14)
         right = left + panel_width - 6
-        note_start = right - _text(draw, (right, TITLE_HEIGHT / 2), note, FAINT_TEXT, 12, "right")
-        if position in bars:
-            bar = bars[position]
-            bar_start = int(note_start) - 8 - bar.shape[1]
+        note_start = right - _text(draw, (right, TITLE_HEIGHT / 2), panel.note, FAINT_TEXT, 12, "right")
+        if panel.bar is not None:
+            bar_start = int(note_start) - 8 - panel.bar.shape[1]
             if bar_start > title_end:
-                canvas.paste(Image.fromarray(bar), (bar_start, (TITLE_HEIGHT - bar.shape[0]) // 2))
-    bottom = TITLE_HEIGHT + size[1] + CAPTION_HEIGHT / 2
+                canvas.paste(Image.fromarray(panel.bar), (bar_start, (TITLE_HEIGHT - panel.bar.shape[0]) // 2))
+    bottom = TITLE_HEIGHT + height + CAPTION_HEIGHT / 2
     _text(draw, (6, bottom), caption, FAINT_TEXT, 13)
     if warning:
         _text(draw, (width - 6, bottom), warning, WARNING, 14, "right")
@@ -187,14 +197,14 @@ def draw_panels(
 
 @dataclass(frozen=True)
 class MapView:
-    """A direction to look at the world (x right, y down, z forward) from."""
+    """An orthographic view of the world (x right, y down, z forward)."""
 
     title: str
     across: int  # world axis that points to the right of the picture
     up: int  # world axis along the picture's vertical
     up_sign: int  # 1 where it points up the page, -1 where down
     toward: int  # world axis along the line of sight
-    toward_sign: int  # 1 where it points to the eye
+    toward_sign: int  # 1 where it points to the viewer
 
 
 FROM_ABOVE = MapView("from above", across=0, up=2, up_sign=1, toward=1, toward_sign=-1)
@@ -204,10 +214,10 @@ FROM_RIGHT = MapView("from the right", across=2, up=1, up_sign=-1, toward=0, tow
 def draw_map(
     positions: np.ndarray, points: np.ndarray, colors: np.ndarray, size: tuple[int, int], view: MapView = FROM_ABOVE
 ) -> np.ndarray:
-    """The camera's path over the static cloud, without perspective.
+    """Return the camera's path over the static cloud, in parallel projection.
 
     `positions` (n, 3) and `points` (m, 3) metres in the world, `colors` (m, 3) uint8; `size` = (width, height) of
-    the picture. Seen from above, the way the camera first looked points up the page.
+    the picture. Seen from above, the camera's first viewing direction points up the page.
     """
     width, height = size
     canvas = np.full((height, width, 3), BACKGROUND, np.uint8)
@@ -218,7 +228,7 @@ def draw_map(
         return canvas
     low, high = path.min(axis=0), path.max(axis=0)
     if len(ground):
-        # A few stray points must not shrink the scene to a dot: the outermost are cut off, the path never is.
+        # A few outliers must not shrink the scene to a dot: the outermost points are cut off, the path never is.
         low = np.minimum(low, np.percentile(ground, 2, axis=0))
         high = np.maximum(high, np.percentile(ground, 98, axis=0))
     room = np.array([width - 40, height - TITLE_HEIGHT - 40])
@@ -229,32 +239,13 @@ def draw_map(
     def pixels(places: np.ndarray) -> np.ndarray:
         return (places - middle) * [scale, -scale] + center
 
-    spacing = _round_number(90 / scale)
-    for axis, extent in enumerate((width, height)):
-        reach = extent / scale
-        first = math.floor((middle[axis] - reach) / spacing)
-        for number in range(first, first + math.ceil(2 * reach / spacing) + 2):
-            at = round(pixels(np.where(np.arange(2) == axis, number * spacing, middle))[axis])
-            ends = ((at, 0), (at, height)) if axis == 0 else ((0, at), (width, at))
-            cv2.line(canvas, *ends, GRID, 1)
+    spacing = _draw_grid(canvas, pixels, middle, scale)
     if len(ground):
-        # What lies nearest to the eye is painted last.
+        # The points nearest to the viewer are painted last.
         order = np.argsort(points[:, view.toward] * view.toward_sign, kind="stable")
-        spots = np.rint(pixels(ground[order])).astype(np.int64)
-        inside = ((spots >= 0) & (spots < size)).all(axis=1)
-        columns, rows = spots[inside].T
-        dots = 0.85 * colors[order][inside] + 0.15 * np.array(BACKGROUND)
-        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            canvas[np.minimum(rows + row, height - 1), np.minimum(columns + column, width - 1)] = dots
-
+        _draw_points(canvas, pixels(ground[order]), colors[order])
     trace = np.rint(pixels(path) * 16).astype(np.int32)  # sixteenths of a pixel
-    line_colors = _colormap(np.linspace(0, 1, len(trace))[None], cv2.COLORMAP_TURBO, 0.2, 0.95)[0].tolist()
-    cv2.polylines(canvas, [trace], False, BACKGROUND, 5, cv2.LINE_AA, 4)
-    for start, end, color in zip(trace[:-1].tolist(), trace[1:].tolist(), line_colors[1:], strict=True):
-        cv2.line(canvas, start, end, color, 2, cv2.LINE_AA, 4)
-    for spot, color in ((trace[0].tolist(), line_colors[0]), (trace[-1].tolist(), line_colors[-1])):
-        cv2.circle(canvas, spot, 6 * 16, BACKGROUND, -1, cv2.LINE_AA, 4)
-        cv2.circle(canvas, spot, 4 * 16, color, -1, cv2.LINE_AA, 4)
+    _draw_path(canvas, trace)
 
     canvas[:TITLE_HEIGHT] = BACKGROUND
     picture = Image.fromarray(canvas)
@@ -267,6 +258,44 @@ def draw_map(
     return np.asarray(picture)
 
 
+def _draw_grid(
+    canvas: np.ndarray, pixels: Callable[[np.ndarray], np.ndarray], middle: np.ndarray, scale: float
+) -> float:
+    """Draw grid lines of a round spacing; return it in metres. `pixels` maps metres (2,) to pixels (2,)."""
+    height, width = canvas.shape[:2]
+    spacing = _round_number(90 / scale)
+    for axis, extent in enumerate((width, height)):
+        reach = extent / scale
+        first = math.floor((middle[axis] - reach) / spacing)
+        for number in range(first, first + math.ceil(2 * reach / spacing) + 2):
+            at = round(pixels(np.where(np.arange(2) == axis, number * spacing, middle))[axis])
+            ends = ((at, 0), (at, height)) if axis == 0 else ((0, at), (width, at))
+            cv2.line(canvas, *ends, GRID, 1)
+    return spacing
+
+
+def _draw_points(canvas: np.ndarray, places: np.ndarray, colors: np.ndarray) -> None:
+    """Draw points at `places` (m, 2) pixels as squares of 2 x 2; later ones cover earlier ones."""
+    height, width = canvas.shape[:2]
+    spots = np.rint(places).astype(np.int64)
+    inside = ((spots >= 0) & (spots < (width, height))).all(axis=1)
+    columns, rows = spots[inside].T
+    dots = 0.85 * colors[inside] + 0.15 * np.array(BACKGROUND)
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        canvas[np.minimum(rows + row, height - 1), np.minimum(columns + column, width - 1)] = dots
+
+
+def _draw_path(canvas: np.ndarray, trace: np.ndarray) -> None:
+    """Draw a line through `trace` (n, 2), in sixteenths of a pixel, coloured by time, with dots at its ends."""
+    line_colors = _colormap(np.linspace(0, 1, len(trace))[None], cv2.COLORMAP_TURBO, 0.2, 0.95)[0].tolist()
+    cv2.polylines(canvas, [trace], False, BACKGROUND, 5, cv2.LINE_AA, 4)
+    for start, end, color in zip(trace[:-1].tolist(), trace[1:].tolist(), line_colors[1:], strict=True):
+        cv2.line(canvas, start, end, color, 2, cv2.LINE_AA, 4)
+    for spot, color in ((trace[0].tolist(), line_colors[0]), (trace[-1].tolist(), line_colors[-1])):
+        cv2.circle(canvas, spot, 6 * 16, BACKGROUND, -1, cv2.LINE_AA, 4)
+        cv2.circle(canvas, spot, 4 * 16, color, -1, cv2.LINE_AA, 4)
+
+
 def draw_sheet(
     rows: Sequence[np.ndarray],
     positions: np.ndarray,
@@ -276,7 +305,7 @@ def draw_sheet(
     lines: Sequence[str],
     warning: str = "",
 ) -> np.ndarray:
-    """A recording on one page: a title, rows of `draw_panels`, the scene from above and from the side, some text.
+    """Return a recording on one page: a title, rows of `draw_panels`, the scene from above and from the side, text.
 
     `positions` (n, 3), `points` (m, 3) and `colors` (m, 3) as for `draw_map`.
     """
@@ -304,87 +333,6 @@ def draw_sheet(
     return np.asarray(picture)
 
 
-class Sample:
-    """Items spread evenly over a stream whose length nobody knows beforehand, never more than `limit`."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._seen = 0
-        self.step = 1  # every so-many-th item is kept
-        self.kept: list[np.ndarray] = []
-
-    def wants_next(self) -> bool:
-        """Count one more item; whether it should be made and kept."""
-        self._seen += 1
-        return (self._seen - 1) % self.step == 0
-
-    def keep(self, item: np.ndarray) -> None:
-        """Take an item in; when that makes too many, every other one goes."""
-        self.kept.append(item)
-        if len(self.kept) > self._limit:
-            self.kept = self.kept[::2]
-            self.step *= 2
-
-    def spread(self, count: int) -> list[np.ndarray]:
-        """At most `count` of the items, first and last among them."""
-        if len(self.kept) <= count:
-            return list(self.kept)
-        return [self.kept[index] for index in np.linspace(0, len(self.kept) - 1, count).round().astype(int)]
-
-
-class VideoFile:
-    """A preview video, `<stem>.mp4` (MPEG-4); where OpenCV cannot write that, an animated picture, `<stem>.gif`.
-
-    `path` says which it is, from the first picture on. Used in a `with` block: the file takes its name at the end of
-    it, or goes on any error. Without a picture there is no file.
-    """
-
-    GIF_FRAMES = 60  # held in memory until the end, so bounded: a longer stream is thinned
-
-    def __init__(self, folder: Path, stem: str, fps: float) -> None:
-        self.path = folder / f"{stem}.mp4"
-        # MPEG-4 keeps times as fractions of 16 bits; two decimals fit, and players do not like less than 1.
-        self._fps = min(max(round(fps, 2), 1.0), 60.0)
-        self._writer: cv2.VideoWriter | None = None
-        self._gif: Sample | None = None
-
-    def write(self, picture: np.ndarray) -> None:
-        """Add one picture (h, w, 3) uint8 RGB; all are as large as the first, both sides even."""
-        if self._writer is None and self._gif is None:
-            self._open((picture.shape[1], picture.shape[0]))
-        if self._writer is not None:
-            self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        elif self._gif.wants_next():
-            self._gif.keep(picture)
-
-    def _open(self, size: tuple[int, int]) -> None:
-        partial = partial_path(self.path)
-        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size)
-        if writer.isOpened():
-            self._writer = writer
-            return
-        partial.unlink(missing_ok=True)
-        log.warning("OpenCV cannot write %s here: an animated picture is written instead", self.path.name)
-        self.path = self.path.with_suffix(".gif")
-        self._gif = Sample(self.GIF_FRAMES)
-
-    def __enter__(self) -> VideoFile:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            if error is None:
-                os.replace(partial_path(self.path), self.path)
-            else:
-                partial_path(self.path).unlink(missing_ok=True)
-        elif self._gif is not None and error is None:
-            first, *rest = [Image.fromarray(picture) for picture in self._gif.kept]
-            duration = 1000 * self._gif.step / self._fps
-            with whole_file(self.path) as partial:
-                first.save(partial, save_all=True, append_images=rest, duration=duration, loop=0)
-
-
 def _resize(picture: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
     if (picture.shape[1], picture.shape[0]) == size:
         return picture
@@ -393,7 +341,7 @@ def _resize(picture: np.ndarray, size: tuple[int, int], nearest: bool = False) -
 
 
 def _colormap(values: np.ndarray, colormap: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Values (h, w), clipped to 0..1, as colours of the part `low` to `high` of an OpenCV colour map."""
+    """Return values (h, w), clipped to 0..1, as colours from the part `low` to `high` of an OpenCV colour map."""
     steps = 255 * (low + (high - low) * np.clip(np.nan_to_num(values), 0, 1))
     return cv2.cvtColor(cv2.applyColorMap(np.rint(steps).astype(np.uint8), colormap), cv2.COLOR_BGR2RGB)
 
@@ -407,6 +355,6 @@ def _metres(value: float) -> str:
 
 
 def _round_number(value: float) -> float:
-    """The nearest of 1, 2, 5 times a power of ten that is not below `value`."""
+    """Return the smallest of 1, 2, 5 times a power of ten that is not below `value`."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))

@@ -1,4 +1,4 @@
-"""What is made of results over many frames: the map of the static scene, the metric scale. It knows nothing of ROS."""
+"""Results over many frames: the map of the static scene, the occupancy grid, the metric scale. Does not need ROS."""
 
 from raymap3r_ros.mapping.occupancy import OccupancyGrid, OccupancyOptions, floor_height, occupancy_grid
 from raymap3r_ros.mapping.static_map import PixelOptions, StaticMap, StaticMapOptions

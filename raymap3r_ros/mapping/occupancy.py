@@ -1,4 +1,4 @@
-"""A map of the ground for navigation: what stands in a robot's way, and where the floor is free."""
+"""A 2-D occupancy grid for navigation: obstacles, and where the floor is free."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.options import check_options, option
 
-UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # as nav_msgs/OccupancyGrid has them
-MAX_SIDE = 2048  # cells; a longer grid is cut off around the middle of the points
-FLOOR_NOISE = 0.1  # metres by which points of a floor at z = 0 may lie above it
-FLOOR_LAYER = 0.05  # metres: how finely the height of the floor is looked for
+UNKNOWN, FREE, OCCUPIED = -1, 0, 100  # as in nav_msgs/OccupancyGrid
+MAX_SIDE = 2048  # cells; a larger grid is cropped around the median of the points
+FLOOR_NOISE = 0.1  # metres: points of a floor at z = 0 may be this much above it
+FLOOR_LAYER = 0.05  # metres: resolution of the search for the floor
 
 
 @dataclass(frozen=True)
 class OccupancyOptions:
     """The 2-D grid for navigation."""
 
-    enabled: bool = option(False, "publish ~/occupancy, made from the static map")
+    enabled: bool = option(False, "publish ~/occupancy, computed from the static map")
     resolution: float = option(
         0.05, "edge of a cell, metres; never finer than the voxels of the map", low=0.001, high=10.0, live=True
     )
     min_height: float = option(
         0.15,
-        "points nearer to the level of the floor than this, metres, are floor: free",
+        "points closer to the level of the floor than this, metres, are floor: free",
         low=0.0,
         high=100.0,
         live=True,
     )
     max_height: float = option(
-        1.5, "points higher above the floor than this, metres, are in nobody's way", low=0.0, high=100.0, live=True
+        1.5, "points higher above the floor than this, metres, are not obstacles", low=0.0, high=100.0, live=True
     )
 
     def __post_init__(self) -> None:
@@ -48,30 +48,30 @@ class OccupancyGrid:
     """Cells of the ground, in the world of REP 103 axes (x forward, y left, z up)."""
 
     cells: np.ndarray  # (rows along y, columns along x) int8: UNKNOWN, FREE or OCCUPIED
-    resolution: float  # metres, edge of a cell; above the wanted one where the map's voxels are larger
+    resolution: float  # metres, edge of a cell; larger than the option's value if the map's voxels are larger
     origin: tuple[float, float]  # x, y of the outer corner of cell [0, 0], metres
     floor: float  # z of the floor, metres
-    cropped: bool  # the points reach further than the grid may
+    cropped: bool  # the points extend beyond MAX_SIDE
 
 
 def nothing_known(options: OccupancyOptions) -> OccupancyGrid:
-    """The smallest grid there is: one unknown cell."""
+    """Return the smallest grid: one unknown cell."""
     return OccupancyGrid(np.full((1, 1), UNKNOWN, np.int8), options.resolution, (0.0, 0.0), 0.0, False)
 
 
 def floor_height(heights: np.ndarray) -> float:
-    """z of the floor, metres, from the heights (n,) of voxels: the level that has most of them and lies not
-    above the origin.
+    """Return z of the floor, metres, from the heights (n,) of voxels: the level with the most voxels that is not
+    above the origin. NaN if there is none.
 
-    Voxels count area, and below the first camera nothing level is as large as the floor; where the origin is that of a
-    robot's base, it may lie in the floor itself. nan where nothing is there.
+    The number of voxels is a measure of area, and the floor is the largest level surface below the first camera. If
+    the origin is that of a robot's base, it may be at the height of the floor.
     """
     below = heights[heights < FLOOR_NOISE]
     if len(below) == 0:
         return math.nan
     layers = np.floor(below / FLOOR_LAYER).astype(np.int64)
     layers -= layers.min()
-    count = np.convolve(np.bincount(layers), (1, 1, 1), mode="same")  # a floor may lie between two layers
+    count = np.convolve(np.bincount(layers), (1, 1, 1), mode="same")  # a floor may be split between two layers
     return float(np.median(below[np.abs(layers - count.argmax()) <= 1]))
 
 
@@ -82,12 +82,12 @@ def occupancy_grid(
     options: OccupancyOptions,
     floor: float | None = None,
 ) -> OccupancyGrid | None:
-    """The grid of a static map; None where there is no point, or no floor is given or found.
+    """Return the grid of a static map; None without points, or if no floor is given or found.
 
     `points` (n, 3) and `voxel_size` in the map's units and axes; `world_from_map` (4, 4) a similarity to a level world
-    with REP 103 axes, in metres; `floor`: z of the floor there, else it is looked for (`floor_height`). A cell is
-    occupied where a point lies in the band of heights; free where none does and a voxel of the floor covers some of
-    it; all else is unknown, a pit too: that air was seen through says nothing of the ground below.
+    with REP 103 axes, in metres; `floor`: z of the floor in that world, by default `floor_height`. A cell is occupied
+    if a point is in the band of obstacle heights; free if there is no such point and a voxel of the floor covers a
+    part of it; otherwise unknown. A pit is unknown too: free air above it is no evidence of ground.
     """
     linear, offset = np.asarray(world_from_map, np.float64)[:3, :3], np.asarray(world_from_map, np.float64)[:3, 3]
     world = points @ linear.T + offset
@@ -101,7 +101,7 @@ def occupancy_grid(
     height = world[:, 2] - floor
     obstacle = world[(height >= options.min_height) & (height <= options.max_height), :2]
     ground = world[np.abs(height) < options.min_height, :2]
-    # A voxel covers its square, not a point of it; else a floor of voxels as large as cells would have holes.
+    # A voxel covers a square, not a point; otherwise a floor of voxels as large as the cells would have holes.
     ground = np.concatenate([ground + voxel / 2 * np.array(corner) for corner in ((1, 1), (1, -1), (-1, 1), (-1, -1))])
 
     seen = np.concatenate((obstacle, ground))

@@ -1,4 +1,4 @@
-"""A map of everything that stands still: voxels that frames add to and, where they see through them, take away."""
+"""A voxel map of the static scene. Frames add voxels, and remove voxels that they see through."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from raymap3r_ros.options import check_options, option
 from raymap3r_ros.streaming.mask import window_reduce
 from raymap3r_ros.streaming.result import to_host
 
-FRAME_PIXELS = 60_000  # of a frame, at most, that are looked at: its neighbours in time see the same surface
-# Evidence of a voxel: one more for each frame that sees a surface in it, one less for each that sees through it, never
-# above the limit, so that what has long stood somewhere is forgotten as soon as anything else (clamping as in OctoMap,
-# Hornung et al. 2013). At 0 the voxel goes.
+FRAME_PIXELS = 60_000  # maximum number used per frame: adjacent frames show the same surfaces
+# Evidence of a voxel: plus one for each frame with a surface in it, minus one for each frame that sees through it. The
+# limit lets an object that was static for a long time disappear as quickly as any other (clamping as in OctoMap,
+# Hornung et al. 2013). At 0 the voxel is removed.
 MAX_EVIDENCE = 10
-# How far behind a voxel a surface must be for the frame to see through it (the free-space test of Keller et al. 2013):
-# noise of depth grows with depth, and a voxel may hold points of half its size before its mean.
+# Distance of a surface behind a voxel from which a frame sees through the voxel (free-space test of Keller et al.
+# 2013): depth noise grows with depth, and points of a voxel may be half its size in front of their mean.
 DEPTH_TOLERANCE = 0.03  # share of the depth
 VOXEL_TOLERANCE = 1.0  # voxels
-EVICTION = 0.05  # share of the voxels that leave when there are too many: not a few at every frame
-GROWTH = 2**0.5  # of voxels: halves their number on a surface
-REACH = 1 << 20  # voxels to each side of the origin that fit three to a 64-bit key; a point further out is no scene
+EVICTION = 0.05  # share of the voxels removed when there are too many: many at once instead of some in every frame
+GROWTH = 2**0.5  # of the voxel size: halves the number of voxels on a surface
+REACH = 1 << 20  # voxels to each side of the origin: three coordinates fit a 64-bit key; points beyond are dropped
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class StaticMapOptions:
     )
     max_points: int = option(
         500_000,
-        "above this many points those seen longest ago and those farthest from the camera leave",
+        "maximum number of points; above it, those seen longest ago and farthest from the camera are removed",
         low=1000,
         high=10_000_000,
         live=True,
     )
-    rate: float = option(1.0, "times a second that the map is published", low=0.01, high=30.0, live=True)
+    rate: float = option(1.0, "rate at which the map is published, Hz", low=0.01, high=30.0, live=True)
     always: bool = option(
-        False, "build the map also while nobody listens, so that late comers and ~/save have all of it", live=True
+        False, "build the map even without subscribers, so that late subscribers and ~/save get all of it", live=True
     )
 
     def __post_init__(self) -> None:
@@ -59,17 +59,16 @@ class PixelOptions:
     """Which pixels show the static scene."""
 
     confidence_threshold: float = option(
-        1.5, "pixels that the network is less sure of are left out (1 = keep all)", low=1.0, high=1000.0
+        1.5, "pixels with a lower confidence are left out (1 = keep all)", low=1.0, high=1000.0
     )
     max_slope: float = option(
         8.0,
-        "surfaces that fall away faster than this, metres of depth per metre across, are taken for the gap "
-        "between two objects",
+        "surfaces steeper than this, metres of depth per metre across, are regarded as the gap between two objects",
         low=0.1,
         high=10_000.0,
     )
     mask_margin: float = option(
-        0.01, "how far around a moving object pixels are left out too, share of the image width", low=0.0, high=1.0
+        0.01, "margin around moving objects in which pixels are left out, share of the image width", low=0.0, high=1.0
     )
 
     def __post_init__(self) -> None:
@@ -77,10 +76,10 @@ class PixelOptions:
 
 
 def depth_slope(depth: Tensor, focal: Tensor | float) -> Tensor:
-    """(H, W) steepest change of depth to one of the four neighbours, metres of depth per metre across.
+    """Return (H, W), the steepest change of depth to one of the four neighbours, metres of depth per metre across.
 
-    A plane seen at an angle has the same slope at any resolution; across the border of an object it grows with the
-    resolution. `depth`: (H, W) metres, above 0; `focal`: pixels.
+    The slope of a slanted plane does not depend on the resolution; at the border of an object it grows
+    with it. `depth`: (H, W) metres, above 0; `focal`: pixels.
     """
     slope = torch.zeros_like(depth)
     for axis in (0, 1):
@@ -96,12 +95,12 @@ def depth_slope(depth: Tensor, focal: Tensor | float) -> Tensor:
 def static_pixels(
     depth: Tensor, confidence: Tensor, dynamic_mask: Tensor, focal: Tensor | float, options: PixelOptions
 ) -> Tensor:
-    """(H, W) bool: pixels that stand still, are believed, and do not hang between two objects.
+    """Return (H, W) bool: pixels that are static, confident, and not in the gap between two objects.
 
     `depth` (H, W) metres, `confidence` (H, W) at least 1, `dynamic_mask` (H, W) bool, `focal` in pixels.
     """
     known = depth.isfinite() & (depth > 0)
-    # Beside an unknown pixel there is no telling whether depth is continuous: the tiny value makes the slope large.
+    # Beside an unknown pixel, depth may be discontinuous: the tiny value makes the slope large.
     keep = known & (depth_slope(torch.where(known, depth, 1e-6), focal) <= options.max_slope)
     keep &= confidence >= options.confidence_threshold
     margin = math.ceil(options.mask_margin * depth.shape[1])
@@ -116,7 +115,7 @@ class _Voxels:
     means: Tensor  # (n, 6) float32: position (metres, world) and colour (0..255)
     weight: Tensor  # (n,) float32: points behind the mean
     evidence: Tensor  # (n,) int32: see MAX_EVIDENCE
-    seen: Tensor  # (n,) int32: the last frame that saw a surface here
+    seen: Tensor  # (n,) int32: the last frame with a surface in the voxel
 
     @classmethod
     def none(cls, device: torch.device | str) -> _Voxels:
@@ -131,14 +130,14 @@ class _Voxels:
 
 
 class StaticMap:
-    """Voxels of the static scene, each the mean of the points that fell into it, in the world and units of the poses.
+    """Voxels of the static scene, each the mean of its points, in the world and units of the poses.
 
-    Memory is bounded: with more than `max_points` voxels those last seen longest ago and those farthest from the
-    camera leave; with `whole_scene` all voxels grow instead, so that the whole scene stays covered.
+    Memory is bounded: above `max_points` voxels, those last seen longest ago and those farthest from the camera are
+    removed; with `whole_scene` all voxels grow instead, so that the whole scene stays covered.
 
-    `voxel_size` is the present size in metres; 0 until the first frame where it is automatic. `max_points` may be
-    changed at any time. It works on the device of the tensors given; a GPU is waited for a few times per frame,
-    because the number of voxels is known only there. Not to be used from several threads at once.
+    `voxel_size` is the current size in metres; 0 until the first frame if it is automatic. `max_points` may be changed
+    at any time. Works on the device of the given tensors. On a GPU it synchronises a few times per frame, because the
+    number of voxels is known only there. Not thread-safe.
     """
 
     def __init__(self, voxel_size: float = 0.0, max_points: int = 500_000, *, whole_scene: bool = False) -> None:
@@ -153,7 +152,7 @@ class StaticMap:
         return len(self._voxels.keys)
 
     def clear(self) -> None:
-        """Forget everything; a voxel size that is chosen from the first frame will be chosen anew."""
+        """Remove all voxels. An automatic voxel size is determined again from the next frame."""
         if self._automatic:
             self.voxel_size = 0.0
         self._frame = 0
@@ -170,11 +169,11 @@ class StaticMap:
         pose: Tensor,
         pixels: PixelOptions | None = None,
     ) -> None:
-        """Take one frame in: its static pixels join the voxels, and voxels that it sees through lose evidence.
+        """Add one frame: its static pixels are merged into the voxels, and voxels that it sees through lose evidence.
 
         `points` (H, W, 3) metres, camera frame; `image` (H, W, 3) uint8; `confidence` (H, W) at least 1;
-        `dynamic_mask` (H, W) bool; `intrinsics` (3, 3) pixels; `pose` (4, 4) c2w. Of a large image every so-many-th
-        row and column is used, others each time.
+        `dynamic_mask` (H, W) bool; `intrinsics` (3, 3) pixels; `pose` (4, 4) c2w. Of a large image every N-th row and
+        column is used, with a different offset in each frame.
         """
         step = math.ceil(math.sqrt(points.shape[0] * points.shape[1] / FRAME_PIXELS))
         start = self._frame % step
@@ -190,12 +189,12 @@ class StaticMap:
         keep = static_pixels(depth, confidence, dynamic_mask, camera[0, 0], pixels or PixelOptions())
         kept = keep.flatten().nonzero()[:, 0]
         if len(kept) == 0:
-            return  # nothing to join, and nothing that could be seen through
+            return  # nothing to merge, and no surface behind any voxel
         if self.voxel_size == 0:
             self.voxel_size = float(depth.flatten()[kept].median() / camera[0, 0])
         pose = pose.float()
         rotation, position = pose[:3, :3], pose[:3, 3:]
-        # Of few rows and many columns, which suits a CPU better than the other way round.
+        # As few rows and many columns, which is faster on a CPU than the transpose.
         world = (rotation @ points.flatten(0, 1).index_select(0, kept).mT + position).mT
         found = _voxels_of(world, image.flatten(0, 1).index_select(0, kept), self.voxel_size, self._frame)
 
@@ -209,7 +208,7 @@ class StaticMap:
 
     @torch.inference_mode()
     def resize(self, voxel_size: float) -> None:
-        """Sort the voxels into ones of another size; those that fall into one are merged, none is split."""
+        """Change the voxel size. Voxels that fall into the same new one are merged; none is split."""
         self.voxel_size = voxel_size
         before = self._voxels
         keys, _ = _keys(before.means[:, :3], voxel_size)
@@ -221,16 +220,16 @@ class StaticMap:
         self._voxels = _Voxels(keys, means, weight, evidence, seen)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Points (n, 3) float32 metres and colors (n, 3) uint8 in host memory, in one copy from a GPU.
+        """Return points (n, 3) float32 metres and colors (n, 3) uint8 in host memory, in one copy from a GPU.
 
-        Later frames do not change what was given out.
+        Later frames do not change the returned arrays.
         """
         means = self._voxels.means
         points, colors = to_host([means[:, :3].clone(), means[:, 3:].round().to(torch.uint8)])
         return points, colors
 
     def _evict(self, position: Tensor) -> None:
-        """Let those go that are old and far, each as a share of the oldest and the farthest."""
+        """Remove old and distant voxels, by age and distance relative to the oldest and the farthest."""
         age = (self._frame - self._voxels.seen).float()
         distance = (self._voxels.means[:, :3] - position).norm(dim=1)
         badness = age / age.amax().clamp_min(1) + distance / distance.amax().clamp_min(1e-9)
@@ -240,13 +239,13 @@ class StaticMap:
         self._voxels = self._voxels.select(stays.nonzero()[:, 0])
 
     def _grow(self) -> None:
-        """Merge voxels in ever larger ones until they are few enough."""
+        """Enlarge the voxels until there are few enough."""
         while len(self) > self.max_points:
             self.resize(self.voxel_size * GROWTH)
 
 
 def _keys(points: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
-    """Keys (n,) int64 of the voxels in which points (n, 3) lie, and whether (n,) they are within REACH."""
+    """Return keys (n,) int64 of the voxels of points (n, 3), and whether (n,) they are within REACH."""
     cells = (points / voxel_size).floor()
     inside = (cells.abs() < REACH).all(dim=1)
     cells = cells.nan_to_num().clamp(-REACH, REACH - 1).long() + REACH
@@ -255,7 +254,7 @@ def _keys(points: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
 
 
 def _voxels_of(points: Tensor, colors: Tensor, voxel_size: float, frame: int) -> _Voxels:
-    """Points (n, 3), world, with colors (n, 3), all of one frame, as voxels."""
+    """Return points (n, 3), world, with colors (n, 3), of one frame, as voxels."""
     keys, inside = _keys(points, voxel_size)
     inside = inside.nonzero()[:, 0]
     means = torch.cat((points, colors), dim=1).index_select(0, inside)
@@ -265,7 +264,7 @@ def _voxels_of(points: Tensor, colors: Tensor, voxel_size: float, frame: int) ->
 
 
 def _averages(keys: Tensor, means: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The different keys (m,), ascending, the index (n,) of each given one among them, and their means and weights."""
+    """Return the unique keys (m,), ascending, the index (n,) of each given key, and the means and weights per key."""
     keys, group = keys.unique(return_inverse=True)
     total = weight.new_zeros(len(keys)).index_add_(0, group, weight)
     sums = means.new_zeros(len(keys), means.shape[1]).index_add_(0, group, means * weight[:, None])
@@ -273,7 +272,7 @@ def _averages(keys: Tensor, means: Tensor, weight: Tensor) -> tuple[Tensor, Tens
 
 
 def _join(voxels: _Voxels, found: _Voxels) -> _Voxels:
-    """Add what was found in a frame to the voxels that are there, in place; gives those that are not."""
+    """Add the voxels of a frame to the existing ones, in place; return those that do not exist yet."""
     if len(voxels.keys) == 0:
         return found
     place = torch.searchsorted(voxels.keys, found.keys).clamp_max(len(voxels.keys) - 1)
@@ -291,11 +290,11 @@ def _join(voxels: _Voxels, found: _Voxels) -> _Voxels:
 
 
 def _carve(voxels: _Voxels, surface: Tensor, projection: Tensor, voxel_size: float, frame: int) -> None:
-    """Take evidence, in place, from voxels that a frame sees through.
+    """Reduce, in place, the evidence of voxels that a frame sees through.
 
-    `surface` (h, w): depth of what stands still, 0 where that is not known; `projection` (3, 4): world to column,
-    row and 1, all times depth. A voxel counts as seen through where all four pixels around it show something behind
-    it: on a slanted surface they enclose its depth, and at a border they are left out by `static_pixels`.
+    `surface` (h, w): depth of the static scene, 0 where unknown; `projection` (3, 4): world to column, row and 1, all
+    times depth. A frame sees through a voxel if all four pixels around it show a surface behind it: on a slanted
+    surface they enclose its depth, and at a border they are excluded by `static_pixels`.
     """
     nearest = torch.minimum(surface[:-1], surface[1:])
     nearest = torch.minimum(nearest[:, :-1], nearest[:, 1:])
@@ -308,12 +307,12 @@ def _carve(voxels: _Voxels, surface: Tensor, projection: Tensor, voxel_size: flo
     pixel = torch.where(inside, row * width + column, 0.0).long()
     behind = nearest.flatten().index_select(0, pixel)
     through = inside & (behind * (1 - DEPTH_TOLERANCE) - VOXEL_TOLERANCE * voxel_size > z)
-    # Where the frame sees a surface too, noise or a border is the likelier reason.
+    # If the frame also has a surface in the voxel, noise or a border is the more likely reason.
     voxels.evidence.sub_((through & (voxels.seen != frame)).int())
 
 
 def _renewed(voxels: _Voxels, new: _Voxels) -> _Voxels:
-    """Voxels without those that have no evidence left, and with new ones, whose keys are not among theirs."""
+    """Return the voxels without those that have no evidence left, merged with new ones of other keys."""
     count, added = len(voxels.keys), len(new.keys)
     index = torch.arange(count + added, device=new.keys.device)
     place = torch.searchsorted(voxels.keys, new.keys) + index[:added]

@@ -23,7 +23,7 @@ from raymap3r_ros.mapping.uncertainty import UNKNOWN_VARIANCE
 
 Numbers = tuple[float, ...]  # position x y z, orientation x y z w
 
-# Bytes per pixel of every encoding that is taken, and the name under which cv_bridge knows it.
+# Bytes per pixel of each supported encoding, and its name in cv_bridge.
 ENCODINGS: dict[str, tuple[int, str]] = {
     "rgb8": (3, "rgb8"),
     "bgr8": (3, "bgr8"),
@@ -38,7 +38,7 @@ ENCODINGS: dict[str, tuple[int, str]] = {
     **{f"bayer_{order}8": (1, f"bayer_{order}8") for order in ("rggb", "bggr", "gbrg", "grbg")},
     **{f"bayer_{order}16": (2, f"bayer_{order}16") for order in ("rggb", "bggr", "gbrg", "grbg")},
 }
-# Of these, the ones that OpenCV turns into RGB from the message's own memory, padding or not; None: they are RGB.
+# Those that OpenCV converts to RGB from the message's own memory, with or without padding; None: already RGB.
 DIRECT: dict[str, int | None] = {
     "rgb8": None,
     "bgr8": cv2.COLOR_BGR2RGB,
@@ -47,9 +47,9 @@ DIRECT: dict[str, int | None] = {
     "mono8": cv2.COLOR_GRAY2RGB,
 }
 MAX_SIDE = 16_384  # pixels; anything larger is a damaged message, not a camera
-# Of a compressed image: a few kilobytes of it can say that they are gigabytes of pixels.
+# The header of a few kilobytes of compressed data can announce gigabytes of pixels.
 MAX_COMPRESSED_PIXELS = 2**26
-MAX_NAME = 256  # characters of a frame_id: every output carries it
+MAX_NAME = 256  # characters of a frame_id, which is part of every output
 
 POINT_FIELDS = [
     PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
@@ -60,17 +60,17 @@ _bridge = CvBridge()
 
 
 class EncodingError(InputError):
-    """An image encoding that is not taken."""
+    """An image encoding that is not supported."""
 
 
 # ------------------------------------------------------------------------------------------------ messages to arrays
 
 
 def check_image(message: Image | CompressedImage) -> None:
-    """Raise InputError (EncodingError) where a message cannot be an image, without looking at its pixels."""
+    """Raise InputError (EncodingError) if a message is not a valid image, without reading its pixels."""
     stamp, name = message.header.stamp, message.header.frame_id
     if stamp.sec < 0 or stamp.nanosec >= 1_000_000_000:
-        raise InputError(f"stamp of {stamp.sec} s and {stamp.nanosec} ns is no time")
+        raise InputError(f"stamp of {stamp.sec} s and {stamp.nanosec} ns is not a valid time")
     if len(name) > MAX_NAME:
         raise InputError(f"frame_id of {len(name)} characters, more than {MAX_NAME}")
     if isinstance(message, CompressedImage):
@@ -99,18 +99,18 @@ def check_image(message: Image | CompressedImage) -> None:
 
 
 def image_array(message: Image | CompressedImage) -> np.ndarray:
-    """(h, w, 3) uint8 RGB of a message. Raises InputError where it is malformed or damaged.
+    """(h, w, 3) uint8 RGB of a message. Raises InputError if it is malformed or damaged.
 
     The pixels of an rgb8 message without padding are not copied: the array shares the message's memory.
     """
     check_image(message)
     if isinstance(message, CompressedImage):
-        # The pixels as the sensor wrote them: calibration knows nothing of an EXIF orientation.
+        # The calibration is for the pixels as the sensor wrote them, so ignore an EXIF orientation.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         _check_header(message)
         try:
             image = cv2.imdecode(np.frombuffer(message.data, np.uint8), flags)
-        except cv2.error:  # what it does with some damaged files; others give None
+        except cv2.error:  # for some damaged files; for others it returns None
             image = None
         if image is None:
             raise InputError(f"compressed image of {len(message.data)} bytes cannot be decoded as jpeg or png")
@@ -129,9 +129,9 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
 
 
 def _check_header(message: CompressedImage) -> None:
-    """Raise InputError where the header of a compressed image is damaged, or promises more than any camera sends.
+    """Raise InputError if the header of a compressed image is damaged, or announces more pixels than a camera has.
 
-    Neither OpenCV's own limit (2^30 pixels, 3 GB) nor the choice of its other decoders is meant for a robot.
+    OpenCV's own limit (2^30 pixels, 3 GB) is too high for a robot, and it accepts other file formats.
     """
     data = message.data
     try:
@@ -139,7 +139,7 @@ def _check_header(message: CompressedImage) -> None:
             width, height = picture.size
     except Picture.DecompressionBombError as error:
         raise InputError(f"compressed image is larger than any camera's: {error}") from error
-    except Exception as error:  # Pillow's parsers let many kinds through where a file is damaged
+    except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
         raise InputError(f"compressed image of {len(data)} bytes cannot be decoded as jpeg or png") from error
     if max(width, height) > MAX_SIDE or width * height > MAX_COMPRESSED_PIXELS:
         raise InputError(
@@ -149,8 +149,10 @@ def _check_header(message: CompressedImage) -> None:
 
 
 def _tight(message: Image) -> Image:
-    """The message without padding, little-endian, in an encoding of cv_bridge: which takes rows of whole pixels only,
-    and whose byte swap fails on NumPy 2, of single bytes too."""
+    """The message without padding, little-endian, in an encoding of cv_bridge.
+
+    cv_bridge supports no padding, and its byte swap fails with NumPy 2, even for single bytes.
+    """
     size, encoding = ENCODINGS[message.encoding]
     row = message.width * size
     whole = message.step == row and len(message.data) == row * message.height
@@ -171,7 +173,7 @@ def pose_matrix(pose: Pose) -> np.ndarray:
 
 
 def rigid_matrix(position: Point | Vector3, orientation: Quaternion) -> np.ndarray:
-    """(4, 4) of a place and a turn, whatever the quaternion's length; not finite where that is 0 or without end."""
+    """(4, 4) of a position and a quaternion of any length; not finite if the length is 0 or infinite."""
     q = orientation
     with np.errstate(all="ignore"):
         x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
@@ -186,18 +188,18 @@ def rigid_matrix(position: Point | Vector3, orientation: Quaternion) -> np.ndarr
 
 
 def pose_numbers(position: Point | Vector3, orientation: Quaternion) -> Numbers:
-    """A pose as it is in its message."""
+    """The numbers of a pose message, unchanged."""
     p, q = position, orientation
     return p.x, p.y, p.z, q.x, q.y, q.z, q.w
 
 
 def seconds(stamp: Time) -> float:
-    """A stamp as a number."""
+    """A stamp in seconds."""
     return stamp.sec + stamp.nanosec * 1e-9
 
 
 def nanoseconds(stamp: Time) -> int:
-    """A stamp as a whole number, with every digit."""
+    """A stamp in nanoseconds, exactly."""
     return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
@@ -205,8 +207,8 @@ def nanoseconds(stamp: Time) -> int:
 
 
 def _fill(data: array.array, values: np.ndarray) -> None:
-    # The message's own array grows in place, by one copy. One that is handed to the constructor or assigned is copied
-    # once more by each, and anything but an array.array is looked at byte by byte.
+    # One copy, into the message's own array. The constructor and the assignment of a field each copy once more, and
+    # check anything but an array.array byte by byte.
     data.frombytes(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
@@ -231,7 +233,7 @@ def camera_info_message(header: Header, matrix: np.ndarray, width: int, height: 
 
 
 def cloud_message(header: Header, rows: np.ndarray) -> PointCloud2:
-    """Cloud of rows (n, 6) float32: x y z (metres), rgb, confidence, dynamic (1 where it moves).
+    """Cloud of rows (n, 6) float32: x y z (metres), rgb, confidence, dynamic (1 if it moves).
 
     rgb: PCL's and RViz's convention, the bits of a float are 0x00RRGGBB.
     """
@@ -264,7 +266,7 @@ def _cloud(header: Header, rows: np.ndarray, fields: list[PointField], is_dense:
 
 
 def grid_message(header: Header, grid: OccupancyGrid) -> OccupancyGridMessage:
-    """A grid whose cells lie at the height of the floor."""
+    """An occupancy grid at the height of the floor."""
     rows, columns = grid.cells.shape
     message = OccupancyGridMessage(header=header)
     message.info.map_load_time = header.stamp
@@ -282,7 +284,7 @@ def pose_message(pose: np.ndarray) -> Pose:
 
 
 def stamped_pose(frame: str, stamp: int, numbers: list[float]) -> PoseStamped:
-    """Pose of x y z and a quaternion x y z w, at a stamp in nanoseconds."""
+    """Pose from x y z and a quaternion x y z w, at a stamp in nanoseconds."""
     x, y, z, qx, qy, qz, qw = numbers
     seconds, nanoseconds = divmod(stamp, 1_000_000_000)
     return PoseStamped(
@@ -292,7 +294,7 @@ def stamped_pose(frame: str, stamp: int, numbers: list[float]) -> PoseStamped:
 
 
 def transform_message(header: Header, child_frame: str, pose: np.ndarray) -> TransformStamped:
-    """Transform from the header's frame to `child_frame`, whose pose (4, 4) it is."""
+    """Transform from the header's frame to `child_frame`; `pose` (4, 4) is that of the child in it."""
     x, y, z = (float(value) for value in pose[:3, 3])
     qx, qy, qz, qw = quaternion(pose[:3, :3])
     return TransformStamped(
@@ -313,8 +315,10 @@ def odometry_message(
 ) -> Odometry:
     """Odometry of `child_frame`, at `pose` (4, 4) in the header's frame.
 
-    motion: pose (4, 4) of the child frame in the one that it was `interval` seconds ago, None where that is not
-    known. Both covariances (6, 6) are as `geometry` makes them.
+    Args:
+        covariance: (6, 6) of the pose, see `mapping.uncertainty`.
+        motion: pose (4, 4) of the child frame relative to its pose `interval` seconds ago; None if not known.
+        twist_covariance: (6, 6), see `mapping.uncertainty`; None without a motion.
     """
     message = Odometry(header=header, child_frame_id=child_frame)
     message.pose.pose = pose_message(pose)

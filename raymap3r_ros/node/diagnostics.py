@@ -1,4 +1,4 @@
-"""What the node tells about itself: rates, losses, latency, stage times, errors."""
+"""The diagnostics of the node: rates, losses, latency, stage times, errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from raymap3r_ros.rates import significant
 
-WINDOW = 5.0  # seconds over which rates are counted and for which an event colours the status
-SAMPLES = 200  # latest frames that latencies and stage times are taken over
-LOST_SHARE = 0.5  # of the images that were stamped, below which the middleware is blamed
+WINDOW = 5.0  # seconds over which rates are counted, and for which a warning or an error sets the level
+SAMPLES = 200  # frames, the latest, that latencies and stage times are medians of
+LOST_SHARE = 0.5  # of the stamped images; if fewer arrive, the middleware loses them
 PROFILE_HINT = "use the Fast DDS profile of config/fastdds.xml, on the publisher's side above all"
 
 
@@ -45,23 +45,23 @@ class Rate:
 
 
 class StampRates:
-    """Finds out from the stamps alone how many of a camera's images arrive, whatever the speed they are played at."""
+    """Estimates from the stamps alone how many of a camera's images arrive, at any playback speed."""
 
     def __init__(self) -> None:
         self._images: deque[float] = deque(maxlen=100)
         self._infos: deque[float] = deque(maxlen=100)
 
     def clear(self) -> None:
-        """Start anew: the stamps have jumped."""
+        """Start again after a jump of the stamps."""
         self._images.clear()
         self._infos.clear()
 
     def image(self, stamp: float) -> None:
-        """An image with this stamp, in seconds, has arrived."""
+        """Add the stamp of an image that has arrived, in seconds."""
         self._images.append(stamp)
 
     def camera_info(self, stamp: float) -> None:
-        """A camera_info with this stamp has arrived; small messages get through where large ones are lost."""
+        """Add the stamp of a camera_info that has arrived. Small messages arrive where large ones are lost."""
         self._infos.append(stamp)
 
     def arriving(self) -> float:
@@ -69,9 +69,9 @@ class StampRates:
         return _rate(self._images)
 
     def stamped(self) -> float:
-        """What the camera makes per second of stamp time."""
+        """Images per second of stamp time that the camera publishes."""
         gaps = sorted(later - earlier for earlier, later in zip(self._images, list(self._images)[1:], strict=False))
-        # Of many images lost, some pairs of neighbours still get through: nearly the smallest gap is the period.
+        # Even if many images are lost, some neighbours arrive: nearly the smallest gap is the period.
         period = gaps[len(gaps) // 10] if len(gaps) >= 5 else 0.0
         return max(1 / period if period > 0 else 0.0, _rate(self._infos))
 
@@ -80,23 +80,20 @@ def _rate(stamps: deque[float]) -> float:
     return (len(stamps) - 1) / (stamps[-1] - stamps[0]) if len(stamps) >= 5 and stamps[-1] > stamps[0] else 0.0
 
 
-# Frames taken in, published; not processed because a newer one came first, or lost on the way or for want of room;
-# messages that are no image; frames of which the network or the GPU made nothing; images that came while the node was
-# paused; new memories after the first.
 COUNTS = (
-    "frames in",
-    "frames out",
-    "frames dropped",
-    "frames lost",
-    "bad frames",
-    "failed frames",
-    "frames paused",
-    "resets",
+    "frames in",  # received
+    "frames out",  # published
+    "frames dropped",  # replaced by a newer one
+    "frames lost",  # on the way to the node, or because the queue was full
+    "bad frames",  # messages that are not a valid image
+    "failed frames",  # failed in the network
+    "frames paused",  # received while the node was paused
+    "resets",  # new segments and new worlds after the first
 )
 
 
 class Monitor:
-    """Collects events from every thread and makes one DiagnosticStatus of them."""
+    """Collects events from all threads for one DiagnosticStatus."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -110,7 +107,7 @@ class Monitor:
         self._warning, self._warning_time = "", -WINDOW
 
     def arrived(self, stamp: float, jump: bool) -> None:
-        """A good image has arrived; `jump`: its stamp does not follow the last one's."""
+        """Record a valid image; `jump`: its stamp does not follow the last one."""
         with self._lock:
             self._counts["frames in"] += 1
             self._in.add(time.monotonic())
@@ -119,12 +116,12 @@ class Monitor:
             self._stamps.image(stamp)
 
     def camera_info(self, stamp: float) -> None:
-        """A camera_info has arrived."""
+        """Record a camera_info, by its stamp in seconds."""
         with self._lock:
             self._stamps.camera_info(stamp)
 
     def published(self, from_stamp: float, from_arrival: float, stages: dict[str, float]) -> None:
-        """A frame is out. Latencies in seconds, `stages` in milliseconds."""
+        """Record a published frame: latencies in seconds, `stages` in milliseconds."""
         with self._lock:
             self._counts["frames out"] += 1
             self._out.add(time.monotonic())
@@ -133,28 +130,31 @@ class Monitor:
             for name, value in stages.items():
                 self._stages.setdefault(name, deque(maxlen=SAMPLES)).append(value)
 
-    def count(self, what: str, number: int = 1) -> None:
-        """Add to one of COUNTS, of which "frames in" and "frames out" count themselves."""
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to one of COUNTS; `arrived` and `published` already count "frames in" and "frames out"."""
         with self._lock:
-            self._counts[what] += number
+            self._counts[name] += number
 
     def warning(self, text: str) -> None:
-        """Something that the user should look at."""
+        """Record something that the user should check."""
         with self._lock:
             self._warning, self._warning_time = text, time.monotonic()
 
     def error(self, text: str) -> None:
-        """Something that went wrong."""
+        """Record an error."""
         with self._lock:
             self._error, self._error_time = text, time.monotonic()
 
     def status(
         self, name: str, state: str, facts: dict[str, object], standing: Iterable[str] = ()
     ) -> DiagnosticStatus:
-        """All that is known now.
+        """The status now.
 
-        name: of the node; state: of its life cycle; facts: more values to show; standing: warnings that hold as long
-        as the caller gives them.
+        Args:
+            name: full name of the node.
+            state: of its life cycle.
+            facts: more values.
+            standing: warnings that hold at the moment.
         """
         with self._lock:
             now = time.monotonic()
@@ -180,7 +180,7 @@ class Monitor:
                 "rate in (Hz)": significant(frames_in),
                 "rate out (Hz)": significant(frames_out),
                 "rate stamped (Hz)": significant(stamped),
-                **{what: self._counts[what] for what in COUNTS},
+                **{count: self._counts[count] for count in COUNTS},
                 **_latencies("from stamp", self._from_stamp),
                 **_latencies("from arrival", self._from_arrival),
                 **{f"stage {stage} (ms)": f"{statistics.median(v):.2f}" for stage, v in self._stages.items()},
@@ -191,17 +191,17 @@ class Monitor:
             level=level,
             name=f"{name}: stream",
             message="; ".join(texts),
-            hardware_id=name,  # always the same: viewers find a status by it
+            hardware_id=name,  # never changes: viewers identify a status by it
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
 
 
-def _latencies(what: str, samples: deque[float]) -> dict[str, str]:
+def _latencies(origin: str, samples: deque[float]) -> dict[str, str]:
     if not samples:
         return {}
     ordered = sorted(samples)
     p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
     return {
-        f"latency {what}, median (ms)": f"{statistics.median(ordered) * 1e3:.1f}",
-        f"latency {what}, p95 (ms)": f"{p95 * 1e3:.1f}",
+        f"latency {origin}, median (ms)": f"{statistics.median(ordered) * 1e3:.1f}",
+        f"latency {origin}, p95 (ms)": f"{p95 * 1e3:.1f}",
     }

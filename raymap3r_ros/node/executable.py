@@ -1,4 +1,4 @@
-"""The process around the node, or around one for each of several cameras."""
+"""The process of the node, or of one node for each of several cameras."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from raymap3r_ros.signals import StopSignal
 
 
 class Executor(MultiThreadedExecutor):
-    """Lets callbacks finish before it goes: rclpy's takes away what they still need, and says so on stderr.
+    """rclpy's MultiThreadedExecutor with three differences.
 
-    It goes on where a subscription is taken back in another thread just while it makes its list of all: rclpy's
-    raises the error of the subscription's events, which ends the process (about once in 200 deactivations).
-
-    And it takes messages in by itself, while services and timers, which may take seconds, go to its threads. rclpy's
-    hands on messages too, and makes its list of all anew when the callback is taken up and when it is done: six lists
-    for an image, in Python, during each of which the network stands still.
+    - Callbacks finish before `shutdown` returns. rclpy destroys objects that they still use, and prints errors.
+    - It survives a subscription being destroyed while the wait set is built. In rclpy this raises the error of the
+      subscription's events and ends the process, about once in 200 deactivations.
+    - It runs message callbacks itself; services and timers, which may take seconds, run in its threads. rclpy runs
+      messages in the threads, too, and rebuilds the wait set at the start and at the end of each callback. That is six
+      wait sets per image, in Python, which block the network each time.
     """
 
     def wait_for_ready_callbacks(self, *args: Any, **kwargs: Any) -> Any:
@@ -41,14 +41,14 @@ class Executor(MultiThreadedExecutor):
             try:
                 handler, entity, node = super().wait_for_ready_callbacks(*args, **kwargs)
             except InvalidHandle:
-                continue  # what was taken back is not in the next list
+                continue  # the destroyed subscription is not part of the next wait set
             if not isinstance(entity, Subscription):
                 return handler, entity, node
             handler()
-            handler.result()  # raises what the callback has raised
+            handler.result()  # raises the exception of the callback
 
     def shutdown(self, *args: Any, **kwargs: Any) -> bool:
-        """Stop; call it when nothing spins the executor any more."""
+        """Stop. Call it when no thread spins the executor any more."""
         self._executor.shutdown(wait=True)
         return super().shutdown(*args, **kwargs)
 
@@ -59,17 +59,17 @@ def main() -> int:
     parser.add_argument(
         "--autostart",
         action="store_true",
-        help="configure and activate at once; end with status 1 where that fails",
+        help="configure and activate at once; exit with status 1 if that fails",
     )
     parser.add_argument(
         "--cameras",
         type=camera_names,
         default=[],
         metavar="NAME,NAME",
-        help="one node for each of these cameras, in a namespace of its name, with frames whose names begin with it; "
-        "they share one network, and frames that come at the same time run through it together",
+        help="one node for each of these cameras, with the camera's name as namespace and as prefix of the TF frames; "
+        "the nodes share one network, and images that arrive at the same time run as one batch",
     )
-    # rclpy's own handlers take the context away while the worker still publishes.
+    # rclpy's own handlers shut the context down while the worker still publishes.
     stop = StopSignal()
     try:
         arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
@@ -78,10 +78,10 @@ def main() -> int:
         parser.error(str(error))
 
     if arguments.cameras:
-        shared = NetworkPool(len(arguments.cameras))
+        pool = NetworkPool(len(arguments.cameras))
         nodes = [
-            # A rule of the node's own, because one for the process (launch's PushRosNamespace) holds for all nodes.
-            StreamNode(shared, frame_prefix=name, namespace=name, cli_args=["--ros-args", "-r", f"__ns:=/{name}"])
+            # Remapped per node, because a remapping of the process (PushRosNamespace) applies to all nodes.
+            StreamNode(pool, frame_prefix=name, namespace=name, cli_args=["--ros-args", "-r", f"__ns:=/{name}"])
             for name in arguments.cameras
         ]
     else:
@@ -91,10 +91,10 @@ def main() -> int:
         if not arguments.autostart or all([node.autostart() for node in nodes]):
             _spin(nodes, stop)
             status = 0
-    except Exception as error:  # of a callback: whatever it is, no worker may be left over without its node
+    except Exception as error:  # of a callback; no worker may keep running without its node
         nodes[0].get_logger().fatal(f"the process ends: {type(error).__name__}: {error}\n{traceback.format_exc()}")
     finally:
-        # The interpreter's end puts back the default handlers, by which a second signal (launch sends one) would kill.
+        # At exit Python restores the default handlers. Then a second signal, as from launch, would kill the process.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         for node in nodes:
@@ -105,24 +105,24 @@ def main() -> int:
 
 
 def camera_names(text: str) -> list[str]:
-    """The names in "front,rear". Raises ArgumentTypeError where they cannot be namespaces, or one comes twice."""
+    """The names in "front,rear". Raises ArgumentTypeError if they are no valid namespaces, or one is repeated."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        # As a namespace and as the beginning of frame names.
+        # Valid as a namespace and as the prefix of frame names.
         if not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name) or names.count(name) > 1:
             raise argparse.ArgumentTypeError(
-                f"{name!r} in {text!r}; allowed: different names of letters, digits and _ that begin with no digit"
+                f"{name!r} in {text!r}; allowed: different names of letters, digits and _, no digit first"
             )
     return names
 
 
 def _spin(nodes: Sequence[StreamNode], stop: StopSignal) -> None:
-    """Run the nodes' callbacks until `stop`. Raises what a callback raises."""
+    """Run the nodes' callbacks until `stop`. Raises the exception of a callback."""
     executor = Executor(num_threads=4 * len(nodes))
     for node in nodes:
         executor.add_node(node)
     end = Future(executor=executor)
-    # Signal handlers run in the main thread only, so it must not be the one inside rclpy's wait.
+    # Signal handlers run in the main thread, so the main thread must not be blocked in rclpy's wait.
     with ThreadPoolExecutor(1, "executor") as pool:
         spinning = pool.submit(executor.spin_until_future_complete, end)
         spinning.add_done_callback(lambda _: stop.set())

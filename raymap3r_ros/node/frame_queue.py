@@ -1,4 +1,4 @@
-"""Where images wait for the worker: one slot that the newest image takes, or a bounded queue of all of them."""
+"""The queue between the image subscription and the worker: the newest image only, or all images up to a limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from raymap3r_ros.geometry.calibration import Calibration
 
-DEPTH = 100  # images that may wait in every-frame mode
+QUEUE_DEPTH = 100  # images that may wait in every-frame mode
 
 
 @dataclass(frozen=True)
@@ -18,25 +18,25 @@ class WaitingFrame:
     """An image message on its way to the worker."""
 
     message: Any
-    stamp: Any  # builtin_interfaces/Time that everything made from this image will carry
+    stamp: Any  # builtin_interfaces/Time of all outputs of this image
     arrival: float  # seconds of the monotonic clock
-    scene: int  # counts up at every jump of the stamps: the worker starts a new scene where it changes
-    calibration: Calibration | None = None  # that was in force when it arrived: a newer one belongs to later images
+    jumps: int  # jumps of the stamps so far: where the number changes, the worker resets the stream
+    calibration: Calibration | None = None  # at arrival: a calibration that arrives later is for later images
 
 
 class PutResult(enum.Enum):
-    """What became of a frame that was put into the queue."""
+    """The result of `FrameQueue.put`."""
 
     WAITING = "waiting"
-    REPLACING = "replacing an older one, which is dropped"
-    OVERFLOW = "lost, because the queue was full"
-    CLOSED = "lost, because nobody waits for frames any more"
+    REPLACING = "waiting in place of an older frame, which is dropped"
+    OVERFLOW = "lost, because the queue is full"
+    CLOSED = "lost, because the queue is closed"
 
 
 class FrameQueue:
-    """Passes frames from the subscription to the worker; every method may be called from any thread."""
+    """Passes frames from the subscription to the worker. All methods may be called from any thread."""
 
-    def __init__(self, every_frame: bool = False, depth: int = DEPTH) -> None:
+    def __init__(self, every_frame: bool = False, depth: int = QUEUE_DEPTH) -> None:
         self._every_frame = every_frame
         self._depth = depth if every_frame else 1
         self._frames: deque[WaitingFrame] = deque()
@@ -47,7 +47,7 @@ class FrameQueue:
         return len(self._frames)
 
     def put(self, frame: WaitingFrame) -> PutResult:
-        """Let a frame wait, and say what came of it. Never blocks."""
+        """Add a frame without blocking."""
         with self._changed:
             if self._closed:
                 return PutResult.CLOSED
@@ -61,13 +61,13 @@ class FrameQueue:
             return PutResult.REPLACING if full else PutResult.WAITING
 
     def get(self) -> WaitingFrame | None:
-        """The oldest waiting frame, as soon as there is one; None once the queue is closed."""
+        """Wait for a frame and return the oldest one; None once the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._closed)
             return None if self._closed else self._frames.popleft()
 
     def close(self) -> int:
-        """End all waiting; returns how many frames were still there and are forgotten."""
+        """End all waiting and drop the waiting frames; returns their number."""
         with self._changed:
             self._closed = True
             left = len(self._frames)

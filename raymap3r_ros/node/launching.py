@@ -1,4 +1,4 @@
-"""What the launch files share. Only launch files import this: launch comes with a ROS distribution."""
+"""Functions of the launch files. Only they import this module: `launch` is part of a ROS distribution."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from launch_ros.utilities import prefix_namespace
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.node.dds_profile import profile_environment
 
-TRUTH = ["true", "false", "True", "False"]
+BOOLEANS = ["true", "false", "True", "False"]
 
 
 def declare(arguments: Mapping[str, tuple[str | None, str]]) -> list[Action]:
-    """Declare arguments, each with its default (None: it must be given) and description, and set the Fast DDS profile
-    unless the user has chosen a transport."""
+    """Declare arguments by name, with default (None: required) and description; set the Fast DDS profile.
+
+    The profile is not set if the user has chosen a transport.
+    """
     declared = [
         DeclareLaunchArgument(
             name,
             default_value=default,
             description=description,
-            choices=TRUTH if default in TRUTH else None,
+            choices=BOOLEANS if default in BOOLEANS else None,
         )
         for name, (default, description) in arguments.items()
     ]
-    return [*declared, OpaqueFunction(function=_transport)]
+    return [*declared, OpaqueFunction(function=_set_profile)]
 
 
-def _transport(context: LaunchContext) -> list[Action]:
+def _set_profile(context: LaunchContext) -> list[Action]:
     return [SetEnvironmentVariable(name, value) for name, value in profile_environment(context.environment).items()]
 
 
 def read(context: LaunchContext, arguments: Iterable[str]) -> dict[str, str]:
-    """The arguments as text. Raises FileNotFoundError where `params_file`, if it is one of them, is no file."""
+    """The arguments as text. Raises FileNotFoundError if `params_file` is one of them and is not a file."""
     values = {name: LaunchConfiguration(name).perform(context) for name in arguments}
     if "params_file" in values:
         file = Path(values["params_file"]).expanduser()
@@ -50,19 +52,20 @@ def read(context: LaunchContext, arguments: Iterable[str]) -> dict[str, str]:
 
 
 def is_true(text: str) -> bool:
-    """Whether an argument that is one of TRUTH is true."""
+    """Whether an argument with one of the values of BOOLEANS is true."""
     return text.lower() == "true"
 
 
 def sim_time(text: str) -> list[dict[str, bool]]:
-    """What to add to a node's parameters for the argument `use_sim_time`; where it is empty nothing, so that the
-    choice of a parameter file, or of who includes the launch file, holds."""
+    """Parameters of a node for the argument `use_sim_time`.
+
+    None if it is empty, so that the value of a parameter file or of an including launch file is used.
+    """
     return [{"use_sim_time": is_true(text)}] if text else []
 
 
 def full_name(context: LaunchContext, namespace: str, name: str) -> str:
-    """The full name of what has this name in a namespace, below the one that PushRosNamespace has set for this part of
-    the launch."""
+    """The full name of a node in a namespace, below the namespace that PushRosNamespace has set."""
     pushed = prefix_namespace(context.launch_configurations.get("ros_namespace"), namespace) or ""
     return "/".join(["", *filter(None, (pushed.strip("/"), name))])
 
@@ -80,18 +83,22 @@ def mapper_beside(
     frame_description: str,
     worlds: Sequence[str] = (),
 ) -> LaunchDescription:
-    """The launch file `stream` with other `defaults` of its arguments, and a mapper's node that is fed by it.
+    """The launch file `stream` with other `defaults` of its arguments, and a mapper that uses its outputs.
 
-    `inputs`: the mapper's topics, and the stream node's that they are taken from; `frames`: the mapper's parameters
-    that name the frame of argument `frame_id`, by default the camera's; `frame_description`: what that is to it;
-    `worlds`: its parameters that name the frame of argument `world_frame`.
+    Args:
+        inputs: by topic of the mapper, the topic of the stream node that it is remapped to.
+        frames: parameters of the mapper for the frame of argument `frame_id`, by default the camera's.
+        frame_description: description of that argument.
+        worlds: parameters of the mapper for the frame of argument `world_frame`.
     """
 
     def mapper(context: LaunchContext) -> list[Action]:
         values = read(context, ("cameras", "namespace", "name", "world_frame", "frame_id", "use_sim_time"))
         if values["cameras"]:
-            raise ValueError(f"cameras is {values['cameras']!r}; allowed beside a mapper, which takes one: none")
-        ours = full_name(context, values["namespace"], values["name"])
+            raise ValueError(
+                f"cameras is {values['cameras']!r}; allowed beside a mapper: none, because it supports one camera"
+            )
+        stream_node = full_name(context, values["namespace"], values["name"])
         return [
             Node(
                 package=package,
@@ -103,7 +110,7 @@ def mapper_beside(
                     dict.fromkeys(worlds, values["world_frame"]),
                     *sim_time(values["use_sim_time"]),
                 ],
-                remappings=[(theirs, f"{ours}/{topic}") for theirs, topic in inputs.items()],
+                remappings=[(theirs, f"{stream_node}/{topic}") for theirs, topic in inputs.items()],
                 output="screen",
             )
         ]

@@ -1,4 +1,4 @@
-"""The static map and the grid made from it: the worker feeds them frame by frame, a timer publishes them."""
+"""The static map and its occupancy grid: the worker integrates frames, a timer publishes."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.streaming import StepResult
 
 MAP_TOPICS = {"static_map": (PointCloud2, LATCHED), "occupancy": (GridMessage, LATCHED)}
-# Seconds of the images' stamps between two frames that join the map: those between show the same surfaces. A little
-# less than a tenth, for the stamps of a camera of 10 Hz waver. A frame takes time in proportion to the map, so from so
-# many points on it is longer in proportion.
+# Seconds of the images' stamps between two frames that are integrated: frames in between show the same surfaces. A
+# little less than a tenth, because the stamps of a 10 Hz camera jitter.
 PERIOD = 0.09
-LARGE = 100_000
-NOTHING = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # the points and colours of a map without any
-VOXEL_TOLERANCE = 0.1  # by which voxels may be off the size that was asked for, while the metric scale drifts
+LARGE = 100_000  # points above which the period grows with the map, because a frame's time does
+NOTHING = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)  # points and colors of an empty map
+VOXEL_TOLERANCE = 0.1  # relative error of the voxel size in metres that is accepted while the metric scale drifts
 
 
 class MapPublisher:
     """The static map of a configured node, and its publishers."""
 
-    def __init__(self, node: LifecycleNode, options: NodeOptions, notes: Reporter, group: CallbackGroup) -> None:
+    def __init__(self, node: LifecycleNode, options: NodeOptions, reporter: Reporter, group: CallbackGroup) -> None:
+        """`group`: callback group of the timer that publishes."""
         self._node = node
         self._options = options
-        self._notes = notes
+        self._reporter = reporter
         self._publishers = {
             name: node.create_lifecycle_publisher(kind, f"~/{name}", qos)
             for name, (kind, qos) in MAP_TOPICS.items()
             if name == "static_map" or options.occupancy.enabled
         }
-        self._lock = threading.Lock()  # of the map and what belongs to it
-        self._publishing = threading.Lock()  # held while the publishers are in use by the timer, or taken back
+        self._lock = threading.Lock()  # for the map and its placement
+        self._publishing = threading.Lock()  # held while the timer uses the publishers, or while they are destroyed
         self._map: StaticMap | None = None
         self._placement = np.eye(4)
-        self._stamp: Time | None = None  # of the last frame that joined
-        self._joined: float | None = None  # the same in seconds
-        self._unsent: set[str] = set()  # topics whose subscribers do not know of the last frame yet
-        # Sim time that stands still must not keep a map from those who subscribe.
+        self._stamp: Time | None = None  # of the last integrated frame
+        self._integrated: float | None = None  # the same in seconds
+        self._unsent: set[str] = set()  # topics without a message since the last integrated frame
+        # Subscribers must get a map even if simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = node.create_timer(1 / options.static_map.rate, self._publish, callback_group=group, clock=steady)
 
     def destroy(self) -> None:
-        """Take the topics back, once nobody publishes on them any more."""
+        """Wait for the timer's callback and destroy the publishers."""
         self._node.destroy_timer(self._timer)
         with self._publishing:
             for publisher in self._publishers.values():
@@ -65,39 +65,43 @@ class MapPublisher:
             self._publishers = {}
 
     def __len__(self) -> int:
-        """Points in the map."""
-        known = self._map  # read once: the worker takes it away with the world
-        return 0 if known is None else len(known)
+        """Number of points in the map."""
+        static_map = self._map  # read once: the worker removes it in a new world
+        return 0 if static_map is None else len(static_map)
 
     def use(self, options: NodeOptions) -> None:
-        """Go by these options from now on."""
+        """Use these options from now on."""
         self._options = options
         period = round(1e9 / options.static_map.rate)
         if self._timer.timer_period_ns != period:
             self._timer.timer_period_ns = period
-            self._timer.reset()  # or the old period would run out first
+            self._timer.reset()  # otherwise the old period ends first
 
     def restart(self) -> None:
-        """A new world: nothing of the old one may be joined to it, and who listens is told that it is gone."""
+        """Start a new world with an empty map, which is published to the subscribers of the old one."""
         with self._lock:
             if self._map is not None:
                 self._unsent = set(self._publishers)
-            self._map = self._joined = None
+            self._map = self._integrated = None
 
-    def listeners(self) -> set[str]:
-        """Names of the topics that somebody has subscribed to."""
+    def subscribed_topics(self) -> set[str]:
+        """Names of the topics that have subscribers."""
         return {name for name, publisher in self._publishers.items() if publisher.get_subscription_count()}
 
     def wants(self, stamp: float) -> bool:
-        """Whether a frame stamped so many seconds is to join the map."""
+        """Whether to integrate a frame with this stamp, in seconds."""
         period = PERIOD * max(1.0, len(self) / LARGE)
-        due = self._joined is None or abs(stamp - self._joined) >= period
-        return due and (self._options.static_map.always or bool(self.listeners()))
+        due = self._integrated is None or abs(stamp - self._integrated) >= period
+        return due and (self._options.static_map.always or bool(self.subscribed_topics()))
 
     def integrate(self, result: StepResult, stamp: Time, placement: np.ndarray) -> None:
-        """Let a healthy frame join the map. `placement`: (4, 4) similarity, the stream's world to `world_frame`."""
+        """Add a healthy frame to the map.
+
+        Args:
+            placement: (4, 4) similarity from the stream's world, in optical axes, to `world_frame`.
+        """
         options = self._options
-        # The map is kept in the stream's own metres: what is known of their true length may still change.
+        # The map is stored in the stream's own metres, because the metric scale may still change.
         voxel_size = options.static_map.voxel_size / _scale(placement)
         with self._lock:
             if self._map is None:
@@ -114,11 +118,11 @@ class MapPublisher:
                 result.pose,
                 PixelOptions(confidence_threshold=options.confidence_threshold),
             )
-            self._placement, self._stamp, self._joined = placement, stamp, conversions.seconds(stamp)
+            self._placement, self._stamp, self._integrated = placement, stamp, conversions.seconds(stamp)
             self._unsent = set(self._publishers)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Points (n, 3) in `world_frame`, metres, and colors (n, 3) of the map; None where none was made."""
+        """Points (n, 3) in `world_frame`, metres, and colors (n, 3) uint8 RGB; None without a map."""
         with self._lock:
             if self._map is None:
                 return None
@@ -129,42 +133,45 @@ class MapPublisher:
     def _publish(self) -> None:
         with self._publishing:
             with self._lock:
-                wanted = self._unsent & self.listeners()
+                wanted = self._unsent & self.subscribed_topics()
                 self._unsent -= wanted
             if not wanted:
                 return
             try:
                 self._publish_on(wanted)
-            except Exception as error:  # a GPU without memory above all; the timer's callback must outlive it
+            except Exception as error:  # in most cases no GPU memory; the timer must survive it
                 with self._lock:
                     self._unsent |= wanted
                 text = f"static map not published: {reason_of(error)}"
-                self._notes.fail(text, throttle=True, details=f"\n{traceback.format_exc()}")
+                self._reporter.fail(text, throttle=True, details=f"\n{traceback.format_exc()}")
 
     def _publish_on(self, wanted: set[str]) -> None:
         with self._lock:
             header = Header(stamp=self._stamp, frame_id=self._options.world_frame)
-            known, placement, options = self._map, self._placement, self._options.occupancy
-            points, colors = NOTHING if known is None else known.arrays()
-            voxel_size = 0.0 if known is None else known.voxel_size
+            static_map, placement, options = self._map, self._placement, self._options.occupancy
+            points, colors = NOTHING if static_map is None else static_map.arrays()
+            voxel_size = 0.0 if static_map is None else static_map.voxel_size
         if "static_map" in wanted:
             cloud = conversions.map_message(header, _placed(points, placement), colors)
             self._publishers["static_map"].publish(cloud)
-            wanted.remove("static_map")  # not once more, should the grid fail
+            wanted.remove("static_map")  # do not publish it again if the grid fails
         if "occupancy" in wanted:
-            # Of a map without any points a cell nevertheless: no costmap takes a grid of none.
-            grid = nothing_known(options) if known is None else occupancy_grid(points, voxel_size, placement, options)
+            # An empty map becomes a grid of one cell, because costmaps refuse a grid without cells.
+            if static_map is None:
+                grid = nothing_known(options)
+            else:
+                grid = occupancy_grid(points, voxel_size, placement, options)
             if grid is not None:
                 if grid.cropped:
-                    self._notes.warn(
-                        f"~/occupancy is cut to {MAX_SIDE} x {MAX_SIDE} cells about its middle: the map is larger; "
+                    self._reporter.warn(
+                        f"~/occupancy is cut to {MAX_SIDE} x {MAX_SIDE} cells around its middle: the map is larger; "
                         "choose a larger occupancy.resolution"
                     )
                 self._publishers["occupancy"].publish(conversions.grid_message(header, grid))
 
 
 def _placed(points: np.ndarray, placement: np.ndarray) -> np.ndarray:
-    """Points (n, 3) float32 after a similarity (4, 4)."""
+    """Points (n, 3) float32, transformed by a similarity (4, 4)."""
     return points @ placement[:3, :3].T.astype(np.float32) + placement[:3, 3].astype(np.float32)
 
 

@@ -1,40 +1,55 @@
-"""What the nodes of one process share: networks, the batches in which frames run together, one tree of frames."""
+"""What the nodes of one process share: networks, batches of their frames, and one tree of TF frames."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 
+from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import choose_device, load_network
+from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.streaming.batching import BatchScheduler
 
 
 class NetworkPool:
-    """Loads every network once. It lives as long as a node holds what `get` gave it."""
+    """Loads every network once. A network is freed when no node holds its scheduler any more."""
 
     def __init__(self, cameras: int) -> None:
-        """`cameras`: how many nodes there are, at most."""
+        """`cameras`: largest number of nodes."""
         self.cameras = cameras
         self._lock = threading.Lock()
-        self._publishers: dict[str, str] = {}  # by frame: the node that publishes its parent
-        self._loaded: weakref.WeakValueDictionary[tuple[str, str, str], BatchScheduler] = weakref.WeakValueDictionary()
+        self._parents: dict[str, str] = {}  # by TF frame: the node that publishes its parent
+        self._schedulers: weakref.WeakValueDictionary[tuple[str, str, str], BatchScheduler] = (
+            weakref.WeakValueDictionary()
+        )
 
-    def claim(self, frame: str, node: str) -> str:
-        """The node that publishes the parent of `frame`, of which there may be one: this, or one that came before."""
+    def claim(self, node: str, options: NodeOptions) -> None:
+        """Reserve the TF frame whose parent `node` publishes with these options. A frame has one parent (REP 105).
+
+        Raises OptionError if another node of the process publishes a parent of the same frame.
+        """
+        if options.tf_mode == "camera" or options.invert_tf or not options.publish_tf:
+            return
+        frame = options.odom_frame if options.tf_mode == "map" else options.base_frame
         with self._lock:
-            return self._publishers.setdefault(frame, node)
+            owner = self._parents.setdefault(frame, node)
+        if owner != node:
+            raise OptionError(
+                f"publish_tf is true, but {owner} publishes the parent of {frame} already; allowed with tf_mode "
+                f"{options.tf_mode}: true for one of the cameras"
+            )
 
     def give_back(self, node: str) -> None:
-        """Let others have what a node has claimed."""
+        """Release the frames that a node has claimed."""
         with self._lock:
-            self._publishers = {frame: owner for frame, owner in self._publishers.items() if owner != node}
+            self._parents = {frame: owner for frame, owner in self._parents.items() if owner != node}
 
     def get(self, checkpoint: str, device: str, precision: str) -> BatchScheduler:
-        """The network of these options. Raises what `choose_device` and `load_network` raise."""
+        """The scheduler of the network of these options. Raises what `choose_device` and `load_network` raise."""
         with self._lock:
             key = checkpoint, device, precision
-            together = self._loaded.get(key)
-            if together is None:
-                together = BatchScheduler(load_network(checkpoint, choose_device(device), precision))
-                self._loaded[key] = together
-            return together
+            scheduler = self._schedulers.get(key)
+            if scheduler is None:
+                scheduler = BatchScheduler(load_network(checkpoint, choose_device(device), precision))
+                self._schedulers[key] = scheduler
+            return scheduler

@@ -1,4 +1,4 @@
-"""What a user may choose about the node, beside the options of the stream itself."""
+"""Options of the node. Those of the stream are in `streaming.stream_options`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from raymap3r_ros.streaming.stream_options import preset_option
 class PointsOptions:
     """The point cloud of one frame."""
 
-    stride: int = option(1, "take every so-many-th row and column of the depth image", low=1, high=64, live=True)
-    static_only: bool = option(False, "leave out what moves, for mappers that know nothing of `dynamic`", live=True)
+    stride: int = option(1, "use every N-th row and column of the depth image", low=1, high=64, live=True)
+    static_only: bool = option(
+        False, "leave out moving points, for mappers that do not support the field `dynamic`", live=True
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -27,56 +29,57 @@ class PointsOptions:
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """What the node takes in, what it puts out, and in which frames."""
+    """Inputs, outputs and TF frames of the node."""
 
     checkpoint: str = option(
         DEFAULT_CHECKPOINT,
-        "weights: path of a .safetensors or .pth file, the name of weights that come with the package, or of a preset "
-        "(untrained, only to try things out)",
+        "weights: path of a .safetensors or .pth file, the name of weights in the package, or of a preset (untrained, "
+        "for tests only)",
     )
-    device: str = option("auto", "where the network runs: auto (a GPU where there is one), cpu, cuda or cuda:N")
+    device: str = option("auto", "where the network runs: auto (a GPU if there is one), cpu, cuda or cuda:N")
     preset: str = preset_option("a parameter that has its default value takes the preset's value, others keep theirs")
     image_transport: str = option(
-        "raw", "topic that images are taken from: `image` (raw) or `image/compressed`", choices=("raw", "compressed")
+        "raw", "topic of the images: `image` (raw) or `image/compressed`", choices=("raw", "compressed")
     )
-    rectified: bool = option(
-        False, "the images are rectified already: take P of camera_info and leave its distortion aside"
-    )
+    rectified: bool = option(False, "the images are rectified: use P of camera_info and ignore its distortion")
     every_frame: bool = option(
-        False, "replay: take every frame in order (reliable, queue of 100) instead of the newest one"
+        False, "for replay: process all images in order (reliable, queue of 100) instead of the newest one"
     )
     max_gap: float = option(
         2.0,
-        "images stamped further apart than this many seconds, or back in time by more than 0.1, start a new scene",
+        "longest step between the stamps of two images, seconds; a longer one, or one back by more than 0.1, starts a "
+        "new world (an image that is back by less is only late)",
         low=0.01,
         high=86_400.0,
     )
     world_frame: str = option("map", "frame of all poses: origin at the first camera, x forward, y left, z up")
     odom_frame: str = option("odom", "in modes odom and map: frame in which the robot moves without jumps")
-    base_frame: str = option("base_link", "in modes base, odom and map: frame of the robot")
-    child_frame: str = option("", "name of the camera's optical frame; empty: the frame_id of the images")
+    base_frame: str = option(
+        "base_link", "frame of the robot's base, in all modes but camera and for a scale from odometry or height"
+    )
+    child_frame: str = option("", "optical frame of the camera; empty: the frame_id of the images")
     tf_mode: str = option(
         "camera",
         "transforms that are published: `camera`, world_frame -> child_frame; `base`, world_frame -> base_frame; "
         "`odom`, odom_frame -> base_frame without jumps and world_frame -> odom_frame with all corrections; `map`, "
-        "world_frame -> odom_frame, where somebody else publishes odom_frame -> base_frame",
+        "world_frame -> odom_frame, while another node publishes odom_frame -> base_frame",
         choices=TF_MODES,
     )
-    invert_tf: bool = option(False, "publish the transforms the other way round, for trees that hang upside down")
+    invert_tf: bool = option(False, "publish the inverse of each transform, for TF trees with the camera at the root")
     publish_tf: bool = option(True, "publish transforms on /tf", live=True)
     output_dir: str = option(
-        DEFAULT_FOLDER, "folder in which ~/save makes a new one with trajectory, static map and settings"
+        DEFAULT_FOLDER, "folder in which ~/save creates a new folder with trajectories, static map and settings"
     )
     depth_encoding: str = option(
         "32FC1",
-        "of ~/depth and ~/depth_static: metres, NaN where unknown (32FC1), or millimetres, 0 where unknown (16UC1)",
+        "of ~/depth and ~/depth_static: metres, NaN if unknown (32FC1), or millimetres, 0 if unknown (16UC1)",
         choices=("32FC1", "16UC1"),
         live=True,
     )
     confidence_threshold: float = option(
         1.5,
-        "pixels that the network is less confident of (1 = not at all) become no points of ~/points and of the map, "
-        "and tell nothing of the scale",
+        "pixels with a lower confidence (1 is the lowest) are not used for ~/points, the static map and the metric "
+        "scale",
         low=1.0,
         high=1000.0,
         live=True,

@@ -1,4 +1,4 @@
-"""ROS parameters made from the option dataclasses: name, default, description and limits are written once, there."""
+"""ROS parameters from the option dataclasses, which define name, default, description and limits."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from raymap3r_ros.options import Options, build_options, option_fields
 from raymap3r_ros.streaming.stream_options import STREAM_PRESETS, StreamOptions
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+# The parameter table of docs/ros.md is between these lines.
+TABLE_START = "<!-- parameters, written by raymap3r_ros.node.parameters.insert_table -->"
+TABLE_END = "<!-- end of parameters -->"
 
 
 def declare(node: Node, *options: type) -> None:
     """Declare a parameter for every option.
 
-    A bad value from a launch file or the command line does not fail here: `read` refuses it, so that the user gets
-    one clear message from the transition that needs the value.
+    A bad value from a launch file or the command line does not fail here. `read` raises an error for it, so that the
+    user gets one clear message from the transition that needs the value.
     """
     for kind in options:
         for name, item in option_fields(kind):
-            # Static typing would turn `20` for a double, or any wrong type, into an exception of the constructor.
+            # With static typing, `20` for a double, or any wrong type, would raise an exception in the constructor.
             node.declare_parameter(name, item.default, ParameterDescriptor(dynamic_typing=True))
             try:
                 node.set_descriptor(name, _descriptor(item))
@@ -58,10 +61,10 @@ def read(node: Node, options: type[Options], changes: dict[str, Any] | None = No
 
 
 def check_change(node: Node, options: type[Options], changes: dict[str, Any]) -> None:
-    """Raise OptionError where the parameters cannot be used any more after `changes` (parameter name -> value).
+    """Raise OptionError if the parameters cannot be used after `changes` (parameter name -> value).
 
-    While they cannot be used anyway, `changes` are looked at by themselves: else none of several wrong values could
-    be put right before the others.
+    If they cannot be used before either, only `changes` are checked: otherwise several wrong values could not be
+    corrected one by one.
     """
     try:
         read(node, options, changes)
@@ -75,16 +78,16 @@ def check_change(node: Node, options: type[Options], changes: dict[str, Any]) ->
 
 
 def lock(node: Node, locked: bool, *options: type) -> None:
-    """Make every option that cannot change while the network is loaded read-only, or free it again."""
+    """Make every option that cannot change while the network is loaded read-only, or writable again."""
     for kind in options:
         for name, item in option_fields(kind):
             if not item.metadata["live"]:
-                # The node hands out the descriptor it goes by; `set_descriptor` cannot free a read-only parameter.
+                # This is the descriptor that the node uses. `set_descriptor` cannot change a read-only parameter.
                 node.describe_parameter(name).read_only = locked
 
 
 def yaml_file(title: str, *options: Any) -> str:
-    """The text of a parameter file: every option of the dataclasses given with its value and one comment."""
+    """The text of a parameter file: every option of the given dataclasses with its value and a comment."""
     lines = [
         f"# {title}",
         "# ros2 launch raymap3r_ros stream.launch.py params_file:=my_copy_of_this.yaml",
@@ -99,6 +102,33 @@ def yaml_file(title: str, *options: Any) -> str:
 def default_yaml_file() -> str:
     """The text of config/stream.yaml."""
     return yaml_file("Parameters of the stream node, with their defaults.", NodeOptions(), StreamOptions())
+
+
+def parameter_table(*options: type) -> str:
+    """The Markdown table of all parameters; those that can change while the node runs are marked with an asterisk.
+
+    Args:
+        options: dataclasses of options; by default all of the node.
+    """
+    rows = ["| parameter | default | allowed | meaning |", "|---|---|---|---|"]
+    for kind in options or (NodeOptions, StreamOptions):
+        for name, item in option_fields(kind):
+            mark = "\\*" if item.metadata["live"] else ""
+            default = item.default if isinstance(item.default, str) and item.default else json.dumps(item.default)
+            choices = item.metadata["choices"]
+            allowed = ", ".join(f"`{choice}`" for choice in choices) if choices else _constraints(item)
+            cells = f"`{name}`{mark}", f"`{default}`", allowed, item.metadata["help"]
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def insert_table(page: str) -> str:
+    """The text of docs/ros.md with a new parameter table. Raises ValueError if it has no lines for its place."""
+    before, found, rest = page.partition(TABLE_START)
+    _, end, after = rest.partition(TABLE_END)
+    if not (found and end):
+        raise ValueError(f"the page has no table between {TABLE_START!r} and {TABLE_END!r}")
+    return f"{before}{TABLE_START}\n\n{parameter_table()}\n{TABLE_END}{after}"
 
 
 def _descriptor(item: dataclasses.Field, with_range: bool = True) -> ParameterDescriptor:
@@ -128,7 +158,7 @@ def _typed(name: str, value: Any, item: dataclasses.Field) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if value is False and "off" in item.metadata["choices"]:
-        return "off"  # what YAML makes of an unquoted off, also after -p on a command line
+        return "off"  # YAML reads an unquoted off as false, also after -p on a command line
     if type(value) is not kind:
         raise OptionError(f"{name} is {value!r}; allowed: {TYPE_NAMES[kind]}")
     return value

@@ -1,4 +1,4 @@
-"""What the user is told of trouble: in the log, never twice within seconds, and in the diagnostics."""
+"""Warnings and errors of the node: throttled log lines, and the diagnostics."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ import time
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.node.conversions import EncodingError
 from raymap3r_ros.node.diagnostics import Monitor
 
-THROTTLE = 5.0  # seconds between two log lines about the same trouble
-LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpoint mismatches in every tensor
-MAX_TROUBLES = 100  # kinds of trouble that are remembered: who sends damaged messages can make up ever new ones
+THROTTLE = 5.0  # seconds between two log lines about the same problem
+LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpoint has an error in every tensor
+MAX_PROBLEMS = 100  # kinds of problems that are remembered: damaged messages can cause new ones without end
 
 
 class Reporter:
-    """Warnings and errors of one node; to be called from any thread."""
+    """Reports events of one node to its log and its monitor. All methods may be called from any thread."""
 
     def __init__(self, logger: RcutilsLogger, monitor: Monitor) -> None:
         self._logger = logger
         self._monitor = monitor
-        self._told: set[str] = set()
+        self._logged_once: set[str] = set()
         self._last_logged: dict[str, float] = {}
 
     def __len__(self) -> int:
-        """How many kinds of trouble are remembered."""
-        return len(self._told) + len(self._last_logged)
+        """Number of kinds of problems that are remembered."""
+        return len(self._logged_once) + len(self._last_logged)
 
     def forget(self) -> None:
-        """What is told once may be told again."""
-        self._told.clear()
+        """Log again what is logged only once."""
+        self._logged_once.clear()
+
+    def count(self, name: str) -> None:
+        """Add one to a counter of the diagnostics, see `diagnostics.COUNTS`."""
+        self._monitor.count(name)
+
+    def info(self, text: str) -> None:
+        """Log an event that is no problem."""
+        self._logger.info(text)
 
     def warn(self, text: str, once: bool = False) -> None:
-        """Something that the user should look at."""
+        """Report something that the user should check, in the log and the diagnostics."""
         text = _shortened(text)
         self._monitor.warning(text)
         if once:
@@ -41,26 +51,34 @@ class Reporter:
             self._logger.warning(text)
 
     def warn_once(self, text: str) -> None:
-        """Something that the user should know, in the log alone."""
-        if text not in self._told and len(self._told) < MAX_TROUBLES:
-            self._told.add(text)
+        """Log a warning, only the first time, and not in the diagnostics."""
+        if text not in self._logged_once and len(self._logged_once) < MAX_PROBLEMS:
+            self._logged_once.add(text)
             self._logger.warning(text)
 
     def fail(self, text: str, throttle: bool = False, details: str = "") -> None:
-        """Something that went wrong; `details` are for the log alone."""
+        """Report an error in the log and the diagnostics; `details` are only logged."""
         text = _shortened(text)
         self._monitor.error(text)
         if not throttle or self._may_log(text):
             self._logger.error(text + details)
 
+    def refuse(self, error: InputError) -> None:
+        """Report an image that cannot be used."""
+        self._monitor.count("bad frames")
+        self.warn(f"image skipped: {error}", once=isinstance(error, EncodingError))
+
     def _may_log(self, text: str) -> bool:
-        """Whether this trouble was not logged a moment ago; with other numbers in it, it is still the same one."""
-        trouble, now = re.sub(r"\d+", "#", text), time.monotonic()
-        if now - self._last_logged.get(trouble, -THROTTLE) < THROTTLE:
+        """Whether this problem was not logged in the last seconds.
+
+        Texts that differ only in numbers are the same problem.
+        """
+        problem, now = re.sub(r"\d+", "#", text), time.monotonic()
+        if now - self._last_logged.get(problem, -THROTTLE) < THROTTLE:
             return False
-        if len(self._last_logged) >= MAX_TROUBLES:
+        if len(self._last_logged) >= MAX_PROBLEMS:
             self._last_logged.clear()
-        self._last_logged[trouble] = now
+        self._last_logged[problem] = now
         return True
 
 

@@ -1,4 +1,4 @@
-"""What `~/save` writes: a new folder, which is there as a whole or not at all."""
+"""Save trajectories, static map and settings to a new folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,30 +11,40 @@ from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.io.writers import write_ply, write_tum
+from raymap3r_ros.io.ply import write_ply
+from raymap3r_ros.io.tum import write_tum
 
 DEFAULT_FOLDER = "~/.ros/raymap3r"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """All that is written, in the world frame and in metres."""
+    """The content of a saved folder, in the world frame and in metres."""
 
-    trajectories: dict[str, tuple[np.ndarray, np.ndarray]]  # by name: stamps (n,) nanoseconds, poses (n, 7), see below
-    points: np.ndarray | None  # (n, 3) of the static map; None where none was made
+    # By name: stamps (n,) in nanoseconds, and poses (n, 7), x y z and quaternion x y z w.
+    trajectories: dict[str, tuple[np.ndarray, np.ndarray]]
+    points: np.ndarray | None  # (n, 3) of the static map; None without a map
     colors: np.ndarray | None  # (n, 3) uint8 RGB
     settings: str  # YAML, a parameter file of the node
 
+    def contents(self) -> str:
+        """A summary in one line."""
+        poses = len(self.trajectories["trajectory"][0])
+        cloud = "no static map (it had no subscribers; see static_map.always)"
+        if self.points is not None:
+            cloud = f"{len(self.points)} points of the static map"
+        return f"{poses} poses, {cloud}, settings"
+
 
 def save(output_dir: str, saved: Saved) -> Path:
-    """Write into a new folder of `output_dir`, named by the time of day; the folder.
+    """Write to a new folder in `output_dir`, named by date and time, and return the folder.
 
-    Poses are x y z and a quaternion x y z w. Raises OSError where it cannot be written; nothing is left over then,
-    and whoever is killed half-way leaves a folder whose name begins with a dot.
+    Raises OSError if it cannot be written; nothing is left over then. A process that is killed while it writes leaves
+    a folder whose name begins with a dot.
     """
     try:
         parent = Path(output_dir).expanduser()
-    except RuntimeError as error:  # ~somebody who is not known here
+    except RuntimeError as error:  # ~user, without such a user
         raise OSError(f"{output_dir}: {error}") from error
     parent.mkdir(parents=True, exist_ok=True)
     partial = parent / f".partial-{os.getpid()}-{time.monotonic_ns()}"
@@ -54,15 +64,15 @@ def save(output_dir: str, saved: Saved) -> Path:
 
 
 def _flush(file: Path) -> None:
-    """Have a file on the disk before its folder gets its name, or a loss of power could leave it empty."""
+    """Write a file through to the disk, so that a power failure does not leave it empty in a folder with a name."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
 
 
-def _rename(partial: Path, wished: Path) -> Path:
-    """Give a folder its name, or a numbered one where two are saved in one second."""
+def _rename(partial: Path, target: Path) -> Path:
+    """Rename a folder to `target`, or to a numbered name if two are saved in the same second."""
     for number in range(1, 1000):
-        folder = wished if number == 1 else wished.with_name(f"{wished.name}_{number}")
+        folder = target if number == 1 else target.with_name(f"{target.name}_{number}")
         try:
             partial.rename(folder)
         except OSError:
@@ -70,4 +80,4 @@ def _rename(partial: Path, wished: Path) -> Path:
                 raise
         else:
             return folder
-    raise FileExistsError(f"{wished}: there are a thousand folders of this name")
+    raise FileExistsError(f"{target}: 1000 folders with this name exist")

@@ -1,12 +1,12 @@
-"""Which frames the node's transforms join, and what becomes of the stream's poses on the way (REP 105).
+"""The transforms that the node publishes, computed from the poses of the stream (REP 105).
 
-Every pose is a rigid (4, 4) float64 matrix, in metres. A pose "of b in a", or `a_from_b`, takes coordinates of frame b
-to coordinates of frame a, as the transform of tf2 with parent a and child b does.
+Every pose is a rigid (4, 4) float64 matrix, in metres. A pose "of b in a", or `a_from_b`, maps coordinates of frame b
+to coordinates of frame a, as the transform of tf2 with parent a and child b.
 
-The *stream's world* is where the stream's poses are: origin at the first camera, REP 103 axes. The *world* is what is
-published under `world_frame`. In mode `camera` both are one. In the other modes the world begins as the robot's base
-at the first image, so that its z is up and the floor is z = 0 for a robot that starts level on the floor, however the
-camera is mounted; between the two lies one constant pose, `world_from_stream`.
+The *stream's world* is the coordinate system of the stream's poses: origin at the first camera, REP 103 axes. The
+*world* is the TF frame `world_frame`. In mode `camera` they are the same. In the other modes the world is the robot's
+base at the first image. So z points up and the floor is z = 0 if the robot starts level on the floor, however the
+camera is mounted. One constant pose, `world_from_stream`, lies between the two.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from raymap3r_ros.node.conversions import rigid_matrix, seconds
 
 TF_MODES = ("camera", "base", "odom", "map")
 
-# Seconds of real time for which a transform of the image's stamp is waited for: what publishes it at 20 Hz or more has
-# by then, and an image is older than that when it comes out of the network.
+# Seconds of real time to wait for a transform at the image's stamp. A publisher of 20 Hz or more has sent it by then,
+# and an image is older than that when the network has processed it.
 PATIENCE = 0.05
-# Seconds by which the newest base -> camera may be older than the image. A head that moves is published fast enough to
-# be waited for; what comes less often is in practice a fixed mount that is repeated, at 1 Hz by the slowest.
+# Seconds by which the newest base -> camera may be older than the image. The pose of a moving head is published often
+# enough to wait for it. A rarer transform is in practice a fixed mount, repeated at 1 Hz or faster.
 MOUNT_AGE = 1.0
-# Seconds for which world -> odom holds without news of odom -> base: it follows the slip of the wheels, not the robot.
+# Seconds for which world -> odom stays in use without a new odom -> base: it follows the slip of the wheels, not the
+# robot.
 DRIFT_AGE = 1.0
-# The last motion is carried on over at most so many times its own interval: over a few dropped images, not over a gap.
+# Limit of extrapolation, in intervals of the last motion: over a few dropped images, not over a gap.
 COAST = 2.0
 
 
 class TransformError(InputError):
-    """A transform that others publish is not known."""
+    """A transform that another node publishes is not available."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class FrameNames:
 
 
 def check_frames(tf_mode: str, world_frame: str, odom_frame: str, base_frame: str, child_frame: str) -> None:
-    """Raise OptionError where these frames cannot make one tree. Names that the mode does not use may be anything."""
+    """Raise OptionError if these frames cannot form a tree. Names that the mode does not use are not checked."""
     if tf_mode not in TF_MODES:
         raise OptionError(f"tf_mode is {tf_mode!r}; allowed values: {', '.join(TF_MODES)}")
     used = {"world_frame": world_frame}
@@ -82,25 +83,25 @@ def check_frames(tf_mode: str, world_frame: str, odom_frame: str, base_frame: st
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one image was taken, and what is to be published of that."""
+    """Where one image was taken, and the transforms to publish."""
 
     transforms: tuple[tuple[str, str, np.ndarray], ...]  # (parent, child, pose of the child in the parent)
-    problem: str  # why a transform that the mode promises is not among them; "" where all are
+    problem: str  # why a transform of the mode is missing; "" if none is
     camera: np.ndarray  # (4, 4) pose of the camera's optical frame in the world, for ~/pose and the trajectories
-    world_from_stream: np.ndarray  # (4, 4), constant from one new world to the next; takes a map to the world
+    world_from_stream: np.ndarray  # (4, 4), constant within a world; maps the stream's world to the world
     odometry_frame: str  # ~/odometry: header.frame_id,
     odometry_child: str  # child_frame_id
     odometry: np.ndarray  # and (4, 4) pose of the child in it
-    child_from_camera: np.ndarray  # (4, 4) the camera's place in the child
-    # (4, 4) pose of the odometry's child in the frame that it was at the image before, for the twist. None where it
-    # was not measured: at the first image, and where the pose was corrected.
+    child_from_camera: np.ndarray  # (4, 4) pose of the camera in the child
+    # (4, 4) pose of the odometry's child relative to its pose at the previous image, for the twist. None if it was not
+    # measured: at the first image, and after a correction of the pose.
     motion: np.ndarray | None
     interval: float  # seconds of that motion; 0 without one
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """What is remembered of a placed image."""
+    """The last placed image."""
 
     seconds: float
     scale: float
@@ -113,9 +114,9 @@ LookUp = Callable[[str, str, Time, float], np.ndarray]
 
 
 class Frames:
-    """Places the images of one stream, one after the other.
+    """Places the images of one stream, one after the other. Not thread-safe.
 
-    `look_up(parent, child, stamp, age)` gives the pose of child in parent, see `look_up`. Not thread-safe.
+    `look_up(parent, child, stamp, age)` returns the pose of child in parent, see the function `look_up`.
     """
 
     def __init__(self, names: FrameNames, look_up: LookUp) -> None:
@@ -139,13 +140,15 @@ class Frames:
     ) -> Placement:
         """Place an image taken at `pose`, (4, 4) of the camera in the stream's world, metric scale applied.
 
-        `camera_frame`: the image's frame_id, for when none is chosen. `scale`: the metres per unit of the stream that
-        are in `pose`; where it changes, nothing has moved. `new_world`: the stream began anew with this image.
-        `corrected`: between the last image and this one `pose` has also jumped, by how much nobody knows.
+        Args:
+            camera_frame: frame_id of the image, used if no `child_frame` is set.
+            scale: metres per unit of the stream, as applied to `pose`. A change of the scale is no motion.
+            new_world: the image is the first of a new world.
+            corrected: `pose` has jumped by an unknown amount since the last image.
 
-        Raises TransformError where base -> camera is not known: then the image has no place, and nothing of it can be
-        published in the world. A correction told with it counts for the next image. Raises InputError where the
-        image's own frame cannot hang in the tree, or the pose is not finite.
+        Raises TransformError if base -> camera is not available. Then the image has no pose in the world, and its
+        correction is kept for the next image. Raises InputError if the frame of the image cannot be part of the tree,
+        or the pose is not finite.
         """
         names = self._names
         self._corrected |= new_world or corrected
@@ -154,7 +157,7 @@ class Frames:
         camera_frame = self._camera_name(camera_frame)
         alone = names.tf_mode == "camera"
         if not alone:
-            pose = _rigid(pose)  # it is chained to others; alone it is published as the stream has it
+            pose = _rigid(pose)  # it is multiplied with other poses; alone it is published as it is
         base_from_camera = np.eye(4) if alone else self._look_up(names.base_frame, camera_frame, stamp, MOUNT_AGE)
         begins = self._world_from_stream is None
         if begins:
@@ -162,12 +165,12 @@ class Frames:
         camera = self._world_from_stream @ pose
         base = camera @ _inverse(base_from_camera)  # in mode camera the camera itself
         if begins and not alone:
-            base = np.eye(4)  # to the last bit, which tells RTAB-Map that the odometry has begun anew
+            base = np.eye(4)  # exactly: RTAB-Map recognizes a restart of the odometry by this
 
         now = seconds(stamp)
         motion, interval = self._motion(base, now, scale)
         jumps = motion is None or scale != self._last.scale
-        base_in_odom = base if self._last is None else _rigid(self._last.base_in_odom @ self._likely(motion, now))
+        base_in_odom = base if self._last is None else _rigid(self._last.base_in_odom @ self._extrapolate(motion, now))
         if motion is not None and interval > 0:
             self._step = motion, interval
         self._corrected = False
@@ -212,36 +215,36 @@ class Frames:
         return name
 
     def _motion(self, base: np.ndarray, now: float, scale: float) -> tuple[np.ndarray | None, float]:
-        """Motion of the base since the last image, and its seconds (0 without one), as the poses tell it."""
+        """Motion of the base since the last image by the poses, and its interval in seconds (0 without a motion)."""
         last = self._last
         if last is None or self._corrected:
             return None, 0.0
         camera = last.camera.copy()
-        camera[:3, 3] *= scale / last.scale  # where the last image would have been placed with the scale of today
+        camera[:3, 3] *= scale / last.scale  # the last pose with the present scale
         before = self._world_from_stream @ camera @ _inverse(last.base_from_camera)
         return _inverse(before) @ base, max(now - last.seconds, 0.0)
 
-    def _likely(self, motion: np.ndarray | None, now: float) -> np.ndarray:
-        """The measured motion; where a correction hides it, the last one carried on.
+    def _extrapolate(self, motion: np.ndarray | None, now: float) -> np.ndarray:
+        """The measured motion, or the last one extrapolated if a correction hides it.
 
-        Nothing would be the other guess. It would leave out one image's way at every correction: at each new segment
-        of the memory a stop that never was. Where time went back (a bag began again) or never ran, it is nothing.
+        Without extrapolation the odometry would lose the motion of one image at each correction. If time went back (a
+        bag that starts again) or did not advance, the result is no motion.
         """
         if motion is not None:
             return motion
         if self._step is None:
             return np.eye(4)
         step, interval = self._step
-        return _share(step, min(max((now - self._last.seconds) / interval, 0.0), COAST))
+        return _scaled_motion(step, min(max((now - self._last.seconds) / interval, 0.0), COAST))
 
     def _odom_in_world(self, base: np.ndarray, stamp: Time, jumps: bool) -> np.ndarray:
-        """Mode map: pose of odom in the world, which `jumps` with this image or drifts. Raises TransformError."""
+        """Mode map: pose of odom in the world; `jumps`: it jumps with this image. Raises TransformError."""
         if jumps:
             self._drift = None
         try:
             odom_from_base = self._look_up(self._names.odom_frame, self._names.base_frame, stamp, 0.0)
         except TransformError:
-            # An odometry that is slower than the camera: the next image will know more.
+            # The odometry may be slower than the camera: keep the last drift for a while.
             if self._drift is None or abs(seconds(stamp) - self._drift[1]) > DRIFT_AGE:
                 raise
             return self._drift[0]
@@ -250,16 +253,16 @@ class Frames:
 
 
 def look_up(buffer: Buffer, parent: str, child: str, stamp: Time, age: float = 0.0) -> np.ndarray:
-    """(4, 4) pose of `child` in `parent` at `stamp`; transforms of /tf_static hold at any time.
+    """(4, 4) pose of `child` in `parent` at `stamp`. Transforms of /tf_static are valid at any time.
 
-    Where the newest is older than that it is waited for, PATIENCE seconds at most; then one that is up to `age`
-    seconds older will do. Raises TransformError. (The timeout of tf2_ros itself runs by the node's clock, and with
-    simulated time that is paused it never ends.)
+    If the newest transform is older than `stamp`, wait for a newer one for PATIENCE seconds at most. Then accept one
+    that is up to `age` seconds older. Raises TransformError. (The timeout of tf2_ros uses the node's clock, and never
+    ends while simulated time is paused.)
     """
     wanted = RosTime.from_msg(stamp)
     deadline = time.monotonic() + PATIENCE
     newest = _newest(buffer, parent, child)
-    # What is behind by more than the patience is not about to come.
+    # Do not wait for a transform that is behind by more than the patience.
     while 0 < (behind := _age(newest, wanted)) <= PATIENCE and time.monotonic() < deadline:
         time.sleep(PATIENCE / 20)
         newest = _newest(buffer, parent, child)
@@ -268,19 +271,19 @@ def look_up(buffer: Buffer, parent: str, child: str, stamp: Time, age: float = 0
     except TransformException as error:
         if 0 < behind <= age:
             return _matrix(newest)
-        when = f"the newest is {behind:.3f} s older" if behind > 0 else "what is known begins after it"
+        when = f"the newest is {behind:.3f} s older" if behind > 0 else "the known transforms begin later"
         raise TransformError(
-            f"no transform {parent} -> {child} at the image's stamp, {when}: have it published without a pause, at "
-            f"{1 / PATIENCE:.0f} Hz or more where it changes, and by a clock that agrees with the images'"
+            f"no transform {parent} -> {child} at the image's stamp, {when}: publish it without pauses, at "
+            f"{1 / PATIENCE:.0f} Hz or more if it changes, with a clock that agrees with the images'"
         ) from error
 
 
 def _matrix(transform: TransformStamped) -> np.ndarray:
-    """(4, 4) of a transform. Raises TransformError where it is not finite: tf2 lets infinity through."""
+    """(4, 4) of a transform. Raises TransformError if it is not finite: tf2 accepts infinity."""
     matrix = rigid_matrix(transform.transform.translation, transform.transform.rotation)
     if not np.isfinite(matrix).all():
         parent, child = transform.header.frame_id, transform.child_frame_id
-        raise TransformError(f"the transform {parent} -> {child} is not finite: mend what publishes it")
+        raise TransformError(f"the transform {parent} -> {child} is not finite: check the node that publishes it")
     return matrix
 
 
@@ -289,7 +292,7 @@ def _newest(buffer: Buffer, parent: str, child: str) -> TransformStamped:
         return buffer.lookup_transform(parent, child, RosTime())
     except TransformException as error:
         raise TransformError(
-            f"no transform {parent} -> {child} ({str(error).strip()}): have it published, a part of the robot by "
+            f"no transform {parent} -> {child} ({str(error).strip()}): publish it, for a part of the robot with "
             "robot_state_publisher or static_transform_publisher, odometry by its source"
         ) from error
 
@@ -300,7 +303,7 @@ def _age(transform: TransformStamped, wanted: RosTime) -> float:
 
 
 def _rigid(pose: np.ndarray) -> np.ndarray:
-    """The pose with the nearest true rotation: what float32 leaves over must not add up. Raises InputError."""
+    """The pose with the nearest rotation matrix, so that float32 errors do not accumulate. Raises InputError."""
     if not np.isfinite(pose).all():
         raise InputError("the camera's pose is not finite")
     u, _, vt = np.linalg.svd(pose[:3, :3])
@@ -317,9 +320,9 @@ def _inverse(pose: np.ndarray) -> np.ndarray:
     return result
 
 
-def _share(motion: np.ndarray, share: float) -> np.ndarray:
-    """The motion carried on or broken off: angle and way times `share`."""
+def _scaled_motion(motion: np.ndarray, factor: float) -> np.ndarray:
+    """A motion with its angle and its translation multiplied by `factor`."""
     result = np.eye(4)
-    result[:3, :3] = cv2.Rodrigues(share * rotation_vector(motion[:3, :3]))[0]
-    result[:3, 3] = share * motion[:3, 3]
+    result[:3, :3] = cv2.Rodrigues(factor * rotation_vector(motion[:3, :3]))[0]
+    result[:3, 3] = factor * motion[:3, 3]
     return result

@@ -1,4 +1,4 @@
-"""Which points of a recording are written as its static scene."""
+"""Options of the static scene of a recording."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raymap3r_ros.options import option
 
 @dataclass(frozen=True)
 class CloudOptions(PixelOptions):
-    """The static scene of a recording, all of it: it has all points at hand and time, so nothing need be left out."""
+    """The complete static scene of a recording."""
 
     voxel_size: float = option(
         0.0,
@@ -18,4 +18,6 @@ class CloudOptions(PixelOptions):
         low=0.0,
         high=100.0,
     )
-    max_points: int = option(1_000_000, "above this many points the cubes grow", low=1000, high=100_000_000)
+    max_points: int = option(
+        1_000_000, "maximum number of points; above it, the cubes grow", low=1000, high=100_000_000
+    )

@@ -1,17 +1,17 @@
-"""What comes out of a stream, in Rerun: live, or into a recording that its viewer opens.
+"""Results of a stream in Rerun: live, or as a recording for its viewer.
 
 Rerun is an optional dependency, imported only here.
 
 Entities, in the stream's world (x right, y down, z forward, metres), on the timelines `stamp` and `frame`:
 
-    world/trajectory                  the way of the camera so far, every so many frames
-    world/static_scene                points of the static scene so far, every so many frames
+    world/trajectory                  path of the camera so far, every SCENE_INTERVAL frames
+    world/static_scene                points of the static scene so far, every SCENE_INTERVAL frames
     world/camera                      pose of the camera, in every frame
-    world/camera/image                its pinhole, and as children, pixel for pixel:
-    world/camera/image/rgb            what the network saw
-    world/camera/image/moving         the mask: 1 where it moves, drawn over the image
-    world/camera/image/depth          depth in millimetres, which the viewer also draws as points in the world
-    dynamic_map                       1 - staticness as grey, in frames for which it was made
+    world/camera/image                its pinhole model, with children of the same pixels:
+    world/camera/image/rgb            the network's input
+    world/camera/image/moving         the dynamic mask, drawn over the image
+    world/camera/image/depth          depth in millimetres, which the viewer also shows as points in the world
+    dynamic_map                       1 - staticness as grey, for frames with a motion estimate
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from raymap3r_ros.errors import InputError, Raymap3rError
-from raymap3r_ros.io.writers import DEPTH_UNIT, millimetres, whole_file
+from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.io.png import DEPTH_UNIT, quantise_depth
 from raymap3r_ros.mapping import StaticMap
 from raymap3r_ros.streaming import StepResult
 
@@ -38,7 +39,7 @@ SUFFIX = ".rrd"
 WORLD = "world"
 CAMERA = f"{WORLD}/camera"
 IMAGE = f"{CAMERA}/image"
-SCENE_INTERVAL = 20  # frames between two versions of trajectory and static scene, which are whole each time
+SCENE_INTERVAL = 20  # frames between two versions of trajectory and static scene, each of them complete
 MAX_POINTS = 200_000  # of the static scene in one version
 MAX_POSES = 2_000  # of the trajectory in one version
 JPEG_QUALITY = 90
@@ -46,19 +47,19 @@ MOVING_COLOR = (255, 60, 60, 150)  # red, green, blue, alpha
 
 
 class RerunView:
-    """A Rerun viewer that is opened, or a recording that is written. Used in a `with` block.
+    """A Rerun viewer or a Rerun recording. Used in a `with` block.
 
-    `file`: the recording, which takes its name at the end of the block, or goes on any error; None: the viewer, which
-    stays open afterwards.
+    `file`: the recording, which gets its name at the end of the block, or is deleted on an error; None: the viewer,
+    which stays open afterwards.
 
-    Raises Raymap3rError where Rerun is not installed or its viewer does not start; InputError where `file` cannot be
-    used. A viewer that goes away meanwhile, or finds no display, is only warned about.
+    Raises Raymap3rError if Rerun is not installed or its viewer does not start, InputError if `file` cannot be used. A
+    viewer that is closed early, or has no display, causes only a warning.
     """
 
     def __init__(self, file: Path | None, overwrite: bool = False) -> None:
         if file is not None:
             if file.suffix != SUFFIX:
-                raise InputError(f"{file}: must end in {SUFFIX}, by which Rerun knows its recordings")
+                raise InputError(f"{file}: must end in {SUFFIX}, by which Rerun recognises its recordings")
             if file.exists() and not overwrite:
                 raise InputError(f"{file}: exists already; name another file, or allow it with --overwrite")
         self._rerun = _import_rerun()
@@ -86,7 +87,7 @@ class RerunView:
         self._exit.__exit__(*error)
 
     def add(self, result: StepResult, cloud: StaticMap) -> None:
-        """Show one healthy frame, and from time to time what `cloud` holds by now."""
+        """Show one healthy frame, and every SCENE_INTERVAL frames the current points of `cloud`."""
         rerun = self._rerun
         motion = ("dynamic_mask", "dynamic_map") if result.motion else ()
         maps = result.numpy("pose", "intrinsics", "image", "depth", *motion)
@@ -96,8 +97,8 @@ class RerunView:
         self._log(CAMERA, rerun.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]))
         self._log(IMAGE, rerun.Pinhole(image_from_camera=maps["intrinsics"], resolution=(width, height)))
         self._log(f"{IMAGE}/rgb", rerun.Image(maps["image"]).compress(jpeg_quality=JPEG_QUALITY))
-        # Half the bytes of floats, and a recording keeps every one of them.
-        self._log(f"{IMAGE}/depth", rerun.DepthImage(millimetres(maps["depth"]), meter=DEPTH_UNIT))
+        # Half the size of floats, and a recording contains every frame.
+        self._log(f"{IMAGE}/depth", rerun.DepthImage(quantise_depth(maps["depth"]), meter=DEPTH_UNIT))
         if result.motion:
             self._log(f"{IMAGE}/moving", rerun.SegmentationImage(maps["dynamic_mask"].astype(np.uint8)))
             grey = np.rint(255 * maps["dynamic_map"]).astype(np.uint8)
@@ -107,18 +108,18 @@ class RerunView:
             self.add_scene(cloud)
 
     def add_scene(self, cloud: StaticMap) -> None:
-        """Show the static scene and the way of the camera as they are after the last frame."""
+        """Show the static scene and the path of the camera after the last frame."""
         if not self._positions:
             return
         points, colors = cloud.arrays()
         some = slice(None, None, 1 + len(points) // MAX_POINTS)
         self._log(f"{WORLD}/static_scene", self._rerun.Points3D(points[some], colors=colors[some]))
-        way = np.stack(self._positions)
-        way = np.concatenate((way[:: 1 + len(way) // MAX_POSES], way[-1:]))
-        self._log(f"{WORLD}/trajectory", self._rerun.LineStrips3D([way], colors=[(255, 170, 0)]))
+        path = np.stack(self._positions)
+        path = np.concatenate((path[:: 1 + len(path) // MAX_POSES], path[-1:]))
+        self._log(f"{WORLD}/trajectory", self._rerun.LineStrips3D([path], colors=[(255, 170, 0)]))
 
     def _open_viewer(self) -> None:
-        # pip puts the viewer beside Python, where Rerun looks for it only if that folder is on the path.
+        # pip installs the viewer beside Python; Rerun finds it only if that folder is in PATH.
         beside = str(Path(sys.executable).parent)
         if beside not in os.environ.get("PATH", "").split(os.pathsep):
             os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), beside]).strip(os.pathsep)
@@ -134,7 +135,7 @@ class RerunView:
         except RuntimeError as error:
             if self._file is not None:
                 raise Raymap3rError(f"{self._file}: cannot be written: {error}") from error
-            log.warning("Rerun's viewer is not there to show the rest (it needs a display): %s", error)
+            log.warning("lost the connection to Rerun's viewer (it needs a display): %s", error)
         finally:
             self._recording.disconnect()
 
@@ -150,7 +151,7 @@ def _import_rerun() -> ModuleType:
 
 
 def _blueprint(rerun: ModuleType) -> Any:
-    """What the viewer shows at first: the world, and beside it the image with its mask, depth and dynamic map."""
+    """Return the initial layout: the world, beside it the image with its mask, depth and dynamic map."""
     blueprint = importlib.import_module("rerun.blueprint")
     pictures = [
         blueprint.Spatial2DView(name="moving", origin=IMAGE, contents=["$origin/rgb", "$origin/moving"]),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.geometry.similarity import Similarity, weighted_umeyama
+from raymap3r_ros.geometry.weighted_median import weighted_median
 from raymap3r_ros.streaming.method import METHOD, Method
 
 
@@ -46,7 +47,7 @@ def align_segments(
             torch.where(good[:, None], fit.translation, transform.translation),
         )
     distance = (before - before_pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-6)
-    return transform, _weighted_median((transform.apply(after) - before).norm(dim=-1) / distance, weight)
+    return transform, weighted_median((transform.apply(after) - before).norm(dim=-1) / distance, weight)
 
 
 def robust_alignment(
@@ -64,17 +65,8 @@ def robust_alignment(
         (cloud - pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-6)
         for cloud, pose in ((after, after_pose), (before, before_pose))
     )
-    scale = _weighted_median(distance / after_distance, weight)
+    scale = weighted_median(distance / after_distance, weight)
     scale = torch.where(torch.isfinite(scale), scale, last_scale)
     rotation = before_pose[:, :3, :3] @ after_pose[:, :3, :3].mT
     translation = before_pose[:, :3, 3] - scale[:, None] * (rotation @ after_pose[:, :3, 3:])[..., 0]
     return Similarity(scale, rotation, translation)
-
-
-def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:
-    """(B,) of values (B, N) with weights of at least 0; NaN where all are 0."""
-    ordered, order = values.sort(dim=1)
-    share = weight.gather(1, order).cumsum(1)
-    total = share[:, -1:]
-    middle = (share < total / 2).sum(1, keepdim=True).clamp(max=values.shape[1] - 1)
-    return torch.where(total > 0, ordered.gather(1, middle), torch.nan)[:, 0]

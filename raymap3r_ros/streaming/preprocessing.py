@@ -52,6 +52,14 @@ def frame_images(images: np.ndarray, framing: Framing, device: torch.device) -> 
     return apply_framing_on_device(pinned.to(device, non_blocking=True), framing)
 
 
+def visible_crop(array: np.ndarray, framing: Framing) -> np.ndarray:
+    """Return the part of an image or map (h, w, ...) that the framing keeps, at the array's own resolution."""
+    across, down = array.shape[1] / framing.resized[0], array.shape[0] / framing.resized[1]
+    (left, top), (height, width) = framing.offset, framing.size
+    rows = slice(round(top * down), round((top + height) * down))
+    return array[rows, round(left * across) : round((left + width) * across)]
+
+
 def apply_framing(image: np.ndarray, framing: Framing) -> np.ndarray:
     """(h, w, 3) uint8 RGB -> (H, W, 3) uint8 RGB: Lanczos when shrinking, bicubic when enlarging, then the crop."""
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Rendered worlds with exact depth, poses and motion: what everything else is trained and judged on."""
+"""Rendered worlds with exact depth, poses and motion, for training and evaluation."""
 
 from raymap3r_ros.synthetic.render import Rendering, render
 from raymap3r_ros.synthetic.suites import RATE, SUITES, Frame, Suite, SyntheticSequence, suite_sequence

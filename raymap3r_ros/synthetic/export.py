@@ -1,6 +1,6 @@
 """Rendered sequences as files: folders in the TUM RGB-D layout with masks, and ROS 2 bags (mcap).
 
-Layout, topics, units and frames are told in docs/synthetic.md.
+docs/synthetic.md describes layout, topics, units and frames.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tqdm import tqdm
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.cameras import pose_encoding
-from raymap3r_ros.io.writers import partial_path
+from raymap3r_ros.io.files import partial_path
+from raymap3r_ros.io.png import mask_image, quantise_depth, write_png
 from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
 
 FORMATS = ("tum", "bag", "both")
 
-# Seconds added to every frame's stamp: the first is 0, which in ROS means that there is no time.
+# Seconds added to the stamp of every frame: 0 means "no time" in ROS.
 START = 1.0
 
-DEPTH_UNIT = 5000  # values of a depth PNG per metre, as TUM has it
-DEPTH_LIMIT = 65535 / DEPTH_UNIT  # metres; what 16 bits hold
+DEPTH_UNIT = 5000  # values of a depth PNG per metre, as in TUM RGB-D
 IMAGE_LISTS = {
     "rgb": "color images",
     "depth": "depth maps, 5000 per metre, 0 unknown",
@@ -42,7 +42,7 @@ CAMERA = "camera.txt"
 BAG = "bag"
 WORLD_FRAME = "world"
 CAMERA_FRAME = "camera_optical_frame"
-TOPICS = {  # in the order in which one frame's messages are written: the transform before what asks for it
+TOPICS = {  # in the order of one frame's messages: the transform before the messages that need it
     "/tf": "tf2_msgs/msg/TFMessage",
     "/ground_truth/odometry": "nav_msgs/msg/Odometry",
     "/camera/camera_info": "sensor_msgs/msg/CameraInfo",
@@ -51,15 +51,15 @@ TOPICS = {  # in the order in which one frame's messages are written: the transf
     "/camera/depth/image_rect": "sensor_msgs/msg/Image",
     "/camera/moving_mask": "sensor_msgs/msg/Image",
 }
-UNKNOWN_VARIANCE = 1e6  # of the velocity in the odometry, which nobody computed
+UNKNOWN_VARIANCE = 1e6  # of the velocity in the odometry, which is not computed
 
 _FILES = {*IMAGE_LISTS, *(f"{name}.txt" for name in IMAGE_LISTS), TRAJECTORY, CAMERA, BAG}
 
 
 def check_target(folder: Path, overwrite: bool = False) -> None:
-    """Raise InputError where a sequence may not be written as `folder`.
+    """Raise InputError if a sequence may not be written to `folder`.
 
-    That is where it exists and `overwrite` is off, where it is no folder, or where it holds files of other origin.
+    That is the case if it exists and `overwrite` is off, if it is not a folder, or if it contains other files.
     """
     if not folder.exists():
         return
@@ -83,12 +83,11 @@ def export_sequence(
 ) -> Path:
     """Render `sequence` and write it to the folder `out`/`sequence.name`, which is returned.
 
-    `format`: "tum", "bag" or "both". `max_frames`: the first so many frames only. The folder takes its name when
-    everything in it is whole; whatever ends the writing early leaves nothing behind. One frame is in memory at a
-    time, apart from what the renderer holds. `progress`: a bar on a terminal.
+    `format`: "tum", "bag" or "both". `max_frames`: only the first frames. The folder gets its name when complete;
+    an interrupted export leaves nothing behind. Frames are written one by one. `progress`: a bar on a terminal.
 
-    Raises OptionError for a format that there is not or `max_frames` below 1, and InputError where the folder cannot
-    be used (see `check_target`) or written to.
+    Raises OptionError for an unknown format or `max_frames` below 1, and InputError if the folder cannot be used (see
+    `check_target`) or written to.
     """
     if format not in FORMATS:
         raise OptionError(f"format is {format!r}; allowed values: {', '.join(FORMATS)}")
@@ -118,7 +117,7 @@ def export_sequence(
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `folder`; it replaces `folder` at the end, or goes on any error."""
+    """Yield a temporary folder beside `folder`; it replaces `folder` at the end, or is removed after an error."""
     partial = partial_path(folder)
     replaced = partial.with_suffix(".replaced")
     for left_over in (partial, replaced):  # by a run that was killed
@@ -142,7 +141,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[[Frame], None]]:
-    """A function that writes a frame's images to `folder`; the lists of them are written at the end."""
+    """Yield a function that writes the images of a frame to `folder`; their lists are written at the end."""
     for name in IMAGE_LISTS:
         (folder / name).mkdir()
     stamps: list[str] = []
@@ -152,12 +151,12 @@ def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[
         stamp = f"{START + frame.stamp:.6f}"
         images = {
             "rgb": cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR),
-            "depth": quantise_depth(frame.depth),
-            "static_depth": quantise_depth(frame.static_depth),
-            "mask": _mask_image(frame.moving),
+            "depth": quantise_depth(frame.depth, DEPTH_UNIT),
+            "static_depth": quantise_depth(frame.static_depth, DEPTH_UNIT),
+            "mask": mask_image(frame.moving),
         }
         for name, image in images.items():
-            _write_png(folder / name / f"{stamp}.png", image)
+            write_png(folder / name / f"{stamp}.png", image)
         position, (x, y, z, w) = _position_and_quaternion(frame.pose)
         stamps.append(stamp)
         poses.append(f"{stamp} " + " ".join(f"{value:.9f}" for value in (*position, x, y, z, w)))
@@ -174,34 +173,14 @@ def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[
     )  # fmt: skip
 
 
-def quantise_depth(depth: np.ndarray) -> np.ndarray:
-    """Depth (H, W) metres as uint16, 5000 per metre; 0 where it is unknown or beyond 13.107 m."""
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(depth) & (depth > 0) & (depth <= DEPTH_LIMIT)
-    values = np.zeros(depth.shape, np.uint16)
-    values[known] = np.rint(depth[known].astype(np.float64) * DEPTH_UNIT)
-    return values
-
-
-def _mask_image(moving: np.ndarray) -> np.ndarray:
-    return np.where(moving, np.uint8(255), np.uint8(0))
-
-
 def _position_and_quaternion(pose: np.ndarray) -> tuple[list[float], list[float]]:
     """Translation x y z and unit quaternion x y z w, w >= 0, of a (4, 4) pose."""
     tx, ty, tz, w, x, y, z = pose_encoding(torch.from_numpy(np.asarray(pose, np.float64))).tolist()
     return [tx, ty, tz], [x, y, z, w]
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
-    encoded, data = cv2.imencode(".png", image)
-    if not encoded:
-        raise RuntimeError(f"OpenCV cannot encode a {image.dtype} image of shape {image.shape} as PNG")
-    path.write_bytes(data)
-
-
 def _write_list(path: Path, title: str, name: str, columns: str, lines: list[str]) -> None:
-    """A text file with the three comment lines that TUM's files begin with."""
+    """Write a text file with the three comment lines of TUM's files."""
     path.write_text("\n".join([f"# {title}", f"# file: '{name}'", f"# {columns}", *lines, ""]))
 
 
@@ -210,12 +189,12 @@ def _write_list(path: Path, title: str, name: str, columns: str, lines: list[str
 
 @contextmanager
 def _bag_writer(folder: Path) -> Iterator[Callable[[Frame], None]]:
-    """A function that writes a frame's messages to a new bag, the folder `folder`; it can be read after the end."""
+    """Yield a function that writes the messages of a frame to a new bag, the folder `folder`."""
     try:
         from rosbags.rosbag2 import StoragePlugin, Writer
         from rosbags.typesys import Stores, get_typestore
     except ImportError as error:
-        raise InputError(f"{folder}: writing bags needs: pip install rosbags; or ask for the format tum") from error
+        raise InputError(f"{folder}: writing bags needs: pip install rosbags; or select the format tum") from error
     store = get_typestore(Stores.ROS2_HUMBLE)
     make = SimpleNamespace(**{kind.rpartition("/")[2]: message for kind, message in store.types.items()})
     with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
@@ -231,7 +210,7 @@ def _bag_writer(folder: Path) -> Iterator[Callable[[Frame], None]]:
 
 
 def _messages(frame: Frame, nanoseconds: int, make: SimpleNamespace) -> dict[str, Any]:
-    """One frame's messages by topic; `make` has the classes of messages by their short names."""
+    """The messages of one frame by topic; `make` has the message classes by their short names."""
     stamp = make.Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
     in_world = make.Header(stamp=stamp, frame_id=WORLD_FRAME)
     in_camera = make.Header(stamp=stamp, frame_id=CAMERA_FRAME)
@@ -267,7 +246,7 @@ def _messages(frame: Frame, nanoseconds: int, make: SimpleNamespace) -> dict[str
             data=rows.reshape(-1),
         )  # fmt: skip
 
-    # REP 118: NaN where depth is unknown; infinity, further away than can be told, stays.
+    # REP 118: NaN where depth is unknown; infinity, too far to measure, stays.
     depth = np.where(frame.depth > 0, frame.depth, np.nan).astype("<f4")
     return {
         "/tf": make.TFMessage(
@@ -278,5 +257,5 @@ def _messages(frame: Frame, nanoseconds: int, make: SimpleNamespace) -> dict[str
         "/camera/image_raw": image(frame.image, "rgb8"),
         "/camera/depth/camera_info": camera_info,
         "/camera/depth/image_rect": image(depth, "32FC1"),
-        "/camera/moving_mask": image(_mask_image(frame.moving), "mono8"),
+        "/camera/moving_mask": image(mask_image(frame.moving), "mono8"),
     }

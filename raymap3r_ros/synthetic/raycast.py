@@ -1,6 +1,6 @@
-"""Rays against boxes, ellipsoids and upright cylinders, all of them at once for many scenes and frames.
+"""Intersection of rays with boxes, ellipsoids and upright cylinders, for many scenes and frames at once.
 
-A solid is a unit shape (box -1..1, ball or cylinder of radius 1) scaled by `half`, turned and moved. A ray is
+A solid is a unit shape (box -1..1, ball or cylinder of radius 1) scaled by `half`, rotated and translated. A ray is
 origin + t * direction; where directions have a z of 1 in the camera, t is the depth.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FAR = 1e4  # metres: nothing is hit
+FAR = 1e4  # metres; no hit
 _TINY = 1e-6
 
 
@@ -26,9 +26,9 @@ class Solids:
 
 
 def hit(solids: Solids, origin: Tensor, direction: Tensor, *, inside: bool = False) -> tuple[Tensor, Tensor]:
-    """Nearest t (B, F, P) along rays with origin (B, F, 3) and direction (B, F, P, 3), and which solid it was.
+    """Nearest t (B, F, P) along rays with origin (B, F, 3) and direction (B, F, P, 3), and the index of the solid.
 
-    FAR where nothing is hit. With `inside` the far side counts, as in a room seen from within.
+    FAR without a hit. With `inside` the far side is hit, as in a room seen from inside.
     """
     best = direction.new_full(direction.shape[:-1], FAR)
     index = torch.zeros_like(best, dtype=torch.long)
@@ -62,7 +62,7 @@ def normal(shape: str, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _keep_away_from_zero(x: Tensor) -> Tensor:
-    """x, but no closer to zero than can be divided by. The sign is kept by a comparison: sign(0) is 0."""
+    """x with a magnitude large enough to divide by. The sign comes from a comparison, because sign(0) is 0."""
     return torch.where(x.abs() < _TINY, torch.where(x < 0, -_TINY, _TINY), x)
 
 
@@ -85,7 +85,7 @@ def _unit_cylinder(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quadratic(a: Tensor, half_b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Roots of a t^2 + 2 half_b t + c; near above far where there is none."""
+    """Roots of a t^2 + 2 half_b t + c; near above far if there is none."""
     a = a.clamp_min(_TINY**2)
     discriminant = half_b.square() - a * c
     root = discriminant.clamp_min(0).sqrt()

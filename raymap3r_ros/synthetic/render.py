@@ -1,4 +1,4 @@
-"""Pictures of random worlds with exact depth, motion and poses."""
+"""Images of random worlds with exact depth, motion and poses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Rendering:
 
     image: Tensor  # (B, F, H, W, 3) uint8 RGB
     depth: Tensor  # (B, F, H, W) along z
-    static_depth: Tensor  # (B, F, H, W) of the world without anything that can move
-    moving: Tensor  # (B, F, H, W) bool: moves now
+    static_depth: Tensor  # (B, F, H, W) of the world without movable objects
+    moving: Tensor  # (B, F, H, W) bool: moving at this time
     pose: Tensor  # (B, F, 4, 4) c2w
     intrinsics: Tensor  # (B, 3, 3) pixels, pixel centres integer, principal point at (W / 2, H / 2)
 
@@ -41,9 +41,9 @@ def intrinsics_of(scenes: Scenes, size: tuple[int, int]) -> Tensor:
 def render(
     scenes: Scenes, time: Tensor, size: tuple[int, int], noise: torch.Generator, *, with_images: bool = True
 ) -> Rendering:
-    """Look at scenes at times (B, F), on the scenes' device; `noise` is a generator of that device.
+    """Render scenes at times (B, F) on their device; `noise` is a generator of that device.
 
-    Without `with_images` the images are black, and geometry alone is computed.
+    Without `with_images` only the geometry is computed and the images are black.
     """
     height, width = size
     pose, matrix = camera_poses(scenes, time), intrinsics_of(scenes, size)
@@ -84,7 +84,7 @@ def render(
 def _nearest(
     groups: list[Solids], origin: Tensor, direction: Tensor, first_is_room: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Depth, group and index in the group (B, F, P) of what each ray meets first."""
+    """Depth, group and index in the group (B, F, P) of the first solid that each ray hits."""
     depth = torch.full_like(direction[..., 0], raycast.FAR)
     group, index = torch.zeros_like(depth, dtype=torch.long), torch.zeros_like(depth, dtype=torch.long)
     for number, solids in enumerate(groups):
@@ -110,7 +110,7 @@ def _shade(
     """(B, F, P, 3) uint8."""
     batch, frames, _ = depth.shape
     point = origin[:, :, None] + depth[..., None] * direction
-    # One row of numbers per solid and frame: its pose and size.
+    # One row per solid and frame: its pose and size.
     table = torch.cat(
         [
             torch.cat(
@@ -130,7 +130,7 @@ def _shade(
     number = first[group] + index
     rows = table.gather(2, number[..., None].expand(-1, -1, -1, table.shape[-1]))
     rotation, centre, half = rows[..., :9].unflatten(-1, (3, 3)), rows[..., 9:12], rows[..., 12:]
-    own = ((point - centre)[..., None, :] @ rotation)[..., 0, :]  # metres along the solid's own axes
+    own = ((point - centre)[..., None, :] @ rotation)[..., 0, :]  # metres along the axes of the solid
     unit = own / half.clamp_min(1e-6)
     outward = torch.zeros_like(unit)
     face = torch.zeros_like(number)
@@ -149,7 +149,7 @@ def _shade(
     materials = scenes.materials[:, None].expand(-1, frames, -1, -1).gather(
         2, material[..., None].expand(-1, -1, -1, scenes.materials.shape[-1])
     )  # fmt: skip
-    # A little inside the surface, so that patches do not flicker where it meets their border; faces differ.
+    # Slightly below the surface, so that patches do not flicker where it coincides with their border; faces differ.
     position = own - 0.013 * outward * inwards + 1.7 * face[..., None]
     albedo = colour(materials, position, depth / matrix[:, None, None, 0, 0])
     lit = (world_normal[..., None, :] * scenes.light[:, None, None]).sum(-1).clamp_min(0)

@@ -1,4 +1,4 @@
-"""The fixed scenes that everything is judged on. Their seeds are never used in training."""
+"""The fixed scenes of the evaluation. Their seeds are never used in training."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from raymap3r_ros.synthetic.worlds import WORLDS, Recipe, Scenes, random_scenes
 
 RATE = 10.0  # frames per second
 EVALUATION_SEEDS = 1 << 40  # seeds from here on belong to the suites; training stays below
-_CHUNK_PIXELS = 400_000  # rendered at once
-_TRIES = 100  # scenes looked at to find one with the wanted share of moving pixels
+_CHUNK_PIXELS = 400_000  # rendered together
+_TRIES = 100  # scenes among which one with the wanted share of moving pixels is selected
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Suite:
     """A named set of sequences."""
 
     help: str
-    seed: int  # sequences are drawn from EVALUATION_SEEDS + seed * 1e6 on
+    seed: int  # the seeds of its sequences start at EVALUATION_SEEDS + seed * 1e6
     share: tuple[float, float]  # wanted mean share of moving pixels
     recipe: Recipe = field(default_factory=Recipe)
     sequences: int = 24
@@ -52,8 +52,8 @@ class Frame:
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     depth: np.ndarray  # (H, W) float32 along z
-    static_depth: np.ndarray  # (H, W) float32 of the world without anything that can move
-    moving: np.ndarray  # (H, W) bool: moves now
+    static_depth: np.ndarray  # (H, W) float32 of the world without movable objects
+    moving: np.ndarray  # (H, W) bool: moving at this time
     pose: np.ndarray  # (4, 4) float64 c2w
     intrinsics: np.ndarray  # (3, 3) float64, pixels, pixel centres integer
     stamp: float  # seconds
@@ -61,14 +61,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class SyntheticSequence:
-    """One sequence of a suite; `frames` renders it anew, the same to the bit on one device."""
+    """One sequence of a suite. Each call of `frames` renders it again, with equal bits on one device."""
 
     name: str
     length: int  # frames
     rate: float  # frames per second
     size: tuple[int, int]  # H, W
     intrinsics: np.ndarray  # (3, 3) float64
-    scenes: Scenes  # one
+    scenes: Scenes  # a single scene
     seed: int
 
     def frames(self) -> Iterator[Frame]:
@@ -93,9 +93,9 @@ def suite_sequence(
     size: tuple[int, int] = (120, 160),
     device: torch.device | str = "cpu",
 ) -> SyntheticSequence:
-    """Sequence `index` of a suite in a world, at H x W pixels. Raises OptionError where there is no such one."""
+    """Sequence `index` of a suite in a world, at H x W pixels. Raises OptionError if it does not exist."""
     if suite not in SUITES:
-        raise OptionError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
+        raise OptionError(f"there is no suite {suite!r}; allowed: {', '.join(SUITES)}")
     chosen = SUITES[suite]
     if not 0 <= index < chosen.sequences:
         raise OptionError(f"suite {suite} has no sequence {index}; it has 0 to {chosen.sequences - 1}")
@@ -114,7 +114,7 @@ def suite_sequence(
 
 
 def _find_scene(recipe: Recipe, suite: Suite, seed: int, index: int) -> Scenes:
-    """The first scene of this seed whose mean share of moving pixels fits; the wanted shares are spread evenly."""
+    """The first scene of this seed whose mean share of moving pixels fits; the wanted shares are evenly spaced."""
     generator = torch.Generator().manual_seed(seed)
     scenes = random_scenes(generator, 1 if suite.share[1] == 0 else _TRIES, recipe)
     if suite.share[1] == 0:

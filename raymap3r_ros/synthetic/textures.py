@@ -1,6 +1,6 @@
-"""Procedural textures: solid patterns in an object's own coordinates, one distribution for everything in a world.
+"""Procedural textures: solid patterns in the coordinates of an object, with one distribution for a whole world.
 
-Movers and statics draw from the same `random_materials`; colour or contrast alone never tells what moves.
+Moving and static objects draw from the same `random_materials`, so that colour or contrast does not reveal motion.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 KINDS = 5  # clouds, stripes, checks, blots, patches
 WAVES = 4
-# One material is a row of numbers: kind weights, wave vectors (1/m), phases, three colours, patch size (m).
+# A material is a row: kind weights, wave vectors (1/m), phases, three colours, patch size (m).
 _SPLIT = (KINDS, WAVES * 3, WAVES, 9, 1)
 MATERIAL_WIDTH = sum(_SPLIT)
 
@@ -22,7 +22,7 @@ def random_materials(generator: torch.Generator, shape: tuple[int, ...], coarsen
     coarseness = coarseness.expand(shape)[..., None]
     kind = torch.randint(KINDS, shape, generator=generator)
     direction = torch.nn.functional.normalize(torch.randn(*shape, WAVES, 3, generator=generator), dim=-1)
-    # Wavelengths of 0.3 to 2 m: a small image of a room still shows them.
+    # Wavelengths of 0.3 to 2 m, which are visible in a small image of a room.
     wavelength = 0.3 * (2 / 0.3) ** torch.rand(*shape, WAVES, 1, generator=generator) * coarseness[..., None]
     phase = torch.rand(*shape, WAVES, generator=generator) * 2 * math.pi
     colours = 0.05 + 0.9 * torch.rand(*shape, 9, generator=generator)
@@ -34,7 +34,7 @@ def random_materials(generator: torch.Generator, shape: tuple[int, ...], coarsen
 def colour(materials: Tensor, position: Tensor, footprint: Tensor) -> Tensor:
     """Colour (..., 3) in 0..1 of materials (..., MATERIAL_WIDTH) at positions (..., 3) in metres.
 
-    `footprint` (...) is the width of a pixel there in metres: detail smaller than that is faded out, as a lens would.
+    `footprint` (...) is the width of a pixel there in metres; finer detail is faded out.
     """
     weights, waves, phases, colours, patch = materials.split(_SPLIT, dim=-1)
     waves, colours = waves.unflatten(-1, (WAVES, 3)), colours.unflatten(-1, (3, 3))

@@ -1,7 +1,7 @@
-"""Random worlds: a furnished room or an open ground, a camera's path through it, and what moves there.
+"""Random worlds: a furnished room or open ground, the path of a camera, and moving objects.
 
-Everything is drawn for B scenes at once from one generator; what a scene looks like at a time is a closed form of
-that time, so any frame can be asked for in any order. World frame: z up, metres; camera frame: optical.
+Everything is drawn for B scenes at once from one generator. The state of a scene is a closed-form function of time, so
+frames can be rendered in any order. World frame: z up, metres; camera frame: optical.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _MOVING = {"box": 1, "ellipsoid": 7, "cylinder": 1}  # a ball and the six parts 
 MOVERS = 4  # box, cylinder, ball, figure
 _BOX, _CYLINDER, _BALL, _FIGURE = range(MOVERS)
 _ROOM_FACES = 6
-# In the one room movers, too, are always the same but for their looks: how near one is must be told by its size.
+# In the one room the movers always have the same sizes, so that size determines distance; only their looks differ.
 _KNOWN_HALF = ((0.3, 0.2, 0.5), (0.22, 0.22, 0.45), (0.26, 0.26, 0.26), (0.25, 0.25, 0.85))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What kind of scenes to draw."""
+    """Distribution of the scenes to draw."""
 
     world: str = "varied"
-    presence: float = 0.6  # chance that each of the movers is there
-    follow: float = 0.3  # chance that a mover stays in front of the camera
-    size: float = 1.0  # factor on the sizes of movers, but for figures, and for all in the one room
-    nearness: tuple[float, float] = (1.2, 3.0)  # metres to movers that stay in front of the camera
+    presence: float = 0.6  # probability of each mover
+    follow: float = 0.3  # probability that a mover stays in front of the camera
+    size: float = 1.0  # factor on the sizes of movers; not of figures, and not in the one room
+    nearness: tuple[float, float] = (1.2, 3.0)  # distance in metres of movers that stay in front of the camera
     stopgo: bool = False  # one mover stops halfway, one starts
 
     def __post_init__(self) -> None:
@@ -54,14 +54,14 @@ class SumOfSines:
     phase: Tensor
 
     def at(self, time: Tensor) -> Tensor:
-        """Its value at times (B, F, ...): (B, F, ...)."""
+        """The sums (B, F, ...) at times (B, F, ...)."""
         angle = 2 * math.pi * self.frequency[:, None] * time[..., None] + self.phase[:, None]
         return (self.amplitude[:, None] * angle.sin()).sum(-1)
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """B scenes. Metres, seconds, radians; `stop` and `start` are when each mover's own clock ends and begins."""
+    """B scenes. Metres, seconds, radians; each mover moves from `start` to `stop`."""
 
     room: Tensor  # (B, 3) half length, half width, height
     static: dict[str, tuple[Tensor, Tensor, Tensor]]  # shape -> half (B, K, 3), centre (B, K, 3), yaw (B, K)
@@ -75,13 +75,13 @@ class Scenes:
     camera_height: Tensor  # (B,)
     camera_place: SumOfSines  # (B, 3, J)
     camera_angle: SumOfSines  # (B, 3, J) yaw, pitch, roll
-    camera_heading: Tensor  # (B, 2) middle yaw and pitch
+    camera_heading: Tensor  # (B, 2) mean yaw and pitch
     mover_half: Tensor  # (B, V, 3); 0 = absent
     mover_follows: Tensor  # (B, V) bool
-    mover_angle: Tensor  # (B, V) where it stays: around the room's middle, or off the camera's axis
+    mover_angle: Tensor  # (B, V) position around the centre of the room, or angle from the camera's axis
     mover_distance: Tensor  # (B, V) from the camera, for those that follow
     mover_ring: Tensor  # (B, V) share of the room's half extent, for the others
-    mover_wobble: SumOfSines  # (B, V, 4, J) angle, distance, height, own yaw
+    mover_motion: SumOfSines  # (B, V, 4, J) angle, distance, height, own yaw
     mover_base: Tensor  # (B, V) height of its lowest point
     start: Tensor  # (B, V)
     stop: Tensor  # (B, V)
@@ -126,13 +126,13 @@ def random_scenes(generator: torch.Generator, count: int, recipe: Recipe) -> Sce
     rise = _pick(kind, torch.tensor(0.08), torch.tensor(0.0), torch.tensor(0.3))
     nod = _pick(kind, torch.tensor(0.12), torch.tensor(0.02), torch.tensor(0.10))
     roll = _pick(kind, torch.tensor(0.06), torch.tensor(0.01), torch.tensor(0.05))
-    # Slow sway, then the fast shake of whatever carries the camera.
+    # Slow sway, then fast shake.
     frequency = torch.cat((draw.uniform(0.05, 0.14, 3, 2), draw.uniform(0.8, 2.0, 3, 1)), dim=-1)
     sway = draw.uniform(0.4, 1.0, 3, 2) * torch.stack((reach[:, 0], reach[:, 1], rise), dim=-1)[..., None]
     place_amplitude = torch.cat((sway, (0.006 * shake)[:, None, None].expand(-1, 3, 1)), dim=-1)
     turn = draw.uniform(0.3, 1.0, 3, 2) * torch.stack((torch.full((count,), 0.5), nod, roll), dim=-1)[..., None]
     angle_amplitude = torch.cat((turn, (0.006 * shake)[:, None, None].expand(-1, 3, 1)), dim=-1)
-    # In the one room cameras look about one way: half as many views to know by heart.
+    # In the one room all cameras face about the same direction, which halves the number of views to learn.
     heading = draw.uniform(-0.6, 0.6) if one_room else draw.uniform(-math.pi, math.pi)
 
     # Movers: box, cylinder, ball, figure.
@@ -174,7 +174,7 @@ def random_scenes(generator: torch.Generator, count: int, recipe: Recipe) -> Sce
             half[:, pair] > 0, half[:, pair], torch.tensor([[0.3, 0.3, 0.5], [0.25, 0.25, 0.85]])
         )
         half[:, [_CYLINDER, _BALL]] = 0
-        # They must not have to step aside for the camera.
+        # A mover that follows the camera would have to avoid it.
         follows = torch.zeros_like(follows)
 
     lights = torch.nn.functional.normalize(draw.normal(2, 3) + torch.tensor((0.0, 0.0, 1.2)), dim=-1)
@@ -203,7 +203,7 @@ def random_scenes(generator: torch.Generator, count: int, recipe: Recipe) -> Sce
         mover_angle=mover_angle,
         mover_distance=draw.uniform(*recipe.nearness, MOVERS),
         mover_ring=draw.uniform(0.62, 0.8, MOVERS),
-        mover_wobble=SumOfSines(
+        mover_motion=SumOfSines(
             swing[..., None] * draw.uniform(0.5, 1.0, MOVERS, 4, 2),
             draw.uniform(0.08, 0.35, MOVERS, 4, 2),
             draw.phase(MOVERS, 4, 2),
@@ -262,14 +262,14 @@ def _random_place(draw: _Draw, outdoors: Tensor | bool) -> tuple[Tensor, dict, T
             tall = draw.uniform(0.15, 0.8, count, 1) if shape == "cylinder" else draw.uniform(0.1, 0.4, count, 1)
             half = torch.cat((radius, radius, tall), dim=-1)
         half = half * grown
-        # Along a wall: flush with it where it is a box, some way off where it is round.
+        # Along a wall: boxes touch it, round shapes have a gap.
         along_x = draw.uniform(0, 1, count) < 0.5
         side, along = draw.side(count), draw.uniform(-0.8, 0.8, count)
         gap = half[..., 1] + (0.0 if shape == "box" else draw.uniform(0.05, 0.3, count))
         x = torch.where(along_x, along * room[:, :1], side * (room[:, :1] - gap))
         y = torch.where(along_x, side * (room[:, 1:2] - gap), along * room[:, 1:2])
         yaw = torch.where(along_x, 0.0, math.pi / 2)
-        # On open ground things stand anywhere around.
+        # On open ground objects are anywhere around the centre.
         angle, radius = draw.uniform(-math.pi, math.pi, count), draw.uniform(3.0, 9.0, count)
         open_air = outdoors[:, None]
         x, y = torch.where(open_air, radius * angle.cos(), x), torch.where(open_air, radius * angle.sin(), y)
@@ -294,11 +294,11 @@ def _random_place(draw: _Draw, outdoors: Tensor | bool) -> tuple[Tensor, dict, T
 
 def camera_poses(scenes: Scenes, time: Tensor) -> Tensor:
     """c2w (B, F, 4, 4) at times (B, F)."""
-    wobble = scenes.camera_place.at(time[..., None].expand(-1, -1, 3))
+    offset = scenes.camera_place.at(time[..., None].expand(-1, -1, 3))
     reach = scenes.camera_reach[:, None]
-    # Squashed into its zone, where nothing stands.
-    xy = reach * (wobble[..., :2] / reach).tanh()
-    z = (scenes.camera_height[:, None] + wobble[..., 2]).clamp_min(0.3)
+    # Limited to its zone, which is free of objects.
+    xy = reach * (offset[..., :2] / reach).tanh()
+    z = (scenes.camera_height[:, None] + offset[..., 2]).clamp_min(0.3)
     yaw, pitch, roll = scenes.camera_angle.at(time[..., None].expand(-1, -1, 3)).unbind(-1)
     yaw = yaw + scenes.camera_heading[:, None, 0]
     pitch = pitch + scenes.camera_heading[:, None, 1]  # downwards
@@ -325,10 +325,10 @@ def static_solids(scenes: Scenes) -> list[Solids]:
 
 
 def moving_solids(scenes: Scenes, time: Tensor) -> tuple[list[Solids], list[Tensor]]:
-    """What can move, at times (B, F), and for each group of solids whether each is moving then (B, F, K) bool."""
+    """The movable solids at times (B, F), and for each group whether its solids move then (B, F, K) bool."""
     own = time[..., None].clamp(scenes.start[:, None], scenes.stop[:, None])  # (B, F, V)
     active = (time[..., None] >= scenes.start[:, None]) & (time[..., None] < scenes.stop[:, None])
-    angle, distance, height, yaw = scenes.mover_wobble.at(own[..., None].expand(-1, -1, -1, 4)).unbind(-1)
+    angle, distance, height, yaw = scenes.mover_motion.at(own[..., None].expand(-1, -1, -1, 4)).unbind(-1)
     pose = camera_poses(scenes, time)
     eye, look = pose[..., None, :2, 3], torch.atan2(pose[..., 1, 2], pose[..., 0, 2])[..., None]
     angle = angle + scenes.mover_angle[:, None]
@@ -340,7 +340,7 @@ def moving_solids(scenes: Scenes, time: Tensor) -> tuple[list[Solids], list[Tens
     xy = torch.where(scenes.mover_follows[:, None, :, None], following, around)
     half = scenes.mover_half
     radius = half[..., :2].norm(dim=-1)[:, None]
-    # Inside the walls, and never onto the camera; what has stopped stays where it is.
+    # Inside the walls and away from the camera; stopped movers stay in place.
     walls = (scenes.room[:, None, None, :2] - radius[..., None]).clamp_min(0.1)
     xy = torch.maximum(torch.minimum(xy, walls), -walls)
     offset = xy - eye

@@ -1,4 +1,4 @@
-"""How the shipped weights were made, repeatable: sequences of rendered worlds, in small what CUT3R was trained on."""
+"""Training of the shipped weights on rendered sequences: a small version of the training of CUT3R."""
 
 from raymap3r_ros.training.train_options import RECIPES, TrainOptions
 from raymap3r_ros.training.trainer import train

@@ -1,4 +1,4 @@
-"""Training batches: rendered sequences, and what the network should say of them."""
+"""Training batches: rendered sequences and the targets of the network."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymap3r_ros.geometry.cameras import assemble_pose, pixel_rays
+from raymap3r_ros.geometry.cameras import assemble_pose, back_project
 from raymap3r_ros.synthetic import Recipe, random_scenes, render
 
-_LONGEST_TIME = 60.0  # seconds: when a sequence may begin
+_LONGEST_TIME = 60.0  # seconds; latest start of a sequence
 _STRIDES = (0.1, 8.0)  # seconds between frames
 
 
@@ -20,33 +20,35 @@ class Batch:
     """B sequences of T frames. Metres."""
 
     image: Tensor  # (B, T, 3, H, W) in -1..1
-    points: Tensor  # (B, T, H, W, 3) in each frame's own camera
+    points: Tensor  # (B, T, H, W, 3) in the camera frame
     static_points: Tensor  # (B, T, H, W, 3) of the static world
     moving: Tensor  # (B, T, H, W) bool
-    place: Tensor  # (B, T, 4, 4) c2w in the rendered world
+    world_pose: Tensor  # (B, T, 4, 4) c2w in the rendered world
     intrinsics: Tensor  # (B, 3, 3) pixels
 
     @property
     def pose(self) -> Tensor:
         """c2w (B, T, 4, 4) in the frame of each sequence's first camera."""
-        rotation, position = self.place[:, :1, :3, :3].mT, self.place[..., :3, 3:]
-        return assemble_pose(rotation @ self.place[..., :3, :3], (rotation @ (position - position[:, :1]))[..., 0])
+        rotation, position = self.world_pose[:, :1, :3, :3].mT, self.world_pose[..., :3, 3:]
+        return assemble_pose(
+            rotation @ self.world_pose[..., :3, :3], (rotation @ (position - position[:, :1]))[..., 0]
+        )
 
     def in_order(self, order: Tensor) -> Batch:
-        """The same frames in another order (T,), so with another first camera."""
+        """The same frames in another order (T,), and therefore with another first camera."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Batch(**{name: value if name == "intrinsics" else value[:, order] for name, value in columns.items()})
 
 
 def image_size(long_edge: int, patch: int) -> tuple[int, int]:
-    """H, W of 4:3 images of this long edge, in whole patches."""
+    """H, W of 4:3 images with this long edge, rounded down to whole patches."""
     return long_edge * 3 // 4 // patch * patch, long_edge // patch * patch
 
 
 def make_batch(world: str, seed: int, count: int, length: int, size: tuple[int, int], device: torch.device) -> Batch:
-    """Sequences that depend on the seed (below `EVALUATION_SEEDS`) alone, on one device."""
+    """Sequences that depend only on the seed (below `EVALUATION_SEEDS`), for one device."""
     generator = torch.Generator().manual_seed(seed)
-    # Half of a batch without movers, or with a few; half crowded.
+    # Half of the sequences have few movers or none, the other half has many.
     recipes = (Recipe(world, presence=0.35), Recipe(world, presence=0.8, follow=0.7, size=1.4, nearness=(0.8, 2.2)))
     parts = []
     for recipe, share in zip(recipes, (count - count // 2, count // 2), strict=True):
@@ -71,12 +73,6 @@ def _render_part(
         points=back_project(seen.depth, seen.intrinsics),
         static_points=back_project(seen.static_depth, seen.intrinsics),
         moving=seen.moving,
-        place=seen.pose,
+        world_pose=seen.pose,
         intrinsics=seen.intrinsics,
     )
-
-
-def back_project(depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """Depth (B, T, H, W) along z with intrinsics (B, 3, 3) -> points (B, T, H, W, 3) in each camera."""
-    rays = pixel_rays(intrinsics, (depth.shape[2], depth.shape[3]))
-    return rays[:, None] * depth[..., None]

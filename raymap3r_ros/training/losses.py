@@ -1,4 +1,4 @@
-"""What the network is asked in training, and how wrong it is (arXiv 2501.12387, section 3.3, in small)."""
+"""Forward pass and losses of the training (a small version of arXiv 2501.12387, section 3.3)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from raymap3r_ros.network import Decoded, Network
 from raymap3r_ros.training.batches import Batch
 from raymap3r_ros.training.train_options import TrainOptions
 
-_CONFIDENCE_WORTH = 0.2  # alpha of the confidence-weighted regression: what a unit of log confidence is worth
-_ROTATION_WORTH = 2.0  # a quaternion's error against a metre's
+_CONFIDENCE_WEIGHT = 0.2  # alpha of the confidence-weighted regression: weight of the log confidence
+_ROTATION_WEIGHT = 2.0  # weight of a quaternion's error relative to metres
 
 
 class Probes(nn.Module):
-    """Linear maps that only training needs: what tokens should tell before a head is asked."""
+    """Linear maps for auxiliary losses on tokens; used only in training."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         config = network.config
         self.match = nn.Linear(config.encoder_width, 64)
-        # In the rendered world: where each image token is; this camera and the first one, which the pose token must
-        # both know to tell one from the other; the first one again, which the state must keep.
+        # In the rendered world: position of each image token; current and first camera, both of which the pose token
+        # needs for the relative pose; first camera, which the state must retain.
         self.place = nn.Linear(config.encoder_width, 3)
         self.cameras = nn.Linear(config.decoder_width, 18)
         self.first_camera = nn.Linear(config.decoder_width, 9)
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the network says of a batch; K frames were asked by rays, in the order of `asked`."""
+class Predictions:
+    """Output of the network for a batch; K frames also went through the ray branch, in the order of `ray_frames`."""
 
     tokens: Tensor  # (B, T, N, C_e)
     main: Decoded  # of B * T images
@@ -43,16 +43,16 @@ class Answers:
     pose: Tensor  # (B, T, 7)
     points: Tensor  # (B, T, H, W, 3)
     confidence: Tensor  # (B, T, H, W)
-    asked: list[int]  # frames that were asked by rays too
+    ray_frames: list[int]  # frames of the ray branch
     ray: Decoded | None  # of B * K ray maps
     ray_points: Tensor | None  # (B, K, H, W, 3)
     ray_confidence: Tensor | None  # (B, K, H, W)
 
 
-def ask(network: Network, batch: Batch, asked: list[int], precision: str = "float32") -> Answers:
-    """Show each sequence frame by frame, the state carried on; ask the frames `asked` (not 0) by rays alone first.
+def predict(network: Network, batch: Batch, ray_frames: list[int], precision: str = "float32") -> Predictions:
+    """Run each sequence frame by frame; `ray_frames` (without 0) go through the ray branch before the main branch.
 
-    Every frame is written as CUT3R writes it: what a gate keeps out of the memory is decided after training.
+    The state is updated with every frame as in CUT3R; the gates of the update rules are not part of the training.
     """
     count, length = batch.image.shape[:2]
     size = batch.image.shape[-2:]
@@ -65,15 +65,15 @@ def ask(network: Network, batch: Batch, asked: list[int], precision: str = "floa
     )
     with autocast:
         tokens = network.encode_image(batch.image.flatten(0, 1)).unflatten(0, (count, length))
-        if asked:
-            poses = batch.pose[:, asked].flatten(0, 1)
-            matrices = batch.intrinsics.repeat_interleave(len(asked), dim=0)
-            ray_tokens = network.encode_rays(ray_map(poses, matrices, size)).unflatten(0, (count, len(asked)))
+        if ray_frames:
+            poses = batch.pose[:, ray_frames].flatten(0, 1)
+            matrices = batch.intrinsics.repeat_interleave(len(ray_frames), dim=0)
+            ray_tokens = network.encode_rays(ray_map(poses, matrices, size)).unflatten(0, (count, len(ray_frames)))
         state, memory = network.initial_state(count), network.initial_memory(count)
         main, ray, states = [], [], []
         for t in range(length):
-            if t in asked:
-                queries = ray_tokens[:, asked.index(t)]
+            if t in ray_frames:
+                queries = ray_tokens[:, ray_frames.index(t)]
                 token = network.read_memory(memory, queries)
                 ray.append(network.decode(queries, grid, token, state, want_state=False))
             seen = tokens[:, t]
@@ -87,19 +87,19 @@ def ask(network: Network, batch: Batch, asked: list[int], precision: str = "floa
     joined = _join(main)
     points, confidence = network.self_points(joined, size)
     ray_joined = ray_points = ray_confidence = None
-    if asked:
+    if ray_frames:
         ray_joined = _join(ray)
         ray_points, ray_confidence = network.self_points(ray_joined, size)
-        ray_points = ray_points.unflatten(0, (count, len(asked)))
-        ray_confidence = ray_confidence.unflatten(0, (count, len(asked)))
-    return Answers(
+        ray_points = ray_points.unflatten(0, (count, len(ray_frames)))
+        ray_confidence = ray_confidence.unflatten(0, (count, len(ray_frames)))
+    return Predictions(
         tokens=tokens,
         main=joined,
         states=torch.stack(states, dim=1),
         pose=network.pose(joined).unflatten(0, (count, length)),
         points=points.unflatten(0, (count, length)),
         confidence=confidence.unflatten(0, (count, length)),
-        asked=asked,
+        ray_frames=ray_frames,
         ray=ray_joined,
         ray_points=ray_points,
         ray_confidence=ray_confidence,
@@ -109,40 +109,41 @@ def ask(network: Network, batch: Batch, asked: list[int], precision: str = "floa
 def _join(steps: list[Decoded]) -> Decoded:
     """T passes over B streams as one of B * T, in float32, so that the heads run once."""
 
-    def together(parts: list[Tensor]) -> Tensor:
+    def stacked(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts, dim=1).flatten(0, 1).float()
 
-    levels = tuple(together([step.levels[i] for step in steps]) for i in range(4))
-    return Decoded(levels, together([step.pose_token for step in steps]), None, [], steps[0].grid)
+    levels = tuple(stacked([step.levels[i] for step in steps]) for i in range(4))
+    return Decoded(levels, stacked([step.pose_token for step in steps]), None, [], steps[0].grid)
 
 
 def losses(
     network: Network, probes: Probes, batch: Batch, options: TrainOptions, generator: torch.Generator, done: float
 ) -> dict[str, Tensor]:
-    """Each weighted part of the loss; `done` is the share of the run behind us. `generator` chooses what is asked."""
+    """The weighted parts of the loss. `done` is the completed share of the run; `generator` selects the frames."""
     length = batch.image.shape[1]
     later = torch.randperm(length - 1, generator=generator) + 1
-    asked = sorted(later[: max(1, round(options.ray_share * (length - 1)))].tolist()) if options.ray_share else []
-    answers = ask(network, batch, asked, options.precision)
+    ray_count = max(1, round(options.ray_share * (length - 1)))
+    ray_frames = sorted(later[:ray_count].tolist()) if options.ray_share else []
+    predicted = predict(network, batch, ray_frames, options.precision)
     parts = {
-        "points": point_loss(answers.points, answers.confidence, batch.points),
-        "pose": options.pose_weight * pose_loss(answers.pose, batch.pose),
+        "points": point_loss(predicted.points, predicted.confidence, batch.points),
+        "pose": options.pose_weight * pose_loss(predicted.pose, batch.pose),
     }
-    if asked:
-        parts["ray"] = point_loss(answers.ray_points, answers.ray_confidence, batch.static_points[:, asked])
+    if ray_frames:
+        parts["ray"] = point_loss(predicted.ray_points, predicted.ray_confidence, batch.static_points[:, ray_frames])
     total = batch.image.shape[0] * length
     some = torch.randperm(total, generator=generator)[: round(options.world_share * total)]
     if len(some):
-        parts["world"] = _world_loss(network, answers, batch, some)
-    if asked and options.rgb_share:
-        total = batch.image.shape[0] * len(asked)
+        parts["world"] = _world_loss(network, predicted, batch, some)
+    if ray_frames and options.rgb_share:
+        total = batch.image.shape[0] * len(ray_frames)
         some = torch.randperm(total, generator=generator)[: max(1, round(options.rgb_share * total))]
-        parts["rgb"] = _rgb_loss(network, answers, batch, some)
+        parts["rgb"] = _rgb_loss(network, predicted, batch, some)
     if options.place_weight:
-        parts["place"] = options.place_weight * _place_loss(probes, answers, batch)
+        parts["place"] = options.place_weight * _place_loss(probes, predicted, batch)
     fading = options.match_weight * max(0.0, 1 - 2 * done)
     if fading:
-        parts["match"] = fading * match_loss(probes.match(answers.tokens.float()), batch, network.config.patch_size)
+        parts["match"] = fading * match_loss(probes.match(predicted.tokens.float()), batch, network.config.patch_size)
     return parts
 
 
@@ -151,34 +152,34 @@ def point_loss(points: Tensor, confidence: Tensor, target: Tensor, distance: Ten
     if distance is None:
         distance = target.norm(dim=-1)
     error = (points - target).norm(dim=-1) / distance.clamp_min(0.1)
-    return (confidence * error - _CONFIDENCE_WORTH * confidence.log()).mean()
+    return (confidence * error - _CONFIDENCE_WEIGHT * confidence.log()).mean()
 
 
 def pose_loss(encoding: Tensor, pose: Tensor) -> Tensor:
     """Error of translation and quaternion (..., 7) against c2w (..., 4, 4)."""
     target = pose_encoding(pose)
-    # At half a turn both signs of a quaternion are right.
+    # Both signs of a quaternion are the same rotation.
     rotation = torch.minimum(
         (encoding[..., 3:] - target[..., 3:]).norm(dim=-1), (encoding[..., 3:] + target[..., 3:]).norm(dim=-1)
     )
-    return ((encoding[..., :3] - target[..., :3]).norm(dim=-1) + _ROTATION_WORTH * rotation).mean()
+    return ((encoding[..., :3] - target[..., :3]).norm(dim=-1) + _ROTATION_WEIGHT * rotation).mean()
 
 
-def _world_loss(network: Network, answers: Answers, batch: Batch, some: Tensor) -> Tensor:
+def _world_loss(network: Network, predictions: Predictions, batch: Batch, some: Tensor) -> Tensor:
     """Points in the first camera's frame, for some of the B * T frames."""
-    chosen = _choose(answers.main, some)
+    chosen = _choose(predictions.main, some)
     points, confidence = network.world_points(chosen, batch.image.shape[-2:])
     own, pose = batch.points.flatten(0, 1)[some], batch.pose.flatten(0, 1)[some]
     target = own @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
     return point_loss(points, confidence, target, own.norm(dim=-1))
 
 
-def _rgb_loss(network: Network, answers: Answers, batch: Batch, some: Tensor) -> Tensor:
-    """Colours of the static world, for some of the B * K frames that were asked by rays."""
-    chosen = _choose(answers.ray, some)
+def _rgb_loss(network: Network, predictions: Predictions, batch: Batch, some: Tensor) -> Tensor:
+    """Colours of the static world, for some of the B * K frames of the ray branch."""
+    chosen = _choose(predictions.ray, some)
     colours = network.rgb(chosen, batch.image.shape[-2:])
-    target = batch.image[:, answers.asked].flatten(0, 1)[some].movedim(1, -1)
-    moving = batch.moving[:, answers.asked].flatten(0, 1)[some]
+    target = batch.image[:, predictions.ray_frames].flatten(0, 1)[some].movedim(1, -1)
+    moving = batch.moving[:, predictions.ray_frames].flatten(0, 1)[some]
     return ((colours - target).abs().mean(-1) * ~moving).mean()
 
 
@@ -189,27 +190,27 @@ def _choose(decoded: Decoded, some: Tensor) -> Decoded:
 
 
 def _token_points(batch: Batch, patch: int) -> Tensor:
-    """The point (B, T, N, 3) at each token's middle, in the first camera's frame."""
+    """The point (B, T, N, 3) at the centre of each token, in the first camera's frame."""
     middle = batch.points[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2, 3)
     return middle @ batch.pose[..., :3, :3].mT + batch.pose[..., None, :3, 3]
 
 
-def _place_loss(probes: Probes, answers: Answers, batch: Batch) -> Tensor:
-    """Where tokens and cameras are in the rendered world: a world that is always the same can be known by heart."""
-    patch = batch.image.shape[-1] // answers.main.grid[1]
+def _place_loss(probes: Probes, predictions: Predictions, batch: Batch) -> Tensor:
+    """Errors of the positions of tokens and cameras in the rendered world, which can be learned for a fixed world."""
+    patch = batch.image.shape[-1] // predictions.main.grid[1]
     points = _token_points(batch, patch)
-    first = batch.place[:, :1]
+    first = batch.world_pose[:, :1]
     target = points @ first[..., :3, :3].mT + first[..., None, :3, 3]
-    tokens = (probes.place(answers.tokens.float()) - target).norm(dim=-1).mean()
-    cameras = batch.place[..., :3, [0, 2, 3]].flatten(-2)  # two axes and the position
+    tokens = (probes.place(predictions.tokens.float()) - target).norm(dim=-1).mean()
+    cameras = batch.world_pose[..., :3, [0, 2, 3]].flatten(-2)  # two axes and the position
     both = torch.cat((cameras, cameras[:, :1].expand_as(cameras)), dim=-1)
-    told = (probes.cameras(answers.main.pose_token[:, 0]).view_as(both) - both).abs().mean()
-    kept = (probes.first_camera(answers.states) - cameras[:, :1]).abs().mean()
-    return tokens + 4 * told + 2 * kept
+    camera_error = (probes.cameras(predictions.main.pose_token[:, 0]).view_as(both) - both).abs().mean()
+    state_error = (probes.first_camera(predictions.states) - cameras[:, :1]).abs().mean()
+    return tokens + 4 * camera_error + 2 * state_error
 
 
 def match_loss(features: Tensor, batch: Batch, patch: int, temperature: float = 0.1) -> Tensor:
-    """Which token of the next frame shows the same point: cross-entropy over features (B, T, N, C) of both frames."""
+    """Cross-entropy of the match of each token in the next frame, from features (B, T, N, C) of both frames."""
     points = _token_points(batch, patch)
     features = F.normalize(features, dim=-1)
     similarity = features[:, :-1] @ features[:, 1:].mT / temperature
@@ -222,23 +223,23 @@ def match_loss(features: Tensor, batch: Batch, patch: int, temperature: float = 
 
 @torch.no_grad()
 def measure(network: Network, batch: Batch, precision: str = "float32") -> dict[str, float]:
-    """How good the network is on a batch: relative errors of main and ray depth, and of the pose.
+    """Errors of the network on a batch: relative depth errors of both branches, and errors of the pose.
 
-    `position` is the mean error of later frames' positions as a share of what a camera that never moves would get,
-    `rotation` the same for angles: 1 is trivial.
+    `position` is the mean position error of the frames after the first, relative to that of a camera at rest;
+    `rotation` is the same for angles. A value of 1 is trivial.
     """
     length = batch.image.shape[1]
-    answers = ask(network, batch, list(range(1, length)), precision)
+    predictions = predict(network, batch, list(range(1, length)), precision)
     true, static = batch.points[..., 2], batch.static_points[:, 1:, ..., 2]
     target = pose_encoding(batch.pose)[:, 1:]
     still = torch.zeros_like(target[..., 3:])
     still[..., 0] = 1
-    pose = answers.pose[:, 1:]
+    pose = predictions.pose[:, 1:]
     turned = rotation_angle(pose[..., 3:], target[..., 3:]).mean() / rotation_angle(still, target[..., 3:]).mean()
     gone = (pose[..., :3] - target[..., :3]).norm(dim=-1).mean() / target[..., :3].norm(dim=-1).mean()
     return {
-        "depth": float(((answers.points[..., 2] - true).abs() / true).mean()),
-        "ray_depth": float(((answers.ray_points[..., 2] - static).abs() / static).mean()),
+        "depth": float(((predictions.points[..., 2] - true).abs() / true).mean()),
+        "ray_depth": float(((predictions.ray_points[..., 2] - static).abs() / static).mean()),
         "position": float(gone),
         "rotation": float(turned),
     }

@@ -1,4 +1,4 @@
-"""The training loop: resumable to the step, on a CPU, a GPU, or several processes of either (`torchrun`)."""
+"""The training loop: resumable at every step, on a CPU, a GPU, or several processes of either (`torchrun`)."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ _MEASURED_LENGTH = 8  # frames
 
 @dataclasses.dataclass
 class Run:
-    """All that changes while training."""
+    """The state of a training run."""
 
     network: Network
     probes: Probes
     average: Network
     optimizer: torch.optim.Optimizer
-    pictures: tuple[tuple[int, ...], Batch] | None = None  # the batch in use, and what it was made from
+    rendered: tuple[tuple[int, ...], Batch] | None = None  # the batch in use, and the seed and length it depends on
     step: int = 0
-    seconds: float = 0.0  # of training, over all sittings
+    seconds: float = 0.0  # of training, over all sessions
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -65,13 +65,13 @@ def train(
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> Path | None:
-    """Train until the last step, or for so many `seconds`, or until SIGINT or SIGTERM; go on from what `folder` holds.
+    """Train until the last step, for `seconds`, or until SIGINT or SIGTERM; a run in `folder` is resumed.
 
-    A run that is not begun yet begins with the weights file `start`, if there is one.
+    A new run starts from the weights file `start`, if given.
 
-    Writes `training.pt` (everything to go on with), `log.jsonl` and NAME.safetensors (averaged weights, half
-    precision) there. Steps do not depend on where a run was interrupted. Returns the weights file, None in all but
-    the first of several processes. Raises InputError where the folder holds a run with other options.
+    Writes `training.pt` (the state of the run), `log.jsonl` and NAME.safetensors (averaged weights, half precision) to
+    the folder. The result does not depend on interruptions. Returns the weights file, or None in all but the first of
+    several processes. Raises InputError if the folder has a run with other options.
     """
     folder = Path(folder)
     rank, world = _join_processes(device)
@@ -123,7 +123,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _join_processes(device: torch.device) -> tuple[int, int]:
-    """This process's number and how many there are; what torchrun says."""
+    """Rank of this process and number of processes, as set by torchrun."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -143,7 +143,7 @@ def _begin(options: TrainOptions, start: str | os.PathLike | None, device: torch
     if start is not None:
         given = load_network(start, device)
         if given.config != network.config:
-            raise InputError(f"{start} is a network of another shape than the preset {options.preset}")
+            raise InputError(f"{start} has another shape than the preset {options.preset}")
         network.load_state_dict(given.state_dict())
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
@@ -160,7 +160,7 @@ def _begin(options: TrainOptions, start: str | os.PathLike | None, device: torch
 def _step(
     run: Run, options: TrainOptions, size: tuple[int, int], device: torch.device, rank: int, world: int
 ) -> dict[str, Tensor]:
-    """One step of the optimiser; everything random in it comes from its number and the process's."""
+    """One step of the optimiser; its random numbers depend only on the step and the rank."""
     length = options.sequence_length(run.step)
     batch = _batch(run, options, length, size, device, rank)
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
@@ -176,11 +176,11 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(run.parameters, 1.0, foreach=True)
     for group in run.optimizer.param_groups:
         group["lr"] = _learning_rate(options, run.step)
-    if torch.isfinite(norm):  # one bad batch must not end a long run
+    if torch.isfinite(norm):  # a single bad batch must not end a long run
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
-    # Young averages must forget their beginning.
+    # A smaller decay at first, so that the average forgets the initial weights.
     decay = min(options.average, run.step / (run.step + 10))
     torch._foreach_lerp_(list(run.average.parameters()), list(run.network.parameters()), 1 - decay)
     return {**{key: value.detach() for key, value in parts.items()}, "gradient": norm.detach()}
@@ -189,13 +189,13 @@ def _step(
 def _batch(
     run: Run, options: TrainOptions, length: int, size: tuple[int, int], device: torch.device, rank: int
 ) -> Batch:
-    """The batch of this step, which its number alone decides; pictures are rendered once for a few steps."""
+    """The batch of this step, which depends only on its number; images are rendered once for several steps."""
     seed = (options.seed * 1_000_003 + run.step // options.reuse) * 64 + rank
     key = seed, length
-    if run.pictures is None or run.pictures[0] != key:
-        run.pictures = key, make_batch(options.world, seed, options.frames // length, length, size, device)
+    if run.rendered is None or run.rendered[0] != key:
+        run.rendered = key, make_batch(options.world, seed, options.frames // length, length, size, device)
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed * 1000 + run.step % options.reuse))
-    return run.pictures[1].in_order(order)
+    return run.rendered[1].in_order(order)
 
 
 def _learning_rate(options: TrainOptions, step: int) -> float:
@@ -211,7 +211,7 @@ def _log(entry: dict[str, float], path: Path, report: Callable[[str], None]) -> 
 
 
 def _save(run: Run, folder: Path, name: str, options: TrainOptions, world: int, device: torch.device) -> Path:
-    """The whole run, and the averaged weights; each file appears under its name only when it is whole."""
+    """Save the state of the run and the averaged weights; each file gets its name when it is complete."""
     state = {
         "step": run.step,
         "seconds": run.seconds,
@@ -231,7 +231,7 @@ def _save(run: Run, folder: Path, name: str, options: TrainOptions, world: int, 
 
 
 def manifest(run: Run, name: str, options: TrainOptions, world: int, device: torch.device) -> dict[str, str]:
-    """Where weights come from: kept in their file's metadata."""
+    """The origin of the weights, for the metadata of their file."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "name": name,
@@ -248,7 +248,7 @@ def manifest(run: Run, name: str, options: TrainOptions, world: int, device: tor
 
 
 def source_digest() -> str:
-    """Twelve digits that change with the source of network, scenes or training."""
+    """Twelve hexadecimal digits that depend on the source of network, scenes and training."""
     root = Path(raymap3r_ros.__file__).parent
     digest = hashlib.sha256()
     for room in ("network", "synthetic", "training"):
@@ -258,21 +258,21 @@ def source_digest() -> str:
 
 
 def _resume(run: Run, path: Path, options: TrainOptions, device: torch.device) -> None:
-    """Take over what an earlier sitting left. Only the number of steps may have changed."""
+    """Restore the state of an earlier session, if there is one. Only the number of steps may have changed."""
     if not path.is_file():
         return
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         before = json.loads(state["options"])
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); move it away to start anew") from error
+        raise CheckpointError(f"{path} cannot be read ({error}); move it away to start again") from error
     now = dataclasses.asdict(options)
     changed = [
         f"{key} ({before.get(key)} -> {now[key]})" for key in now if before.get(key) != now[key] and key != "steps"
     ]
     if changed:
         raise InputError(
-            f"{path} is a run with other options: {', '.join(changed)}; use another folder, or those options"
+            f"{path} is a run with other options: {', '.join(changed)}; use another folder or the same options"
         )
     run.step, run.seconds = state["step"], state["seconds"]
     run.network.load_state_dict(state["network"])

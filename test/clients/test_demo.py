@@ -1,4 +1,4 @@
-"""The demo as a user starts it: real clips over DDS through three processes."""
+"""The demo as a user starts it: clips over DDS through three processes."""
 
 import argparse
 import subprocess
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.clients import demo
+from raymap3r_ros.clients.harness import rendered_room
 from raymap3r_ros.clients.recorder import Recorded
+from raymap3r_ros.commands import demo as command
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.node.publishers import TOPICS
 
@@ -39,7 +41,7 @@ def test_clip_played_as_a_camera_loses_no_frame(shared, tmp_path):
         assert check in done.stdout, done.stdout
     assert (tmp_path / "preview.png").stat().st_size > 10_000
     (video,) = [*tmp_path.glob("preview.mp4"), *tmp_path.glob("preview.gif")]
-    # With the first frames, of which nobody knows what moves.
+    # Includes the first frames, in which motion is not estimated.
     assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == frames
 
 
@@ -60,7 +62,7 @@ def test_node_that_cannot_start_ends_the_demo(tmp_path):
 
 def arguments(*texts):
     parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(texts)
 
 
@@ -77,15 +79,15 @@ def test_unusable_arguments_are_refused(texts, message, tmp_path):
         demo.run(arguments(*texts, "--out", str(tmp_path)))
 
 
-def test_rendered_room_has_something_that_moves():
-    images = demo.rendered_room(3)
+def test_rendered_room_has_moving_objects():
+    images = rendered_room(3)
     assert len(images) == 3
     assert all(image.shape == (120, 160, 3) and image.dtype == np.uint8 for image in images)
     assert np.abs(images[0].astype(int) - images[2]).mean() > 1
 
 
 class TestChecks:
-    """What the demo finds out about an output that is not as promised."""
+    """Checks of the demo for wrong outputs."""
 
     def recorded(self):
         stamps = {topic: [10, 20] for topic in (*TOPICS, "tf")}
@@ -93,7 +95,8 @@ class TestChecks:
         return Recorded(stamps=stamps, poses=poses, transforms=dict(poses))
 
     def failures(self, recorded, *texts, status=0, sent=(10, 20)):
-        checks = demo._checks(arguments(*texts), demo.Played(list(sent)), recorded, status)
+        every_frame = arguments(*texts).every_frame
+        checks = demo.check_outputs(every_frame, demo.SentClip(list(sent)), recorded, status)
         return [text for text, holds in checks.items() if not holds]
 
     def test_all_well(self):

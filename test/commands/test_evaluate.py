@@ -10,12 +10,11 @@ import pytest
 
 from raymap3r_ros import cli
 from raymap3r_ros.commands import evaluate
-from raymap3r_ros.evaluation.run import seen_part
 from raymap3r_ros.evaluation.tables import METRICS
 from raymap3r_ros.network import save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.streaming import RULES
-from raymap3r_ros.streaming.preprocessing import frame_image
+from raymap3r_ros.streaming.preprocessing import frame_image, visible_crop
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -127,7 +126,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
     }
     config = PRESETS["mini"]
     framing = frame_image(80, 60, config.image_size, config.patch_size)
-    assert rows["depth_pixels"]["value"] == 7 * seen_part(np.empty((60, 80)), framing).size
+    assert rows["depth_pixels"]["value"] == 7 * visible_crop(np.empty((60, 80)), framing).size
     assert rows["ate_constant"]["value"] == pytest.approx(
         np.sqrt(np.var(0.1 * np.arange(7)) + np.var(0.02 * np.arange(7) ** 2)), rel=1e-6
     )
@@ -135,7 +134,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
 
 
 def test_all_rules_run_unless_some_are_named():
-    parser = cli._parser([])
+    parser = cli.build_parser(["evaluate"])
     args = parser.parse_args(["evaluate", "synthetic"])
     assert args.rules == tuple(RULES)
     assert "tune" not in args.suite and {"static", "light", "heavy", "long", "stopgo"} <= set(args.suite)
@@ -154,7 +153,7 @@ def test_selections_that_are_none(weights, tmp_path, capsys):
     assert error_of(capsys, *base, "--sequences", "0") == "sequences is 0; allowed: 1 and more"
     assert error_of(capsys, *base, "--frames", "-1") == "frames is -1; allowed: 0 and more"
     assert "there is no folder" in error_of(capsys, *base, "--json", tmp_path / "no" / "a.json")
-    assert "160x120" in usage_error_of(capsys, *base, "--render-size", "big")
+    assert "such as 320x240" in usage_error_of(capsys, *base, "--render-size", "big")
 
 
 def test_a_data_set_that_is_not_there(weights, tmp_path, capsys):

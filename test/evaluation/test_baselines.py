@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.evaluation import baselines
-from raymap3r_ros.evaluation.run import Sample, SequenceRun
+from raymap3r_ros.evaluation.scorer import SampledFrame, SequenceRun
 from raymap3r_ros.streaming import MaskOptions
 
 pytest.importorskip("scipy", reason="the evaluation needs scipy")
@@ -30,7 +30,7 @@ def sequence(name: str, slope: float, *, ray_slope: float | None = None, bright:
         if bright:
             image[moving] += 120
         # The network's metre is half a true one.
-        samples.append(Sample(frame, image, depth / 2, rays / 2, moving, depth, static, moving))
+        samples.append(SampledFrame(frame, image, depth / 2, rays / 2, moving, depth, static, moving))
     return SequenceRun("suite", "", name, 4, np.empty((0, 4, 4)), {}, {}, samples)
 
 
@@ -70,12 +70,12 @@ def test_a_bright_mover_is_found_by_brightness_alone():
 def test_controls_without_truth_are_left_out():
     run = sequence("davis", 4)
     samples = [
-        Sample(s.frame, s.image, s.depth, s.ray_depth, s.mask, None, None, s.moving) for s in run.samples
+        SampledFrame(s.frame, s.image, s.depth, s.ray_depth, s.mask, None, None, s.moving) for s in run.samples
     ]  # masks alone are known
     masks = SequenceRun("davis", "", "davis", 4, run.truth, {}, {}, samples)
     (values,) = baselines.map_controls([masks], MASK)
     assert set(values) == {baselines.NETWORK, "saturation alone", "brightness alone"}
-    nothing = [Sample(s.frame, s.image, s.depth, s.ray_depth, s.mask, None, None, None) for s in run.samples]
+    nothing = [SampledFrame(s.frame, s.image, s.depth, s.ray_depth, s.mask, None, None, None) for s in run.samples]
     depth_only = SequenceRun("kitti", "", "kitti", 4, run.truth, {}, {}, nothing)
     assert baselines.map_controls([depth_only], MASK) == [{}]
     empty = SequenceRun("short", "", "short", 4, run.truth, {}, {}, [])
@@ -85,8 +85,10 @@ def test_controls_without_truth_are_left_out():
 def test_where_nothing_moves_there_is_no_best_threshold():
     run = sequence("static", 4)
     still = [
-        Sample(s.frame, s.image, s.true_static / 2, s.ray_depth, np.zeros(SIZE, bool), s.true_static, s.true_static,
-               np.zeros(SIZE, bool))
+        SampledFrame(
+            s.frame, s.image, s.true_static / 2, s.ray_depth, np.zeros(SIZE, bool), s.true_static, s.true_static,
+            np.zeros(SIZE, bool),
+        )
         for s in run.samples
     ]  # fmt: skip
     (values,) = baselines.map_controls([SequenceRun("static", "", "s", 4, run.truth, {}, {}, still)], MASK)

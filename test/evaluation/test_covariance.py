@@ -1,7 +1,8 @@
-"""The error model of poses and steps: errors drawn from it are judged right, larger ones wrong; a fit finds it."""
+"""The error model of poses and steps: statistics of errors drawn from it, the fit, and the command."""
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("scipy", reason="scipy is not installed: pip install 'raymap3r_ros[evaluation]'")
 
@@ -14,15 +15,16 @@ from raymap3r_ros.evaluation import covariance
 from raymap3r_ros.evaluation.covariance import (
     Errors,
     EvaluatedSequence,
+    evaluate_sequences,
     fit_model,
-    format_model,
-    judge,
-    make_drive,
-    run_drives,
+    normalized_errors,
+    round_model,
+    score_sequence,
 )
 from raymap3r_ros.evaluation.sequences import synthetic_sequence
-from raymap3r_ros.mapping.uncertainty import ONE_ROOM, ErrorModel, VarianceModel, travels
-from raymap3r_ros.network import load_network
+from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel, VarianceModel, travels
+from raymap3r_ros.network import load_network, shipped_weights
+from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.synthetic import SUITES
 
@@ -44,7 +46,7 @@ def pose(rotation_vector=(0.0, 0.0, 0.0), position=(0.0, 0.0, 0.0)):
 def drawn(
     model: ErrorModel, suite: str, frames: int, rng: np.random.Generator, factor: float = 1.0
 ) -> EvaluatedSequence:
-    """A drive whose errors come from the model, `factor` times as large."""
+    """A sequence whose errors come from the model, `factor` times as large."""
     confidence = rng.uniform(1.0, 6.0, frames)
     depth = np.full(frames, 2.0)
     travel = np.cumsum(rng.uniform(0.0, 0.1, frames))
@@ -57,10 +59,10 @@ def drawn(
 
 
 def spread(model: ErrorModel, errors: Errors):
-    return judge(errors.values, model.pose_variances(errors.confidence, errors.travel))
+    return normalized_errors(errors.values, model.pose_variances(errors.confidence, errors.travel))
 
 
-def test_errors_of_the_model_are_judged_right_and_twice_as_large_ones_wrong():
+def test_normalized_errors_of_the_model_and_of_twice_as_large_errors():
     rng = np.random.default_rng(0)
     right = spread(MODEL, drawn(MODEL, "a", 5000, rng).poses)
     assert right.within_one == pytest.approx(0.683, abs=0.01)
@@ -92,7 +94,7 @@ def test_suites_count_alike_in_a_fit():
     np.testing.assert_allclose(pose_variance, (0.1**2) * (9 + 1) / 2, rtol=0.1)
 
 
-@pytest.mark.parametrize("model", [MODEL, ONE_ROOM])
+@pytest.mark.parametrize("model", [MODEL, DEFAULT])
 def test_variances_grow_with_travel_and_shrink_with_confidence(model):
     travel = np.linspace(0, 100, 500)
     for variances in (model.pose_variances, model.step_variances):
@@ -115,36 +117,38 @@ def test_errors_are_in_the_cameras_axes_whatever_the_worlds():
     # The third camera alone is seen off, by so much in its own axes.
     found[3] = truth[3] @ pose(turn, shift)
     elsewhere = pose((0.5, -1.0, 0.2), (4, 5, 6))  # the truth's world is another one
-    drive = make_drive("s", "n", found, elsewhere @ truth, np.full(5, 2.0), np.arange(5.0))
+    sequence = score_sequence("s", "n", found, elsewhere @ truth, np.full(5, 2.0), np.arange(5.0))
     back = Rotation.from_rotvec(turn).as_matrix().T
-    np.testing.assert_allclose(drive.poses.values[3], [*(back @ shift), *turn], atol=1e-12)
-    np.testing.assert_allclose(drive.poses.values[[0, 1, 2, 4]], 0, atol=1e-12)
-    assert drive.poses.travel == pytest.approx([0, *np.cumsum(travels(found))])
-    np.testing.assert_allclose(drive.steps.values[2], drive.poses.values[3], atol=1e-12)
-    np.testing.assert_allclose(drive.steps.values[[0, 1]], 0, atol=1e-12)
+    np.testing.assert_allclose(sequence.poses.values[3], [*(back @ shift), *turn], atol=1e-12)
+    np.testing.assert_allclose(sequence.poses.values[[0, 1, 2, 4]], 0, atol=1e-12)
+    assert sequence.poses.travel == pytest.approx([0, *np.cumsum(travels(found))])
+    np.testing.assert_allclose(sequence.steps.values[2], sequence.poses.values[3], atol=1e-12)
+    np.testing.assert_allclose(sequence.steps.values[[0, 1]], 0, atol=1e-12)
     # The step back is off by the other way round.
     true_step, step = np.linalg.inv(truth[3]) @ truth[4], np.linalg.inv(found[3]) @ truth[4]
     off = np.linalg.inv(true_step) @ step
-    np.testing.assert_allclose(drive.steps.values[3, 3:], Rotation.from_matrix(off[:3, :3]).as_rotvec(), atol=1e-12)
-    assert len(drive.steps.values) == 4 and drive.steps.depth.tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(sequence.steps.values[3, 3:], Rotation.from_matrix(off[:3, :3]).as_rotvec(), atol=1e-12)
+    assert len(sequence.steps.values) == 4 and sequence.steps.depth.tolist() == [1, 2, 3, 4]
 
 
-def test_a_drive_without_a_step_is_refused():
+def test_a_sequence_without_a_step_is_refused():
     with pytest.raises(InputError, match="errors of steps need two"):
-        make_drive("s", "n", pose()[None], pose()[None], np.ones(1), np.ones(1))
-    with pytest.raises(InputError, match="one to calibrate with and one to judge"):
+        score_sequence("s", "n", pose()[None], pose()[None], np.ones(1), np.ones(1))
+    with pytest.raises(InputError, match="one to calibrate with and one to evaluate"):
         covariance.report([drawn(MODEL, "a", 10, np.random.default_rng(0))])
     with pytest.raises(InputError, match="no sequence"):
         fit_model([])
 
 
-def test_the_printed_model_is_its_source():
-    rounded = eval(format_model(MODEL), {"ErrorModel": ErrorModel, "Growth": VarianceModel})
-    assert rounded == MODEL
-    assert eval(format_model(ONE_ROOM), {"ErrorModel": ErrorModel, "Growth": VarianceModel}) == ONE_ROOM
-    for model in (MODEL, ONE_ROOM):
-        for growth in (model.position, model.rotation, model.step, model.turn):
-            assert np.mean(np.square(growth.axes)) == pytest.approx(1, abs=0.1)
+def test_rounded_model_survives_json():
+    assert round_model(MODEL) == MODEL and round_model(DEFAULT) == DEFAULT
+    third = VarianceModel(start=1 / 3, creep=2 / 3, power=1 / 7, axes=(1.0, 1.0, 1.0), settled=1e-3 / 3, reach=10 / 3)
+    rounded = round_model(ErrorModel(third, third, third, third))
+    assert rounded.step == VarianceModel(0.333, 0.667, 0.143, (1.0, 1.0, 1.0), 0.000333, 3.33)
+    assert ErrorModel.from_manifest({METADATA_KEY: rounded.to_json()}) == rounded
+    for model in (MODEL, DEFAULT):
+        for group in (model.position, model.rotation, model.step, model.turn):
+            assert np.mean(np.square(group.axes)) == pytest.approx(1, abs=0.1)
 
 
 def test_the_shipped_weights_are_as_uncertain_as_the_model_says():
@@ -154,29 +158,54 @@ def test_the_shipped_weights_are_as_uncertain_as_the_model_says():
     """
     held_out = range(2, 24, 3)
     sequences = [synthetic_sequence("static", i, world="one_room", size=(48, 64), device="cpu") for i in held_out]
-    drives = run_drives(load_network(), [("static", sequences)], StreamOptions(), frames=20, batch=8)
-    assert [len(drive.poses.values) for drive in drives] == 8 * [20]
+    evaluated = evaluate_sequences(load_network(), [("static", sequences)], StreamOptions(), frames=20, batch=8)
+    assert [len(sequence.poses.values) for sequence in evaluated] == 8 * [20]
 
     def mean_square(kind, variances):
-        parts = [getattr(drive, kind) for drive in drives]
-        return np.mean([judge(part.values, variances(part)).squared for part in parts])
+        parts = [getattr(sequence, kind) for sequence in evaluated]
+        return np.mean([normalized_errors(part.values, variances(part)).squared for part in parts])
 
-    assert 0.5 < mean_square("poses", lambda part: ONE_ROOM.pose_variances(part.confidence, part.travel)) < 2
-    assert 0.5 < mean_square("steps", lambda part: ONE_ROOM.step_variances(part.confidence, part.travel)) < 2
+    assert 0.5 < mean_square("poses", lambda part: DEFAULT.pose_variances(part.confidence, part.travel)) < 2
+    assert 0.5 < mean_square("steps", lambda part: DEFAULT.step_variances(part.confidence, part.travel)) < 2
     # Twice the variance of a pose is not that of a step: the errors of neighbours are nearly the same.
-    assert mean_square("steps", lambda part: 2 * ONE_ROOM.pose_variances(part.confidence, 1.0)) < 0.5
+    assert mean_square("steps", lambda part: 2 * DEFAULT.pose_variances(part.confidence, 1.0)) < 0.5
 
 
-def test_command_prints_spreads_and_constants(capsys, monkeypatch):
+def covariance_command(*arguments):
+    return cli.main(["evaluate", "covariance", "--frames", "5", "--device", "cpu", *map(str, arguments)])
+
+
+def test_command_prints_spreads_and_writes_the_model(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "SUITES", {"static": SUITES["static"]})
-    arguments = ["evaluate", "covariance", "--sequences", "2", "--frames", "5", "--device", "cpu"]
-    assert cli.main(arguments) == 0
+    written = tmp_path / "folder" / "fitted.safetensors"
+    assert covariance_command("--sequences", 2, "--write", written) == 0
     text = capsys.readouterr().out
     for method in ("rule of thumb", "constant", "of the node", "fitted"):
         assert method in text
     assert text.count("| static (1) ") == text.count("| all (1) ") == 4
-    found = eval(text[text.index("ErrorModel(") : text.index("\n)") + 2], vars(covariance))
+    printed = text[text.index("\n{") : text.index("\n}") + 2]
+    found = ErrorModel.from_manifest({METADATA_KEY: printed})
     assert (found.pose_variances(2.0, 1.0) > 0).all()
-    assert "one_room, 10 frames, on cpu in" in text
-    assert cli.main([*arguments[:2], "--sequences", "1"]) == 2
-    assert "sequences is 1; allowed: 2 and more" in capsys.readouterr().err
+    assert "one_room, 10 frames, on cpu in" in text and f"wrote {written}" in text
+    assert [path.name for path in written.parent.iterdir()] == [written.name]
+    before, after = load_network(), load_network(written)
+    assert after.manifest == {**before.manifest, METADATA_KEY: found.to_json()}
+    assert all(torch.equal(after.state_dict()[key], value) for key, value in before.state_dict().items())
+
+
+def test_command_refuses_unusable_arguments_before_it_runs(capsys, tmp_path):
+    for arguments, text in (
+        (["--sequences", 1], "sequences is 1; allowed: 2 and more"),
+        (["--checkpoint", "mini", "--write", tmp_path / "a.safetensors"], "checkpoint mini has no metadata"),
+        (["--write", tmp_path / "a.pth"], "a.pth; the name of a checkpoint must end in .safetensors"),
+    ):
+        assert covariance_command(*arguments) == 2
+        assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_refuses_a_malformed_model(capsys, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    copy_with_metadata(shipped_weights()["one_room"], broken, {METADATA_KEY: "{}"})
+    assert covariance_command("--checkpoint", broken) == 2
+    assert "metadata 'covariance' of broken.safetensors is not an error model" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The parts of the method on simulated answers: bounds that ours keeps and the published behaviour does not."""
+"""The parts of the method on simulated predicted: bounds that ours keeps and the published behaviour does not."""
 
 import dataclasses
 import math
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from raymap3r_ros.evaluation import noise_study
-from raymap3r_ros.geometry import cameras
 from raymap3r_ros.synthetic import Rendering
 
 SEQUENCES = 3
@@ -16,7 +15,7 @@ SEQUENCES = 3
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, Rendering]:
     times = torch.tensor([0.5, 2.5, 4.5])
-    return {suite: noise_study._render(suite, SEQUENCES, "varied", times) for suite in ("static", "heavy")}
+    return {suite: noise_study.render_suite(suite, SEQUENCES, "varied", times) for suite in ("static", "heavy")}
 
 
 def figures(rows: list[noise_study.SimulatedRow], metric: str, method: str) -> dict[str, float]:
@@ -30,11 +29,11 @@ def test_depth_errors_are_what_they_say(scenes):
     assert error.std().item() == pytest.approx(1, abs=0.1)
     beside = (error[:, :, 1:] * error[:, :, :-1]).mean() / error.square().mean()
     assert 0.75 < beside < 0.95  # patches: all but what single pixels have of their own is shared with the next
-    answers = noise_study.simulate_answers(seen, 0.1, torch.Generator().manual_seed(0))
-    off = (answers.depth / seen.depth.flatten(0, 1)).log()
+    predicted = noise_study.simulate_prediction(seen, 0.1, torch.Generator().manual_seed(0))
+    off = (predicted.depth / seen.depth.flatten(0, 1)).log()
     assert off.std().item() == pytest.approx(0.1, rel=0.2)
     # The two branches err apart: their contrast is noisier by the root of two.
-    contrast = (answers.ray_depth / answers.depth).log().flatten(1)
+    contrast = (predicted.ray_depth / predicted.depth).log().flatten(1)
     assert (contrast - contrast.median(1, keepdim=True).values).std().item() == pytest.approx(0.1 * 2**0.5, rel=0.2)
 
 
@@ -65,8 +64,8 @@ def test_a_gate_by_motion_leaves_a_static_scene_alone(scenes):
     assert static["motion_filter"]["heavy, noise 10 %"] > 2 * movers["motion_filter"]["heavy, noise 10 %"]
 
 
-def test_a_gaze_is_a_gaussian_about_its_place():
-    (query, key) = noise_study._gaze(1, (6, 8), 5)[0]
+def test_attention_is_a_gaussian_about_its_position():
+    (query, key) = noise_study.gaussian_attention(1, (6, 8), 5)[0]
     shares = (query @ key.mT / query.shape[-1] ** 0.5)[0, 0, :, 1:].softmax(-1).view(5, 6, 8)
     place = query[0, 0, :, :2] / query[0, 0, :, 2:3]
     at = torch.cartesian_prod(torch.arange(6) + 0.5, torch.arange(8) + 0.5).view(6, 8, 2)
@@ -76,7 +75,7 @@ def test_a_gaze_is_a_gaussian_about_its_place():
 
 @pytest.fixture(scope="module")
 def resets() -> Rendering:
-    return noise_study._render("heavy", SEQUENCES, "varied", torch.arange(6) * 10.0)
+    return noise_study.render_suite("heavy", SEQUENCES, "varied", torch.arange(6) * 10.0)
 
 
 def test_resets_keep_one_world_and_the_published_fit_does_not(resets):
@@ -97,18 +96,9 @@ def test_without_any_error_the_chain_of_resets_is_exact(resets, monkeypatch):
     assert turn.max() < 0.01 and position.max() < 1e-3 and scale.max() < 0.1
 
 
-def test_points_lie_on_their_rays(resets):
-    depth = resets.depth[:, 0]
-    points = noise_study._points(depth, resets.intrinsics)
-    projected = points @ resets.intrinsics[:, None].mT
-    torch.testing.assert_close(projected[..., 2], depth)
-    grid = cameras.pixel_grid(noise_study.SIZE, depth.device).expand(len(depth), -1, -1, -1)
-    torch.testing.assert_close(projected[..., :2] / depth[..., None], grid, atol=1e-3, rtol=0)
-
-
 def test_smoothing_never_costs_accuracy_and_takes_the_jitter(monkeypatch):
     monkeypatch.setattr(noise_study, "SMOOTH_FRAMES", 300)
-    rows = noise_study.smoothing_rows(noise_study._camera_paths(SEQUENCES, "varied"))
+    rows = noise_study.smoothing_rows(noise_study.camera_paths(SEQUENCES, "varied"))
     ate = {method: figures(rows, "ATE", method) for method in ("raw", "tied (ours)", "published")}
     rpe = {method: figures(rows, "RPE", method) for method in ("raw", "tied (ours)")}
     for case, raw in ate["raw"].items():
@@ -140,6 +130,6 @@ def test_tables_hold_every_figure_and_the_picture_is_drawn(scenes, tmp_path):
 
 
 def test_the_same_figures_every_time():
-    seen = noise_study._render("static", 1, "varied", torch.tensor([1.0]))
+    seen = noise_study.render_suite("static", 1, "varied", torch.tensor([1.0]))
     first, second = (figures(noise_study.mask_rows({"static": seen}), "false alarms", "ours") for _ in range(2))
     assert len(first) == 3 and first == second

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from raymap3r_ros.evaluation import pictures
-from raymap3r_ros.evaluation.run import Sample, SequenceRun
+from raymap3r_ros.evaluation.scorer import SampledFrame, SequenceRun
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 pytest.importorskip("scipy", reason="the evaluation needs scipy")
@@ -28,7 +28,7 @@ def sequence(number: int, suite: str = "light", frames: int = 30) -> SequenceRun
     moving[10:20, 10:30] = True
     depth = np.full((48, 64), 3, np.float32)
     image = np.full((48, 64, 3), 90, np.uint8)
-    samples = [Sample(index, image, depth, depth, moving, depth, depth, moving) for index in range(5, 11)]
+    samples = [SampledFrame(index, image, depth, depth, moving, depth, depth, moving) for index in range(5, 11)]
     values = {"raymap3r": {"moving_share": 0.1 * (number + 1), "mask_iou": 0.2 * (number + 1)}}
     values["cut3r"] = {"moving_share": 0.1 * (number + 1), "mask_iou": 0.1}
     return SequenceRun(suite, "room", f"{suite}-{number}", frames, truth, poses, values, samples)
@@ -56,7 +56,7 @@ def test_a_strip_shows_truth_and_prediction():
 
 def test_unknown_truth_leaves_a_panel_empty():
     run = sequence(0)
-    samples = [Sample(s.frame, s.image, s.depth, s.ray_depth, s.mask, None, None, None) for s in run.samples]
+    samples = [SampledFrame(s.frame, s.image, s.depth, s.ray_depth, s.mask, None, None, None) for s in run.samples]
     figure = pictures.strip_figure([SequenceRun("s", "", "s", 30, run.truth, {}, {}, samples)], "s")
     assert [len(axis.images) for axis in figure.axes[:7]] == [1, 0, 1, 1, 0, 1, 0]
 

@@ -12,23 +12,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
 import wall
 
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.evaluation.run import (
-    ABLATIONS,
-    BASE,
-    CONSTANT_POSE,
-    RANDOM_WALK,
-    Plan,
-    SharedEncoder,
-    Variant,
-    ablation_variants,
-    rule_variants,
-    run_sequences,
-    seen_part,
-)
+from raymap3r_ros.evaluation.plan import ABLATIONS, BASE, EvaluationPlan, Variant, ablation_variants, rule_variants
+from raymap3r_ros.evaluation.run import SharedEncoder, run_sequences
+from raymap3r_ros.evaluation.scorer import CONSTANT_POSE, RANDOM_WALK
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.network import NetworkConfig, untrained_network
 from raymap3r_ros.streaming import RULES, StreamOptions
-from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
+from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image, visible_crop
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -78,7 +68,7 @@ def noise_sequence(seed: int, length: int = 8) -> PosedSequence:
 def run_wall(network: torch.nn.Module | None = None, sequence: PosedSequence | None = None, **plan: object):
     variants = rule_variants(RAW, ("raymap3r", "cut3r"))
     sequence = sequence or wall_sequence()
-    (run,) = run_sequences(network or wall.WallNetwork(), [sequence], variants, Plan(**plan), suite="wall")
+    (run,) = run_sequences(network or wall.WallNetwork(), [sequence], variants, EvaluationPlan(**plan), suite="wall")
     return run
 
 
@@ -140,7 +130,7 @@ class Damaged(wall.WallNetwork):
 
 def test_damage_is_seen_by_the_metrics_that_are_about_it():
     plain = rule_variants(dataclasses.replace(RAW, reset_interval=0), ("cut3r",))
-    (run,) = run_sequences(Damaged(), [wall_sequence()], plain, Plan(), suite="wall")
+    (run,) = run_sequences(Damaged(), [wall_sequence()], plain, EvaluationPlan(), suite="wall")
     values = run.values["cut3r"]
     assert values["ate_se3"] == pytest.approx(0.1, rel=0.1)
     assert values["abs_rel_metric"] == pytest.approx(0.1, rel=0.01)
@@ -150,7 +140,9 @@ def test_damage_is_seen_by_the_metrics_that_are_about_it():
 def test_without_resets_joined_the_path_falls_apart():
     """The control of the exact case: the wall's network changes its world at every reset."""
     off = dataclasses.replace(RAW, reset_alignment="off")
-    (run,) = run_sequences(wall.WallNetwork(), [wall_sequence()], rule_variants(off, ("cut3r",)), Plan(), suite="wall")
+    (run,) = run_sequences(
+        wall.WallNetwork(), [wall_sequence()], rule_variants(off, ("cut3r",)), EvaluationPlan(), suite="wall"
+    )
     assert run.values["cut3r"]["ate_se3"] > 0.05
 
 
@@ -198,7 +190,9 @@ def network():
 
 def run_noise(network, rules=RULES, **plan: object):
     sequences = [noise_sequence(seed) for seed in range(2)]
-    return list(run_sequences(network, sequences, rule_variants(StreamOptions(), rules), Plan(**plan), suite="noise"))
+    return list(
+        run_sequences(network, sequences, rule_variants(StreamOptions(), rules), EvaluationPlan(**plan), suite="noise")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +239,7 @@ def test_variants_that_cannot_differ_run_once(network, monkeypatch):
         calls.clear()
         options = (StreamOptions(update_rule="cut3r", reset_interval=interval) for interval in (0, 4, 7))
         variants = [Variant(str(option.reset_interval), "ablation", option, "0") for option in options]
-        (run,) = run_sequences(network, [noise_sequence(0)], variants, Plan(frames=frames), suite="noise")
+        (run,) = run_sequences(network, [noise_sequence(0)], variants, EvaluationPlan(frames=frames), suite="noise")
         same = [np.array_equal(run.poses["0"], run.poses[name]) for name in ("4", "7")]
         return len(calls), same
 
@@ -276,21 +270,21 @@ def test_a_plan_limits_frames_and_maps():
 
 def test_lengths_may_differ_between_batches():
     sequences = [wall_sequence(8), wall_sequence(8), wall_sequence(9), wall_sequence(8)]
-    runs = run_sequences(wall.WallNetwork(), sequences, rule_variants(RAW, ("cut3r",)), Plan(), suite="wall")
+    runs = run_sequences(wall.WallNetwork(), sequences, rule_variants(RAW, ("cut3r",)), EvaluationPlan(), suite="wall")
     assert [run.frames for run in runs] == [8, 8, 9, 8]
 
 
 def test_what_cannot_be_run_is_told():
     variants = rule_variants(RAW)
     with pytest.raises(InputError, match="wall: nothing to run: 0 sequences"):
-        list(run_sequences(wall.WallNetwork(), [], variants, Plan(), suite="wall"))
+        list(run_sequences(wall.WallNetwork(), [], variants, EvaluationPlan(), suite="wall"))
     odd = dataclasses.replace(wall_sequence(), frames=lambda: iter([Frame(np.zeros((32, 64, 3), np.uint8), 0.0)] * 24))
     with pytest.raises(InputError, match=r"differ in size .*batch of 1"):
-        list(run_sequences(wall.WallNetwork(), [wall_sequence(), odd], variants, Plan(), suite="wall"))
+        list(run_sequences(wall.WallNetwork(), [wall_sequence(), odd], variants, EvaluationPlan(), suite="wall"))
     with pytest.raises(OptionError, match="update_rule is 'slam'; allowed values: raymap3r"):
         rule_variants(RAW, ("slam",))
     with pytest.raises(OptionError, match="batch is 0; allowed: 1 and more"):
-        Plan(batch=0)
+        EvaluationPlan(batch=0)
 
 
 def test_an_error_in_one_batch_ends_the_others():
@@ -303,7 +297,7 @@ def test_an_error_in_one_batch_ends_the_others():
     with pytest.raises(InputError, match="the disk is gone"):
         list(
             run_sequences(
-                wall.WallNetwork(), sequences, rule_variants(RAW, ("cut3r",)), Plan(workers=2), suite="wall",
+                wall.WallNetwork(), sequences, rule_variants(RAW, ("cut3r",)), EvaluationPlan(workers=2), suite="wall",
                 on_frame=seen.append,
             )
         )  # fmt: skip
@@ -322,12 +316,12 @@ def test_ablations_are_of_known_options_and_begin_with_their_base():
 
 
 @pytest.mark.parametrize("size", [(120, 160), (480, 640), (375, 1242), (100, 60), (64, 64)])
-def test_the_seen_part_is_what_the_network_sees(size):
+def test_the_visible_crop_is_the_image_of_the_network(size):
     """Coordinates of pixels, taken through the stream's own resize and crop, are those of the part cut out."""
     framing = frame_image(size[1], size[0], 80, 8)
     rows, columns = np.indices(size)
     ramp = np.stack((255 * rows / size[0], 255 * columns / size[1], 0 * rows), axis=-1).astype(np.uint8)
-    seen, network_image = seen_part(ramp, framing), apply_framing(ramp, framing)
+    seen, network_image = visible_crop(ramp, framing), apply_framing(ramp, framing)
     for channel, axis in ((0, 0), (1, 1)):
         lines, expected = seen[..., channel].mean(axis=1 - axis), network_image[..., channel].mean(axis=1 - axis)
         step = 255 / framing.resized[1 - axis]  # one pixel of the network's image

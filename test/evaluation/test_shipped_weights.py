@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("evo", reason="evo is not installed: pip install 'raymap3r_ros[evaluation]'")
 pytest.importorskip("scipy", reason="scipy is not installed: pip install 'raymap3r_ros[evaluation]'")
 
-from raymap3r_ros.evaluation.run import Plan, rule_variants, run_sequences
+from raymap3r_ros.evaluation.plan import EvaluationPlan, rule_variants
+from raymap3r_ros.evaluation.run import run_sequences
 from raymap3r_ros.evaluation.sequences import synthetic_sequence
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, Network, load_network, shipped_weights
 from raymap3r_ros.streaming import StreamOptions
@@ -33,7 +34,9 @@ def measured(network: Network, *suites: str) -> dict[tuple[str, str], float]:
     for suite in suites:
         sequences = [synthetic_sequence(suite, i, world="one_room", size=(48, 64), device="cpu") for i in INDICES]
         variants = rule_variants(StreamOptions(), ["raymap3r"])
-        runs = list(run_sequences(network, sequences, variants, Plan(frames=FRAMES), suite=suite, world="one_room"))
+        runs = list(
+            run_sequences(network, sequences, variants, EvaluationPlan(frames=FRAMES), suite=suite, world="one_room")
+        )
         for name in runs[0].values["raymap3r"]:
             figures[suite, name] = sum(run.values["raymap3r"][name] for run in runs) / len(runs)
         figures[suite, "1 - mask_iou"] = 1 - figures[suite, "mask_iou"]

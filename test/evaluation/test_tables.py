@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.evaluation import tables
-from raymap3r_ros.evaluation.run import SequenceRun, rule_variants
+from raymap3r_ros.evaluation.plan import rule_variants
+from raymap3r_ros.evaluation.scorer import SequenceRun
 from raymap3r_ros.evaluation.statistics import bootstrap_mean
 from raymap3r_ros.streaming import StreamOptions
 

@@ -135,7 +135,7 @@ def test_services_in_every_order_during_transitions(make_bench, rng, sized, tmp_
         bench.change_state(label)
     assert bench.state() == "active"
     assert bench.call(SetBool, "set_paused", SetBool.Request(data=False)).success
-    bench.wait(lambda: "pose" in bench.node._outputs.wanted(), "match of the pose")
+    bench.wait(lambda: "pose" in bench.subscribed(), "match of the pose")
     bench.wait_for_match()
     prove(bench)
     # What was saved in between is whole; the last answer comes when those before it are done.

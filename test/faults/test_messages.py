@@ -14,8 +14,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
 from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.node import conversions
+from raymap3r_ros.node import conversions, stream_node
 from raymap3r_ros.node.conversions import ENCODINGS
+from raymap3r_ros.node.diagnostics import COUNTS
+from raymap3r_ros.node.reporter import Reporter
 
 from .conftest import assert_alive, assert_no_leak, usage
 
@@ -140,11 +142,18 @@ class Feed:
         del self.bench.messages["depth"][:-1]
 
 
-def test_mutated_images(make_bench, rng, sized):
+def test_mutated_images(make_bench, rng, sized, monkeypatch):
+    reporters = []
+
+    class KeptReporter(Reporter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            reporters.append(self)
+
+    monkeypatch.setattr(stream_node, "Reporter", KeptReporter)
     bench = make_bench(image_size=WIDTH, every_frame=True, tf_mode="camera")
     bench.start("depth", "points", "tf", "odometry")
     feed, publisher = Feed(bench), bench._publishers["image"]
-    counts = bench.node._monitor._counts
     before = None
     for index in range(sized(100, 10_000)):
         if index == WARM_UP:
@@ -154,11 +163,13 @@ def test_mutated_images(make_bench, rng, sized):
             feed.prove(good_image(rng))
     feed.prove(good_image(rng))
     assert_alive(bench)
+    counts = {name: int(bench.facts()[name]) for name in COUNTS}
     assert counts["bad frames"] > counts["frames out"] > 0
     assert counts["frames lost"] == 0
     assert_no_leak(before, usage, bench.node)
     assert len(bench.logs) < LINES + counts["resets"] * 3
-    assert len(bench.node._notes) < LINES
+    (reporter,) = reporters
+    assert len(reporter) < LINES
     assert max(len(text) for _, text in bench.logs) < 3000
 
 
@@ -191,7 +202,7 @@ def test_mutated_compressed_images(make_bench, rng, sized):
             feed.prove(sound)
     feed.prove(sound)
     assert_alive(bench)
-    assert bench.node._monitor._counts["bad frames"] > 0
+    assert int(bench.facts()["bad frames"]) > 0
 
 
 def node_picture():

@@ -84,7 +84,9 @@ def test_the_node_tells_that_it_cannot_save_and_goes_on(make_bench, tmp_path, mo
         patch.setattr(os, "fsync", full)
         answer = bench.call(Trigger, "save", Trigger.Request())
     assert not answer.success
-    assert "not saved: [Errno 28] No space left on device; is output_dir a folder with room" in answer.message
+    assert (
+        "not saved: [Errno 28] No space left on device; check that the node may write to output_dir" in answer.message
+    )
     assert list((tmp_path / "out").iterdir()) == []
     assert bench.call(Trigger, "save", Trigger.Request()).success
     bench.send(1)

@@ -1,4 +1,4 @@
-"""The soak finds what it is there for, and nothing else; and it runs."""
+"""The soak: its detection of problems on made-up samples, and a short run."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ def script(benchmark_script):
 
 @pytest.fixture
 def flat(script, rng):
-    """100,000 frames that are as they should be: noise, single peaks, a warm-up that grows, growth by design."""
+    """100,000 frames without problems: noise, single peaks, growth in the warm-up, growth by design."""
     samples = []
     for index in range(1000):
         frames = 100 * (index + 1)
         start = 100 * np.exp(-index / 40)
         samples.append(
-            script.Sample(
+            script.SoakSample(
                 seconds=5.0 * index,
                 frames=frames,
                 resident_mib=400 - start + rng.normal(0, 4) + 200e-6 * frames + (300 if index % 250 == 7 else 0),
@@ -33,7 +33,7 @@ def flat(script, rng):
 
 
 def growing(samples, name, amount):
-    """The same with something that grows by so much over the whole run."""
+    """The samples with a figure that grows by `amount` over the whole run."""
     span = len(samples) - 1
     return [
         dataclasses.replace(sample, **{name: getattr(sample, name) + amount * index / span})
@@ -42,8 +42,8 @@ def growing(samples, name, amount):
 
 
 def test_flat_noisy_run_is_clean(script, flat):
-    assert script.judge(flat) == []
-    assert script.judge([dataclasses.replace(sample, gpu_mib=float("nan")) for sample in flat]) == []
+    assert script.find_problems(flat) == []
+    assert script.find_problems([dataclasses.replace(sample, gpu_mib=float("nan")) for sample in flat]) == []
 
 
 @pytest.mark.parametrize(
@@ -55,25 +55,25 @@ def test_flat_noisy_run_is_clean(script, flat):
     ],
 )
 def test_made_up_trend_is_found(script, flat, name, amount, text):
-    (problem,) = script.judge(growing(flat, name, amount))
+    (problem,) = script.find_problems(growing(flat, name, amount))
     assert problem.startswith(text)
-    assert script.judge(growing(flat, name, -amount)) == []  # to shrink is no fault
-    assert script.judge(growing(flat, name, amount / 10)) == []
+    assert script.find_problems(growing(flat, name, -amount)) == []  # shrinking is not a problem
+    assert script.find_problems(growing(flat, name, amount / 10)) == []
 
 
 @pytest.mark.parametrize("name", ["dropped", "lost"])
-def test_frames_that_went_missing_are_found(script, flat, name):
+def test_missing_frames_are_found(script, flat, name):
     flat[-1] = dataclasses.replace(flat[-1], **{name: 3})
-    assert script.judge(flat) == [f"3 frames were {name}"]
+    assert script.find_problems(flat) == [f"3 frames were {name}"]
 
 
-def test_too_few_samples_are_no_proof(script, flat):
-    (problem,) = script.judge(flat[:5])
-    assert "too few to judge" in problem
+def test_too_few_samples_are_a_problem(script, flat):
+    (problem,) = script.find_problems(flat[:5])
+    assert "samples after the warm-up are too few" in problem
 
 
 def test_short_soak_of_the_node_itself(script, sized, tmp_path):
-    """Three processes over DDS, every output subscribed to; the trends of seconds mean nothing and are not judged."""
+    """Three processes over DDS, every output subscribed to; a run of seconds has no meaningful trends."""
     frames = sized(24, 2000)
     args = script._parser().parse_args(
         ["--frames", str(frames), "--interval", "0.2", "--images", "4", "--device", "cpu"]

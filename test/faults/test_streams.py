@@ -11,8 +11,9 @@ from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
-from raymap3r_ros.node.map_publisher import MAP_TOPICS
-from raymap3r_ros.node.publishers import TOPICS
+from raymap3r_ros.node import stream_node
+from raymap3r_ros.node.map_publisher import MAP_TOPICS, MapPublisher
+from raymap3r_ros.node.publishers import TOPICS, Publishers
 
 from .conftest import assert_alive, assert_no_leak, usage
 
@@ -88,10 +89,10 @@ def test_listeners_that_come_and_go(make_bench, sized):
             bench.send(3 * turn + index)
             bench.wait_for("pose", came + 1)
         if turn % 4 == 0:
-            bench.wait(lambda: bench.node._outputs.wanted() | bench.node._maps.listeners() >= set(topics), "match")
+            bench.wait(lambda: bench.subscribed() >= set(topics), "match")
         for listener in listeners:
             world.destroy_subscription(listener)
-    bench.wait(lambda: bench.node._outputs.wanted() == {"pose"}, "the end of all listeners")
+    bench.wait(lambda: bench.subscribed() - {"tf"} == {"pose"}, "the end of all subscribers")
     assert_alive(bench)
     assert_no_leak(before, usage, bench.node)
 
@@ -112,13 +113,12 @@ def test_weights_that_are_not_finite(make_bench):
     for index in range(3):
         bench.send(index)
     bench.wait_for("pose", 3)
-    network = bench.node._stream.network
+    network = bench.node.stream.network
     with spoiled(network):
         for index in range(3, 6):
             bench.send(index)
         bench.wait_for_told("last error", "the network's output is not finite: frame not published")
-        bench.wait(lambda: len(bench.node._queue) == 0, "an empty queue")
-        bench.wait(lambda: bench.node._monitor._counts["frames in"] == 6, "arrival")
+        bench.wait(lambda: bench.facts()["failed frames"] == "3", "the end of the last frame")
         assert bench.change_state("deactivate")  # waits for the worker
     assert bench.change_state("activate")
     bench.wait_for_match()
@@ -131,16 +131,15 @@ def test_weights_that_are_not_finite(make_bench):
     assert_alive(bench)
 
 
-@pytest.mark.parametrize("where", ["network", "glance", "publish", "map"])
+@pytest.mark.parametrize("where", ["network", "summary", "publish", "map"])
 def test_memory_that_is_refused(make_bench, monkeypatch, sized, where):
     bench = make_bench(image_size=64, every_frame=True, static_map__always=True)
     bench.start("depth")
-    node = bench.node
     owner, name = {
-        "network": (node._stream.network, "decode"),
-        "glance": (node._outputs, "look"),
-        "publish": (node._outputs, "publish"),
-        "map": (node._maps, "integrate"),
+        "network": (bench.node.stream.network, "decode"),
+        "summary": (stream_node, "summarize"),
+        "publish": (Publishers, "publish"),
+        "map": (MapPublisher, "integrate"),
     }[where]
 
     def refuse(*args, **kwargs):

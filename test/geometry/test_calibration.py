@@ -188,7 +188,7 @@ def test_another_shape_of_image_makes_calibration_useless_with_one_warning(caplo
     for _ in range(3):
         same, matrix = calibration.rectify(image)
         assert same is image and matrix is None
-    assert caplog.text.count("calibration is for 200x150, the image is 160x90, which is no plain scaling") == 1
+    assert caplog.text.count("calibration is for 200x150, the image is 160x90, which is not a plain scaling") == 1
     assert calibration.rectify(seen_by_pinhole(MATRIX, SIZE))[1] is not None
 
 
@@ -262,7 +262,7 @@ def test_camera_that_is_not_calibrated():
     [
         ({"k": np.full(9, np.nan)}, "not all numbers are finite"),
         ({"d": np.array([np.inf, 0, 0, 0, 0])}, "not all numbers are finite"),
-        ({"width": 0, "height": 0}, "it is of images of 0x0"),
+        ({"width": 0, "height": 0}, "the image size is 0x0"),
         ({"k": -MATRIX.reshape(9)}, "focal lengths of -150 and -152 pixels do not belong to an image of 200x150"),
         ({"k": np.array([1500.0, 0, 960, 0, 1500, 540, 0, 0, 1])}, r"principal point (960, 540) lies outside"),
         ({"roi": roi(100, 0, 150, 150)}, "region of interest 150x150+100+0 exceeds its image of 200x150"),

@@ -106,7 +106,7 @@ def test_message_that_does_not_fit_is_one_error_and_then_ignored(camera, reports
         same, matrix = camera.apply(picture)
         assert same is picture and matrix is None
     (text,) = reports
-    assert text.startswith("calibration is for 200x150, the image is 160x90, which is no plain scaling")
+    assert text.startswith("calibration is for 200x150, the image is 160x90, which is not a plain scaling")
     assert "give the calibration of this image" in text
     assert camera.apply(image())[1] is not None  # another size, for which it is good
 

@@ -85,3 +85,15 @@ def test_points_go_through_poses():
     points = torch.randn(3, 4, 5, 3)
     expected = torch.einsum("bij,bhwj->bhwi", poses[:, :3, :3], points) + poses[:, None, None, :3, 3]
     torch.testing.assert_close(cameras.transform_points(poses, points), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_back_projected_points_lie_on_their_rays():
+    generator = torch.Generator().manual_seed(0)
+    depth = 0.5 + torch.rand(2, 3, 12, 16, generator=generator)  # streams, time, rows, columns
+    intrinsics = torch.tensor([[[20.0, 0.5, 7.0], [0, 22, 5], [0, 0, 1]], [[15.0, 0, 8], [0, 15, 6], [0, 0, 1]]])
+    points = cameras.back_project(depth, intrinsics)
+    projected = points @ intrinsics[:, None, None].mT
+    torch.testing.assert_close(projected[..., 2], depth)
+    grid = cameras.pixel_grid((12, 16), depth.device).expand(2, 3, -1, -1, -1)
+    torch.testing.assert_close(projected[..., :2] / depth[..., None], grid, atol=1e-3, rtol=0)
+    torch.testing.assert_close(cameras.back_project(depth[:, 0], intrinsics), points[:, 0], atol=0, rtol=0)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from raymap3r_ros.io import preview
+from raymap3r_ros.io.video_file import EvenSample, VideoFile
 
 HEIGHT, WIDTH = 36, 64
 
@@ -125,7 +126,7 @@ def test_map_and_sheet_of_very_little(count):
 
 def test_sample_is_spread_evenly_over_a_stream_of_any_length():
     for length in (1, 5, 8, 9, 100, 1000):
-        sample = preview.Sample(8)
+        sample = EvenSample(8)
         for index in range(length):
             if sample.wants_next():
                 sample.keep(index)
@@ -142,7 +143,7 @@ def pictures(count: int):
 
 
 def test_video_can_be_read_back(tmp_path):
-    with preview.VideoFile(tmp_path, "preview", 10) as video:
+    with VideoFile(tmp_path, "preview", 10) as video:
         for picture in pictures(6):
             video.write(picture)
         assert not (tmp_path / "preview.mp4").exists()
@@ -157,7 +158,7 @@ def test_video_can_be_read_back(tmp_path):
 
 @pytest.mark.parametrize("fps", [1e-3, 6.6666667, 14.285714, 23.976, 59.94, 1000])
 def test_video_takes_any_rate(tmp_path, fps, caplog):
-    with preview.VideoFile(tmp_path, "preview", fps) as video:
+    with VideoFile(tmp_path, "preview", fps) as video:
         for picture in pictures(3):
             video.write(picture)
     assert video.path.name == "preview.mp4" and not caplog.text
@@ -165,20 +166,20 @@ def test_video_takes_any_rate(tmp_path, fps, caplog):
 
 
 def test_video_leaves_nothing_after_an_error_or_without_pictures(tmp_path):
-    with pytest.raises(RuntimeError), preview.VideoFile(tmp_path, "preview", 10) as video:
+    with pytest.raises(RuntimeError), VideoFile(tmp_path, "preview", 10) as video:
         video.write(next(pictures(1)))
         raise RuntimeError
-    with preview.VideoFile(tmp_path, "preview", 10):
+    with VideoFile(tmp_path, "preview", 10):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_codec_an_animated_picture_is_written_and_told(tmp_path, monkeypatch, caplog):
+def test_without_a_codec_an_animated_picture_is_written(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False, raising=True)
-    with preview.VideoFile(tmp_path, "preview", 10) as video:
+    with VideoFile(tmp_path, "preview", 10) as video:
         for picture in pictures(6):
             video.write(picture)
-    assert "OpenCV cannot write preview.mp4 here: an animated picture is written" in caplog.text
+    assert "OpenCV cannot write preview.mp4 here; writing an animated GIF" in caplog.text
     assert video.path.name == "preview.gif"
     assert [item.name for item in tmp_path.iterdir()] == ["preview.gif"]
     with Image.open(video.path) as animation:

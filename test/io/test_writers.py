@@ -6,10 +6,12 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from raymap3r_ros.errors import InputError
-from raymap3r_ros.io import writers
+from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.io.intrinsics import write_intrinsics
+from raymap3r_ros.io.json_file import write_json
+from raymap3r_ros.io.ply import write_ply
+from raymap3r_ros.io.tum import write_trajectory, write_tum
 
 
 def turn(axis: int, degrees: float) -> np.ndarray:
@@ -27,7 +29,7 @@ def test_trajectory_holds_position_and_quaternion_of_the_pose(tmp_path, axis, de
     pose = np.eye(4, dtype=np.float32)
     pose[:3, :3] = turn(axis, degrees)
     pose[:3, 3] = 1.25, -2.5, 1000.125
-    writers.write_trajectory(tmp_path / "t.txt", [1700000000.123456, 1.0], np.stack([pose, np.eye(4)]))
+    write_trajectory(tmp_path / "t.txt", [1700000000.123456, 1.0], np.stack([pose, np.eye(4)]))
     comment, line, second = (tmp_path / "t.txt").read_text().splitlines()
     assert comment == "# timestamp tx ty tz qx qy qz qw"
     stamp, *position, qx, qy, qz, qw = (float(value) for value in line.split(" "))
@@ -45,7 +47,7 @@ def test_trajectory_holds_position_and_quaternion_of_the_pose(tmp_path, axis, de
 
 def test_stamps_keep_their_nanoseconds_and_numbers_every_digit(tmp_path):
     numbers = np.random.default_rng(0).normal(size=(3, 7))
-    writers.write_tum(tmp_path / "t.txt", [1_700_000_000_123_456_789, 7, 2_000_000_000], numbers)
+    write_tum(tmp_path / "t.txt", [1_700_000_000_123_456_789, 7, 2_000_000_000], numbers)
     comment, *lines = (tmp_path / "t.txt").read_text().splitlines()
     assert comment == "# timestamp tx ty tz qx qy qz qw"
     assert [line.split()[0] for line in lines] == ["1700000000.123456789", "0.000000007", "2.000000000"]
@@ -54,7 +56,7 @@ def test_stamps_keep_their_nanoseconds_and_numbers_every_digit(tmp_path):
 
 def test_stamps_in_seconds_are_good_to_the_microsecond(tmp_path):
     """As a float, seconds since 1970 have digits behind that nobody measured."""
-    writers.write_trajectory(tmp_path / "t.txt", [1_700_000_000.1, 1_700_000_000.000001], np.stack([np.eye(4)] * 2))
+    write_trajectory(tmp_path / "t.txt", [1_700_000_000.1, 1_700_000_000.000001], np.stack([np.eye(4)] * 2))
     lines = (tmp_path / "t.txt").read_text().splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["1700000000.100000000", "1700000000.000001000"]
 
@@ -62,40 +64,16 @@ def test_stamps_in_seconds_are_good_to_the_microsecond(tmp_path):
 def test_trajectory_rotates_a_vector_as_the_pose_does(tmp_path):
     pose = np.eye(4)
     pose[:3, :3] = turn(0, 50) @ turn(1, -130) @ turn(2, 200)
-    writers.write_trajectory(tmp_path / "t.txt", [0.0], pose[None])
+    write_trajectory(tmp_path / "t.txt", [0.0], pose[None])
     x, y, z, w = np.loadtxt(tmp_path / "t.txt")[4:]
     u, v = np.array([x, y, z]), np.array([0.3, -1.0, 2.0])
     rotated = 2 * u.dot(v) * u + (w * w - u.dot(u)) * v + 2 * w * np.cross(u, v)  # q v q*, by hand
     assert np.allclose(rotated, pose[:3, :3] @ v, atol=1e-8)
 
 
-def test_depth_is_millimetres_and_zero_where_unknown(tmp_path):
-    writers.prepare_folder(tmp_path / "out")
-    depth = np.array(
-        [[1.0, 0.0004, 0.0006, 65.535], [65.536, 100.0, 0.0, -1.0], [np.nan, np.inf, 1.2344, 1.2346]], np.float32
-    )
-    writers.write_depth(tmp_path / "out", 7, depth)
-    with Image.open(tmp_path / "out" / "depth" / "000007.png") as picture:
-        assert picture.mode.startswith("I;16") and picture.size == (4, 3)
-        values = np.asarray(picture)
-    assert values.tolist() == [[1000, 0, 1, 65535], [0, 0, 0, 0], [0, 0, 1234, 1235]]
-    stored = np.load(tmp_path / "out" / "depth" / "000007.npz")["depth"]
-    assert stored.dtype == np.float32
-    assert np.array_equal(stored, depth, equal_nan=True)
-
-
-def test_mask_is_255_where_it_moves(tmp_path):
-    writers.prepare_folder(tmp_path)
-    mask = np.array([[True, False, True], [False, False, True]])
-    writers.write_mask(tmp_path, 0, mask)
-    with Image.open(tmp_path / "masks" / "000000.png") as picture:
-        assert picture.mode == "L"
-        assert np.array_equal(np.asarray(picture), mask * 255)
-
-
 def test_intrinsics_have_one_line_per_frame(tmp_path):
     matrices = np.array([[[300, 0, 64], [0, 310, 36], [0, 0, 1]], [[301, 0, 64], [0, 311, 36], [0, 0, 1]]], float)
-    writers.write_intrinsics(tmp_path / "i.txt", [0.5, 1.5], matrices, [True, False], (128, 72))
+    write_intrinsics(tmp_path / "i.txt", [0.5, 1.5], matrices, [True, False], (128, 72))
     assert np.loadtxt(tmp_path / "i.txt").tolist() == [
         [0.5, 300, 310, 64, 36, 128, 72, 1],
         [1.5, 301, 311, 64, 36, 128, 72, 0],
@@ -106,7 +84,7 @@ def test_intrinsics_have_one_line_per_frame(tmp_path):
 def test_ply_parsed_by_hand(tmp_path, count):
     points = np.array([[0.5, -1.5, 2.0], [1e-3, 0, 100], [3, 4, 5]])[:count].reshape(-1, 3)
     colors = np.array([[255, 0, 1], [2, 3, 4], [5, 6, 7]], np.uint8)[:count].reshape(-1, 3)
-    writers.write_ply(tmp_path / "a.ply", points, colors)
+    write_ply(tmp_path / "a.ply", points, colors)
     head, body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n", 1)
     assert head.decode("ascii").splitlines() == [
         "ply",
@@ -127,10 +105,10 @@ def test_ply_parsed_by_hand(tmp_path, count):
 
 
 def test_json_refuses_what_json_does_not_have(tmp_path):
-    writers.write_json(tmp_path / "a.json", {"rate": 1.5, "size": (3, 4)})
+    write_json(tmp_path / "a.json", {"rate": 1.5, "size": (3, 4)})
     assert json.loads((tmp_path / "a.json").read_text()) == {"rate": 1.5, "size": [3, 4]}
     with pytest.raises(ValueError):
-        writers.write_json(tmp_path / "b.json", {"rate": float("nan")})
+        write_json(tmp_path / "b.json", {"rate": float("nan")})
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -138,41 +116,13 @@ def test_json_refuses_what_json_does_not_have(tmp_path):
 def test_interrupted_write_leaves_the_old_file_and_no_half_one(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), writers.whole_file(path) as partial:
+    with pytest.raises(error), whole_file(path) as partial:
         partial.write_text("ne")
         assert partial.parent == tmp_path and partial.suffix == ".txt"
         raise error
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    with writers.whole_file(path) as partial:
+    with whole_file(path) as partial:
         partial.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_folder_with_files_is_refused_unless_allowed(tmp_path):
-    folder = tmp_path / "a" / "out"
-    writers.prepare_folder(folder)
-    writers.prepare_folder(folder)  # empty subfolders of a run that failed early are no obstacle
-    (folder / "notes.txt").write_text("not ours")
-    with pytest.raises(InputError, match=r"holds files already; .* --overwrite"):
-        writers.prepare_folder(folder)
-    for name in ("depth/000000.png", "depth/000000.npz", "masks/000001.png", "trajectory.txt", "preview.mp4"):
-        (folder / name).write_text("old result")
-    kept = ["notes.txt", "depth/mine.png", "masks/17.png", "preview.txt", "trajectory_txt", "summary.jsonx"]
-    kept += ["previewXmp4", "static_scene_ply", "depth/000000_png"]
-    for name in kept:
-        (folder / name).write_text("not ours")
-    writers.prepare_folder(folder, overwrite=True)
-    left = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
-    assert left == sorted(kept)
-    with pytest.raises(InputError, match="is a file; the output needs a folder"):
-        writers.prepare_folder(folder / "notes.txt")
-
-
-def test_folder_has_only_the_subfolders_that_are_written_to(tmp_path):
-    writers.prepare_folder(tmp_path)
-    (tmp_path / "masks" / "000000.png").write_text("old result")
-    (tmp_path / "depth" / "mine.png").write_text("not ours")
-    writers.prepare_folder(tmp_path, overwrite=True, subfolders=())
-    assert [item.relative_to(tmp_path).as_posix() for item in tmp_path.rglob("*")] == ["depth", "depth/mine.png"]

@@ -22,6 +22,7 @@ from raymap3r_ros.network import (
     untrained_network,
 )
 from raymap3r_ros.network.checkpoint import STORED_DTYPES, network_from_public, public_shapes, stored_dtype
+from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.network.torch_file import open_torch_file
 
 TINY = NetworkConfig(
@@ -193,9 +194,40 @@ def test_conversion_gives_the_same_network(tmp_path: Path, tiny_is_public: None,
 
 def test_conversion_of_our_own_file_keeps_its_manifest(tmp_path: Path):
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    save_network(untrained_network(TINY), source, manifest={"steps": "12"})
+    manifest = {"steps": "12", "covariance": '{\n  "position": {}\n}'}
+    save_network(untrained_network(TINY), source, manifest=manifest)
     convert_checkpoint(source, target, "float16")
-    assert load_network(target).manifest == {"steps": "12"}
+    assert load_network(target).manifest == manifest
+
+
+def test_conversion_of_a_public_file_has_no_manifest(tiny_is_public, tmp_path: Path):
+    source, target = tmp_path / "a.pth", tmp_path / "b.safetensors"
+    torch.save({"model": public_tensors(TINY)}, source)
+    convert_checkpoint(source, target)
+    assert load_network(target).manifest == {}
+
+
+def test_copy_with_metadata_keeps_every_tensor(tmp_path: Path):
+    source, target = tmp_path / "a.safetensors", tmp_path / "folder" / "b.safetensors"
+    save_network(untrained_network(TINY), source, torch.float16, {"steps": "12", "name": "a"})
+    copy_with_metadata(source, target, {"name": "b", "covariance": "{}"})
+    first, second = (safetensors.torch.load_file(path) for path in (source, target))
+    assert first.keys() == second.keys()
+    assert all(second[key].dtype == value.dtype and torch.equal(second[key], value) for key, value in first.items())
+    assert load_network(target).manifest == {"steps": "12", "name": "b", "covariance": "{}"}
+    copy_with_metadata(target, target, {"name": "c"})  # onto itself
+    assert load_network(target).manifest["name"] == "c"
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_copy_with_metadata_that_fails_keeps_the_target(tmp_path: Path):
+    broken, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    target.write_text("kept")
+    broken.write_bytes(b"\x05\0\0\0\0\0\0\0{]   ")
+    for source in (broken, tmp_path / "missing.safetensors"):
+        with pytest.raises(CheckpointError, match=source.name):
+            copy_with_metadata(source, target, {})
+    assert target.read_text() == "kept" and len(list(tmp_path.iterdir())) == 2
 
 
 CONVERT = """

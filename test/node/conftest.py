@@ -1,9 +1,11 @@
 """A stream node and a probe beside it, talking over real DDS."""
 
 import itertools
+import sys
 import threading
 import time
 from collections import defaultdict, deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,11 +33,15 @@ from raymap3r_ros.node.executable import Executor  # noqa: E402
 from raymap3r_ros.node.map_publisher import MAP_TOPICS  # noqa: E402
 from raymap3r_ros.node.publishers import TOPICS  # noqa: E402
 from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
-from raymap3r_ros.streaming import METHOD, StepResult  # noqa: E402
+from raymap3r_ros.streaming import METHOD, StepResult, WorldChange  # noqa: E402
 from raymap3r_ros.streaming.timing import StageTimer  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside the tests
 
 LIMIT = 60.0  # seconds; only a failing test waits so long
 START = 1_700_000_000  # seconds; tests write stamps from here
+# By `reset_alignment`, of the first frame of a new segment.
+AFTER_RESET = {"robust": WorldChange.ALIGNED, "published": WorldChange.JUMPED, "off": WorldChange.NEW}
 numbers = itertools.count()
 
 
@@ -69,6 +75,7 @@ class Bench:
         self.probe.create_subscription(Log, "/rosout", self._on_log, latched)
         self.probe.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._publishers = {}
+        self._published = 0  # images
         self._clients = {}
         self._spinning = []
         self._spin(self.probe, SingleThreadedExecutor(context=self.context))
@@ -123,14 +130,22 @@ class Bench:
         """The stamp START + `time` seconds."""
         return rclpy.time.Time(nanoseconds=START * 10**9 + round(time * 1e9)).to_msg()
 
-    def wait_for_arrival(self, time):
-        """Wait until the node has taken in the image stamped START + `time`."""
+    def wait_for_arrival(self):
+        """Wait until the node has received all images published so far, all of them good."""
+        self.wait(lambda: self.facts()["frames in"] == str(self._published), "arrival of all images")
 
-        def arrived():
-            last = self.node._last_stamp
-            return last is not None and abs(last - START - time) < 1e-4
+    def facts(self):
+        """The values of the node's diagnostics now, by name."""
+        return {item.key: item.value for item in self.node.status().values}
 
-        self.wait(arrived, f"arrival of the image at {time}")
+    def subscribed(self):
+        """The outputs that the node has subscribers for."""
+        return set(filter(None, self.facts()["subscribed outputs"].split(", ")))
+
+    def wait_for_transform(self, parent, child, time=None):
+        """Wait until the node has received a transform: any, or one of START + `time`."""
+        stamp = rclpy.time.Time() if time is None else self.stamp(time)
+        self.wait(lambda: self.node.tf_buffer.can_transform(parent, child, stamp), f"{parent} -> {child}")
 
     def wait_for_told(self, key, value):
         """Wait for diagnostics with this value."""
@@ -184,6 +199,7 @@ class Bench:
     def publish(self, message, frame_id="camera"):
         """Publish an image message with the stamp that it has."""
         message.header.frame_id = frame_id
+        self._published += 1
         self._publishers[self.image_topic].publish(message)
 
     def wait_for_match(self):
@@ -199,7 +215,12 @@ class Bench:
     def wait_for_camera_info(self):
         """Wait until the node has taken in the camera_info that was sent last."""
         content = camera_of(self._sent_info)
-        self.wait(lambda: self.node._calibration._content == content, "camera_info")
+
+        def arrived():
+            info = self.node.camera_info
+            return info is not None and camera_of(info) == content
+
+        self.wait(arrived, "camera_info")
 
     def change_state(self, label):
         """Ask for a transition over its service; whether it was a success."""
@@ -284,7 +305,8 @@ class StandIn:
     def __init__(self, stream, warm_up=METHOD.warmup_frames):
         """Of a world's first `warm_up` images it does not know what moves."""
         self._told, self._warm_up = deque(), warm_up
-        self._first, self._frame = None, 0
+        self._first, self._frame, self._change = None, 0, WorldChange.NONE
+        self._after_reset = AFTER_RESET[stream.options.reset_alignment]
         stream.step, stream.reset = self.step, self.reset
 
     def tell(self, camera, points, focal, reason="", segment=None):
@@ -298,7 +320,8 @@ class StandIn:
     def step(self, image, stamp, intrinsics, *, motion):
         camera, points, focal, reason, segment = self._told.popleft()
         if self._first is None:
-            self._first, self._frame, reason = camera, 0, "start"
+            self._first, self._frame, reason, self._change = camera, 0, "start", WorldChange.NEW
+        change, self._change = self._change, self._after_reset if reason == "interval" else WorldChange.NONE
         height, width = points.shape[:2]
         assert image.shape == (height, width, 3)
         pose = torch.tensor(segment @ np.linalg.inv(self._first) @ camera, dtype=torch.float32)
@@ -328,6 +351,7 @@ class StandIn:
             reset=bool(reason),
             reset_reason=reason,
             timer=StageTimer(torch.device("cpu")),
+            world_change=change,
         )
 
 
@@ -356,7 +380,7 @@ def hold():
     held = []
 
     def make(bench):
-        held.append(Held(bench.node._stream))
+        held.append(Held(bench.node.stream))
         return held[-1]
 
     yield make
@@ -367,4 +391,4 @@ def hold():
 @pytest.fixture
 def stand_in():
     """Replaces the stream of a configured bench with a StandIn, which it gives."""
-    return lambda bench, **options: StandIn(bench.node._stream, **options)
+    return lambda bench, **options: StandIn(bench.node.stream, **options)

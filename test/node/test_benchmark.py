@@ -24,7 +24,7 @@ def start(root: Path, *arguments: object) -> subprocess.CompletedProcess:
     )
 
 
-def test_frames_are_counted_and_their_latencies_taken(benchmark_node):
+def test_frames_are_counted_and_latencies_computed(benchmark_node):
     ms = 1_000_000
     stamps = [index * 100 * ms for index in range(6)]
     arrivals = {
@@ -40,12 +40,12 @@ def test_frames_are_counted_and_their_latencies_taken(benchmark_node):
     assert (run.sent, run.out, run.dropped, run.incomplete) == (6, 4, 2, 1)
     assert run.sent_hz == pytest.approx(10.0) and run.asked_hz == 12.0
     assert run.tf_ms == pytest.approx((25.0, 38.5, 39.7))
-    # 15, 20 and 90: the transform may be the last; of the frame without a depth nothing is known; a trajectory that
-    # a timer has sent is nobody's latency.
+    # 15, 20 and 90: the transform may be the last output. The frame without a depth has no value, and a trajectory
+    # does not count.
     assert run.last_ms == pytest.approx((20.0, 83.0, 88.6))
 
 
-def test_nothing_that_came_has_no_latency(benchmark_node):
+def test_without_outputs_there_is_no_latency(benchmark_node):
     run = benchmark_node.evaluate("tf", 10.0, [0, 100], {"tf": {}})
     assert (run.out, run.dropped, run.incomplete) == (0, 2, 0)
     assert all(math.isnan(value) for value in (*run.tf_ms, *run.last_ms))
@@ -68,7 +68,7 @@ def test_a_short_run(root: Path, tmp_path: Path):
             assert row["last_ms_p99"] == row["tf_ms_p99"]
     assert [part["subscribed"] for part in parts] == ["all", "tf"]
     for part in parts:
-        # Medians keep the order of what is a part of what in every frame.
+        # A part is shorter than the whole in every frame, and so are their medians.
         assert 0 < part["convert"] <= part["node"] and 0 < part["publish"] <= part["node"] < part["frame"]
         assert part["share"] == part["node"] / part["frame"]
 

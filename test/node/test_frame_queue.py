@@ -1,10 +1,10 @@
 import threading
 
-from raymap3r_ros.node.frame_queue import DEPTH, FrameQueue, PutResult, WaitingFrame
+from raymap3r_ros.node.frame_queue import QUEUE_DEPTH, FrameQueue, PutResult, WaitingFrame
 
 
 def frame(number):
-    return WaitingFrame(message=number, stamp=None, arrival=0.0, scene=0)
+    return WaitingFrame(message=number, stamp=None, arrival=0.0, jumps=0)
 
 
 def test_newest_frame_takes_the_place_of_the_waiting_one():
@@ -17,11 +17,11 @@ def test_newest_frame_takes_the_place_of_the_waiting_one():
     assert queue.put(frame(4)) is PutResult.WAITING
 
 
-def test_every_frame_waits_in_order_and_overflow_is_told():
+def test_every_frame_waits_in_order_and_overflow_is_reported():
     queue = FrameQueue(every_frame=True)
-    assert all(queue.put(frame(number)) is PutResult.WAITING for number in range(DEPTH))
-    assert queue.put(frame(DEPTH)) is PutResult.OVERFLOW
-    assert [queue.get().message for _ in range(DEPTH)] == list(range(DEPTH))
+    assert all(queue.put(frame(number)) is PutResult.WAITING for number in range(QUEUE_DEPTH))
+    assert queue.put(frame(QUEUE_DEPTH)) is PutResult.OVERFLOW
+    assert [queue.get().message for _ in range(QUEUE_DEPTH)] == list(range(QUEUE_DEPTH))
 
 
 def test_get_waits_for_a_frame():

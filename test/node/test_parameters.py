@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import yaml
+from rclpy.parameter import Parameter
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node import parameters
@@ -24,7 +25,28 @@ NAMES = {
 def test_file_and_code_are_in_step(root):
     text = (root / "config" / "stream.yaml").read_text()
     command = "from raymap3r_ros.node import parameters as p; print(p.default_yaml_file(), end='')"
-    assert text == parameters.default_yaml_file(), f'write it anew: python -c "{command}" > config/stream.yaml'
+    assert text == parameters.default_yaml_file(), f'update it: python -c "{command}" > config/stream.yaml'
+
+
+def test_table_of_the_documentation_is_up_to_date(root):
+    path = "docs/ros.md"
+    text = (root / path).read_text()
+    command = (
+        "from pathlib import Path; from raymap3r_ros.node.parameters import insert_table; "
+        f"page = Path('{path}'); page.write_text(insert_table(page.read_text()))"
+    )
+    assert text == parameters.insert_table(text), f'update it: python -c "{command}"'
+    rows = [line.split(" | ") for line in parameters.parameter_table().splitlines()[2:]]
+    assert len(rows) == len(NAMES) and all(len(row) == 4 for row in rows)
+    by_name = {row[0]: row[1:3] for row in rows}
+    assert by_name["| `mask.high`\\*"] == ["`4.25`", "0.0 to 1000.0"]
+    assert by_name["| `image_transport`"] == ["`raw`", "`raw`, `compressed`"]
+    assert by_name["| `child_frame`"] == ['`""`', ""]
+
+
+def test_page_without_a_place_for_the_table_is_an_error():
+    with pytest.raises(ValueError, match="no table between"):
+        parameters.insert_table("# A page\n")
 
 
 def test_file_holds_every_parameter_with_its_default_and_a_comment(root):
@@ -207,5 +229,48 @@ def test_mask_changes_while_running(make_bench):
     assert bench.set_parameter("mask.high", 8.5).successful
     bench.send(1)
     bench.wait_for("pose", 2)
-    assert bench.node._stream.options.mask.high == 8.5
+    assert bench.node.stream.options.mask.high == 8.5
     bench.wait_for_log("high=8.5")
+
+
+def test_parameters_are_read_when_they_change_and_not_for_each_image(make_bench, monkeypatch):
+    bench = make_bench(every_frame=True)
+    bench.start("pose")
+    reads = []
+    read = parameters.read
+    monkeypatch.setattr(parameters, "read", lambda node, kind, *rest: reads.append(rest) or read(node, kind, *rest))
+    for index in range(3):
+        bench.send(index)
+    bench.wait_for("pose", 3)
+    assert reads == []
+    assert bench.set_parameter("points.stride", 2).successful
+    assert reads
+
+
+def test_parameters_that_are_valid_only_together_are_set_together(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("pose")
+    values = {"mask.low": 8.0, "mask.high": 9.0}  # each alone contradicts the other's default
+    changes = [Parameter(name, value=value) for name, value in values.items()]
+    assert bench.node.set_parameters_atomically(changes).successful
+    bench.send(0)
+    bench.wait_for("pose", 1)
+    mask = bench.node.stream.options.mask
+    assert (mask.low, mask.high) == (8.0, 9.0)
+    # One by one, in an order in which every step is valid.
+    results = bench.node.set_parameters([Parameter("mask.low", value=1.0), Parameter("mask.high", value=2.0)])
+    assert all(result.successful for result in results)
+    bench.send(1)
+    bench.wait_for("pose", 2)
+    mask = bench.node.stream.options.mask
+    assert (mask.low, mask.high) == (1.0, 2.0)
+
+
+def test_set_that_is_refused_in_part_changes_nothing_else(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("pose")
+    changes = [Parameter("mask.high", value=6.0), Parameter("mask.reach", value=-1)]
+    assert not bench.node.set_parameters_atomically(changes).successful
+    bench.send(0)
+    bench.wait_for("pose", 1)
+    assert bench.node.stream.options.mask == MaskOptions()

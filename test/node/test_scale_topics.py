@@ -10,7 +10,6 @@ import tf2_ros
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from rclpy.qos import QoSProfile
-from rclpy.time import Time
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Range
 from sensor_msgs_py.point_cloud2 import read_points
@@ -51,7 +50,7 @@ def start(make_bench, stand_in):
     def make(*topics, **parameters):
         bench = make_bench(every_frame=True, **parameters)
         bench.start(*topics)
-        (report,) = (timer for timer in bench.node.timers if timer.callback == bench.node._report)
+        (report,) = (timer for timer in bench.node.timers if timer.callback.__self__ is bench.node)
         report.timer_period_ns = 50_000_000
         report.reset()
         return bench, stand_in(bench, warm_up=0)
@@ -68,20 +67,20 @@ def fix(bench, parent, child, pose):
     r.x, r.y, r.z, r.w = (float(value) for value in Rotation.from_matrix(pose[:3, :3]).as_quat())
     broadcaster = tf2_ros.StaticTransformBroadcaster(bench.probe)
     broadcaster.sendTransform(message)
-    bench.wait(lambda: bench.node._buffer.can_transform(parent, child, Time()), f"{parent} -> {child}")
+    bench.wait_for_transform(parent, child)
     return broadcaster  # which must not go before the test
 
 
 def sensor(bench, kind, topic, method):
     """Gives a function that publishes a message, and comes back when the node has handed it to this method."""
     bench.advertise(kind, topic, QoSProfile(depth=10))
-    taken, heard = getattr(bench.node._scale, method), threading.Semaphore(0)
+    taken, heard = getattr(bench.node.localizer, method), threading.Semaphore(0)
 
     def take(*arguments):
         taken(*arguments)
         heard.release()
 
-    setattr(bench.node._scale, method, take)
+    setattr(bench.node.localizer, method, take)
 
     def publish(message, time):
         message.header.stamp = bench.stamp(time)
@@ -298,7 +297,7 @@ def test_range_readings_that_measured_nothing_are_ignored(start):
     assert bench.told["scale"] == "1.5 (assumed until range tells it)"
     assert (bench.told["scale observations"], bench.told["scale confidence"]) == ("0", "0.0")
     bench._publishers["range"].publish(reading(8.0, field_of_view=4.0))
-    bench.wait_for_log("range left aside: its field_of_view is 4 rad", level=30)
+    bench.wait_for_log("range ignored: field_of_view is 4 rad", level=30)
     for time in range(8, 16):
         publish(reading(8.0), time - 0.02)
         for number, distance in enumerate(nothing):
@@ -327,7 +326,7 @@ def test_range_sensor_that_looks_elsewhere_is_refused_with_a_line(start, degrees
         assert factor == pytest.approx((7.5 + 0.5) / 4, rel=1e-3) and bench.told["scale"] == "2 (from range)"
         return
     line = bench.wait_for_log("scale.source is range, but", level=40)
-    assert "looks 30 degrees away from the camera's axis" in line and "allowed: up to 10" in line
+    assert "points 30 degrees away from the camera's axis" in line and "allowed: up to 10" in line
     assert factor == 1.0 and bench.told["scale"] == "1 (assumed until range tells it)"
     # Before the sensor is heard its frame is not known, so the first image may still be looked at.
     assert int(bench.told["scale observations"]) <= 1

@@ -357,7 +357,7 @@ def test_panning_head_is_looked_up_at_the_stamp_of_the_image(buffer):
         look_up(buffer, "base_link", "eye", stamp(14.1), age=1.0)
     with pytest.raises(TransformError, match=r"newest is 0\.200 s older"):
         look_up(buffer, "base_link", "eye", stamp(13.2))
-    with pytest.raises(TransformError, match="what is known begins after it"):
+    with pytest.raises(TransformError, match="the known transforms begin later"):
         look_up(buffer, "base_link", "eye", stamp(9), age=1.0)
 
 

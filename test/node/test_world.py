@@ -8,15 +8,15 @@ import pytest
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from rclpy.qos import QoSProfile
-from rclpy.time import Time
 from sensor_msgs.msg import Range
 from sensor_msgs_py.point_cloud2 import read_points
 from std_msgs.msg import Header
 from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
 
 from raymap3r_ros.geometry import poses
+from raymap3r_ros.mapping.static_map import StaticMap
 from raymap3r_ros.node import conversions, map_publisher, reporter
-from raymap3r_ros.node.map_publisher import MAP_TOPICS
+from raymap3r_ros.node.map_publisher import MAP_TOPICS, MapPublisher
 from raymap3r_ros.streaming import METHOD
 from raymap3r_ros.synthetic import suite_sequence
 
@@ -55,7 +55,7 @@ def mount_camera(bench):
     transform = conversions.transform_message(Header(frame_id="base_link"), "camera", MOUNT)
     broadcaster = StaticTransformBroadcaster(bench.probe)
     broadcaster.sendTransform(transform)
-    bench.wait(lambda: bench.node._look_up.args[0].can_transform("base_link", "camera", Time()), "the mount")
+    bench.wait_for_transform("base_link", "camera")
     return broadcaster
 
 
@@ -75,7 +75,7 @@ def matrix_of(transform: TransformStamped):
     return pose
 
 
-def poses(bench, topic="pose"):
+def camera_poses(bench, topic="pose"):
     return [conversions.pose_matrix(message.pose) for message in bench.messages[topic]]
 
 
@@ -114,7 +114,9 @@ def test_mode_base(make_bench, room):
     bench.wait_for("tf", 6)
     bench.wait_for("pose", 6)
     bench.wait_for("odometry", 6)
-    for message, camera, odometry in zip(bench.messages["tf"], poses(bench), bench.messages["odometry"], strict=True):
+    for message, camera, odometry in zip(
+        bench.messages["tf"], camera_poses(bench), bench.messages["odometry"], strict=True
+    ):
         ((frames, base),) = matrices(message).items()
         assert frames == ("map", "base_link")
         np.testing.assert_allclose(base @ MOUNT, camera, atol=1e-6)
@@ -138,14 +140,16 @@ def test_mode_odom_never_jumps_and_map_carries_the_corrections(make_bench, room)
     bench.wait_for("odometry", 16)
     seen = [matrices(message) for message in bench.messages["tf"]]
     assert all(set(one) == {("odom", "base_link"), ("map", "odom")} for one in seen)
-    for one, camera, odometry in zip(seen, poses(bench), bench.messages["odometry"], strict=True):
+    for one, camera, odometry in zip(seen, camera_poses(bench), bench.messages["odometry"], strict=True):
         np.testing.assert_allclose(one["map", "odom"] @ one["odom", "base_link"] @ MOUNT, camera, atol=1e-5)
         assert (odometry.header.frame_id, odometry.child_frame_id) == ("odom", "base_link")
     steps = [
         np.linalg.norm(after["odom", "base_link"][:3, 3] - before["odom", "base_link"][:3, 3])
         for before, after in itertools.pairwise(seen)
     ]
-    world_steps = [np.linalg.norm(after[:3, 3] - before[:3, 3]) for before, after in itertools.pairwise(poses(bench))]
+    world_steps = [
+        np.linalg.norm(after[:3, 3] - before[:3, 3]) for before, after in itertools.pairwise(camera_poses(bench))
+    ]
     # The reset sets the world back to its origin; odom goes on as it went.
     assert world_steps[7] > 2 * max(steps)
     np.testing.assert_allclose(seen[7]["map", "odom"], np.eye(4), atol=1e-5)
@@ -162,14 +166,13 @@ def test_mode_map_leaves_odom_to_its_source(make_bench, room):
     for time in (0.0, 8.0):
         stamp = bench.stamp(time)
         odom.sendTransform(conversions.transform_message(Header(stamp=stamp, frame_id="odom"), "base_link", wheels))
-    known = bench.node._look_up.args[0]
-    bench.wait(lambda: known.can_transform("odom", "base_link", bench.stamp(5.0)), "odom -> base_link")
+    bench.wait_for_transform("odom", "base_link", 5.0)
     show(bench, room[:6])
     assert keep is not None
     bench.wait_for("pose", 6)
     ours = [matrices(message) for message in bench.messages["tf"] if message.transforms[0].header.frame_id == "map"]
     assert len(ours) == 6 and all(set(one) == {("map", "odom")} for one in ours)
-    for one, camera in zip(ours, poses(bench), strict=True):
+    for one, camera in zip(ours, camera_poses(bench), strict=True):
         np.testing.assert_allclose(one["map", "odom"] @ wheels @ MOUNT, camera, atol=1e-5)
 
 
@@ -179,7 +182,7 @@ def test_inverted_tree(make_bench, room):
     show(bench, room[:4])
     bench.wait_for("tf", 4)
     bench.wait_for("pose", 4)
-    for message, camera in zip(bench.messages["tf"], poses(bench), strict=True):
+    for message, camera in zip(bench.messages["tf"], camera_poses(bench), strict=True):
         ((frames, inverse),) = matrices(message).items()
         assert frames == ("camera", "map")
         np.testing.assert_allclose(inverse @ camera, np.eye(4), atol=1e-5)
@@ -198,7 +201,7 @@ def test_unknown_mount_is_one_warning_and_the_maps_go_on(make_bench, room):
     show(bench, room[3:5], start=3)
     assert keep is not None
     bench.wait_for("pose", 2)
-    np.testing.assert_allclose(poses(bench)[0], MOUNT, atol=1e-5)  # the world begins with the first known place
+    np.testing.assert_allclose(camera_poses(bench)[0], MOUNT, atol=1e-5)  # the world begins with the first known place
 
 
 # --------------------------------------------------------------------------------------------------------------- scale
@@ -224,7 +227,7 @@ def test_fixed_scale_goes_to_everything_alike(make_bench, room):
         np.testing.assert_allclose(read(twice), 2 * read(once), **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
 
     doubles(lambda bench: np.frombuffer(bench.messages["depth"][-1].data, np.float32))
-    doubles(lambda bench: np.array([pose[:3, 3] for pose in poses(bench)]))
+    doubles(lambda bench: np.array([pose[:3, 3] for pose in camera_poses(bench)]))
     doubles(lambda bench: np.stack([read_points(bench.messages["points"][-1])[axis] for axis in "xyz"]))
     doubles(lambda bench: np.array([next(iter(matrices(m).values()))[:3, 3] for m in bench.messages["tf"][:12]]))
     doubles(lambda bench: np.sqrt(np.diag(bench.messages["odometry"][-1].pose.covariance.reshape(6, 6))[:3]))
@@ -250,7 +253,7 @@ def test_scale_from_a_range_sensor(make_bench, room):
     ranger[2, 3] = ahead
     broadcaster = StaticTransformBroadcaster(bench.probe)
     broadcaster.sendTransform(conversions.transform_message(Header(frame_id="camera"), "ranger", ranger))
-    bench.wait(lambda: bench.node._look_up.args[0].can_transform("camera", "ranger", Time()), "the sensor's place")
+    bench.wait_for_transform("camera", "ranger")
     show(bench, room[:1])
     believed = float(np.frombuffer(bench.messages["depth"][0].data, np.float32).reshape(48, 64)[23:25, 31:33].mean())
     reading = Range(field_of_view=0.05, min_range=0.01, max_range=100.0, range=truth * believed - ahead)
@@ -274,7 +277,7 @@ def test_wheel_odometry_is_heard(make_bench, room):
     bench.start("pose")
     bench.advertise(Odometry, "wheel_odometry", QoSProfile(depth=50))
     heard = []
-    bench.node._scale.add_odometry = lambda stamp, pose: heard.append((stamp, pose))
+    bench.node.localizer.add_odometry = lambda stamp, pose: heard.append((stamp, pose))
     message = Odometry()
     message.header.stamp = bench.stamp(1.5)
     message.pose.pose.position.x = 4.0
@@ -310,7 +313,20 @@ def test_static_map_lies_on_the_room_and_is_latched(make_bench, room):
     assert np.median(distance) < 0.25  # metres, in a room of some six: what this network is good for
 
 
-def test_map_is_forgotten_with_the_world(make_bench, room):
+def test_map_is_forgotten_with_the_world(make_bench, room, monkeypatch):
+    maps = []  # by world, the frames that each has integrated
+
+    class CountingMap(StaticMap):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            maps.append(self)
+            self.frames = 0
+
+        def integrate(self, *arguments):
+            super().integrate(*arguments)
+            self.frames += 1
+
+    monkeypatch.setattr(map_publisher, "StaticMap", CountingMap)
     bench = make_bench(every_frame=True, static_map__rate=20.0)
     bench.start("pose", "static_map")
     show(bench, room[:10])
@@ -320,7 +336,7 @@ def test_map_is_forgotten_with_the_world(make_bench, room):
     # Five frames without a mask and three with one: the map of the new world holds these alone.
     bench.wait(lambda: bench.messages["static_map"][-1].header.stamp != before.header.stamp, "a map of the new world")
     assert 0 < bench.messages["static_map"][-1].width <= 3 * 48 * 64
-    assert bench.node._maps._map._frame <= 3
+    assert len(maps) == 2 and maps[1].frames <= 3
 
 
 def test_map_is_forgotten_with_the_image_after_a_memory_that_is_not_aligned(make_bench, stand_in):
@@ -371,14 +387,19 @@ def test_who_listens_is_told_that_the_map_of_the_old_world_is_gone(make_bench, s
     assert bench.wait_for("static_map", before + 2) == empty
 
 
-def test_map_takes_every_image_of_a_camera_of_10_hz(make_bench, stand_in):
+def test_map_takes_every_image_of_a_camera_of_10_hz(make_bench, stand_in, monkeypatch):
     """However its stamps waver; of a faster camera every second or third will do."""
     random = np.random.default_rng(0)
     bench = make_bench(every_frame=True, static_map__always=True)
     bench.start("pose")
-    stream, maps, joined = stand_in(bench), bench.node._maps, []
-    integrate = maps.integrate
-    maps.integrate = lambda result, stamp, placement: joined.append(stamp) or integrate(result, stamp, placement)
+    stream, joined = stand_in(bench), []
+    integrate = MapPublisher.integrate
+
+    def spy(self, result, stamp, placement):
+        joined.append(stamp)
+        integrate(self, result, stamp, placement)
+
+    monkeypatch.setattr(MapPublisher, "integrate", spy)
     expected, sent, start = [], 0, 0.0
     for rate in (10, 20, 30):
         times = start + np.arange(UNKNOWN + rate) / rate + random.uniform(-0.0035, 0.0035, UNKNOWN + rate)
@@ -394,13 +415,20 @@ def test_map_takes_every_image_of_a_camera_of_10_hz(make_bench, stand_in):
 
 
 def test_large_map_takes_in_fewer_frames(make_bench, room, monkeypatch):
+    publishers = []
+    integrate = MapPublisher.integrate
+
+    def spy(self, result, stamp, placement):
+        publishers.append(self)
+        integrate(self, result, stamp, placement)
+
+    monkeypatch.setattr(MapPublisher, "integrate", spy)
     bench = make_bench(every_frame=True, static_map__always=True)
     bench.start("pose")
     show(bench, room[:8])
-    maps = bench.node._maps
-    last = maps._joined
+    maps, last = publishers[-1], START + 0.7
     assert not maps.wants(last + 0.05) and maps.wants(last + 0.15)
-    monkeypatch.setattr(type(maps), "__len__", lambda _: 500_000)
+    monkeypatch.setattr(MapPublisher, "__len__", lambda _: 500_000)
     assert not maps.wants(last + 0.43) and maps.wants(last + 0.47)  # five times the points of a large one
 
 
@@ -456,5 +484,5 @@ def test_what_nobody_listens_to_is_not_mapped(make_bench, room):
     bench.start("pose")
     show(bench, room[:8])
     bench.wait_for("pose", 8)
-    assert len(bench.node._maps) == 0
+    assert "static map (points)" not in bench.facts()
     assert set(MAP_TOPICS) == {"static_map", "occupancy"}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from raymap3r_ros import cli
+from raymap3r_ros.commands import run as run_command
 from raymap3r_ros.errors import InputError, Raymap3rError
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.offline import CloudOptions, RunOutputs, run_recording
@@ -174,7 +175,7 @@ def test_a_viewer_that_goes_away_does_not_end_the_run(images, network, spawned, 
     outputs = RunOutputs(view=RerunView(None))
     summary = run_recording(recording, network, tmp_path / "out", outputs=outputs, progress=False)
     assert summary.complete and (tmp_path / "out" / "summary.json").exists()
-    assert "viewer is not there to show the rest (it needs a display): no connection" in caplog.text
+    assert "lost the connection to Rerun's viewer (it needs a display): no connection" in caplog.text
     assert spawned == ["/usr/bin", str(Path(sys.executable).parent)]
 
 
@@ -210,8 +211,8 @@ def test_a_file_that_cannot_be_written_is_an_error_before_anything_runs(images, 
 
 def test_view_of_the_command_line(images, network, tmp_path, monkeypatch):
     views = []
-    monkeypatch.setattr(cli, "RerunView", lambda *arguments: views.append(arguments))
-    monkeypatch.setattr(cli, "run_recording", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(run_command, "RerunView", lambda *arguments: views.append(arguments))
+    monkeypatch.setattr(run_command, "run_recording", lambda *_, **__: 1 / 0)
     for arguments in ([], ["--view"], ["--view", "a.rrd", "--overwrite"]):
         with pytest.raises(ZeroDivisionError):
             common = ["--out", str(tmp_path), "--checkpoint", "mini", "--device", "cpu"]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.io import open_recording
+from raymap3r_ros.io import open_recording, preview
 from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_recording
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
@@ -246,11 +246,11 @@ def test_without_scene_and_maps_nothing_of_them_is_computed_or_copied(images, ne
 
 def test_preview_without_motion_has_no_panels_for_it(images, network, tmp_path, monkeypatch):
     drawn, written = [], []
-    draw_panels, draw_sheet = run.preview.draw_panels, run.preview.draw_sheet
+    draw_panels, draw_sheet = preview.draw_panels, preview.draw_sheet
     monkeypatch.setattr(
-        run.preview, "draw_panels", lambda *args, **kwargs: drawn.append(kwargs) or draw_panels(*args, **kwargs)
+        preview, "draw_panels", lambda *args, **kwargs: drawn.append(kwargs) or draw_panels(*args, **kwargs)
     )
-    monkeypatch.setattr(run.preview, "draw_sheet", lambda *args: written.append(args[5]) or draw_sheet(*args))
+    monkeypatch.setattr(preview, "draw_sheet", lambda *args: written.append(args[5]) or draw_sheet(*args))
     outputs = RunOutputs(cloud=False, motion=False)
     summary = run_recording(
         open_recording(images), network, tmp_path / "out", OPTIONS, outputs=outputs, progress=False
@@ -283,8 +283,7 @@ def test_maps_of_past_frames_are_not_kept_in_memory(images, network, tmp_path, m
 
     monkeypatch.setattr(results, "to_host", packed)
     kept = []
-    finish = run._finish
-    monkeypatch.setattr(run, "_finish", lambda *args: kept.extend(buffer() for buffer in buffers) or finish(*args))
+    monkeypatch.setattr(run, "write_trajectory", lambda *_: kept.extend(buffer() for buffer in buffers))
     outputs = RunOutputs(preview=False)
     run_recording(open_recording(images), network, tmp_path / "out", OPTIONS, outputs=outputs, progress=False)
     assert len(kept) == COUNT and not any(buffer is not None for buffer in kept)
@@ -357,7 +356,7 @@ def test_error_half_way_finishes_the_files_and_is_raised(images, network, steppe
     assert files_in(tmp_path / "out") == expected_files(3)
     written = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (written["complete"], written["stopped_by"]) == (False, "the device is gone")
-    assert "stopped after 3 frames by an error: finishing the files" in caplog.text
+    assert "stopped after 3 frames by an error: completing the files" in caplog.text
 
 
 def test_frames_without_finite_values_are_left_out_and_counted(images, network, stepped, tmp_path, caplog):
@@ -373,7 +372,7 @@ def test_frames_without_finite_values_are_left_out_and_counted(images, network, 
     assert (summary.frames, summary.frames_unhealthy) == (COUNT - 2, 2)
     assert files_in(tmp_path / "out") == expected_files(COUNT - 2)
     assert np.isfinite(np.loadtxt(tmp_path / "out" / "trajectory.txt")).all()
-    assert "frame 4: the network's values are not finite" in caplog.text
+    assert "frame 4: the network's output is not finite" in caplog.text
 
     stepped.after = lambda result: dataclasses.replace(result, healthy=torch.tensor(False))
     with pytest.raises(InputError, match=f"no finite value for any of its {COUNT} frames"):
@@ -411,13 +410,13 @@ def test_preview_shows_the_part_that_the_network_saw(images, network, stepped, t
     ramp[..., 0], ramp[..., 1] = np.linspace(0, 255, 380), np.linspace(0, 255, 100)[:, None]
     Image.fromarray(ramp).save(wide / "1.png")
     drawn = []
-    draw_panels = run.preview.draw_panels
+    draw_panels = preview.draw_panels
 
     def spy(image, *args, **kwargs):
         drawn.append(image)
         return draw_panels(image, *args, **kwargs)
 
-    monkeypatch.setattr(run.preview, "draw_panels", spy)
+    monkeypatch.setattr(preview, "draw_panels", spy)
     run_recording(open_recording(wide), network, tmp_path / "out", OPTIONS, progress=False)
     seen = stepped[0].image.numpy().astype(int)
     assert seen.shape == (16, 64, 3)

@@ -17,7 +17,7 @@ from raymap3r_ros.network import load_network
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training import RECIPES, TrainOptions, train, trainer
 from raymap3r_ros.training.batches import image_size, make_batch
-from raymap3r_ros.training.losses import ask, losses, match_loss, measure, point_loss, pose_loss
+from raymap3r_ros.training.losses import losses, match_loss, measure, point_loss, pose_loss, predict
 
 CPU = torch.device("cpu")
 SIZE = (24, 32)
@@ -38,7 +38,7 @@ def batch():
 def test_targets_are_one_geometry(batch):
     """Static points of frame 2, taken through its pose into frame 0: there they lie on the same static world."""
     assert torch.allclose(batch.pose[:, 0], torch.eye(4).expand(4, 4, 4), atol=1e-5)
-    again = batch.pose[:, 0] @ torch.linalg.inv(batch.place[:, 0]) @ batch.place[:, 2]
+    again = batch.pose[:, 0] @ torch.linalg.inv(batch.world_pose[:, 0]) @ batch.world_pose[:, 2]
     assert torch.allclose(batch.pose[:, 2], again, atol=1e-5)
     pose = batch.pose[:, 2]
     seen = batch.static_points[:, 2] @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
@@ -91,15 +91,15 @@ def test_matching_tokens_are_those_that_show_the_same_point(batch):
     assert F.normalize(telling, dim=-1).isfinite().all()
 
 
-def test_what_rays_are_asked_does_not_change_what_images_get(batch):
+def test_ray_branch_does_not_change_the_main_branch(batch):
     network = trainer._begin(SHORT, None, CPU).network
     size = image_size(64, 8)
-    pictures = make_batch("one_room", 3, 2, 4, size, CPU)
+    images = make_batch("one_room", 3, 2, 4, size, CPU)
     with torch.no_grad():
-        asked, plain = ask(network, pictures, [1, 3]), ask(network, pictures, [])
-    assert torch.allclose(asked.points, plain.points, atol=1e-5)
-    assert torch.allclose(asked.pose, plain.pose, atol=1e-5)
-    assert asked.ray_points.shape == (2, 2, *size, 3) and plain.ray_points is None
+        with_rays, plain = predict(network, images, [1, 3]), predict(network, images, [])
+    assert torch.allclose(with_rays.points, plain.points, atol=1e-5)
+    assert torch.allclose(with_rays.pose, plain.pose, atol=1e-5)
+    assert with_rays.ray_points.shape == (2, 2, *size, 3) and plain.ray_points is None
 
 
 def test_sequences_grow_along_the_run():
@@ -176,21 +176,21 @@ def test_an_interrupted_run_ends_like_a_whole_one(tmp_path: Path):
 
 
 def test_training_learns(tmp_path: Path):
-    """Thirty steps on the same two pictures: what is asked of them is answered far better than before."""
+    """Thirty steps on the same two images reduce the losses."""
     options = dataclasses.replace(SHORT, steps=60, warmup=1, learning_rate=2e-3)
     run = trainer._begin(options, None, CPU)
-    pictures = make_batch("one_room", 1, 2, 2, image_size(64, 8), CPU)
+    images = make_batch("one_room", 1, 2, 2, image_size(64, 8), CPU)
     generator = torch.Generator().manual_seed(0)
 
     def total() -> torch.Tensor:
-        return sum(losses(run.network, run.probes, pictures, options, generator, 0.0).values())
+        return sum(losses(run.network, run.probes, images, options, generator, 0.0).values())
 
-    before = measure(run.network, pictures)
+    before = measure(run.network, images)
     for _ in range(30):
         total().backward()
         run.optimizer.step()
         run.optimizer.zero_grad()
-    after = measure(run.network, pictures)
+    after = measure(run.network, images)
     for name, most in (("depth", 0.85), ("ray_depth", 0.7), ("position", 0.3), ("rotation", 0.5)):
         assert after[name] < most * before[name], (name, before, after)
 

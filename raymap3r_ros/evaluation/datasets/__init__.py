@@ -1,8 +1,8 @@
-"""Public data sets as they lie on disk, with the frames that the published tables use.
+"""Public data sets in their original layout, with the frames of the published tables.
 
-A loader takes the folder that holds a data set and gives its sequences. Only lists and poses are read then; images and
-depth come frame by frame. Where some of the standard sequences are missing the others are given, with a warning.
-Missing and unreadable files raise InputError.
+A loader returns the sequences in the folder of a data set. It reads only lists and poses; images and depth are read
+frame by frame. If some of the standard sequences are missing, it returns the others with a warning. Missing and
+unreadable files raise InputError.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from raymap3r_ros.evaluation.sequences import PosedSequence
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set and what truth its frames may carry; a single frame may still lack some of it."""
+    """A data set and the ground truth that its frames can have; single frames may lack some of it."""
 
     name: str
     help: str
     load: Callable[[Path], list[PosedSequence]]
-    depth_cap: float | None = None  # metres; depth beyond does not count in its tables
+    depth_cap: float | None = None  # metres; larger depths are ignored in its tables
     has_depth: bool = False
     has_pose: bool = False
     has_mask: bool = False
-    load_long: Callable[[Path], list[PosedSequence]] | None = None  # the longer sampling, where its tables have one
+    load_long: Callable[[Path], list[PosedSequence]] | None = None  # the longer sampling, if its tables have one
 
 
 DATASETS: dict[str, Dataset] = {
@@ -100,8 +100,8 @@ DATASETS: dict[str, Dataset] = {
 def open_dataset(name: str, root: Path, *, long: bool = False) -> list[PosedSequence]:
     """The sequences of data set `name` (a key of `DATASETS`) in the folder `root`; `long`: its longer sampling.
 
-    Raises OptionError for a name or a long form that there is not, and InputError that says which folder or file is
-    missing and what was expected.
+    Raises OptionError for an unknown name or a missing long form, and InputError with the missing folder or file and
+    what was expected.
     """
     if name not in DATASETS:
         raise OptionError(f"dataset is {name!r}; allowed values: {', '.join(DATASETS)}")

@@ -1,4 +1,4 @@
-"""Reading what data sets are made of. Everything raises InputError with the path where a file is not as expected."""
+"""Reading the files of data sets. All functions raise InputError with the path if a file is not as expected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.io.readers import natural_key
+from raymap3r_ros.io.files import natural_key
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ MILLIMETRES = 1000  # values of a depth PNG per metre
 
 
 def standard_folders(folder: Path, names: list[str] | tuple[str, ...]) -> list[Path]:
-    """The folders `names` in `folder` that exist; warns of the others, InputError without any."""
+    """The existing folders among `names` in `folder`; warns about the others. Raises InputError without any."""
     present = [folder / name for name in names if (folder / name).is_dir()]
     if not present:
         expected = f"folders {names[0]} to {names[-1]}" if names else "a folder for each sequence"
@@ -30,7 +30,7 @@ def standard_folders(folder: Path, names: list[str] | tuple[str, ...]) -> list[P
 
 
 def numbered_files(folder: Path, pattern: str) -> list[Path]:
-    """Files in natural order of their names; InputError without any."""
+    """Files in natural order of their names. Raises InputError without any."""
     files = sorted(folder.glob(pattern), key=lambda path: natural_key(path.name))
     if not files:
         raise InputError(f"{folder}: no files {pattern} here")
@@ -38,7 +38,7 @@ def numbered_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def existing_file(path: Path) -> Path:
-    """`path`, where it is a file."""
+    """The path, if it is a file."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     return path
@@ -61,7 +61,7 @@ def read_grey(path: Path) -> np.ndarray:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """(h, w) the values as stored: of a palette image the indices, which OpenCV would turn into colours."""
+    """(h, w) values as stored; the indices of a palette image, which OpenCV would convert to colours."""
     try:
         with Image.open(existing_file(path)) as picture:
             labels = np.asarray(picture)
@@ -81,7 +81,7 @@ def read_depth(path: Path, unit: int, *, invalid: int = 0) -> np.ndarray:
 
 
 def same_size(values: np.ndarray, image: np.ndarray, path: Path) -> np.ndarray:
-    """The map `values` (h, w) from `path` as it is, where it has the size of `image`."""
+    """The map `values` (h, w) from `path`, if it has the size of `image`."""
     if values.shape != image.shape[:2]:
         raise InputError(f"{path}: a map of shape {values.shape} for an image of {image.shape[:2]}; expected the same")
     return values

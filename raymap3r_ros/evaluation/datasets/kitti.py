@@ -46,7 +46,7 @@ def _sequence(root: Path, folder: Path) -> PosedSequence:
 
 
 def _read_camera(path: Path) -> np.ndarray | None:
-    """Intrinsics (3, 3) of the rectified left colour camera; None where the file is not there."""
+    """Intrinsics (3, 3) of the rectified left colour camera; None if the file is missing."""
     if not path.is_file():
         return None
     match = re.search(r"^P_rect_02:(.*)$", path.read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""ScanNet (Dai et al. 2017), as its SensReader exports it."""
+"""ScanNet (Dai et al. 2017), as exported by its SensReader."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _scenes(root: Path, chosen: slice) -> list[PosedSequence]:
 
 
 def _sequence(folder: Path, chosen: slice) -> PosedSequence:
-    """Colour images shrunk to the size of the depth maps, 30 frames/s. Frames whose pose was lost are left out."""
+    """Colour images shrunk to the size of the depth maps, 30 frames/s. Frames without a valid pose are skipped."""
     images = numbered_files(folder / "color", "*.jpg")[chosen]
     poses = [read_matrix(folder / "pose" / f"{path.stem}.txt", (4, 4)) for path in images]
     tracked = [(path, pose) for path, pose in zip(images, poses, strict=True) if np.isfinite(pose).all()]

@@ -23,7 +23,7 @@ SEQUENCES = (
     "sleeping_1", "sleeping_2", "temple_2", "temple_3",
 )  # fmt: skip
 TAG = 202021.25  # the float32 with which .cam and .dpt files begin
-MASKS = "dynamic_label_perfect"  # beside `final`; made from the data set by its users, not part of it
+MASKS = "dynamic_label_perfect"  # next to `final`; derived from the data set by its users
 
 
 def load_sintel(root: Path) -> list[PosedSequence]:
@@ -42,7 +42,7 @@ def _sequence(training: Path, folder: Path) -> PosedSequence:
             depth_path = training / "depth" / folder.name / f"{path.stem}.dpt"
             depth = same_size(_read_dpt(depth_path), image, depth_path)
             mask = training / MASKS / folder.name / path.name
-            moving = same_size(read_grey(mask) > 127, image, mask) if mask.is_file() else None  # the last has none
+            moving = same_size(read_grey(mask) > 127, image, mask) if mask.is_file() else None  # not for the last
             yield Frame(image, index / 24, depth, None, moving, pose, intrinsics)
 
     return PosedSequence(folder.name, len(images), frames)
@@ -68,7 +68,7 @@ def _read_dpt(path: Path) -> np.ndarray:
 
 
 def _tagged(path: Path) -> bytes:
-    """What follows the tag."""
+    """The bytes after the tag."""
     data = existing_file(path).read_bytes()
     if data[:4] != np.float32(TAG).tobytes():
         raise InputError(f"{path}: does not begin with the tag {TAG} of Sintel's files")

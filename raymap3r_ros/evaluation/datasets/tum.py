@@ -20,9 +20,9 @@ from raymap3r_ros.evaluation.datasets.files import (
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.trajectory import read_tum
-from raymap3r_ros.io.readers import natural_key
+from raymap3r_ros.io.files import natural_key
 
-TOLERANCE = 0.02  # seconds between what belongs together
+TOLERANCE = 0.02  # seconds between associated entries
 DEPTH_UNIT = 5000  # values of a depth PNG per metre
 
 TUM_SEQUENCES = tuple(
@@ -36,7 +36,8 @@ BONN_SEQUENCES = tuple(
     f"rgbd_bonn_{name}" for name in ("balloon2", "crowd2", "crowd3", "person_tracking2", "synchronous")
 )
 BONN_CAMERA = (542.822841, 542.576870, 315.593520, 237.756098)  # from the data set's page, its distortion left out
-# The path is that of markers on the camera, in another convention. The page gives: camera = T_ros path T_ros T_m.
+# The trajectory is that of markers on the camera, in another convention. The page of the data set gives:
+# camera = T_ros trajectory T_ros T_m.
 BONN_ROS = np.array(((-1, 0, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0), (0, 0, 0, 1)), np.float64)
 BONN_MARKERS = np.array(
     (
@@ -49,7 +50,7 @@ BONN_MARKERS = np.array(
 
 
 def load_tum(root: Path) -> list[PosedSequence]:
-    """The eight freiburg3 sequences with people: of the frames that have a pose every 3rd, the first 90."""
+    """The eight freiburg3 sequences with people: every 3rd frame with a pose, the first 90."""
     return _dynamics(root, slice(0, 270, 3))
 
 
@@ -59,10 +60,10 @@ def load_tum_long(root: Path) -> list[PosedSequence]:
 
 
 def load_tum_folder(root: Path) -> list[PosedSequence]:
-    """Any sequence in the TUM RGB-D layout, or a folder of them, all frames: also what `raymap3r render` writes.
+    """Any sequence in the TUM RGB-D layout, or a folder of them, all frames; also the output of `raymap3r render`.
 
-    Beside rgb.txt, groundtruth.txt and depth.txt, lists of the same form are read where they exist: static_depth.txt
-    (depth without what moves) and mask.txt (8 bit, 255 = moving). camera.txt, one line `fx fy cx cy`, is the camera.
+    Optional lists of the same form are static_depth.txt (depth without moving objects) and mask.txt (8 bit,
+    255 = moving). camera.txt, one line `fx fy cx cy`, has the intrinsics.
     """
     found = [root] if (root / "rgb.txt").is_file() else [path.parent for path in root.glob("*/rgb.txt")]
     if not found:
@@ -75,7 +76,7 @@ def load_bonn(root: Path) -> list[PosedSequence]:
 
     def to_camera(poses: np.ndarray) -> np.ndarray:
         markers = BONN_MARKERS.copy()
-        markers[:3, :3] /= np.cbrt(np.linalg.det(markers[:3, :3]))  # it carries a scale of 1.06; a pose has none
+        markers[:3, :3] /= np.cbrt(np.linalg.det(markers[:3, :3]))  # it has a scale of 1.06; a pose has none
         return BONN_ROS @ poses @ BONN_ROS @ markers
 
     return [
@@ -96,7 +97,7 @@ def _sequence(
     camera: tuple[float, float, float, float] | None = None,
     to_camera: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> PosedSequence:
-    """`listed` picks from rgb.txt, then `chosen` from what has a pose; `to_camera` makes them poses of the camera."""
+    """`listed` selects from rgb.txt, then `chosen` from the frames with a pose; `to_camera` converts the poses."""
     stamps, images = (column[listed] for column in _read_list(folder / "rgb.txt"))
     pose_stamps, poses = read_tum(folder / "groundtruth.txt")
     nearest = _nearest(stamps, pose_stamps)
@@ -131,7 +132,7 @@ def _sequence(
 
 
 def _read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Stamps (n,) in rising order and file names (n,) from a list with lines `timestamp filename`."""
+    """Stamps (n,) in increasing order and file names (n,) from a list with lines `timestamp filename`."""
     lines = [line.split(maxsplit=1) for line in existing_file(path).read_text().splitlines() if line.strip()]
     lines = [line for line in lines if not line[0].startswith("#")]
     try:
@@ -142,7 +143,7 @@ def _read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _matching(folder: Path, name: str, stamps: np.ndarray) -> list[Path | None]:
-    """The file of the list `name`.txt that belongs to each stamp; None where there is none."""
+    """The file of the list `name`.txt for each stamp; None if there is none."""
     if not (folder / f"{name}.txt").is_file():
         return [None] * len(stamps)
     others, files = _read_list(folder / f"{name}.txt")
@@ -150,7 +151,7 @@ def _matching(folder: Path, name: str, stamps: np.ndarray) -> list[Path | None]:
 
 
 def _nearest(stamps: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each stamp (n,) the index of the nearest of `others` (m,), -1 where none is within the tolerance."""
+    """For each stamp (n,) the index of the nearest of `others` (m,), -1 if none is within the tolerance."""
     if not len(others):
         return np.full(len(stamps), -1)
     nearest = np.array([np.abs(others - stamp).argmin() for stamp in stamps], int)

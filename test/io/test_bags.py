@@ -1,218 +1,33 @@
-"""Recordings against frames that the tests themselves encoded."""
+"""ROS 2 bags that the tests themselves recorded."""
 
-import re
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from PIL import Image
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+
+sys.path.insert(0, str(Path(__file__).parent))
+from recordings import (
+    SIZE,
+    STORE,
+    assert_shows,
+    camera_bag,
+    compressed_message,
+    image_message,
+    index_of,
+    info_message,
+    picture,
+    write_bag,
+)
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
 
-STORE = get_typestore(Stores.ROS2_HUMBLE)
-TYPES = STORE.types
-SIZE = 48, 32  # width, height
-
-
-def picture(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A red-to-dark ramp whose blue tells the index: tells channel order, orientation and frames apart."""
-    image = np.zeros((size[1], size[0], 3), np.uint8)
-    image[..., 0] = np.linspace(250, 20, size[0])
-    image[..., 2] = 20 * index
-    return image
-
-
-def index_of(image: np.ndarray) -> int:
-    return round(float(image[..., 2].mean()) / 20)
-
-
-def assert_shows(image: np.ndarray, index: int, tolerance: float = 0) -> None:
-    assert image.dtype == np.uint8 and image.flags.c_contiguous
-    assert np.abs(image.astype(int) - picture(index)).max() <= tolerance
-
-
-# ----------------------------------------------------------------------------------------------------------- video
-
-
-def write_video(path: Path, count: int = 10, fps: float = 20.0, code: str = "mp4v") -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps, SIZE)
-    for index in range(count):
-        writer.write(picture(index)[..., ::-1])
-    writer.release()
-    return path
-
-
-@pytest.mark.parametrize(("name", "code"), [("a.mp4", "mp4v"), ("a.avi", "MJPG")])
-def test_video_gives_frames_in_rgb_with_the_containers_times(tmp_path, name, code):
-    recording = open_recording(write_video(tmp_path / name, code=code))
-    frames = list(recording)
-    assert (recording.kind, recording.length, recording.rate) == ("video", 10, 20.0)
-    assert [index_of(frame.image) for frame in frames] == list(range(10))
-    assert np.allclose([frame.stamp for frame in frames], np.arange(10) / 20)
-    assert np.abs(frames[3].image[..., 0].astype(int) - picture(3)[..., 0]).mean() < 8  # red is red
-    assert frames[0].intrinsics is None
-
-
-def test_video_with_stride_and_limit_keeps_stamps(tmp_path):
-    recording = open_recording(write_video(tmp_path / "a.mp4"), stride=3, max_frames=3)
-    assert recording.length == 3
-    assert recording.rate == pytest.approx(20 / 3)
-    frames = list(recording)
-    assert [index_of(frame.image) for frame in frames] == [0, 3, 6]
-    assert np.allclose([frame.stamp for frame in frames], [0, 0.15, 0.3])
-    assert len(list(recording)) == 3  # may be read again
-
-
-def test_recorded_clip_has_its_65_frames_at_30_hz(shared):
-    recording = open_recording(shared / "clips" / "lady-running.mp4", stride=16)
-    frames = list(recording)
-    assert len(frames) == recording.length == 5
-    assert frames[0].image.shape == (480, 854, 3)
-    assert frames[-1].stamp == pytest.approx(64 / 30)
-
-
-def test_video_that_ends_early_is_told(tmp_path, caplog):
-    whole = write_video(tmp_path / "a.avi", count=12, code="MJPG").read_bytes()
-    starts = [match.start() for match in re.finditer(b"\xff\xd8\xff", whole)]
-    cut = tmp_path / "cut.avi"
-    cut.write_bytes(whole[: starts[8]])
-    recording = open_recording(cut)
-    assert [index_of(frame.image) for frame in recording] == list(range(8))
-    assert (recording.length, recording.skipped) == (12, 0)
-    assert "ended after 8 frames; its header says 12" in caplog.text
-
-
-def test_broken_video_frame_in_the_middle_is_skipped_and_counted(tmp_path, caplog):
-    path = write_video(tmp_path / "a.avi", count=8, code="MJPG")
-    data = bytearray(path.read_bytes())
-    starts = [match.start() for match in re.finditer(b"\xff\xd8\xff", data)]
-    data[starts[4] : starts[5] - 30] = bytes(starts[5] - 30 - starts[4])
-    path.write_bytes(data)
-    recording = open_recording(path)
-    frames = list(recording)
-    assert [index_of(frame.image) for frame in frames] == [0, 1, 2, 3, 5, 6, 7]
-    assert np.allclose([frame.stamp for frame in frames], np.array([0, 1, 2, 3, 5, 6, 7]) / 20)
-    assert recording.skipped == 1
-    assert "skipped frame 4: it cannot be decoded" in caplog.text
-    assert "ended after" not in caplog.text
-
-
-# ---------------------------------------------------------------------------------------------------------- images
-
-
-def test_images_come_in_natural_order_with_given_rate_and_intrinsics(tmp_path):
-    names = ["frame10.png", "frame9.PNG", "frame1.bmp", "frame2.tif", "frame11.webp"]
-    for name in names:
-        index = int("".join(filter(str.isdigit, name)))
-        Image.fromarray(picture(index)).save(tmp_path / name, **({"lossless": True} if "webp" in name else {}))
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "metadata.yaml").write_text("of no bag: true")
-    (tmp_path / "._frame3.png").write_bytes(b"left by another system")
-    matrix = np.array([[30.0, 0, 24], [0, 31, 16], [0, 0, 1]])
-    recording = open_recording(tmp_path, rate=4, intrinsics=matrix)
-    frames = list(recording)
-    assert recording.length == 5
-    for frame, index in zip(frames, (1, 2, 9, 10, 11), strict=True):
-        assert_shows(frame.image, index)
-        assert frame.intrinsics is matrix
-    assert [frame.stamp for frame in frames] == [0, 0.25, 0.5, 0.75, 1.0]
-    assert [frame.stamp for frame in open_recording(tmp_path, rate=4, stride=2)] == [0, 0.5, 1.0]
-
-
-def test_grey_16_bit_and_transparent_images_become_rgb(tmp_path):
-    grey = np.arange(256, dtype=np.uint16).reshape(8, 32) * 256
-    cv2.imwrite(str(tmp_path / "1.png"), grey)
-    cv2.imwrite(str(tmp_path / "2.png"), (grey // 256).astype(np.uint8))
-    Image.fromarray(np.dstack([grey // 256] * 3 + [np.zeros_like(grey)]).astype(np.uint8), "RGBA").save(
-        tmp_path / "3.png"
-    )
-    for frame in open_recording(tmp_path):
-        assert np.array_equal(frame.image, np.dstack([grey // 256] * 3))
-
-
-def test_photo_lying_on_its_side_is_turned_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
-    lying = np.rot90(picture(1))
-    Image.fromarray(np.ascontiguousarray(lying)).save(tmp_path / "1.jpg", exif=exif, quality=100, subsampling=0)
-    Image.fromarray(picture(2)).save(tmp_path / "2.png")  # the same size once it is upright
-    first, _ = open_recording(tmp_path)
-    assert_shows(first.image, 1, tolerance=12)
-
-
-def test_broken_image_in_the_middle_is_skipped_and_counted(tmp_path, caplog):
-    for index in range(5):
-        Image.fromarray(picture(index)).save(tmp_path / f"{index}.png")
-    (tmp_path / "1.png").write_bytes(b"this is no image at all")
-    whole = (tmp_path / "3.png").read_bytes()
-    (tmp_path / "3.png").write_bytes(whole[: len(whole) // 2])
-    recording = open_recording(tmp_path, rate=10)
-    frames = list(recording)
-    assert [index_of(frame.image) for frame in frames] == [0, 2, 4]
-    assert [frame.stamp for frame in frames] == [0, 0.2, 0.4]
-    assert recording.skipped == 2
-    assert "skipped 1.png: not a known image format" in caplog.text
-    assert "skipped 3.png" in caplog.text
-
-
-# ------------------------------------------------------------------------------------------------------------ bags
-
-
-def header(seconds: float):
-    whole = int(seconds)
-    stamp = TYPES["builtin_interfaces/msg/Time"](sec=whole, nanosec=round((seconds - whole) * 1e9))
-    return TYPES["std_msgs/msg/Header"](stamp=stamp, frame_id="camera")
-
-
-def image_message(seconds: float, data: np.ndarray, encoding: str, width: int = SIZE[0], step: int = 0, big: int = 0):
-    data = np.ascontiguousarray(data)
-    return TYPES["sensor_msgs/msg/Image"](
-        header=header(seconds), height=data.shape[0], width=width, encoding=encoding, is_bigendian=big,
-        step=step or data.nbytes // data.shape[0], data=data.view(np.uint8).reshape(-1),
-    )  # fmt: skip
-
-
-def compressed_message(seconds: float, image: np.ndarray, suffix: str = ".png"):
-    encoded = cv2.imencode(suffix, image[..., ::-1] if image.ndim == 3 else image)[1]
-    message = TYPES["sensor_msgs/msg/CompressedImage"]
-    return message(header=header(seconds), format=suffix[1:], data=encoded.reshape(-1))
-
-
-def info_message(seconds: float, matrix: np.ndarray, size=SIZE, distortion=(), model="plumb_bob", projection=None):
-    projection = matrix if projection is None else projection
-    roi = TYPES["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
-    return TYPES["sensor_msgs/msg/CameraInfo"](
-        header=header(seconds), height=size[1], width=size[0], distortion_model=model,
-        d=np.array(distortion, np.float64), k=matrix.astype(np.float64).reshape(9), r=np.eye(3).reshape(9),
-        p=np.hstack([projection, np.zeros((3, 1))]).reshape(12), binning_x=0, binning_y=0, roi=roi,
-    )  # fmt: skip
-
-
-def write_bag(path: Path, messages, plugin=StoragePlugin.MCAP) -> Path:
-    """`messages`: (topic, recording time in seconds, message or (type name, raw bytes))."""
-    with Writer(path, version=9, storage_plugin=plugin) as writer:
-        connections = {}
-        for topic, recorded, message in messages:
-            kind, data = message if isinstance(message, tuple) else (message.__msgtype__, None)
-            if topic not in connections:
-                connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
-            data = STORE.serialize_cdr(message, kind) if data is None else data
-            writer.write(connections[topic], round(recorded * 1e9), data)
-    return path
-
-
-def camera_bag(path: Path, topic: str = "/cam/image_raw", plugin=StoragePlugin.MCAP, make=None, count=4) -> Path:
-    make = make or (lambda seconds, image: image_message(seconds, image, "rgb8"))
-    return write_bag(
-        path, [(topic, 100 + index, make(50 + index / 10, picture(index))) for index in range(count)], plugin
-    )
+MATRIX = np.array([[40.0, 0, 24], [0, 41, 16], [0, 0, 1]])
 
 
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
@@ -293,9 +108,6 @@ def test_zero_stamps_fall_back_to_the_time_of_recording(tmp_path):
     assert [frame.stamp for frame in open_recording(bag)] == [100, 101, 102, 103]
 
 
-MATRIX = np.array([[40.0, 0, 24], [0, 41, 16], [0, 0, 1]])
-
-
 @pytest.mark.parametrize(
     ("image_topic", "info_topic"),
     [
@@ -369,8 +181,8 @@ def test_broken_messages_in_the_middle_are_skipped_and_counted(tmp_path, caplog)
     assert recording.skipped == 5
     for why in (
         "48x32 rgb8 with a step of 144 bytes does not fit 4508 bytes",
-        "'32FC1' does not say what its channels are",
-        "'8UC3' does not say",
+        "'32FC1' does not define its channels",
+        "'8UC3' does not define",
         "'what' is not supported",
         "message 5 of /a: not a valid sensor_msgs/msg/Image",
     ):
@@ -393,48 +205,7 @@ def test_damaged_bag_gives_what_lies_before_the_damage(tmp_path, caplog):
     file.write_bytes(data)
     count = len(list(open_recording(bag)))
     assert 0 < count < 60
-    assert "damaged, nothing can be read after this point" in caplog.text
-
-
-# ------------------------------------------------------------------------------------------------------ bad inputs
-
-
-def test_missing_path():
-    with pytest.raises(InputError, match="nowhere: there is no such file or folder"):
-        open_recording("/nowhere")
-
-
-def test_folder_without_images(tmp_path):
-    (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(InputError, match=r"no images \(\.png .*\) and no bag in this folder"):
-        open_recording(tmp_path)
-
-
-def test_file_that_is_no_video(tmp_path, capfd):
-    path = tmp_path / "a.mp4"
-    path.write_bytes(b"no video" * 100)
-    with pytest.raises(InputError, match="is no video that OpenCV can read"):
-        open_recording(path)
-
-
-def test_single_image(tmp_path):
-    Image.fromarray(picture(0)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="is one image; give a folder"):
-        open_recording(tmp_path / "a.png")
-
-
-def test_folder_of_broken_images(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"not one frame could be read \(1 could not be decoded"):
-        list(open_recording(tmp_path))
-
-
-def test_images_of_different_sizes_are_refused_before_work_begins(tmp_path):
-    Image.fromarray(picture(0)).save(tmp_path / "1.png")
-    Image.fromarray(picture(1, (16, 32))).save(tmp_path / "2.png")
-    with pytest.raises(InputError, match=r"different sizes: 1\.png is 48x32, 2\.png is 16x32"):
-        open_recording(tmp_path)
-    assert len(list(open_recording(tmp_path, max_frames=1))) == 1
+    assert "damaged, cannot be read after this point" in caplog.text
 
 
 def test_bag_whose_images_change_size(tmp_path):
@@ -481,12 +252,6 @@ def test_bag_with_several_image_topics_lists_them(tmp_path):
         assert_shows(frame.image, index)
 
 
-def test_topic_of_something_that_is_no_bag(tmp_path):
-    Image.fromarray(picture(0)).save(tmp_path / "1.png")
-    with pytest.raises(InputError, match="is no bag, so it has no topic '/image'"):
-        open_recording(tmp_path, topic="/image")
-
-
 @pytest.mark.parametrize("content", [b"", b"\x89MCAP0\r\n", b"nothing of the kind" * 20])
 @pytest.mark.parametrize("suffix", [".mcap", ".db3"])
 def test_unreadable_bag(tmp_path, content, suffix):
@@ -503,15 +268,6 @@ def test_bag_with_a_file_missing(tmp_path):
         open_recording(bag)
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [({"stride": 0}, "stride is 0"), ({"max_frames": 0}, "max_frames is 0"), ({"rate": 0}, "rate is 0")],
-)
-def test_options_out_of_range(tmp_path, option, message):
-    with pytest.raises(InputError, match=message):
-        open_recording(tmp_path, **option)
-
-
 @pytest.mark.parametrize(("error", "reason"), [(AssertionError(), "AssertionError"), (KeyError("what"), "'what'")])
 def test_an_error_without_a_text_is_told_by_its_kind(tmp_path, monkeypatch, caplog, error, reason):
     bag = camera_bag(tmp_path / "bag")
@@ -519,7 +275,7 @@ def test_an_error_without_a_text_is_told_by_its_kind(tmp_path, monkeypatch, capl
     def fail(*_):
         raise error
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="not one frame could be read"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="no frame could be read"):
         patch.setattr(AnyReader, "deserialize", fail)
         list(open_recording(bag))
     assert caplog.messages[0].endswith(f"not a valid sensor_msgs/msg/Image: {reason}")

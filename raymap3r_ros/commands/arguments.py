@@ -1,0 +1,98 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, shipped_weights
+from raymap3r_ros.options import Options, build_options, option_fields
+from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.streaming.stream_options import preset_option, preset_options
+
+# Short names for options that are typed often; all others have the name of their field.
+SHORT_NAMES = {"update_rule": "rule", "image_size": "size"}
+
+
+def add_options(
+    group: Any, options: type, leave_out: Sequence[str] = (), defaults: Any = None, *, only_given: bool = False
+) -> None:
+    """Add an argument for every field created by `option`; a group becomes a prefix (`mask.high`: --mask-high).
+
+    `defaults`: an instance without groups whose values replace the default values. `only_given`: the parsed arguments
+    contain only options that were on the command line.
+    """
+    for name, item in option_fields(options):
+        if name in leave_out:
+            continue
+        meta = item.metadata
+        default = item.default if defaults is None else getattr(defaults, name)
+        limits = "" if meta["low"] is None else f"; {meta['low']} to {meta['high']}"
+        group.add_argument(
+            _flag(name),
+            dest=name,
+            type=boolean if isinstance(default, bool) else type(default),
+            default=argparse.SUPPRESS if only_given else default,
+            choices=meta["choices"] or None,
+            metavar=None if meta["choices"] else type(default).__name__.upper(),
+            help=f"{meta['help']} (default: {default}{limits})".replace("%", "%%"),
+        )
+
+
+def read_options(args: argparse.Namespace, options: type[Options]) -> Options:
+    """Return the dataclass of the arguments that `add_options` added; those left out have their default value.
+
+    Raises OptionError for values that are not allowed.
+    """
+    return build_options(options, lambda name, item: getattr(args, name, item.default))
+
+
+def add_stream_options(group: Any, leave_out: Sequence[str] = ()) -> None:
+    """Add the options of the stream, and --preset. `read_stream_options` reads them."""
+    preset = preset_option("single options win").metadata
+    group.add_argument("--preset", choices=preset["choices"], default="default", help=preset["help"])
+    add_options(group, StreamOptions, leave_out, only_given=True)
+
+
+def read_stream_options(args: argparse.Namespace) -> StreamOptions:
+    """Return the options of the stream: those on the command line, the others from the preset. Raises OptionError."""
+    return preset_options(args.preset, vars(args))
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU if available), cpu, cuda or cuda:N (default: %(default)s)"
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add --checkpoint."""
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        metavar="F",
+        help=f"weights: a .safetensors or .pth file; {', '.join(shipped_weights())}, part of this package; or "
+        f"{' or '.join(PRESETS)}, untrained, only to test that everything runs (default: %(default)s)",
+    )
+
+
+def boolean(text: str) -> bool:
+    """Parse "true" or "false", as in YAML and ROS parameters."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return text == "true"
+
+
+def size(text: str) -> tuple[int, int]:
+    """Parse WxH, pixels; return (height, width)."""
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height in pixels, such as 320x240")
+    return int(match[2]), int(match[1])
+
+
+def _flag(name: str) -> str:
+    return "--" + SHORT_NAMES.get(name, name).replace("_", "-").replace(".", "-")

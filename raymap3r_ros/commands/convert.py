@@ -1,0 +1,40 @@
+"""`raymap3r convert`: convert a checkpoint to safetensors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.network import STORED_DTYPES, convert_checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `raymap3r convert`."""
+    parser.description = (
+        "Convert the public CUT3R checkpoint (.pth) to this package's safetensors format, which contains no code."
+    )
+    parser.add_argument("input", metavar="IN", type=Path, help="the public .pth, or a .safetensors of this package")
+    parser.add_argument("output", metavar="OUT", type=Path, help="the .safetensors to write")
+    parser.add_argument(
+        "--dtype",
+        choices=STORED_DTYPES,
+        default="float32",
+        help="float16 halves the file; mixed is 3 %% larger than float16 and keeps the weights that affect accuracy "
+        "most in float32; docs/weights.md compares them (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert a checkpoint; return the exit status."""
+    if args.output.suffix != ".safetensors":
+        raise InputError(f"{args.output}: must end in .safetensors, by which the format is recognised")
+    if args.output.exists() and not args.overwrite:
+        raise InputError(f"{args.output}: exists already; name another file, or allow it with --overwrite")
+    result = convert_checkpoint(args.input, args.output, args.dtype, progress=True)
+    print(f"{args.output}: {result.parameters / 1e6:.1f} M parameters as {args.dtype}, {result.bytes / 1e6:.1f} MB")
+    if any(result.rounding.values()):
+        errors = ", ".join(f"{part} {error:.1e}" for part, error in result.rounding.items())
+        print(f"relative rounding error of the weights: {errors}")
+    return 0

@@ -1,0 +1,40 @@
+"""`raymap3r demo`: play a clip into the node and check its outputs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from raymap3r_ros.clients import demo
+from raymap3r_ros.node.node_options import NodeOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `raymap3r demo`."""
+    parser.description = (
+        "Start the node as its own process, play a clip into it over DDS as a camera would, record every output with "
+        "another process, check the outputs, and write a preview. The exit status is 1 if a check fails."
+    )
+    parser.add_argument(
+        "input",
+        nargs="?",
+        type=Path,
+        metavar="INPUT",
+        help="a video, a folder of images or a ROS 2 bag (default: the rendered room of the shipped weights)",
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the preview (default: demo_out)")
+    parser.add_argument("--rate", type=float, default=10.0, help="frames per second (default: 10)")
+    parser.add_argument("--frames", type=int, default=60, metavar="N", help="play at most N frames (default: 60)")
+    parser.add_argument(
+        "--every-frame", action="store_true", help="process every frame in order, instead of always the newest"
+    )
+    defaults = NodeOptions()
+    parser.add_argument(
+        "--checkpoint", default=defaults.checkpoint, help="weights: a file or a preset (default: %(default)s)"
+    )
+    parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; return the exit status."""
+    return demo.run(args)

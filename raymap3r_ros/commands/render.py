@@ -1,0 +1,48 @@
+"""`raymap3r render`: write synthetic sequences."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from raymap3r_ros.commands.arguments import add_device, size
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.network import choose_device
+from raymap3r_ros.synthetic import SUITES, WORLDS, suite_sequence
+from raymap3r_ros.synthetic.export import FORMATS, export_sequence
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `raymap3r render`."""
+    parser.description = (
+        "Render sequences of a suite and write each as a folder in the TUM RGB-D layout with masks, and as a ROS 2 "
+        "bag (see docs/synthetic.md)."
+    )
+    parser.add_argument(
+        "suite",
+        metavar="SUITE",
+        choices=SUITES,
+        help="; ".join(f"{name}: {suite.help}" for name, suite in SUITES.items()),
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the sequences' folders")
+    parser.add_argument("--world", choices=WORLDS, default="varied", help="kind of scenes (default: %(default)s)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--sequences", type=int, metavar="N", help="the first N sequences (default: the whole suite)")
+    which.add_argument("--index", type=int, nargs="+", metavar="I", help="these sequences, counted from 0")
+    parser.add_argument("--frames", type=int, metavar="N", help="the first N frames of each (default: all)")
+    parser.add_argument("--size", type=size, default=(240, 320), metavar="WxH", help="pixels (default: 320x240)")
+    parser.add_argument("--format", choices=FORMATS, default="both", help="what to write (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing sequences")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render sequences; return the exit status."""
+    count = SUITES[args.suite].sequences
+    if args.sequences is not None and not 1 <= args.sequences <= count:
+        raise OptionError(f"sequences is {args.sequences}; allowed range: 1 to {count}")
+    device = choose_device(args.device)
+    for index in args.index or range(args.sequences or count):
+        sequence = suite_sequence(args.suite, index, world=args.world, size=args.size, device=device)
+        print(export_sequence(sequence, args.out, args.format, max_frames=args.frames, overwrite=args.overwrite))
+    return 0

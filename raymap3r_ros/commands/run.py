@@ -1,0 +1,125 @@
+"""`raymap3r run`: process a recording without ROS."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from raymap3r_ros.commands.arguments import (
+    add_checkpoint,
+    add_device,
+    add_options,
+    add_stream_options,
+    read_options,
+    read_stream_options,
+)
+from raymap3r_ros.io import open_recording
+from raymap3r_ros.network import choose_device, load_network
+from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
+from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
+from raymap3r_ros.rates import rate_text
+from raymap3r_ros.signals import INTERRUPTED
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `raymap3r run`."""
+    parser.description = (
+        "Process a recording and write trajectory.txt (TUM), depth/, masks/, intrinsics.txt, static_scene.ply, "
+        "summary.json and a preview to a folder. Ctrl-C ends early and keeps the results so far."
+    )
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        type=Path,
+        help="a video, a folder of images, or a ROS 2 bag (.mcap, .db3, or its folder)",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
+    add_checkpoint(parser)
+    add_device(parser)
+
+    results = parser.add_argument_group("results")
+    for name, help_text in (
+        ("depth", "do not write depth/"),
+        ("masks", "do not write masks/"),
+        ("cloud", "do not write static_scene.ply"),
+        ("preview", "do not write the preview video and picture"),
+        ("motion", "do not estimate motion: no masks, and static_scene.ply contains moving objects"),
+    ):
+        results.add_argument(f"--no-{name}", dest=name, action="store_false", help=help_text)
+    results.add_argument(
+        "--view",
+        nargs="?",
+        type=_view_file,
+        const=True,  # the viewer; not a string, which argparse would pass to `type`
+        metavar="FILE.rrd",
+        help="show the results in Rerun's viewer during the run, or write them to FILE.rrd (see docs/viewing.md)",
+    )
+
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--topic", help="image topic of a bag that has several")
+    reading.add_argument(
+        "--rate", type=float, default=30.0, help="images per second of a folder of images (default: %(default)s)"
+    )
+    reading.add_argument("--stride", type=int, default=1, metavar="N", help="process every N-th frame (default: 1)")
+    reading.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
+    reading.add_argument(
+        "--intrinsics",
+        type=_intrinsics,
+        metavar="FX,FY,CX,CY",
+        help="camera intrinsics in pixels of the recorded images (default: camera_info of a bag, else estimated)",
+    )
+    add_stream_options(parser.add_argument_group("method"))
+    add_options(parser.add_argument_group("static scene"), CloudOptions)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Process a recording; return the exit status."""
+    options, cloud_options = read_stream_options(args), read_options(args, CloudOptions)
+    recording = open_recording(
+        args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
+        intrinsics=args.intrinsics,
+    )  # fmt: skip
+    outputs = RunOutputs(
+        depth=args.depth, masks=args.masks, cloud=args.cloud, preview=args.preview, motion=args.motion,
+        view=RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None,
+    )  # fmt: skip
+    network = load_network(args.checkpoint, choose_device(args.device), options.precision)
+    summary = run_recording(
+        recording, network, args.out, options, outputs=outputs, cloud_options=cloud_options, overwrite=args.overwrite
+    )
+    _report(summary, args.out)
+    return 0 if summary.complete else INTERRUPTED
+
+
+def _report(summary: RunSummary, folder: Path) -> None:
+    counts = [f"{summary.frames} frames"]
+    if summary.frames_skipped:
+        counts.append(f"{summary.frames_skipped} not readable")
+    if summary.frames_unhealthy:
+        counts.append(f"{summary.frames_unhealthy} without finite values")
+    print(f"weights: {summary.checkpoint}")
+    early = "" if summary.complete else f" (stopped early: {summary.stopped_by})"
+    print(
+        f"{', '.join(counts)}{early}: {rate_text(summary.engine_rate)}, "
+        f"{rate_text(summary.whole_rate)} with reading and writing, on {summary.device}"
+    )
+    print(f"{folder}: {', '.join(summary.files)}")
+
+
+def _view_file(text: str) -> Path:
+    if not text.endswith(SUFFIX):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {SUFFIX}; INPUT goes before --view")
+    return Path(text)
+
+
+def _intrinsics(text: str) -> np.ndarray:
+    try:
+        fx, fy, cx, cy = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers fx,fy,cx,cy") from None
+    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: fx and fy must be above 0")
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])

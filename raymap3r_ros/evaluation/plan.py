@@ -1,0 +1,83 @@
+"""What an evaluation runs: variants of the method, and how sequences are run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.options import build_options
+from raymap3r_ros.streaming import RULES, StreamOptions
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One configuration of the stream: a line of the tables."""
+
+    name: str
+    kind: str  # "rule" or "ablation"
+    options: StreamOptions
+    baseline: str  # name of the variant to compare with
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How sequences are run, for all variants."""
+
+    frames: int = 0  # maximum per sequence; 0 = all
+    batch: int = 8  # maximum number of sequences of one length and image size in a batch
+    workers: int = 1  # batches that run concurrently, in threads
+    known_intrinsics: bool = True  # pass the true intrinsics to the stream if there are any
+    judged_frames: int = 200  # maximum number of evenly spaced frames whose maps are scored
+    depth_cap: float | None = None  # metres; larger true depths are ignored
+    reconstruction: bool = False  # also score the cloud of static pixels
+    cloud_crop: int = 0  # edge of the central square of the image used for clouds, pixels; 0 = the whole image
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 0), ("batch", 1), ("workers", 1), ("judged_frames", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name} is {getattr(self, name)}; allowed: {least} and more")
+
+
+def rule_variants(options: StreamOptions, rules: Iterable[str] = RULES) -> list[Variant]:
+    """One variant per update rule, otherwise as in `options`. Raises OptionError for an unknown rule."""
+    return [Variant(rule, "rule", dataclasses.replace(options, update_rule=rule), "cut3r") for rule in rules]
+
+
+# Changes of each ablation to the options of the run. The first add the parts of the method one by one, as in the
+# published ablation (columns 3 and 4 each on top of the dual branch); the others replace single parts.
+BASE = "base"
+_FULL = {"update_rule": "raymap3r", "smoothing": "tied", "reset_alignment": "robust", "router": "off"}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    BASE: {**_FULL, "update_rule": "cut3r", "smoothing": "off", "reset_alignment": "off"},
+    "dual branch": {**_FULL, "smoothing": "off", "reset_alignment": "off"},
+    "dual, alignment": {**_FULL, "smoothing": "off"},
+    "dual, smoothing": {**_FULL, "reset_alignment": "off"},
+    "all": _FULL,
+    "all, published alignment": {**_FULL, "reset_alignment": "published"},
+    "all, published smoothing": {**_FULL, "smoothing": "published"},
+    "all, adaptive router": {**_FULL, "router": "adaptive"},
+    "all, published router": {**_FULL, "router": "published"},
+    "all, raster pooling": {**_FULL, "token_pooling": "raster"},
+    "all, published mask": {**_FULL, "mask.kind": "published"},
+    "all, no resets": {**_FULL, "reset_interval": 0},
+}
+
+
+def ablation_variants(options: StreamOptions) -> list[Variant]:
+    """The variants of ABLATIONS, otherwise as in `options`."""
+
+    def changed(changes: dict[str, Any]) -> StreamOptions:
+        return build_options(StreamOptions, lambda name, _: changes.get(name, attrgetter(name)(options)))
+
+    return [Variant(name, "ablation", changed(changes), BASE) for name, changes in ABLATIONS.items()]
+
+
+def in_effect(options: StreamOptions, length: int) -> StreamOptions:
+    """Equal options for all that differ only in resets after the end of `length` frames."""
+    if 0 < options.reset_interval < length:
+        return options
+    return dataclasses.replace(options, reset_interval=0, reset_alignment=StreamOptions.reset_alignment)

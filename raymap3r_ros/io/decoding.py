@@ -1,0 +1,39 @@
+"""Decoding of image files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from raymap3r_ros.io.recording import BrokenFrame
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# Pillow supports many more, one of which it passes to Ghostscript.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+MAX_PIXELS = 2**26  # of an image: a file of a few kilobytes can claim gigabytes of pixels
+
+
+def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
+    """Return an encoded image as (h, w, 3) uint8 RGB. Grey and palette are converted to colour, alpha is dropped.
+
+    With `upright` it is rotated by its EXIF orientation; not suited for a calibrated camera, whose pixels must not
+    move. Raises BrokenFrame if the data are damaged, truncated or in an unknown format.
+    """
+    try:
+        with Image.open(source, formats=IMAGE_FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BrokenFrame(f"{picture.width}x{picture.height} pixels are more than any camera's ({MAX_PIXELS})")
+            if picture.mode.startswith(("I", "F")):
+                # Pillow would clip 16-bit grey to 255 instead of scaling it.
+                values = np.asarray(picture)
+                if picture.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
+                    raise BrokenFrame(f"pixel type {picture.mode!r} has no known brightness range")
+                return np.repeat((values // 256).astype(np.uint8)[..., None], 3, axis=2)
+            return np.asarray((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow's decoders raise all of these on damaged files.
+        why = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
+        raise BrokenFrame(why) from error

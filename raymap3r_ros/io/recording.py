@@ -1,0 +1,145 @@
+"""Recordings as a sequence of frames, read one at a time.
+
+A frame that cannot be decoded is skipped, logged as a warning and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from raymap3r_ros.discovery import find_in_package
+from raymap3r_ros.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a recording."""
+
+    image: np.ndarray  # (h, w, 3) uint8 RGB
+    stamp: float  # seconds, as recorded
+    intrinsics: np.ndarray | None  # (3, 3) pixels of `image`
+
+
+class BrokenFrame(Exception):
+    """A frame, or a message of a bag, that cannot be decoded. Internal: readers skip it."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What to read of a recording. Raises InputError for values out of range."""
+
+    topic: str | None = None  # image topic of a bag
+    rate: float = 30.0  # frames per second, for recordings without times
+    stride: int = 1  # read every N-th frame
+    max_frames: int | None = None
+    intrinsics: np.ndarray | None = None  # (3, 3) pixels of the recorded images; overrides those of the recording
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise InputError(f"stride is {self.stride}; allowed: 1 and more")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise InputError(f"max_frames is {self.max_frames}; allowed: 1 and more")
+        if not self.rate > 0:
+            raise InputError(f"rate is {self.rate}; allowed: above 0 frames per second")
+
+    def expected(self, stored: int | None) -> int | None:
+        """Return how many of `stored` frames will be read; None if that is unknown."""
+        if stored is None:
+            return None
+        count = math.ceil(stored / self.stride)
+        return count if self.max_frames is None else min(count, self.max_frames)
+
+
+@dataclass
+class Recording:
+    """The frames of one recording, in order. Can be iterated over repeatedly.
+
+    Iterating raises InputError if no frame can be read, or if the size of the images changes.
+    """
+
+    path: Path
+    kind: str  # name of its format: "video", "images" or "bag"
+    length: int | None  # expected frames, after `stride` and `max_frames`; None if unknown
+    stride: int
+    max_frames: int | None
+    rate: float  # frames per second, approximate, after `stride`
+    topic: str = ""  # of a bag
+    skipped: int = 0  # frames of the last iteration that could not be decoded
+    frames: Callable[[Recording], Iterator[Frame]] = field(repr=False, kw_only=True)  # one pass, in order
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.skipped = 0
+        size = None
+        with closing(self.frames(self)) as source:
+            for frame in islice(source, self.max_frames):
+                height, width = frame.image.shape[:2]
+                if size is None:
+                    size = width, height
+                elif size != (width, height):
+                    raise InputError(
+                        f"{self.path}: the image at {frame.stamp:.3f} s is {width}x{height}, those before it are "
+                        f"{size[0]}x{size[1]}; give one recording per image size"
+                    )
+                yield frame
+        if size is None:
+            broken = f" ({self.skipped} could not be decoded, see the warnings)" if self.skipped else ""
+            raise InputError(f"{self.path}: no frame could be read{broken}")
+
+    def skip(self, what: str, why: object) -> None:
+        """Count a frame that cannot be used, and log a warning."""
+        self.skipped += 1
+        log.warning("%s: skipped %s: %s", self.path.name, what, why)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of recordings. One defined in a module of `formats/` is used by `open_recording`."""
+
+    kind: str
+    matches: Callable[[Path], bool]  # of an existing file or folder
+    open: Callable[[Path, ReadOptions], Recording]  # raises InputError if the recording cannot be read
+    has_topics: bool = False
+    priority: int = 0  # of several formats that match, the one with the highest priority is used
+
+
+def open_recording(
+    path: str | Path,
+    *,
+    topic: str | None = None,
+    rate: float = 30.0,
+    stride: int = 1,
+    max_frames: int | None = None,
+    intrinsics: np.ndarray | None = None,
+) -> Recording:
+    """Return the recording at `path`, ready to be read.
+
+    `path`: a video; a folder of images (read in natural order of their names); a ROS 2 bag, as a folder or as one of
+    its .mcap or .db3 files. `topic`: the image topic, for a bag with several. `rate`: frames per second of a folder
+    of images, and of a video without a frame rate. `stride`: read every N-th frame. `intrinsics`: (3, 3) pixels of
+    the recorded images; overrides the calibration in a bag.
+
+    Raises InputError if nothing can be read, with what was found.
+    """
+    path = Path(path)
+    options = ReadOptions(topic, rate, stride, max_frames, intrinsics)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder")
+    matching = [known for known in _formats() if known.matches(path)]
+    chosen = max(matching, key=lambda known: known.priority)
+    if topic is not None and not chosen.has_topics:
+        raise InputError(f"{path}: not a bag, so it has no topic {topic!r}")
+    return chosen.open(path, options)
+
+
+def _formats() -> list[Format]:
+    return find_in_package("raymap3r_ros.io.formats", lambda value: isinstance(value, Format))

@@ -1,0 +1,96 @@
+"""Preview videos."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from raymap3r_ros.io.files import partial_path, whole_file
+
+log = logging.getLogger(__name__)
+
+
+class EvenSample:
+    """At most `limit` items, spread evenly over a stream of unknown length."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen = 0
+        self.step = 1  # every N-th item is kept
+        self.kept: list[np.ndarray] = []
+
+    def wants_next(self) -> bool:
+        """Count one more item; return whether it should be created and kept."""
+        self._seen += 1
+        return (self._seen - 1) % self.step == 0
+
+    def keep(self, item: np.ndarray) -> None:
+        """Add an item. Above the limit, every second item is dropped."""
+        self.kept.append(item)
+        if len(self.kept) > self._limit:
+            self.kept = self.kept[::2]
+            self.step *= 2
+
+    def spread(self, count: int) -> list[np.ndarray]:
+        """Return at most `count` of the items, including the first and the last."""
+        if len(self.kept) <= count:
+            return list(self.kept)
+        return [self.kept[index] for index in np.linspace(0, len(self.kept) - 1, count).round().astype(int)]
+
+
+class VideoFile:
+    """A preview video `<stem>.mp4` (MPEG-4), or an animated `<stem>.gif` if OpenCV cannot write videos.
+
+    `path` is final once the first picture is written. Used in a `with` block: the file gets its name at the end, or
+    is deleted on an error. Without a picture there is no file.
+    """
+
+    GIF_FRAMES = 60  # in memory until the end; a longer stream is thinned out
+
+    def __init__(self, folder: Path, stem: str, fps: float) -> None:
+        self.path = folder / f"{stem}.mp4"
+        # MPEG-4 stores times as 16-bit fractions, so two decimals fit. Some players fail below 1.
+        self._fps = min(max(round(fps, 2), 1.0), 60.0)
+        self._writer: cv2.VideoWriter | None = None
+        self._gif: EvenSample | None = None
+
+    def write(self, picture: np.ndarray) -> None:
+        """Add one picture (h, w, 3) uint8 RGB; all of the size of the first, both sides even."""
+        if self._writer is None and self._gif is None:
+            self._open((picture.shape[1], picture.shape[0]))
+        if self._writer is not None:
+            self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        elif self._gif.wants_next():
+            self._gif.keep(picture)
+
+    def _open(self, size: tuple[int, int]) -> None:
+        partial = partial_path(self.path)
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size)
+        if writer.isOpened():
+            self._writer = writer
+            return
+        partial.unlink(missing_ok=True)
+        log.warning("OpenCV cannot write %s here; writing an animated GIF instead", self.path.name)
+        self.path = self.path.with_suffix(".gif")
+        self._gif = EvenSample(self.GIF_FRAMES)
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            if error is None:
+                os.replace(partial_path(self.path), self.path)
+            else:
+                partial_path(self.path).unlink(missing_ok=True)
+        elif self._gif is not None and error is None:
+            first, *rest = [Image.fromarray(picture) for picture in self._gif.kept]
+            duration = 1000 * self._gif.step / self._fps
+            with whole_file(self.path) as partial:
+                first.save(partial, save_all=True, append_images=rest, duration=duration, loop=0)

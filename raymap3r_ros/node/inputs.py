@@ -1,0 +1,159 @@
+"""The subscriptions of an active node: images go to a queue, sensor data to calibration and localizer."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+
+import numpy as np
+from nav_msgs.msg import Odometry
+from rclpy.callback_groups import CallbackGroup
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.mapping.scale import RangeReading
+from raymap3r_ros.node import conversions
+from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
+from raymap3r_ros.node.frame_queue import QUEUE_DEPTH, FrameQueue, PutResult, WaitingFrame
+from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.session import Session
+
+try:
+    from rclpy.event_handler import QoSMessageLostInfo, SubscriptionEventCallbacks
+except ModuleNotFoundError:  # ROS 2 Humble
+    from rclpy.qos_event import QoSMessageLostInfo, SubscriptionEventCallbacks
+
+
+class Inputs:
+    """The subscriptions of one activation.
+
+    A callback may still run in another thread after `destroy`, and after the session is closed.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        session: Session,
+        queue: FrameQueue,
+        monitor: Monitor,
+        reporter: Reporter,
+        group: CallbackGroup,
+    ) -> None:
+        """Subscribe. Images wait in `queue`; all callbacks belong to `group`."""
+        self._node = node
+        self._session = session
+        self._queue = queue
+        self._monitor = monitor
+        self._reporter = reporter
+        self._every_frame = session.settings.node.every_frame
+        self._subscriptions = self._subscribe(group)
+
+    @property
+    def topics(self) -> list[str]:
+        """Full names of the subscribed topics; the images' topic is the first."""
+        return [subscription.topic_name for subscription in self._subscriptions]
+
+    def destroy(self) -> None:
+        """Unsubscribe."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+    def facts(self) -> dict[str, object]:
+        """Number of publishers of each topic, for diagnostics."""
+        return {f"publishers of {topic}": self._node.count_publishers(topic) for topic in self.topics}
+
+    def _subscribe(self, group: CallbackGroup) -> list[Subscription]:
+        options, every = self._session.settings.node, self._every_frame
+        images = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=QUEUE_DEPTH if every else 1,
+            reliability=ReliabilityPolicy.RELIABLE if every else ReliabilityPolicy.BEST_EFFORT,
+        )
+        infos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        # Best effort also matches reliable publishers.
+        sensors = QoSProfile(depth=QUEUE_DEPTH if every else 5, reliability=ReliabilityPolicy.BEST_EFFORT)
+        subscribe = partial(self._node.create_subscription, callback_group=group)
+        losses = SubscriptionEventCallbacks(message_lost=self._on_messages_lost)
+        kind, topic = (Image, "image")
+        if options.image_transport == "compressed":
+            kind, topic = (CompressedImage, "image/compressed")
+        subscriptions = [
+            subscribe(kind, topic, self._on_image, images, event_callbacks=losses),
+            subscribe(CameraInfo, "camera_info", self._on_camera_info, infos),
+        ]
+        if options.scale.source == "range":
+            subscriptions.append(subscribe(Range, "range", self._on_range, sensors))
+        if options.scale.source == "odometry":
+            subscriptions.append(subscribe(Odometry, "wheel_odometry", self._on_wheel_odometry, sensors))
+        return subscriptions
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self._session.calibration.update(message)
+        self._session.camera_info = message
+        self._monitor.camera_info(conversions.seconds(message.header.stamp))
+
+    def _on_range(self, message: Range) -> None:
+        if not 0 <= message.field_of_view <= math.pi:
+            self._reporter.warn(f"range ignored: field_of_view is {message.field_of_view:g} rad; allowed: 0 to pi")
+            return
+        reading = RangeReading(
+            conversions.seconds(message.header.stamp),
+            message.range,
+            message.min_range,
+            message.max_range,
+            message.field_of_view,
+        )
+        self._session.localizer.add_range(reading, message.header.frame_id.lstrip("/"))  # tf2 allows no leading slash
+
+    def _on_wheel_odometry(self, message: Odometry) -> None:
+        pose = conversions.pose_matrix(message.pose.pose)
+        if not np.isfinite(pose).all():
+            self._reporter.warn("wheel odometry ignored: its pose is not finite or its quaternion is 0")
+            return
+        self._session.localizer.add_odometry(conversions.seconds(message.header.stamp), pose)
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        arrival = time.monotonic()
+        session = self._session
+        if session.paused:
+            self._monitor.count("frames paused")
+            return
+        try:
+            conversions.check_image(message)
+        except InputError as error:
+            self._reporter.refuse(error)
+            return
+        stamp = message.header.stamp
+        if not (stamp.sec or stamp.nanosec):
+            self._reporter.warn_once("the images have no stamps: the time of receipt is used")
+            stamp = self._node.get_clock().now().to_msg()
+        seconds = conversions.seconds(stamp)
+        jump = session.jump_detector.check(seconds, session.settings.node.max_gap)
+        if jump:
+            self._node.get_logger().warning(
+                f"stamps jump {'forward' if jump > 0 else 'back'} by {abs(jump):.3f} s: the stream is reset"
+            )
+        self._monitor.arrived(seconds, bool(jump))
+        put = self._queue.put(
+            WaitingFrame(message, stamp, arrival, session.jump_detector.jumps, session.calibration.current)
+        )
+        if put is PutResult.REPLACING:
+            self._monitor.count("frames dropped")
+        elif put is PutResult.OVERFLOW:
+            self._monitor.count("frames lost")
+            self._reporter.fail(
+                f"the queue of {QUEUE_DEPTH} frames is full: frames are lost; play the recording more slowly",
+                throttle=True,
+            )
+
+    def _on_messages_lost(self, losses: QoSMessageLostInfo) -> None:
+        self._monitor.count("frames lost", losses.total_count_change)
+        text = f"{losses.total_count} images were lost on their way to the node: {PROFILE_HINT}"
+        if self._every_frame:
+            self._reporter.fail(text, throttle=True)
+        else:
+            self._reporter.warn(text)

@@ -1,0 +1,176 @@
+"""Where the camera is: metric scale, TF placement, and what follows from a change of the stream's world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from torch import Tensor
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
+from raymap3r_ros.node import conversions
+from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.summary import FrameSummary
+from raymap3r_ros.node.tf_frames import MOUNT_AGE, FrameNames, Frames, LookUp, Placement, TransformError
+from raymap3r_ros.streaming import StepResult, WorldChange
+
+# From the least to the greatest: of several changes before a healthy frame the greatest holds.
+_CHANGES = (WorldChange.NONE, WorldChange.ALIGNED, WorldChange.JUMPED, WorldChange.NEW)
+
+
+@dataclass(frozen=True)
+class PlacedFrame:
+    """Where a frame was taken, and how long the stream's metre is."""
+
+    stamp: Time
+    camera_frame: str
+    scale: float  # metres per metre of the stream
+    placement: Placement | None  # None if the camera's pose on the robot is not known: no pose can be published
+    world_change: WorldChange = WorldChange.NONE  # since the last placed frame
+
+    @property
+    def world_from_stream(self) -> np.ndarray:
+        """(4, 4) similarity: the stream's world in REP 103 axes to `world_frame`."""
+        return self.placement.world_from_stream @ np.diag([self.scale] * 3 + [1.0])
+
+
+class Localizer:
+    """Turns the poses of one stream into metric poses in the node's TF frames.
+
+    For each frame, in this order: `observe(result)` directly after the step, `scale_input(result)`, and
+    `place(result, summary, ...)`. `add_range` and `add_odometry` may be called from any thread; everything else
+    belongs to the thread of the frames.
+    """
+
+    def __init__(self, options: NodeOptions, look_up: LookUp, reporter: Reporter) -> None:
+        """
+        Args:
+            options: replaced by `use` when live parameters change.
+            look_up: returns the pose of a child frame in a parent frame, see `tf_frames.look_up`.
+        """
+        self.estimate: ScaleEstimate | None = None  # at the last placed frame
+        self._options = options
+        self._look_up = look_up
+        self._reporter = reporter
+        self._scale = MetricScale(options.scale)
+        self._frames = Frames(
+            FrameNames(**{field.name: getattr(options, field.name) for field in fields(FrameNames)}), look_up
+        )
+        self._ranger = ""  # frame of the range sensor, known with its first reading
+        self._change = WorldChange.NONE  # since the last placed frame
+        self._reason = ""  # of that change, for the log
+        self._change_is_void = False  # the change that the stream reports with the next frame did not happen
+        self._has_world = False
+
+    @property
+    def needs_motion(self) -> bool:
+        """Whether the metric scale needs the dynamic mask."""
+        return self._options.scale.source in ("range", "height")
+
+    def use(self, options: NodeOptions) -> None:
+        """Use these options from the next frame on."""
+        self._options = options
+        self._scale.options = options.scale
+
+    def add_range(self, reading: RangeReading, frame: str) -> None:
+        """Add a reading of the range sensor, whose TF frame is `frame`."""
+        self._ranger = frame
+        self._scale.add_range(reading)
+
+    def add_odometry(self, stamp: float, pose: np.ndarray) -> None:
+        """Add a pose (4, 4) of the base in the frame of the wheel odometry, metres, at `stamp` seconds."""
+        self._scale.add_odometry(stamp, pose)
+
+    def observe(self, result: StepResult, reason: str = "") -> None:
+        """Record how the world changed with this frame. The change is kept until a frame can be placed.
+
+        Args:
+            reason: why the caller has reset the stream before this frame, for the log; "" if it has not.
+        """
+        change = result.world_change
+        if self._change_is_void and result.frame > 0:  # frame 0 follows no other frame: its world is new in any case
+            change = WorldChange.NONE
+        self._change_is_void = False
+        if _CHANGES.index(change) > _CHANGES.index(self._change):
+            self._change = change
+            self._reason = reason or result.reset_reason or "memory not aligned"
+
+    def scale_input(self, result: StepResult) -> Tensor | None:
+        """(2,) on the network's device: what the metric scale needs of this frame; None if it needs nothing."""
+        return self._scale.look(result, self._options.confidence_threshold)
+
+    def place(self, result: StepResult, summary: FrameSummary, stamp: Time, camera_frame: str) -> PlacedFrame | None:
+        """Apply the metric scale and place the frame in TF; None if the network's output is not finite.
+
+        Args:
+            summary: of `result`.
+            stamp: of the image.
+            camera_frame: TF frame of the image.
+        """
+        if not summary.healthy:
+            # The stream keeps its memory as it was before this frame. A reset at this frame, which shows in the world
+            # change of the next one, has not happened.
+            self._change_is_void = True
+            return None
+        change = self._change
+        if change is WorldChange.NEW:
+            self._scale.reset()
+        if self._options.scale.source != "fixed":
+            self._look_up_mounts(camera_frame, stamp)
+        seconds = conversions.seconds(stamp)
+        self.estimate = self._scale.update(seconds, summary.pose, summary.scale_input)
+        scale = self.estimate.factor
+        pose = summary.pose.copy()
+        pose[:3, 3] *= scale
+        try:
+            placement = self._frames.place(
+                pose,
+                stamp,
+                camera_frame,
+                scale=scale,
+                new_world=change is WorldChange.NEW,
+                corrected=change is WorldChange.JUMPED,
+            )
+            if placement.problem:
+                self._reporter.warn(placement.problem)
+        except InputError as error:
+            self._reporter.warn(f"nothing is published in the world: {error}")
+            placement = None
+        self._report_change(result)
+        self._change, self._reason = WorldChange.NONE, ""
+        return PlacedFrame(stamp, camera_frame, scale, placement, change)
+
+    def facts(self) -> dict[str, object]:
+        """The metric scale, for diagnostics."""
+        return {} if self.estimate is None else self.estimate.facts(self._options.scale.source)
+
+    def _look_up_mounts(self, camera_frame: str, stamp: Time) -> None:
+        """Look up the mounting pose of the scale source. Without one the scale is less accurate, see docs/scale.md."""
+        source = self._options.scale.source
+        try:
+            if source in ("odometry", "height"):
+                self._scale.mount_camera(self._look_up(self._options.base_frame, camera_frame, stamp, MOUNT_AGE))
+            elif self._ranger:
+                self._scale.mount_ranger(self._look_up(camera_frame, self._ranger, stamp, MOUNT_AGE))
+        except TransformError:
+            pass  # the last known mount stays in use
+        except InputError as error:
+            self._reporter.fail(f"scale.source is {source}, but {error}", throttle=True)
+
+    def _report_change(self, result: StepResult) -> None:
+        change = self._change
+        if change is WorldChange.NONE:
+            return
+        if change is WorldChange.NEW:
+            height, width = result.depth.shape
+            text = f"a new world starts ({self._reason}); the network's input is {width}x{height}"
+        else:
+            how = "aligned with the last one" + (", with a jump" if change is WorldChange.JUMPED else "")
+            text = f"frame {result.frame} is the first of a new segment, {how}"
+        if self._has_world:
+            self._reporter.count("resets")
+        self._has_world = True
+        self._reporter.info(text)

@@ -1,0 +1,203 @@
+"""What a node has while it is configured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from rclpy.callback_groups import CallbackGroup
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import CameraInfo
+from tf2_ros import Buffer, TransformListener
+
+from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
+from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
+from raymap3r_ros.network import choose_device, load_network
+from raymap3r_ros.node import parameters
+from raymap3r_ros.node.localizer import Localizer
+from raymap3r_ros.node.map_publisher import MapPublisher
+from raymap3r_ros.node.network_pool import NetworkPool
+from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.publishers import Publishers
+from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.stamps import JumpDetector
+from raymap3r_ros.node.tf_frames import look_up
+from raymap3r_ros.streaming import Stream, StreamOptions
+from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters at one moment."""
+
+    given: NodeOptions  # as the parameters are
+    node: NodeOptions  # with the prefix of the frame names
+    stream: StreamOptions
+
+    @classmethod
+    def read(cls, node: LifecycleNode, frame_prefix: str) -> Settings:
+        """Read all parameters of `node`. Raises OptionError if they cannot be used."""
+        given = parameters.read(node, NodeOptions)
+        options = given
+        if frame_prefix:
+            # In mode `map` odom_frame is another node's.
+            names = ["world_frame"] if given.tf_mode == "map" else ["world_frame", "odom_frame"]
+            options = dataclasses.replace(given, **{name: f"{frame_prefix}/{getattr(given, name)}" for name in names})
+        return cls(given, options, parameters.read(node, StreamOptions))
+
+
+@dataclass
+class Session:
+    """Everything that exists from `configure` to `cleanup`."""
+
+    settings: Settings  # the newest; `apply_settings` puts them into effect
+    stream: Stream
+    scheduler: BatchScheduler | None  # None if the network is not shared
+    calibration: CameraCalibration
+    localizer: Localizer
+    publishers: Publishers
+    maps: MapPublisher
+    resources: contextlib.ExitStack  # frees everything when it is closed
+
+    # Set by callbacks, read by the worker.
+    jump_detector: JumpDetector = field(default_factory=JumpDetector)
+    reset_requested: threading.Event = field(default_factory=threading.Event)
+    paused: bool = False
+    camera_info: CameraInfo | None = None  # the last one received
+
+    # Set by the worker.
+    applied: Settings | None = None
+    jumps: int = 0  # of the stamps, up to the last processed frame
+    rule: str = ""  # update rule of the last frame
+    intrinsics_source: str = ""  # of the last frame
+
+    def apply_settings(self, reporter: Reporter) -> NodeOptions:
+        """Put changed parameters into effect and return the node's options. Called between two frames."""
+        settings = self.settings
+        if settings is not self.applied:
+            if settings.stream != self.stream.options:
+                self.stream.options = settings.stream
+                reporter.info(f"new stream options: {settings.stream}")
+            self.localizer.use(settings.node)
+            self.maps.use(settings.node)
+            self.applied = settings
+        return settings.node
+
+    def reset_if_due(self, jumps: int) -> str:
+        """Reset the stream if a user has requested it or the stamps have jumped; returns the reason or "".
+
+        Args:
+            jumps: jumps of the stamps up to the frame that is processed next.
+        """
+        reason = "reset" if self.reset_requested.is_set() else ""
+        if jumps != self.jumps:
+            reason = "time jump"
+        if reason:
+            self.jumps = jumps
+            self.reset_requested.clear()
+            self.stream.reset()
+        return reason
+
+    def subscribed_topics(self) -> set[str]:
+        """Names of the outputs that have subscribers, including "tf"."""
+        return self.publishers.subscribed_topics() | self.maps.subscribed_topics()
+
+    def facts(self) -> dict[str, object]:
+        """The state of the session, for diagnostics."""
+        stream = self.stream
+        facts = {
+            "device": stream.device,
+            "checkpoint": stream.network.source,
+            "update rule": self.rule,
+            "intrinsics": self.intrinsics_source,
+            "subscribed outputs": ", ".join(sorted(self.subscribed_topics())),
+            **self.localizer.facts(),
+        }
+        if len(self.maps):
+            facts["static map (points)"] = len(self.maps)
+        if stream.device.type == "cuda":
+            facts["GPU memory (MiB)"] = torch.cuda.memory_allocated(stream.device) // 2**20
+            facts["GPU memory, highest (MiB)"] = torch.cuda.max_memory_allocated(stream.device) // 2**20
+        return facts
+
+    def close(self) -> None:
+        """Destroy publishers and services, and unlock the parameters."""
+        self.resources.close()
+
+
+def open_session(
+    node: LifecycleNode,
+    settings: Settings,
+    pool: NetworkPool | None,
+    buffer: Buffer,
+    reporter: Reporter,
+    map_group: CallbackGroup,
+) -> Session:
+    """Load the network, run it once, and create everything that `node` needs to process images.
+
+    Args:
+        pool: shares one network among several nodes; None for a network of the node's own.
+        buffer: transforms of the node, cleared here.
+        map_group: callback group of the timer that publishes the static map.
+
+    Raises OptionError, and everything that `load_network` raises. Nothing is left over then.
+    """
+    options = settings.node
+    with contextlib.ExitStack() as resources:
+        scheduler = None
+        if pool is None:
+            _leave_a_core_free()
+            network = load_network(options.checkpoint, choose_device(options.device), settings.stream.precision)
+        else:
+            name = node.get_fully_qualified_name()
+            pool.claim(name, options)
+            resources.callback(pool.give_back, name)
+            _leave_a_core_free()
+            scheduler = pool.get(options.checkpoint, options.device, settings.stream.precision)
+            network = scheduler.network
+        stream = Stream(network, settings.stream)
+        if not network.trained:
+            node.get_logger().warning(network.source)
+        error_model = ErrorModel.from_manifest(network.manifest, network.source)
+        if error_model is None and network.trained:
+            node.get_logger().warning(
+                f"{network.source} has no error model of its own (metadata {METADATA_KEY!r}): the covariances of "
+                "~/odometry use the default, see docs/odometry.md"
+            )
+        warm_up(stream, scheduler, 1 if pool is None else pool.cameras)
+        node.get_logger().info(f"{network.source} runs on {stream.device}")
+        compressed = options.image_transport == "compressed"
+        topic = node.resolve_topic_name("image/compressed" if compressed else "image")
+        buffer.clear()
+        if options.tf_mode != "camera" or options.scale.source != "fixed":
+            resources.callback(TransformListener(buffer, node).unregister)
+        publishers = Publishers(node, error_model or DEFAULT)
+        resources.callback(publishers.destroy)
+        maps = MapPublisher(node, options, reporter, map_group)
+        resources.callback(maps.destroy)
+        return Session(
+            settings,
+            stream,
+            scheduler,
+            CameraCalibration(
+                partial(reporter.fail, throttle=True), rectified=options.rectified or names_rectified(topic)
+            ),
+            Localizer(options, partial(look_up, buffer), reporter),
+            publishers,
+            maps,
+            resources.pop_all(),
+        )
+
+
+def _leave_a_core_free() -> None:
+    """Limit PyTorch to all cores but one, unless the user has set the number of threads.
+
+    Its threads wait for each other. With one on every core, each DDS message or callback would delay all of them.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))

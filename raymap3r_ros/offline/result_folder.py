@@ -1,0 +1,54 @@
+"""The folder that a run writes its results to: names of the files, and the files of single frames."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from raymap3r_ros.io.files import clear_folder, whole_file
+from raymap3r_ros.io.png import quantise_depth, write_mask, write_png
+
+TRAJECTORY = "trajectory.txt"
+INTRINSICS = "intrinsics.txt"
+CLOUD = "static_scene.ply"
+SUMMARY = "summary.json"
+SHEET = "preview.png"
+VIDEO = "preview"  # .mp4, or .gif if OpenCV cannot write videos
+DEPTH_FOLDER = "depth"
+MASK_FOLDER = "masks"
+
+_OURS = re.compile(
+    "|".join(re.escape(name) for name in (TRAJECTORY, INTRINSICS, CLOUD, SUMMARY, SHEET))
+    + rf"|{VIDEO}\.(mp4|gif)|{DEPTH_FOLDER}/\d{{6}}\.(png|npz)|{MASK_FOLDER}/\d{{6}}\.png"
+)
+
+
+def prepare_folder(
+    folder: Path, overwrite: bool = False, subfolders: Collection[str] = (DEPTH_FOLDER, MASK_FOLDER)
+) -> None:
+    """Create or clear the output folder of a run, with the `subfolders` that it writes to; see `clear_folder`."""
+    clear_folder(folder, _OURS, overwrite)
+    for name in (DEPTH_FOLDER, MASK_FOLDER):
+        if name in subfolders:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        else:
+            # An empty folder of an earlier run would look like a result of this one. One with other files stays.
+            with suppress(OSError):
+                (folder / name).rmdir()
+
+
+def write_depth_files(folder: Path, index: int, depth: np.ndarray) -> None:
+    """Write `depth` (H, W) metres of frame `index`: millimetres as a 16-bit PNG, and float32 as .npz."""
+    write_png(folder / DEPTH_FOLDER / f"{index:06d}.png", quantise_depth(depth))
+    # Not compressed: noise in the low bits leaves little to save.
+    with whole_file(folder / DEPTH_FOLDER / f"{index:06d}.npz") as partial:
+        np.savez(partial, depth=depth.astype(np.float32, copy=False))
+
+
+def write_mask_file(folder: Path, index: int, mask: np.ndarray) -> None:
+    """Write `mask` (H, W) bool of frame `index`: an 8-bit PNG, 255 where it is true."""
+    write_mask(folder / MASK_FOLDER / f"{index:06d}.png", mask)

@@ -1,0 +1,59 @@
+"""What `summary.json` contains about a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Statistics of a time measured once per frame."""
+
+    median: float
+    p95: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Milliseconds:
+        """Return the statistics of at least one value."""
+        median, p95 = np.percentile(values, (50, 95))
+        return cls(round(float(median), 3), round(float(p95), 3))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Settings and results of a run."""
+
+    version: str
+    input: str
+    input_kind: str  # "video", "images" or "bag"
+    topic: str  # of a bag
+    complete: bool  # False: stopped before the end of the recording
+    stopped_by: str  # the signal or the error, if not complete
+    checkpoint: str
+    trained: bool
+    warning: str  # if the weights are untrained
+    device: str
+    torch: str
+    options: dict  # StreamOptions
+    cloud_options: dict  # CloudOptions
+    stride: int
+    frames: int  # written
+    frames_skipped: int  # could not be decoded
+    frames_unhealthy: int  # the network's output was not finite; nothing is written for these
+    duration: float  # seconds from the first stamp to the last
+    input_size: tuple[int, int]  # width, height
+    image_size: tuple[int, int]  # width, height of depth maps and masks
+    path_length: float  # metres travelled by the camera
+    motion_frames: int  # for which motion was estimated; 0: moving objects are part of the static scene
+    moving_share: float | None  # mean share of pixels under the mask, over these frames; None without any
+    resets: int  # number of memory resets
+    rules: dict[str, int]  # frames under each update rule
+    static_points: int | None  # None: no static scene was built
+    voxel_size: float | None  # metres
+    engine_rate: float  # frames/s of the stream alone, without the first frames
+    whole_rate: float  # frames/s with reading and writing
+    step: Milliseconds  # of one step of the stream, without the first frames
+    stages: dict[str, Milliseconds]  # of its stages
+    files: list[str]  # written

@@ -1,0 +1,76 @@
+"""Ground truth from the TF tree and the odometry of a recording."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import rclpy
+from geometry_msgs.msg import TransformStamped
+from nav_msgs.msg import Odometry
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bags import START, stamps_of
+
+from raymap3r_ros.clients.ground_truth import GroundTruthCollector
+from raymap3r_ros.errors import InputError
+
+
+def ros_transform(time, parent, child, place):
+    message = TransformStamped(child_frame_id=child)
+    message.header.frame_id = parent
+    message.header.stamp = rclpy.time.Time(nanoseconds=stamps_of([time])[0]).to_msg()
+    t = message.transform.translation
+    t.x, t.y, t.z = place
+    message.transform.rotation.w = 1.0
+    return message
+
+
+def ros_odometry(time, child, place):
+    message = Odometry(child_frame_id=child)
+    message.header.frame_id = "somewhere"
+    message.header.stamp = rclpy.time.Time(nanoseconds=stamps_of([time])[0]).to_msg()
+    p = message.pose.pose.position
+    p.x, p.y, p.z = place
+    message.pose.pose.orientation.w = 1.0
+    return message
+
+
+class TestGroundTruth:
+    def robot(self, root="world"):
+        truth = GroundTruthCollector("camera")
+        truth.add_transforms([ros_transform(0, "base", "camera", (0.0, 0.0, 1.0))], static=True)
+        for i in range(3):
+            truth.add_transforms([ros_transform(i, f"/{root}", "base", (2.0 * i, 0.0, 0.0))], static=False)
+        return truth
+
+    def test_interpolation_through_the_tree(self):
+        found = self.robot().poses(stamps_of([-1, 0, 0.5, 2]))
+        assert found.source == "TF world -> camera"
+        places = {round(stamp / 1e9 - START, 3): pose[:3, 3].tolist() for stamp, pose in found.poses.items()}
+        assert places == {0.0: [0, 0, 1], 0.5: [1, 0, 1], 2.0: [4, 0, 1]}
+
+    def test_root_with_another_name_must_be_selected(self):
+        truth = self.robot("odom")
+        with pytest.raises(InputError, match=r"above the camera's \(base, odom\)"):
+            truth.poses(stamps_of([0]))
+        assert truth.poses(stamps_of([0]), "odom").source == "TF odom -> camera"
+
+    def test_odometry_of_the_base_is_transformed_to_the_camera(self):
+        truth = self.robot("odom")
+        truth.add_odometry("/wheels", ros_odometry(0, "base", (9.0, 9.0, 9.0)))
+        for i in range(2):
+            truth.add_odometry("/ground_truth/state", ros_odometry(i, "base", (0.0, 3.0 * i, 0.0)))
+        found = truth.poses(stamps_of([0.5]))
+        assert found.source == "odometry /ground_truth/state of base"
+        assert next(iter(found.poses.values()))[:3, 3].tolist() == [0.0, 1.5, 1.0]
+
+    def test_odometry_of_an_unknown_frame_is_used_unchanged_and_reported(self):
+        truth = GroundTruthCollector("camera")
+        truth.add_odometry("/mocap/rig", ros_odometry(0, "rig", (1.0, 2.0, 3.0)))
+        found = truth.poses(stamps_of([0]))
+        assert "the pose of the camera in rig is unknown" in found.source
+        assert next(iter(found.poses.values()))[:3, 3].tolist() == [1.0, 2.0, 3.0]
+
+    def test_frame_without_a_connection_to_the_camera(self):
+        with pytest.raises(InputError, match="unknown at the time of every frame"):
+            self.robot().poses(stamps_of([0]), "moon")

@@ -1,0 +1,45 @@
+"""The harness: the parts of it that the programs on it do not test."""
+
+import itertools
+import os
+import time
+
+import pytest
+
+from raymap3r_ros.clients import harness
+from raymap3r_ros.errors import Raymap3rError
+
+
+def test_dds_environment_keeps_the_users_choice(monkeypatch):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ROS_", "FAST"))}
+    chosen = {"ROS_DOMAIN_ID": "7", "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}
+    environment = {**kept, **chosen, "ROS_DISTRO": "humble"}
+    monkeypatch.setattr(os, "environ", environment)
+    harness.set_up_dds(localhost=False, own_domain=True)
+    assert environment == {**kept, **chosen, "ROS_DISTRO": "humble"}
+    for name in chosen:
+        del environment[name]
+    harness.set_up_dds(own_domain=True)
+    assert environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+    assert 1 <= int(environment["ROS_DOMAIN_ID"]) <= 100
+    assert environment["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("fastdds.xml")
+
+
+def test_back_and_forth_repeats_no_image_at_the_turns():
+    assert list(itertools.islice(harness.back_and_forth("abc"), 9)) == list("abcbabcba")
+    assert list(itertools.islice(harness.back_and_forth("a"), 3)) == list("aaa")
+
+
+def test_paced_items_are_not_early():
+    begin = time.monotonic()
+    times = [time.monotonic() - begin for _ in harness.paced(range(4), 50.0)]
+    assert all(moment >= 0.02 * index - 1e-3 for index, moment in enumerate(times))
+
+
+def test_subscriber_that_fails_is_an_error():
+    with (
+        pytest.raises(Raymap3rError, match="the subscriber has ended; its own message is above"),
+        harness.running_harness("/failing", {"checkpoint": "mini"}, len) as running,  # a node has no length
+    ):
+        running.wait_until_connected()
+    assert running.process.poll() is not None

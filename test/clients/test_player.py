@@ -1,0 +1,259 @@
+"""Bags played into the node over DDS: what is sent, and what comes back."""
+
+import itertools
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+from rclpy.serialization import deserialize_message
+from rosbags.rosbag2 import StoragePlugin
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+from tf2_msgs.msg import TFMessage
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bags import START, compressed, header, images_bag, make, picture, raw, store, transform, transforms, write_bag
+
+from raymap3r_ros.clients import player, replay
+from raymap3r_ros.clients.bag import ReplayOptions, open_bag
+from raymap3r_ros.errors import Raymap3rError
+from raymap3r_ros.geometry import poses
+from raymap3r_ros.io import open_recording
+from raymap3r_ros.network import load_network
+from raymap3r_ros.node import conversions
+from raymap3r_ros.node.frame_queue import FrameQueue
+from raymap3r_ros.streaming import Stream
+
+LIMIT = 120.0  # seconds
+
+
+# --------------------------------------------------------------------------------------------------- bit for bit
+
+
+def test_replay_gives_the_offline_trajectory_bit_for_bit(make_bench, replay_into, rendered):
+    bag = open_bag(rendered, ReplayOptions(topic="/camera/image_raw"))
+    assert bag.camera_info == "/camera/camera_info" and bag.frame == "camera_optical_frame"
+    bench = make_bench(**replay.node_parameters(bag, {}))
+    assert bench.change_state("configure") and bench.change_state("activate")
+    playback = replay_into(bench, bag)
+    bench.wait_for_told("intrinsics", "camera_info")
+
+    stream = Stream(load_network("one_room"))
+    expected = []
+    for frame in open_recording(rendered, topic="/camera/image_raw"):
+        pose = poses.world_pose(stream.step(frame.image, frame.stamp, frame.intrinsics).numpy("pose")["pose"])
+        expected.append((*pose[:3, 3].tolist(), *poses.quaternion(pose[:3, :3])))
+    assert len(expected) == 12 and len(set(expected)) == 12
+    assert [playback.poses[index] for index in range(12)] == expected
+    assert playback.worlds == {0} and playback.counts["frames lost"] == 0
+
+
+@pytest.mark.parametrize("encoding", conversions.ENCODINGS)
+def test_pixels_are_equal_with_and_without_ros(encoding, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, conversions.ENCODINGS[encoding][0]), np.uint8)
+    assert_same_pixels(tmp_path, raw(0.0, image, encoding), Image)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pixels_of_compressed_images_are_equal(suffix, tmp_path):
+    data = cv2.imencode(suffix, picture(0))[1].reshape(-1)
+    message = make("sensor_msgs/msg/CompressedImage", header=header(0.0), format=suffix[1:], data=data)
+    assert_same_pixels(tmp_path, message, CompressedImage)
+
+
+def assert_same_pixels(folder, message, kind):
+    (frame,) = open_recording(write_bag(folder / "bag", [(0.0, "/image", message)]))
+    taken = deserialize_message(bytes(store.serialize_cdr(message, message.__msgtype__)), kind)
+    np.testing.assert_array_equal(conversions.image_array(taken), frame.image)
+    assert frame.image.std() > 10
+
+
+# ------------------------------------------------------------------------------------------------ what can be played
+
+
+def test_compressed_images_without_camera_info(active_bench, replay_into, tmp_path):
+    bag = open_bag(images_bag(tmp_path / "bag", make_image=compressed, topic="/eye/image_raw/compressed"))
+    assert bag.compressed and bag.camera_info is None
+    playback = replay_into(active_bench(bag), bag)
+    assert sorted(playback.poses) == [0, 1, 2] and playback.worlds == {0}
+
+
+def test_every_image_size_starts_a_new_world(active_bench, replay_into, tmp_path):
+    sizes = [(64, 48)] * 2 + [(48, 64)] * 3
+    messages = [
+        (i / 10, "/image", raw(i / 10, picture(i, *size)[..., 0].copy(), "mono8")) for i, size in enumerate(sizes)
+    ]
+    bag = open_bag(write_bag(tmp_path / "bag", messages, StoragePlugin.MCAP))
+    playback = replay_into(active_bench(bag), bag)
+    assert sorted(playback.poses) == [0, 1, 2, 3, 4] and playback.worlds == {0, 2}
+    report = replay.write_report(tmp_path, bag, playback)
+    assert [(world.frames, world.trajectory) for world in report.worlds] == [
+        (2, "trajectory_1.txt"), (3, "trajectory_2.txt"),
+    ]  # fmt: skip
+    _, *lines = (tmp_path / "trajectory_2.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [
+        f"{frame.stamp / 1e9:.0f}.{frame.stamp % 10**9:09d}" for frame in playback.frames[2:]
+    ]
+    assert [tuple(map(float, line.split()[1:])) for line in lines] == [playback.poses[index] for index in (2, 3, 4)]
+
+
+def test_every_pass_of_a_loop_starts_a_new_world(active_bench, replay_into, tmp_path):
+    bag = open_bag(images_bag(tmp_path / "bag"))
+    playback = replay_into(active_bench(bag), bag, ReplayOptions(rate=0.0, loop=3))
+    assert playback.passes == 3 and playback.worlds == {0, 3, 6} and playback.counts["resets"] == 2
+    assert len(playback.poses) == 9
+    for index in range(3):  # a world does not depend on the previous one
+        assert playback.poses[index] == playback.poses[index + 3] == playback.poses[index + 6]
+
+
+def test_a_part_of_the_bag_at_its_rate(active_bench, replay_into, tmp_path):
+    bag = open_bag(images_bag(tmp_path / "bag", 20))
+    options = ReplayOptions(rate=2.0, start=0.15, duration=1.0)
+    frames = replay_into(active_bench(bag), bag, options).frames
+    stamps = [frame.stamp / 1e9 - START for frame in frames]
+    assert stamps == pytest.approx([0.1 * index for index in range(2, 12)], abs=1e-6)
+    # A frame may be late; the following frames are on time again.
+    assert frames[-1].sent - frames[0].sent > 0.3
+    assert max(later.sent - earlier.sent for earlier, later in itertools.pairwise(frames)) > 0.045
+
+
+def test_refused_images_do_not_block_the_replay(active_bench, replay_into, tmp_path):
+    """Images without a stamp get the time of recording."""
+    messages = [(i / 10, "/image", raw(None, picture(i))) for i in range(3)]
+    depth = np.ones((48, 64), np.uint16).view(np.uint8).reshape(48, 64, 2)
+    messages += [(i / 10, "/image", raw(i / 10, depth, "16UC1")) for i in range(3, 3 + 2 * player.MAX_IN_FLIGHT)]
+    bag = open_bag(write_bag(tmp_path / "bag", messages))
+    playback = replay_into(active_bench(bag), bag)
+    assert sorted(playback.poses) == [0, 1, 2]
+    assert [frame.stamp / 1e9 - START for frame in playback.frames[:4]] == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-6)
+    report = replay.write_report(tmp_path, bag, playback)
+    assert (report.frames_sent, report.frames_processed, report.frames_refused) == (23, 3, 20)
+    assert report.frames_unanswered == 0 and report.complete
+
+
+def test_bag_faster_than_the_node_waits_for_it(active_bench, replay_into, monkeypatch, tmp_path):
+    go_on, waiting = threading.Event(), []
+    get, put = FrameQueue.get, FrameQueue.put
+
+    def slow_get(queue):
+        assert go_on.wait(LIMIT)
+        return get(queue)
+
+    def counted_put(queue, frame):
+        outcome = put(queue, frame)
+        waiting.append(len(queue))
+        return outcome
+
+    monkeypatch.setattr(FrameQueue, "get", slow_get)
+    monkeypatch.setattr(FrameQueue, "put", counted_put)
+    count = 3 * player.MAX_IN_FLIGHT
+    bag = open_bag(images_bag(tmp_path / "bag", count))
+    bench = active_bench(bag)
+    done = []
+    thread = threading.Thread(target=lambda: done.append(replay_into(bench, bag)))
+    thread.start()
+    try:
+        bench.wait(lambda: len(waiting) >= player.MAX_IN_FLIGHT, "a full window")
+        heard = len(bench.statuses)
+        bench.wait(lambda: len(bench.statuses) > heard, "more diagnostics")
+        assert waiting == list(range(1, player.MAX_IN_FLIGHT + 1))
+    finally:
+        go_on.set()
+        thread.join(LIMIT)
+    (playback,) = done
+    assert len(playback.poses) == count and playback.counts["frames lost"] == 0
+    assert max(waiting) == player.MAX_IN_FLIGHT
+
+
+def test_stop_ends_early_with_the_frames_so_far(active_bench, replay_into, tmp_path):
+    bag = open_bag(images_bag(tmp_path / "bag", 50))
+    stop = threading.Event()
+    bench = active_bench(bag)
+    bench.listen("pose")
+    threading.Thread(target=lambda: (bench.wait_for("pose", 2), stop.set())).start()
+    playback = replay_into(bench, bag, ReplayOptions(rate=1.0), stop=stop)
+    assert playback.stopped and 2 <= len(playback.poses) <= len(playback.frames) < 50
+    report = replay.write_report(tmp_path, bag, playback)
+    assert not report.complete and report.frames_unanswered == len(playback.frames) - len(playback.poses)
+
+
+def test_node_with_another_image_transport_is_an_error(make_bench, replay_into, tmp_path, monkeypatch):
+    bag = open_bag(images_bag(tmp_path / "bag", make_image=compressed))
+    bench = make_bench(checkpoint="mini", image_size=48)
+    assert bench.change_state("configure") and bench.change_state("activate")
+    monkeypatch.setattr(player, "START_LIMIT", 2.0)
+    with pytest.raises(Raymap3rError, match=rf"does not take images from {bench.namespace}/image/compressed"):
+        replay_into(bench, bag)
+
+
+# ------------------------------------------------------------------------------------------------------- TF, clock
+
+
+def test_transforms_of_the_node_are_not_forwarded_from_the_bag(active_bench, replay_into, tmp_path):
+    messages = [
+        (0.0, "/tf_static", transforms(transform(0, "base", "camera"), transform(0, "base", "lidar"))),
+        (0.0, "/tf_static", transforms(transform(0, "base", "arm"))),
+    ]
+    for i in range(3):
+        messages.append((i / 10, "/tf", transforms(transform(i / 10, "odom", "base", (i / 10, 0.0, 0.0)))))
+        messages.append((i / 10, "/image", raw(i / 10, picture(i))))
+    bag = open_bag(write_bag(tmp_path / "bag", messages))
+    bench = active_bench(bag)
+    moving, static = set(), set()
+
+    def note(edges):
+        return lambda message: edges.update((t.header.frame_id, t.child_frame_id) for t in message.transforms)
+
+    bench.probe.create_subscription(TFMessage, "/tf", note(moving), 100)
+    latched = rclpy.qos.QoSProfile(depth=10, durability=rclpy.qos.DurabilityPolicy.TRANSIENT_LOCAL)
+    bench.probe.create_subscription(TFMessage, "/tf_static", note(static), latched)
+    replay_into(bench, bag)
+    bench.wait(lambda: len(static) == 2 and len(moving) == 2, "all transforms")
+    assert static == {("base", "lidar"), ("base", "arm")}
+    assert moving == {("odom", "base"), ("map", "camera")}
+
+
+def test_paused_and_stepped_sim_time(make_bench):
+    """As from `ros2 bag play`, paused, stepped and looped."""
+    bench = make_bench(checkpoint="mini", image_size=48, every_frame=True, use_sim_time=True)
+    bench.start("pose")
+    bench.advertise_clock = bench.probe.create_publisher(Clock, "/clock", 1)
+    bench.wait(bench.advertise_clock.get_subscription_count, "match of /clock")
+
+    def set_clock(time):
+        stamp = rclpy.time.Time(seconds=START, nanoseconds=round(time * 1e9))
+        bench.advertise_clock.publish(Clock(clock=stamp.to_msg()))
+        bench.wait(lambda: bench.node.get_clock().now().nanoseconds == stamp.nanoseconds, f"sim time {time}")
+
+    def more_diagnostics():
+        heard = len(bench.statuses)
+        bench.wait(lambda: len(bench.statuses) >= heard + 2, "two more diagnostics")
+
+    more_diagnostics()  # before the first clock message
+    set_clock(0.0)
+    bench.send(0, 0.0)
+    bench.wait_for("pose", 1)
+    more_diagnostics()  # the clock stands still
+    bench.send(1, 0.1)  # a camera that is ahead of it
+    bench.wait_for("pose", 2)
+    set_clock(0.2)
+    bench.send(2, 0.2)
+    bench.wait_for("pose", 3)
+    assert bench.count_logs("stamps jump") == 0
+    set_clock(0.0)
+    bench.send(0, 0.0)
+    bench.wait_for("pose", 4)
+    bench.wait_for_log("stamps jump back by 0.200 s: the stream is reset")
+    more_diagnostics()
+    bench.wait_for_told("frames out", 4)
+    assert bench.times("pose") == [0.0, 0.1, 0.2, 0.0]
+
+    without_stamp = conversions.image_message(Header(frame_id="camera"), picture(3), "rgb8")
+    bench.publish(without_stamp)
+    bench.wait_for("pose", 5)
+    assert bench.times("pose")[-1] == 0.0  # the sim time of its receipt

@@ -1,0 +1,215 @@
+"""Videos, folders of images and new formats, against frames that the tests themselves encoded."""
+
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from recordings import assert_shows, index_of, picture, write_video
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.io import formats, open_recording
+
+
+@pytest.mark.parametrize(("name", "code"), [("a.mp4", "mp4v"), ("a.avi", "MJPG")])
+def test_video_gives_frames_in_rgb_with_the_containers_times(tmp_path, name, code):
+    recording = open_recording(write_video(tmp_path / name, code=code))
+    frames = list(recording)
+    assert (recording.kind, recording.length, recording.rate) == ("video", 10, 20.0)
+    assert [index_of(frame.image) for frame in frames] == list(range(10))
+    assert np.allclose([frame.stamp for frame in frames], np.arange(10) / 20)
+    assert np.abs(frames[3].image[..., 0].astype(int) - picture(3)[..., 0]).mean() < 8  # red is red
+    assert frames[0].intrinsics is None
+
+
+def test_video_with_stride_and_limit_keeps_stamps(tmp_path):
+    recording = open_recording(write_video(tmp_path / "a.mp4"), stride=3, max_frames=3)
+    assert recording.length == 3
+    assert recording.rate == pytest.approx(20 / 3)
+    frames = list(recording)
+    assert [index_of(frame.image) for frame in frames] == [0, 3, 6]
+    assert np.allclose([frame.stamp for frame in frames], [0, 0.15, 0.3])
+    assert len(list(recording)) == 3  # may be read again
+
+
+def test_recorded_clip_has_its_65_frames_at_30_hz(shared):
+    recording = open_recording(shared / "clips" / "lady-running.mp4", stride=16)
+    frames = list(recording)
+    assert len(frames) == recording.length == 5
+    assert frames[0].image.shape == (480, 854, 3)
+    assert frames[-1].stamp == pytest.approx(64 / 30)
+
+
+def test_video_that_ends_early_is_told(tmp_path, caplog):
+    whole = write_video(tmp_path / "a.avi", count=12, code="MJPG").read_bytes()
+    starts = [match.start() for match in re.finditer(b"\xff\xd8\xff", whole)]
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(whole[: starts[8]])
+    recording = open_recording(cut)
+    assert [index_of(frame.image) for frame in recording] == list(range(8))
+    assert (recording.length, recording.skipped) == (12, 0)
+    assert "ended after 8 frames; its header says 12" in caplog.text
+
+
+def test_broken_video_frame_in_the_middle_is_skipped_and_counted(tmp_path, caplog):
+    path = write_video(tmp_path / "a.avi", count=8, code="MJPG")
+    data = bytearray(path.read_bytes())
+    starts = [match.start() for match in re.finditer(b"\xff\xd8\xff", data)]
+    data[starts[4] : starts[5] - 30] = bytes(starts[5] - 30 - starts[4])
+    path.write_bytes(data)
+    recording = open_recording(path)
+    frames = list(recording)
+    assert [index_of(frame.image) for frame in frames] == [0, 1, 2, 3, 5, 6, 7]
+    assert np.allclose([frame.stamp for frame in frames], np.array([0, 1, 2, 3, 5, 6, 7]) / 20)
+    assert recording.skipped == 1
+    assert "skipped frame 4: it cannot be decoded" in caplog.text
+    assert "ended after" not in caplog.text
+
+
+def test_images_come_in_natural_order_with_given_rate_and_intrinsics(tmp_path):
+    names = ["frame10.png", "frame9.PNG", "frame1.bmp", "frame2.tif", "frame11.webp"]
+    for name in names:
+        index = int("".join(filter(str.isdigit, name)))
+        Image.fromarray(picture(index)).save(tmp_path / name, **({"lossless": True} if "webp" in name else {}))
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "metadata.yaml").write_text("of no bag: true")
+    (tmp_path / "._frame3.png").write_bytes(b"left by another system")
+    matrix = np.array([[30.0, 0, 24], [0, 31, 16], [0, 0, 1]])
+    recording = open_recording(tmp_path, rate=4, intrinsics=matrix)
+    frames = list(recording)
+    assert recording.length == 5
+    for frame, index in zip(frames, (1, 2, 9, 10, 11), strict=True):
+        assert_shows(frame.image, index)
+        assert frame.intrinsics is matrix
+    assert [frame.stamp for frame in frames] == [0, 0.25, 0.5, 0.75, 1.0]
+    assert [frame.stamp for frame in open_recording(tmp_path, rate=4, stride=2)] == [0, 0.5, 1.0]
+
+
+def test_grey_16_bit_and_transparent_images_become_rgb(tmp_path):
+    grey = np.arange(256, dtype=np.uint16).reshape(8, 32) * 256
+    cv2.imwrite(str(tmp_path / "1.png"), grey)
+    cv2.imwrite(str(tmp_path / "2.png"), (grey // 256).astype(np.uint8))
+    Image.fromarray(np.dstack([grey // 256] * 3 + [np.zeros_like(grey)]).astype(np.uint8), "RGBA").save(
+        tmp_path / "3.png"
+    )
+    for frame in open_recording(tmp_path):
+        assert np.array_equal(frame.image, np.dstack([grey // 256] * 3))
+
+
+def test_photo_lying_on_its_side_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
+    lying = np.rot90(picture(1))
+    Image.fromarray(np.ascontiguousarray(lying)).save(tmp_path / "1.jpg", exif=exif, quality=100, subsampling=0)
+    Image.fromarray(picture(2)).save(tmp_path / "2.png")  # the same size once it is upright
+    first, _ = open_recording(tmp_path)
+    assert_shows(first.image, 1, tolerance=12)
+
+
+def test_broken_image_in_the_middle_is_skipped_and_counted(tmp_path, caplog):
+    for index in range(5):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}.png")
+    (tmp_path / "1.png").write_bytes(b"this is no image at all")
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[: len(whole) // 2])
+    recording = open_recording(tmp_path, rate=10)
+    frames = list(recording)
+    assert [index_of(frame.image) for frame in frames] == [0, 2, 4]
+    assert [frame.stamp for frame in frames] == [0, 0.2, 0.4]
+    assert recording.skipped == 2
+    assert "skipped 1.png: not a known image format" in caplog.text
+    assert "skipped 3.png" in caplog.text
+
+
+def test_missing_path():
+    with pytest.raises(InputError, match="nowhere: there is no such file or folder"):
+        open_recording("/nowhere")
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(InputError, match=r"no images \(\.png .*\) and no bag in this folder"):
+        open_recording(tmp_path)
+
+
+def test_file_that_is_no_video(tmp_path, capfd):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"no video" * 100)
+    with pytest.raises(InputError, match="not a video that OpenCV can read"):
+        open_recording(path)
+
+
+def test_single_image(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="is a single image; give a folder"):
+        open_recording(tmp_path / "a.png")
+
+
+def test_folder_of_broken_images(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no frame could be read \(1 could not be decoded"):
+        list(open_recording(tmp_path))
+
+
+def test_images_of_different_sizes_are_refused_before_work_begins(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "1.png")
+    Image.fromarray(picture(1, (16, 32))).save(tmp_path / "2.png")
+    with pytest.raises(InputError, match=r"different sizes: 1\.png is 48x32, 2\.png is 16x32"):
+        open_recording(tmp_path)
+    assert len(list(open_recording(tmp_path, max_frames=1))) == 1
+
+
+def test_topic_of_something_that_is_no_bag(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "1.png")
+    with pytest.raises(InputError, match="not a bag, so it has no topic '/image'"):
+        open_recording(tmp_path, topic="/image")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"stride": 0}, "stride is 0"), ({"max_frames": 0}, "max_frames is 0"), ({"rate": 0}, "rate is 0")],
+)
+def test_options_out_of_range(tmp_path, option, message):
+    with pytest.raises(InputError, match=message):
+        open_recording(tmp_path, **option)
+
+
+NEW_FORMAT = """
+import numpy as np
+from raymap3r_ros.io.recording import Format, Frame, Recording
+
+
+def read(path, options):
+    images = np.load(path)
+
+    def frames(recording):
+        for index in range(0, len(images), options.stride):
+            yield Frame(images[index], index / options.rate, options.intrinsics)
+
+    return Recording(
+        path, "array", options.expected(len(images)), options.stride, options.max_frames, options.rate, frames=frames
+    )
+
+
+ARRAY = Format("array", lambda path: path.suffix == ".npy", read)
+"""
+
+
+def test_a_new_format_is_one_new_file(tmp_path, monkeypatch):
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "test_only_array.py").write_text(NEW_FORMAT)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(plugins)])
+    np.save(tmp_path / "a.npy", np.stack([picture(index) for index in range(5)]))
+    recording = open_recording(tmp_path / "a.npy", stride=2, rate=10)
+    assert (recording.kind, recording.length) == ("array", 3)
+    frames = list(recording)
+    assert [index_of(frame.image) for frame in frames] == [0, 2, 4]
+    assert [frame.stamp for frame in frames] == [0, 0.2, 0.4]
+    with pytest.raises(InputError, match="not a bag"):
+        open_recording(tmp_path / "a.npy", topic="/image")

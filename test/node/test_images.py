@@ -1,0 +1,237 @@
+"""Images, camera_info and stamps that the node receives over real DDS."""
+
+import array
+
+import cv2
+import numpy as np
+import pytest
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage
+from topic_helpers import EVERYTHING, HEIGHT, TRAJECTORIES, UNKNOWN, WIDTH, image, values, wait_for_end
+
+from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
+
+
+@pytest.fixture
+def make_bench(make_bench):
+    """A bench whose network sees the images as they are sent."""
+    return lambda **parameters: make_bench(**{"image_size": WIDTH, **parameters})
+
+
+# -------------------------------------------------------------------------------------------------------------- inputs
+
+
+@pytest.mark.parametrize("encoding", [".jpg", ".png"])
+def test_compressed_images(make_bench, encoding):
+    bench = make_bench(image_transport="compressed")
+    bench.start("pose", "rgb")
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[:, : WIDTH // 2] = (220, 120, 20)
+    data = cv2.imencode(encoding, pixels[..., ::-1])[1]
+    message = CompressedImage(format=encoding, data=array.array("B", data.tobytes()))
+    sent = bench.send(message=message)
+    assert bench.wait_for("pose").header.stamp == sent.header.stamp
+    np.testing.assert_allclose(values(bench.wait_for("rgb"), np.uint8).astype(int), pixels, atol=40)
+    bench.send(1, message=CompressedImage(format=encoding, data=array.array("B", data.tobytes()[:20])))
+    bench.wait_for_log("image skipped: compressed image of 20 bytes cannot be decoded as jpeg or png", level=30)
+    bench.send(2, message=CompressedImage(format=encoding))
+    bench.wait_for_log("image skipped: compressed image without data", level=30)
+
+
+def test_camera_info_is_scaled_with_the_image(make_bench):
+    bench = make_bench(image_size=2 * WIDTH)
+    bench.start("camera_info", "pose")
+    bench.send_camera_info(width=64, height=48, k=[50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0])
+    bench.wait_for_camera_info()
+    bench.send(0)
+    info = bench.wait_for("camera_info")
+    # Pixel centres are integers.
+    np.testing.assert_allclose(info.k, [100, 0, 63.5, 0, 100, 47.5, 0, 0, 1], atol=1e-4)
+    bench.wait_for_told("intrinsics", "camera_info")
+
+
+def test_distortion_is_removed(make_bench):
+    bench = make_bench()
+    bench.start("camera_info", "rgb")
+    k = [50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]
+    bench.send_camera_info(width=64, height=48, k=k, d=[-0.3, 0.1, 0.0, 0.0, 0.0], distortion_model="plumb_bob")
+    bench.wait_for_camera_info()
+    sent = np.frombuffer(bench.send(0).data, np.uint8).reshape(48, 64, 3)
+    info, rgb = bench.wait_for("camera_info"), bench.wait_for("rgb")
+    matrix = np.reshape(info.k, (3, 3))
+    # Where the camera, with its distortion, sees what a pixel of the published image shows.
+    ray = np.linalg.solve(matrix, [40, 30, 1])
+    source, _ = cv2.projectPoints(ray, np.zeros(3), np.zeros(3), np.reshape(k, (3, 3)), np.array([-0.3, 0.1, 0, 0]))
+    expected = cv2.remap(sent, *source.astype(np.float32).reshape(2, 1, 1), cv2.INTER_LINEAR)
+    seen = values(rgb, np.uint8)[30, 40]
+    np.testing.assert_allclose(seen, expected[0, 0], atol=4)
+
+
+def test_unusable_camera_info_is_one_error_and_then_left_aside(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("pose")
+    bench.send_camera_info(width=640, height=400, k=[500.0, 0.0, 320.0, 0.0, 500.0, 240.0, 0.0, 0.0, 1.0])
+    bench.wait_for_camera_info()
+    for index in range(3):
+        bench.send(index)
+    bench.wait_for("pose", 3)
+    line = bench.wait_for_log("640x400", level=40)
+    assert "64x48" in line and bench.count_logs("640x400") == 1
+
+
+def test_bad_images_are_skipped_with_a_clear_warning_and_the_stream_goes_on(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("pose")
+    bench.send(0)
+    cases = [
+        (image(encoding="nv21"), "image skipped: encoding 'nv21' is not supported; supported: rgb8, bgr8, rgba8"),
+        (image(encoding="32FC1"), "image skipped: encoding '32FC1' is not supported"),
+        (image(data=array.array("B", [1] * 100)), "image skipped: 64x48 image: data is cut short, 100 bytes"),
+        (image(width=0, height=0, data=array.array("B")), "image skipped: 0x0 image: has no pixels"),
+        (image(width=1_000_000), "image skipped: 1000000x48 image: is larger than any camera's"),
+        (image(step=3), "image skipped: 64x48 image: step is 3 bytes, but a row of rgb8 takes 192"),
+    ]
+    for index, (message, _) in enumerate(cases):
+        bench.send(1 + index, message=message)
+        bench.send(1 + index, message=message)
+    last = bench.send(20)
+    for _, text in cases:
+        bench.wait_for_log(text, level=30)
+    bench.wait_for("pose", 2)
+    assert bench.messages["pose"][-1].header.stamp == last.header.stamp
+    assert bench.count_logs("image skipped") == len(cases)  # one line each, though each came twice
+    bench.wait_for_told("bad frames", 2 * len(cases))
+    bench.wait_for_told("frames out", 2)
+    assert bench.count_logs("Traceback") == 0
+
+
+def test_change_of_size_starts_a_new_world(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("pose", "depth", "trajectory")
+    bench.send(0)
+    bench.send(1)
+    last = bench.send(2, size=(48, 64))
+    bench.wait_for("depth", 3)
+    sizes = [(depth.width, depth.height) for depth in bench.messages["depth"]]
+    assert sizes == [(WIDTH, HEIGHT), (WIDTH, HEIGHT), (HEIGHT, WIDTH)]
+    bench.wait_for_log("a new world starts (size)")
+    assert wait_for_end(bench, last) == 1
+
+
+def test_another_size_starts_a_new_world_though_the_network_sees_the_same(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("depth", "trajectory")
+    lengths = []
+    for index, size in enumerate([(64, 48), (64, 48), (128, 96), (128, 96), (64, 48)]):
+        lengths.append(wait_for_end(bench, bench.send(index, time=index * 0.5, size=size)))
+    assert lengths == [1, 2, 1, 2, 1]
+    bench.wait_for("depth", 5)
+    assert {(message.width, message.height) for message in bench.messages["depth"]} == {(WIDTH, HEIGHT)}
+    bench.wait_for_told("resets", 2)
+    bench.wait(lambda: bench.count_logs("a new world starts (size); the network's input is 64x48") == 2, "two lines")
+
+
+def test_frames_without_a_name(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("depth", "tf")
+    bench.send(0, frame_id="")
+    bench.send(1, frame_id="")
+    bench.wait_for("depth", 2)
+    assert bench.messages["depth"][-1].header.frame_id == "camera_optical_frame"
+    assert bench.wait_for("tf").transforms[0].child_frame_id == "camera_optical_frame"
+    bench.wait_for_log("the images have no frame_id: camera_optical_frame is used", level=30)
+    assert bench.count_logs("no frame_id") == 1
+
+
+def test_leading_slash_of_the_frame_id_is_left_out_of_every_output(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start(*EVERYTHING)
+    for index in range(UNKNOWN + 2):
+        sent = bench.send(index, frame_id="/head/camera")
+    for topic in EVERYTHING:
+        if topic not in TRAJECTORIES:
+            bench.wait_for(topic, UNKNOWN + 2 - UNKNOWN * (topic in MOTION_TOPICS))
+    for topic in TRAJECTORIES:
+        wait_for_end(bench, sent, topic)
+    for topic in TOPICS:
+        frame = "map" if topic in ("pose", "odometry", *TRAJECTORIES) else "head/camera"
+        assert {message.header.frame_id for message in bench.messages[topic]} == {frame}, topic
+    assert {message.child_frame_id for message in bench.messages["odometry"]} == {"head/camera"}
+    transforms = [one for message in bench.messages["tf"] for one in message.transforms]
+    assert {(one.header.frame_id, one.child_frame_id) for one in transforms} == {("map", "head/camera")}
+    bench.wait_for_log("frame_id is '/head/camera': tf2 does not allow a leading slash, it is removed", level=30)
+    assert bench.count_logs("slash") == 1
+
+
+def test_names_of_frames_are_parameters(make_bench):
+    bench = make_bench(world_frame="odom", child_frame="eye", publish_tf=False)
+    bench.start("pose", "depth", "odometry", "tf")
+    bench.send(0)
+    bench.wait_for("depth")
+    assert bench.messages["pose"][0].header.frame_id == "odom"
+    assert bench.messages["depth"][0].header.frame_id == "eye"
+    assert bench.wait_for("odometry").child_frame_id == "eye"
+    assert bench.set_parameter("publish_tf", True).successful
+    bench.send(1)
+    (transform,) = bench.wait_for("tf").transforms
+    assert (transform.header.frame_id, transform.child_frame_id) == ("odom", "eye")
+    assert len(bench.messages["tf"]) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+
+def test_stamps_that_jump_start_a_new_scene_with_one_line(make_bench):
+    bench = make_bench(every_frame=True, max_gap=1.0)
+    bench.start("pose", "trajectory", "odometry")
+    offsets = [
+        0.0, 0.1, 0.2,
+        50.0, 50.1,  # forward
+        0.0, 0.1,  # back, as a bag that loops
+        1.05,  # a gap, but within max_gap
+        1.02, 1.1,  # late by a little: no jump
+    ]  # fmt: skip
+    for index, offset in enumerate(offsets):
+        last = bench.send(index, time=offset)
+    bench.wait_for("pose", len(offsets))
+    assert wait_for_end(bench, last) == 5
+    grown = iter(zip(offsets, [1, 2, 3, 1, 2, 1, 2, 3, 4, 5], strict=True))
+    lengths = [len(path.poses) for path in bench.messages["trajectory"]]
+    came = list(zip(bench.times("trajectory"), lengths, strict=True))
+    assert all(pair in grown for pair in came)  # in this order, with some left out
+    assert [pair for pair in came if pair[1] == 1] == [(0.0, 1), (50.0, 1), (0.0, 1)]
+    assert bench.times("pose") == offsets
+    assert bench.count_logs("stamps jump") == 2
+    bench.wait_for_log("stamps jump forward by 49.800 s: the stream is reset", level=30)
+    bench.wait_for_log("stamps jump back by 50.100 s: the stream is reset", level=30)
+    bench.wait_for("odometry", len(offsets))
+    known = [odometry.twist.covariance[0] < 1e6 for odometry in bench.messages["odometry"]]
+    assert known == [False, True, True, False, True, False, True, True, False, True]
+    bench.wait_for_told("resets", 2)
+
+
+def test_images_without_stamps_get_the_time_of_receipt(make_bench):
+    bench = make_bench(every_frame=True)
+    bench.start("pose")
+    before = bench.node.get_clock().now()
+    for _ in range(2):
+        bench.publish(image())
+    bench.wait_for("pose", 2)
+    bench.wait_for_log("the images have no stamps: the time of receipt is used", level=30)
+    assert bench.count_logs("no stamps") == 1
+    first, second = (Time.from_msg(message.header.stamp) for message in bench.messages["pose"])
+    assert before <= first <= second <= bench.node.get_clock().now()
+
+
+def test_simulated_time(make_bench):
+    bench = make_bench(use_sim_time=True)
+    bench.start("pose")
+    # Diagnostics come while the clock stands still.
+    bench.wait_for_told("state", "active")
+    clock = bench.probe.create_publisher(Clock, "/clock", 1)
+    bench.wait(clock.get_subscription_count, "match of /clock")
+    clock.publish(Clock(clock=Time(seconds=1234).to_msg()))
+    bench.wait(lambda: bench.node.get_clock().now().nanoseconds == 1234 * 10**9, "simulated time")
+    bench.publish(image())
+    assert bench.wait_for("pose").header.stamp == Time(seconds=1234).to_msg()

@@ -1,0 +1,185 @@
+"""The localizer: metric scale, placement, and changes of the world, also around frames that are not finite."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="the node needs ROS 2")
+
+import torch
+from builtin_interfaces.msg import Time
+
+from raymap3r_ros.mapping.scale import RangeReading
+from raymap3r_ros.node.diagnostics import Monitor
+from raymap3r_ros.node.localizer import Localizer
+from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.summary import FrameSummary
+from raymap3r_ros.node.tf_frames import TransformError
+from raymap3r_ros.streaming import WorldChange
+
+NONE, ALIGNED, JUMPED, NEW = WorldChange.NONE, WorldChange.ALIGNED, WorldChange.JUMPED, WorldChange.NEW
+
+
+class Log:
+    """Keeps the lines of a logger."""
+
+    def __init__(self):
+        self.lines = []
+        self.info = self.warning = self.error = self.lines.append
+
+
+class Bench:
+    """A localizer of a camera that moves 1 m along z of its first frame with each image."""
+
+    def __init__(self, look_up=None, **options):
+        self.log, self.monitor = Log(), Monitor()
+        self.localizer = Localizer(NodeOptions(**options), look_up, Reporter(self.log, self.monitor))
+        self.frames = 0  # sent
+
+    def observe(self, change=NONE, frame=1, reset_reason="", reason=""):
+        result = SimpleNamespace(
+            world_change=change, frame=frame, reset_reason=reset_reason, depth=torch.ones(6, 8), motion=False
+        )
+        self.localizer.observe(result, reason)
+        return result
+
+    def place(self, result, healthy=True):
+        pose = np.eye(4)
+        pose[0, 3] = self.frames
+        self.frames += 1
+        summary = FrameSummary(healthy, True, "raymap3r", pose, pose, None, 0, None)
+        return self.localizer.place(result, summary, Time(sec=self.frames), "camera")
+
+    def send(self, change=NONE, frame=1, healthy=True, **arguments):
+        """The world change of the placed frame; None if it is not placed."""
+        placed = self.place(self.observe(change, frame, **arguments), healthy)
+        return None if placed is None else placed.world_change
+
+    def resets(self):
+        values = self.monitor.status("node", "active", {}).values
+        return int(next(item.value for item in values if item.key == "resets"))
+
+
+def test_changes_of_the_world_are_logged_and_counted_after_the_first():
+    bench = Bench()
+    assert bench.send(NEW, 0, reset_reason="start") is NEW and bench.resets() == 0
+    assert bench.send(NONE, 1) is NONE
+    assert bench.send(ALIGNED, 2) is ALIGNED and bench.resets() == 1
+    assert bench.send(JUMPED, 3) is JUMPED and bench.resets() == 2
+    assert bench.send(NEW, 4) is NEW and bench.resets() == 3
+    assert bench.send(NEW, 0, reset_reason="start", reason="time jump") is NEW and bench.resets() == 4
+    assert bench.log.lines == [
+        "a new world starts (start); the network's input is 8x6",
+        "frame 2 is the first of a new segment, aligned with the last one",
+        "frame 3 is the first of a new segment, aligned with the last one, with a jump",
+        "a new world starts (memory not aligned); the network's input is 8x6",
+        "a new world starts (time jump); the network's input is 8x6",
+    ]
+
+
+@pytest.mark.parametrize("change", [ALIGNED, JUMPED, NEW])
+def test_reset_at_a_frame_that_is_not_finite_has_not_happened(change):
+    bench = Bench()
+    bench.send(NEW, 0)
+    assert bench.send(NONE, 4, healthy=False) is None  # the stream would reset its memory here
+    assert bench.send(change, 5) is NONE and bench.resets() == 0
+    assert bench.send(change, 9) is change and bench.resets() == 1  # after the next reset, at a healthy frame
+
+
+def test_reset_at_the_second_of_two_frames_that_are_not_finite_has_not_happened():
+    bench = Bench()
+    bench.send(NEW, 0)
+    assert bench.send(NONE, 3, healthy=False) is None
+    assert bench.send(NONE, 4, healthy=False) is None
+    assert bench.send(NEW, 5) is NONE
+
+
+@pytest.mark.parametrize("change", [ALIGNED, JUMPED, NEW])
+def test_change_at_frames_that_are_not_finite_holds_for_the_first_healthy_one(change):
+    bench = Bench()
+    bench.send(NEW, 0)
+    assert bench.send(change, 5, healthy=False) is None
+    assert bench.send(NONE, 6, healthy=False) is None
+    assert bench.resets() == 0
+    assert bench.send(NONE, 7) is change and bench.resets() == 1
+    assert bench.send(NONE, 8) is NONE
+
+
+def test_new_world_whose_first_frames_are_not_finite_keeps_its_reason():
+    bench = Bench()
+    bench.send(NEW, 0, reset_reason="start")
+    assert bench.send(NEW, 0, healthy=False, reset_reason="start", reason="reset") is None
+    assert bench.send(NONE, 1, healthy=False) is None
+    assert bench.send(NONE, 2) is NEW and bench.resets() == 1
+    assert bench.log.lines[-1].startswith("a new world starts (reset)")
+
+
+def test_stream_that_is_reset_after_a_frame_that_is_not_finite_starts_a_new_world():
+    bench = Bench()
+    bench.send(NEW, 0)
+    assert bench.send(NONE, 4, healthy=False) is None
+    assert bench.send(NEW, 0, reason="reset") is NEW
+
+
+def test_change_survives_a_frame_that_is_lost_after_the_step():
+    """For example, because copying its summary runs out of memory."""
+    bench = Bench()
+    bench.send(NEW, 0)
+    bench.observe(NEW, 5)
+    assert bench.send(ALIGNED, 6) is NEW
+
+
+def test_scale_multiplies_the_pose_and_may_change():
+    bench = Bench()
+    bench.send(NEW, 0)
+    bench.localizer.use(NodeOptions(scale=type(NodeOptions().scale)(value=3.0)))
+    placed = bench.place(bench.observe())
+    assert placed.scale == 3.0 and bench.localizer.estimate.factor == 3.0
+    np.testing.assert_allclose(placed.placement.camera[:3, 3], [3, 0, 0])
+    np.testing.assert_allclose(placed.world_from_stream, np.diag([3, 3, 3, 1]))
+    assert bench.localizer.facts() == {"scale": "3 (fixed)"}
+
+
+def test_odometry_is_not_measured_over_a_jump_and_starts_again_in_a_new_world():
+    bench = Bench()
+    placements = [
+        bench.place(bench.observe(change, frame)).placement
+        for frame, change in enumerate([NEW, NONE, ALIGNED, JUMPED, NONE, NEW, NONE])
+    ]
+    measured = [placement.motion is not None for placement in placements]
+    assert measured == [False, True, True, False, True, False, True]
+
+
+def test_unknown_mount_leaves_the_frame_without_a_placement():
+    def look_up(parent, child, stamp, age):
+        raise TransformError(f"no transform {parent} -> {child}")
+
+    bench = Bench(look_up, tf_mode="base")
+    placed = bench.place(bench.observe(NEW, 0))
+    assert placed.placement is None and placed.world_change is NEW
+    assert bench.log.lines[0] == "nothing is published in the world: no transform base_link -> camera"
+
+
+def test_mounts_of_the_scale_source_are_looked_up():
+    requests = []
+
+    def look_up(parent, child, stamp, age):
+        requests.append((parent, child))
+        raise TransformError("unknown")
+
+    scale = type(NodeOptions().scale)
+    bench = Bench(look_up, scale=scale(source="range"))
+    bench.send(NEW, 0)
+    assert requests == []  # the frame of the sensor is not known yet
+    bench.localizer.add_range(RangeReading(1.0, 2.0, 0.1, 10.0, 0.1), "ranger")
+    bench.send()
+    assert requests == [("camera", "ranger")]
+    requests.clear()
+    Bench(look_up, scale=scale(source="odometry")).send(NEW, 0)
+    assert requests == [("base_link", "camera")]
+    assert [
+        Bench(look_up, scale=scale(source=source, camera_height=1.0)).localizer.needs_motion
+        for source in ("fixed", "odometry", "range", "height")
+    ] == [False, False, True, True]

@@ -1,0 +1,60 @@
+"""The folder of a run: its files read back by other means than those that wrote them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.offline.result_folder import prepare_folder, write_depth_files, write_mask_file
+
+
+def test_folder_with_files_is_refused_unless_allowed(tmp_path):
+    folder = tmp_path / "a" / "out"
+    prepare_folder(folder)
+    prepare_folder(folder)  # empty subfolders of a run that failed early are no obstacle
+    (folder / "notes.txt").write_text("not ours")
+    with pytest.raises(InputError, match=r"holds files already; .* --overwrite"):
+        prepare_folder(folder)
+    for name in ("depth/000000.png", "depth/000000.npz", "masks/000001.png", "trajectory.txt", "preview.mp4"):
+        (folder / name).write_text("old result")
+    kept = ["notes.txt", "depth/mine.png", "masks/17.png", "preview.txt", "trajectory_txt", "summary.jsonx"]
+    kept += ["previewXmp4", "static_scene_ply", "depth/000000_png"]
+    for name in kept:
+        (folder / name).write_text("not ours")
+    prepare_folder(folder, overwrite=True)
+    left = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
+    assert left == sorted(kept)
+    with pytest.raises(InputError, match="is a file; the output needs a folder"):
+        prepare_folder(folder / "notes.txt")
+
+
+def test_folder_has_only_the_subfolders_that_are_written_to(tmp_path):
+    prepare_folder(tmp_path)
+    (tmp_path / "masks" / "000000.png").write_text("old result")
+    (tmp_path / "depth" / "mine.png").write_text("not ours")
+    prepare_folder(tmp_path, overwrite=True, subfolders=())
+    assert [item.relative_to(tmp_path).as_posix() for item in tmp_path.rglob("*")] == ["depth", "depth/mine.png"]
+
+
+def test_depth_is_millimetres_and_zero_where_unknown(tmp_path):
+    prepare_folder(tmp_path / "out")
+    depth = np.array(
+        [[1.0, 0.0004, 0.0006, 65.535], [65.536, 100.0, 0.0, -1.0], [np.nan, np.inf, 1.2344, 1.2346]], np.float32
+    )
+    write_depth_files(tmp_path / "out", 7, depth)
+    with Image.open(tmp_path / "out" / "depth" / "000007.png") as picture:
+        assert picture.mode.startswith("I;16") and picture.size == (4, 3)
+        values = np.asarray(picture)
+    assert values.tolist() == [[1000, 0, 1, 65535], [0, 0, 0, 0], [0, 0, 1234, 1235]]
+    stored = np.load(tmp_path / "out" / "depth" / "000007.npz")["depth"]
+    assert stored.dtype == np.float32
+    assert np.array_equal(stored, depth, equal_nan=True)
+
+
+def test_mask_is_255_where_it_moves(tmp_path):
+    prepare_folder(tmp_path)
+    mask = np.array([[True, False, True], [False, False, True]])
+    write_mask_file(tmp_path, 0, mask)
+    with Image.open(tmp_path / "masks" / "000000.png") as picture:
+        assert picture.mode == "L"
+        assert np.array_equal(np.asarray(picture), mask * 255)
