@@ -112,14 +112,14 @@ def test_replay_passes_the_preset_as_single_parameters(monkeypatch):
     monkeypatch.setattr(replay, "run", lambda *_, parameters, **__: given.update(parameters) or 0)
     arguments = ["--preset", "published", "--smoothing", "tied", "--mask-high", "5", "--tf-mode", "map"]
     assert cli.main(["replay", "bag", "--out", "out", *arguments]) == 0
-    # Without `preset`: the node could not tell that `smoothing` was given.
+    # Without `preset`: the node cannot know that `smoothing` was given.
     assert given == {
         "router": "published", "reset_alignment": "published", "token_pooling": "raster", "mask.kind": "published",
         "mask.high": 5.0, "tf_mode": "map",
     }  # fmt: skip
 
 
-def test_help_tells_meaning_default_choices_and_limits(capsys):
+def test_help_shows_meaning_default_choices_and_limits(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["run", "--help"])
     assert stopped.value.code == 0

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from raymap3r_ros.evaluation.metrics import umeyama
+from raymap3r_ros.evaluation.simulated_prediction import SimulatedPrediction, simulate_prediction
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
 from raymap3r_ros.geometry import cameras
 from raymap3r_ros.geometry.similarity import Similarity
@@ -47,11 +47,7 @@ SMOOTH_FRAMES = 1000
 JITTERS = (0.0, 0.003, 0.01, 0.03, 0.10)  # metres
 DRIFTS = (0.0, 0.2)  # error of a step, correlated over about ten frames, in mean steps
 
-_SPREAD = ((0.25, 40), (0.42, 8), (0.20, 3), (0.13, 1))  # share of the variance, size in pixels
-_BLUR, _RAY_BLUR = 1.0, 3.0  # pixels, standard deviation
-_GHOST = 0.25  # share of a moving object's log depth in the ray branch
 _PULL = 0.3  # share by which an old memory moves a moving object's log depth to the static scene
-_FACTOR = 0.1  # standard deviation of the log factor between the branches
 _METRE = 0.3  # standard deviation of a segment's log scale
 _TURN, _SHIFT = 0.3, 0.02  # jitter of a pose at a reset: degrees, metres; a third of it for the first frame
 _STATE_CHANGE = 5.0  # input of the published smoother, mean over frames
@@ -72,16 +68,6 @@ class SimulatedRow:
     unit: str
 
 
-@dataclass(frozen=True)
-class SimulatedPrediction:
-    """Simulated output of the network for B frames: main branch and ray branch."""
-
-    depth: Tensor  # (B, H, W) metres
-    ray_depth: Tensor  # (B, H, W)
-    confidence: Tensor  # (B, H, W) at least 1
-    ray_confidence: Tensor  # (B, H, W)
-
-
 def run_simulated(sequences: int = 12, world: str = "varied") -> list[SimulatedRow]:
     """All figures over `sequences` of each suite. The suite `tune`, on which thresholds were chosen, is not used."""
     rows = []
@@ -92,53 +78,6 @@ def run_simulated(sequences: int = 12, world: str = "varied") -> list[SimulatedR
     rows += alignment_rows(render_suite("heavy", sequences, world, resets))
     rows += smoothing_rows(camera_paths(sequences, world))
     return rows
-
-
-# ----------------------------------------------------------------------------------------------- simulated predictions
-
-
-def depth_error(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(count, H, W) errors of unit variance, with parts of several sizes."""
-    total = torch.zeros(count, *size)
-    for variance, pixels in _SPREAD:
-        part = _blobs(count, size, pixels, generator)
-        total += math.sqrt(variance) * part / part.std()
-    return total
-
-
-def _blobs(count: int, size: tuple[int, int], pixels: int, generator: torch.Generator) -> Tensor:
-    """(count, H, W) random values that vary on a scale of `pixels`."""
-    grid = max(1, size[0] // pixels), max(1, size[1] // pixels)
-    coarse = torch.randn(count, 1, *grid, generator=generator)
-    return F.interpolate(coarse, size, mode="bicubic", align_corners=False)[:, 0]
-
-
-def _blurred(values: Tensor, sigma: float) -> Tensor:
-    """(B, H, W) values blurred by a Gaussian of `sigma` pixels."""
-    reach = math.ceil(3 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
-    kernel = kernel / kernel.sum()
-    padded = F.pad(values[:, None], (reach, reach, reach, reach), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])[:, 0]
-
-
-def simulate_prediction(seen: Rendering, noise: float, generator: torch.Generator) -> SimulatedPrediction:
-    """Predictions for every frame of B sequences (B, F, H, W), as (B F, H, W), with this relative error of depth."""
-    depth, static, moving = (plane.flatten(0, 1) for plane in (seen.depth, seen.static_depth, seen.moving))
-    count, size = len(depth), depth.shape[1:]
-    error, ray_error = (depth_error(count, size, generator) for _ in range(2))
-    factor = _FACTOR * torch.randn(count, 1, 1, generator=generator)
-    remembered = static.log() + _GHOST * moving * (depth / static).log()
-    # Confidence is correlated with the error, but not completely.
-    confidence, ray_confidence = (
-        1 + torch.exp(1.5 - 0.5 * e.abs() + 0.5 * _blobs(count, size, 20, generator)) for e in (error, ray_error)
-    )
-    return SimulatedPrediction(
-        depth=(_blurred(depth.log(), _BLUR) + noise * error).exp(),
-        ray_depth=(_blurred(remembered, _RAY_BLUR) + noise * ray_error + factor).exp(),
-        confidence=confidence,
-        ray_confidence=ray_confidence,
-    )
 
 
 def render_suite(suite: str, sequences: int, world: str, times: Tensor) -> Rendering:

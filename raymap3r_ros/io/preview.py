@@ -28,7 +28,8 @@ UNTRAINED = "UNTRAINED WEIGHTS: geometry is meaningless"
 
 
 @functools.lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return Pillow's own font, in pixels if it is scalable."""
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one small bitmap font
@@ -45,7 +46,7 @@ def _text(
     outline: int = 0,
 ) -> float:
     """Draw text and return its length in pixels. `at` is the middle of its `side` ("left", "center", "right")."""
-    font = _font(size)
+    font = load_font(size)
     # The bitmap font has no anchors, only Latin-1 letters, and a height of 11 pixels.
     scales = isinstance(font, ImageFont.FreeTypeFont)
     if not scales:

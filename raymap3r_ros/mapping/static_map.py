@@ -228,6 +228,10 @@ class StaticMap:
         points, colors = to_host([means[:, :3].clone(), means[:, 3:].round().to(torch.uint8)])
         return points, colors
 
+    def evidence(self) -> np.ndarray:
+        """Return the evidence (n,) int32 of each point in `arrays`, 1 to MAX_EVIDENCE."""
+        return self._voxels.evidence.cpu().numpy()
+
     def _evict(self, position: Tensor) -> None:
         """Remove old and distant voxels, by age and distance relative to the oldest and the farthest."""
         age = (self._frame - self._voxels.seen).float()

@@ -78,6 +78,11 @@ class RunOutputs:
         return self.masks and self.motion_estimated
 
     @property
+    def subfolders(self) -> list[str]:
+        """Names of the folders with a file for each frame."""
+        return [DEPTH_FOLDER] * self.depth + [MASK_FOLDER] * self.masks_written
+
+    @property
     def scene_built(self) -> bool:
         """Whether frames are merged into a static scene, which preview.png and the view also show."""
         return self.cloud or self.preview or self.view is not None
@@ -104,8 +109,7 @@ def run_recording(
     """
     options, outputs = options or StreamOptions(), outputs or RunOutputs()
     folder = Path(folder)
-    subfolders = {DEPTH_FOLDER: outputs.depth, MASK_FOLDER: outputs.masks_written}
-    prepare_folder(folder, overwrite, [name for name, written in subfolders.items() if written])
+    prepare_folder(folder, overwrite, outputs.subfolders)
     if not network.trained:
         log.warning(UNTRAINED_WARNING)
     run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions())
@@ -138,10 +142,8 @@ def run_recording(
             log.warning("stopped after %d frames by an error: completing the files", len(run.stamps))
         run.show_scene()
         elapsed = time.perf_counter() - begin
-    stopped_by = signals[0] if signals else ""
-    if failure is not None:
-        stopped_by = reason_of(failure)
-    summary = run.finish(elapsed, stopped_by)
+    signal = signals[0] if signals else ""
+    summary = run.finish(elapsed, signal if failure is None else reason_of(failure))
     if failure is not None:
         raise failure
     return summary

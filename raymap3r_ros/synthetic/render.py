@@ -110,21 +110,7 @@ def _shade(
     """(B, F, P, 3) uint8."""
     batch, frames, _ = depth.shape
     point = origin[:, :, None] + depth[..., None] * direction
-    # One row per solid and frame: its pose and size.
-    table = torch.cat(
-        [
-            torch.cat(
-                (
-                    solids.rotation.expand(batch, frames, -1, 3, 3).flatten(-2),
-                    solids.centre.expand(batch, frames, -1, 3),
-                    solids.half[:, None].expand(-1, frames, -1, 3),
-                ),
-                dim=-1,
-            )
-            for solids in groups
-        ],
-        dim=2,
-    )
+    table = _solid_table(groups, batch, frames)
     counts = [solids.half.shape[1] for solids in groups]
     first = torch.tensor([sum(counts[:number]) for number in range(len(counts))], device=depth.device)
     number = first[group] + index
@@ -160,3 +146,21 @@ def _shade(
     grain = torch.randn(value.shape, generator=noise, device=value.device)
     value = value + scenes.noise[:, None, None, None] * grain
     return (value.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _solid_table(groups: list[Solids], batch: int, frames: int) -> Tensor:
+    """(B, F, K, 15) rows of rotation, centre and half size of all solids."""
+    return torch.cat(
+        [
+            torch.cat(
+                (
+                    solids.rotation.expand(batch, frames, -1, 3, 3).flatten(-2),
+                    solids.centre.expand(batch, frames, -1, 3),
+                    solids.half[:, None].expand(-1, frames, -1, 3),
+                ),
+                dim=-1,
+            )
+            for solids in groups
+        ],
+        dim=2,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,64 +119,8 @@ def random_scenes(generator: torch.Generator, count: int, recipe: Recipe) -> Sce
     room, static, place_materials, reach = place
     moving_materials = random_materials(generator, (count, sum(_MOVING.values())), torch.tensor(0.6))
     one_room = recipe.world == "one_room"
-
-    # Cameras: held in a hand, on a robot, on a drone.
-    kind = torch.randint(3, (count,), generator=generator)
-    height = _pick(kind, draw.uniform(1.2, 1.7), draw.uniform(0.5, 1.1), draw.uniform(0.9, 1.9))
-    shake = _pick(kind, torch.tensor(1.0), torch.tensor(0.2), torch.tensor(0.5))
-    rise = _pick(kind, torch.tensor(0.08), torch.tensor(0.0), torch.tensor(0.3))
-    nod = _pick(kind, torch.tensor(0.12), torch.tensor(0.02), torch.tensor(0.10))
-    roll = _pick(kind, torch.tensor(0.06), torch.tensor(0.01), torch.tensor(0.05))
-    # Slow sway, then fast shake.
-    frequency = torch.cat((draw.uniform(0.05, 0.14, 3, 2), draw.uniform(0.8, 2.0, 3, 1)), dim=-1)
-    sway = draw.uniform(0.4, 1.0, 3, 2) * torch.stack((reach[:, 0], reach[:, 1], rise), dim=-1)[..., None]
-    place_amplitude = torch.cat((sway, (0.006 * shake)[:, None, None].expand(-1, 3, 1)), dim=-1)
-    turn = draw.uniform(0.3, 1.0, 3, 2) * torch.stack((torch.full((count,), 0.5), nod, roll), dim=-1)[..., None]
-    angle_amplitude = torch.cat((turn, (0.006 * shake)[:, None, None].expand(-1, 3, 1)), dim=-1)
-    # In the one room all cameras face about the same direction, which halves the number of views to learn.
-    heading = draw.uniform(-0.6, 0.6) if one_room else draw.uniform(-math.pi, math.pi)
-
-    # Movers: box, cylinder, ball, figure.
-    size = recipe.size * draw.uniform(0.7, 1.3, MOVERS)[..., None]
-    wide = draw.uniform(0.12, 0.3, MOVERS, 2)
-    half = torch.cat((wide, draw.uniform(0.15, 0.5, MOVERS, 1)), dim=-1) * size
-    half[:, _CYLINDER, 1] = half[:, _CYLINDER, 0]
-    half[:, _BALL] = half[:, _BALL, :1]
-    tall = draw.uniform(0.88, 1.12)
-    half[:, _FIGURE] = torch.tensor((0.25, 0.25, 0.85)) * tall[:, None]
-    if one_room:
-        half = torch.tensor(_KNOWN_HALF).repeat(count, 1, 1)
-    present = draw.uniform(0, 1, MOVERS) < recipe.presence
-    half = half * present[..., None]
-    follows = draw.uniform(0, 1, MOVERS) < recipe.follow
-    floats = (draw.uniform(0, 1, MOVERS) < 0.3) & (torch.arange(MOVERS) != _FIGURE)
-    base = torch.where(floats, draw.uniform(0.2, 1.2, MOVERS), 0.0)
-    off_axis = draw.uniform(-0.5, 0.5, MOVERS)
-    mover_angle = torch.where(follows, off_axis, heading[:, None] + draw.uniform(-1.0, 1.0, MOVERS))
-    swing = torch.stack(
-        (
-            draw.uniform(0.15, 0.5, MOVERS),
-            draw.uniform(0.05, 0.12, MOVERS),
-            torch.where(base > 0, 0.15, 0.0),
-            draw.uniform(0.3, 1.5, MOVERS),
-        ),
-        dim=-1,
-    )
-    endless = torch.full((count, MOVERS), math.inf)
-    start, stop = -endless, endless.clone()
-    if recipe.stopgo:
-        # The box or the figure stops, the other starts.
-        halfway = draw.uniform(2.0, 4.0, 2)
-        first = (draw.uniform(0, 1) < 0.5)[:, None]
-        pair = torch.tensor([_BOX, _FIGURE])
-        stop[:, pair] = torch.where(torch.cat((first, ~first), 1), halfway, torch.inf)
-        start[:, pair] = torch.where(torch.cat((~first, first), 1), halfway, -torch.inf)
-        half[:, pair] = torch.where(
-            half[:, pair] > 0, half[:, pair], torch.tensor([[0.3, 0.3, 0.5], [0.25, 0.25, 0.85]])
-        )
-        half[:, [_CYLINDER, _BALL]] = 0
-        # A mover that follows the camera would have to avoid it.
-        follows = torch.zeros_like(follows)
+    camera = _random_cameras(draw, reach, one_room)
+    movers = _random_movers(draw, recipe, camera.heading)
 
     lights = torch.nn.functional.normalize(draw.normal(2, 3) + torch.tensor((0.0, 0.0, 1.2)), dim=-1)
     if one_room:
@@ -191,27 +136,112 @@ def random_scenes(generator: torch.Generator, count: int, recipe: Recipe) -> Sce
         noise=draw.uniform(0.0, 0.02),
         field_of_view=draw.uniform(1.35, 1.45) if one_room else draw.uniform(1.0, 1.5),
         camera_reach=reach,
-        camera_height=height,
-        camera_place=SumOfSines(place_amplitude, frequency, draw.phase(3, 3)),
+        camera_height=camera.height,
+        camera_place=SumOfSines(camera.place_amplitude, camera.frequency, draw.phase(3, 3)),
         camera_angle=SumOfSines(
-            angle_amplitude, frequency[:, torch.randperm(3, generator=generator)], draw.phase(3, 3)
+            camera.angle_amplitude, camera.frequency[:, torch.randperm(3, generator=generator)], draw.phase(3, 3)
         ),
-        camera_heading=torch.stack((heading, _pick(kind, draw.uniform(0.0, 0.2), draw.uniform(0.0, 0.1),
+        camera_heading=torch.stack((camera.heading, _pick(camera.kind, draw.uniform(0.0, 0.2), draw.uniform(0.0, 0.1),
                                                    draw.uniform(0.1, 0.35))), dim=-1),
-        mover_half=half,
-        mover_follows=follows,
-        mover_angle=mover_angle,
+        mover_half=movers.half,
+        mover_follows=movers.follows,
+        mover_angle=movers.angle,
         mover_distance=draw.uniform(*recipe.nearness, MOVERS),
         mover_ring=draw.uniform(0.62, 0.8, MOVERS),
         mover_motion=SumOfSines(
-            swing[..., None] * draw.uniform(0.5, 1.0, MOVERS, 4, 2),
+            movers.swing[..., None] * draw.uniform(0.5, 1.0, MOVERS, 4, 2),
             draw.uniform(0.08, 0.35, MOVERS, 4, 2),
             draw.phase(MOVERS, 4, 2),
         ),
-        mover_base=base,
-        start=start,
-        stop=stop,
+        mover_base=movers.base,
+        start=movers.start,
+        stop=movers.stop,
     )  # fmt: skip
+
+
+class _Cameras(NamedTuple):
+    kind: Tensor  # (B,) 0: held in a hand, 1: on a robot, 2: on a drone
+    height: Tensor  # (B,)
+    frequency: Tensor  # (B, 3, J)
+    place_amplitude: Tensor  # (B, 3, J)
+    angle_amplitude: Tensor  # (B, 3, J)
+    heading: Tensor  # (B,)
+
+
+def _random_cameras(draw: _Draw, reach: Tensor, one_room: bool) -> _Cameras:
+    """Cameras and the amplitudes of their motion; `reach` (B, 2) is the half extent of their zones."""
+    kind = torch.randint(3, (draw.count,), generator=draw.generator)
+    height = _pick(kind, draw.uniform(1.2, 1.7), draw.uniform(0.5, 1.1), draw.uniform(0.9, 1.9))
+    shake = _pick(kind, torch.tensor(1.0), torch.tensor(0.2), torch.tensor(0.5))
+    rise = _pick(kind, torch.tensor(0.08), torch.tensor(0.0), torch.tensor(0.3))
+    nod = _pick(kind, torch.tensor(0.12), torch.tensor(0.02), torch.tensor(0.10))
+    roll = _pick(kind, torch.tensor(0.06), torch.tensor(0.01), torch.tensor(0.05))
+    # Slow sway, then fast shake.
+    frequency = torch.cat((draw.uniform(0.05, 0.14, 3, 2), draw.uniform(0.8, 2.0, 3, 1)), dim=-1)
+    sway = draw.uniform(0.4, 1.0, 3, 2) * torch.stack((reach[:, 0], reach[:, 1], rise), dim=-1)[..., None]
+    place_amplitude = torch.cat((sway, (0.006 * shake)[:, None, None].expand(-1, 3, 1)), dim=-1)
+    turn = draw.uniform(0.3, 1.0, 3, 2) * torch.stack((torch.full((draw.count,), 0.5), nod, roll), dim=-1)[..., None]
+    angle_amplitude = torch.cat((turn, (0.006 * shake)[:, None, None].expand(-1, 3, 1)), dim=-1)
+    # In the one room all cameras face about the same direction, which halves the number of views to learn.
+    heading = draw.uniform(-0.6, 0.6) if one_room else draw.uniform(-math.pi, math.pi)
+    return _Cameras(kind, height, frequency, place_amplitude, angle_amplitude, heading)
+
+
+class _Movers(NamedTuple):
+    """The fields of Scenes without `mover_`, and the amplitudes `swing` (B, V, 4) of the motion."""
+
+    half: Tensor
+    follows: Tensor
+    angle: Tensor
+    swing: Tensor
+    base: Tensor
+    start: Tensor
+    stop: Tensor
+
+
+def _random_movers(draw: _Draw, recipe: Recipe, heading: Tensor) -> _Movers:
+    """Movers in the order box, cylinder, ball, figure; `heading` (B,) of the cameras."""
+    size = recipe.size * draw.uniform(0.7, 1.3, MOVERS)[..., None]
+    wide = draw.uniform(0.12, 0.3, MOVERS, 2)
+    half = torch.cat((wide, draw.uniform(0.15, 0.5, MOVERS, 1)), dim=-1) * size
+    half[:, _CYLINDER, 1] = half[:, _CYLINDER, 0]
+    half[:, _BALL] = half[:, _BALL, :1]
+    tall = draw.uniform(0.88, 1.12)
+    half[:, _FIGURE] = torch.tensor((0.25, 0.25, 0.85)) * tall[:, None]
+    if recipe.world == "one_room":
+        half = torch.tensor(_KNOWN_HALF).repeat(draw.count, 1, 1)
+    present = draw.uniform(0, 1, MOVERS) < recipe.presence
+    half = half * present[..., None]
+    follows = draw.uniform(0, 1, MOVERS) < recipe.follow
+    floats = (draw.uniform(0, 1, MOVERS) < 0.3) & (torch.arange(MOVERS) != _FIGURE)
+    base = torch.where(floats, draw.uniform(0.2, 1.2, MOVERS), 0.0)
+    off_axis = draw.uniform(-0.5, 0.5, MOVERS)
+    angle = torch.where(follows, off_axis, heading[:, None] + draw.uniform(-1.0, 1.0, MOVERS))
+    swing = torch.stack(
+        (
+            draw.uniform(0.15, 0.5, MOVERS),
+            draw.uniform(0.05, 0.12, MOVERS),
+            torch.where(base > 0, 0.15, 0.0),
+            draw.uniform(0.3, 1.5, MOVERS),
+        ),
+        dim=-1,
+    )
+    endless = torch.full((draw.count, MOVERS), math.inf)
+    start, stop = -endless, endless.clone()
+    if recipe.stopgo:
+        # The box or the figure stops, the other starts.
+        halfway = draw.uniform(2.0, 4.0, 2)
+        first = (draw.uniform(0, 1) < 0.5)[:, None]
+        pair = torch.tensor([_BOX, _FIGURE])
+        stop[:, pair] = torch.where(torch.cat((first, ~first), 1), halfway, torch.inf)
+        start[:, pair] = torch.where(torch.cat((~first, first), 1), halfway, -torch.inf)
+        half[:, pair] = torch.where(
+            half[:, pair] > 0, half[:, pair], torch.tensor([[0.3, 0.3, 0.5], [0.25, 0.25, 0.85]])
+        )
+        half[:, [_CYLINDER, _BALL]] = 0
+        # A mover that follows the camera would have to avoid it.
+        follows = torch.zeros_like(follows)
+    return _Movers(half, follows, angle, swing, base, start, stop)
 
 
 class _Draw:

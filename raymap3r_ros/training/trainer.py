@@ -76,16 +76,13 @@ def train(
     folder = Path(folder)
     rank, world = _join_processes(device)
     first = rank == 0
-    run = _begin(options, start, device)
-    _resume(run, folder / STATE_FILE, options, device)
+    run = _resume(_begin(options, start, device), folder / STATE_FILE, options, device)
     size = image_size(run.network.config.image_size, run.network.config.patch_size)
     held_out = make_batch(options.world, EVALUATION_SEEDS, _MEASURED_SEQUENCES, _MEASURED_LENGTH, size, device)
-    count = sum(parameter.numel() for parameter in run.network.parameters())
     if first:
         folder.mkdir(parents=True, exist_ok=True)
-        report(
-            f"{name}: {count / 1e6:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}"
-        )
+        millions = sum(parameter.numel() for parameter in run.network.parameters()) / 1e6
+        report(f"{name}: {millions:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}")
 
     stopped: list[int] = []
     before = {sign: signal.signal(sign, lambda number, _: stopped.append(number)) for sign in _SIGNALS}
@@ -257,10 +254,10 @@ def source_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def _resume(run: Run, path: Path, options: TrainOptions, device: torch.device) -> None:
-    """Restore the state of an earlier session, if there is one. Only the number of steps may have changed."""
+def _resume(run: Run, path: Path, options: TrainOptions, device: torch.device) -> Run:
+    """The run in the state of an earlier session, if there is one. Only the number of steps may have changed."""
     if not path.is_file():
-        return
+        return run
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         before = json.loads(state["options"])
@@ -279,3 +276,4 @@ def _resume(run: Run, path: Path, options: TrainOptions, device: torch.device) -
     run.probes.load_state_dict(state["probes"])
     run.average.load_state_dict(state["average"])
     run.optimizer.load_state_dict(state["optimizer"])
+    return run

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from raymap3r_ros.evaluation import noise_study
+from raymap3r_ros.evaluation import noise_study, simulated_prediction
+from raymap3r_ros.evaluation.simulated_prediction import depth_error, simulate_prediction
 from raymap3r_ros.synthetic import Rendering
 
 SEQUENCES = 3
@@ -25,11 +26,11 @@ def figures(rows: list[noise_study.SimulatedRow], metric: str, method: str) -> d
 
 def test_depth_errors_are_what_they_say(scenes):
     seen = scenes["static"]
-    error = noise_study.depth_error(40, noise_study.SIZE, torch.Generator().manual_seed(0))
+    error = depth_error(40, noise_study.SIZE, torch.Generator().manual_seed(0))
     assert error.std().item() == pytest.approx(1, abs=0.1)
     beside = (error[:, :, 1:] * error[:, :, :-1]).mean() / error.square().mean()
     assert 0.75 < beside < 0.95  # patches: all but what single pixels have of their own is shared with the next
-    predicted = noise_study.simulate_prediction(seen, 0.1, torch.Generator().manual_seed(0))
+    predicted = simulate_prediction(seen, 0.1, torch.Generator().manual_seed(0))
     off = (predicted.depth / seen.depth.flatten(0, 1)).log()
     assert off.std().item() == pytest.approx(0.1, rel=0.2)
     # The two branches err apart: their contrast is noisier by the root of two.
@@ -90,8 +91,10 @@ def test_resets_keep_one_world_and_the_published_fit_does_not(resets):
 
 def test_without_any_error_the_chain_of_resets_is_exact(resets, monkeypatch):
     """The bookkeeping of worlds and metres that the errors are measured against."""
-    for name in ("_TURN", "_SHIFT", "_FACTOR", "_PULL", "_GHOST"):
+    for name in ("_TURN", "_SHIFT", "_PULL"):
         monkeypatch.setattr(noise_study, name, 0.0)
+    for name in ("_FACTOR", "_GHOST"):
+        monkeypatch.setattr(simulated_prediction, name, 0.0)
     turn, position, scale = noise_study.chain_errors(resets, "robust", 0.0)
     assert turn.max() < 0.01 and position.max() < 1e-3 and scale.max() < 0.1
 

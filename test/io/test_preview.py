@@ -71,7 +71,7 @@ def test_warning_is_seen_in_the_caption_also_with_the_font_of_an_old_pillow(monk
     image, depth, dynamic_map, mask = scene()
 
     def warning_pixels() -> int:
-        preview._font.cache_clear()
+        preview.load_font.cache_clear()
         row = preview.draw_panels(image, depth, dynamic_map, mask, "résumé 走", warning=preview.UNTRAINED)
         caption = row[-preview.CAPTION_HEIGHT :, -320:].astype(int)
         return int((np.abs(caption - preview.WARNING).sum(axis=2) < 60).sum())
@@ -80,7 +80,7 @@ def test_warning_is_seen_in_the_caption_also_with_the_font_of_an_old_pillow(monk
     # Pillow before 10.1 has the bitmap font only, and takes no size.
     monkeypatch.setattr(ImageFont, "load_default", lambda: ImageFont.load_default_imagefont())
     assert warning_pixels() > 300
-    preview._font.cache_clear()
+    preview.load_font.cache_clear()
 
 
 def test_range_of_depth_colours_is_steady_and_follows_cuts():

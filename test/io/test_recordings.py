@@ -45,7 +45,7 @@ def test_recorded_clip_has_its_65_frames_at_30_hz(shared):
     assert frames[-1].stamp == pytest.approx(64 / 30)
 
 
-def test_video_that_ends_early_is_told(tmp_path, caplog):
+def test_video_that_ends_early_is_reported(tmp_path, caplog):
     whole = write_video(tmp_path / "a.avi", count=12, code="MJPG").read_bytes()
     starts = [match.start() for match in re.finditer(b"\xff\xd8\xff", whole)]
     cut = tmp_path / "cut.avi"

@@ -55,7 +55,7 @@ def test_stamps_keep_their_nanoseconds_and_numbers_every_digit(tmp_path):
 
 
 def test_stamps_in_seconds_are_good_to_the_microsecond(tmp_path):
-    """As a float, seconds since 1970 have digits behind that nobody measured."""
+    """As a float, seconds since 1970 have digits beyond their accuracy."""
     write_trajectory(tmp_path / "t.txt", [1_700_000_000.1, 1_700_000_000.000001], np.stack([np.eye(4)] * 2))
     lines = (tmp_path / "t.txt").read_text().splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["1700000000.100000000", "1700000000.000001000"]

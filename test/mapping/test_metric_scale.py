@@ -41,7 +41,7 @@ print(estimate.known, round(estimate.factor, 6))
 """
 
 
-def test_options_say_what_is_missing():
+def test_missing_options_are_reported():
     assert ScaleOptions(source="height", camera_height=0.3).value == 1.0
     with pytest.raises(OptionError, match=r"scale\.camera_height is 0\.0"):
         ScaleOptions(source="height")
@@ -49,7 +49,7 @@ def test_options_say_what_is_missing():
         ScaleOptions(source="gps")
 
 
-def test_fixed_scale_is_what_the_user_says():
+def test_fixed_scale_is_the_option():
     metric = MetricScale(ScaleOptions(value=2.5))
     assert metric.look(as_seen(torch.ones(8, 8, 3)), 1.5) is None
     estimate = metric.update(1.0, np.eye(4), None)
@@ -58,15 +58,15 @@ def test_fixed_scale_is_what_the_user_says():
 
 
 @pytest.mark.parametrize("source", ["range", "height"])
-def test_a_look_waits_for_nothing_of_the_device(source):
-    """On the meta device there are no values: whatever the host asks for raises."""
+def test_a_look_does_not_synchronise_with_the_device(source):
+    """On the meta device there are no values: reading one on the host raises."""
     metric = MetricScale(ScaleOptions(source=source, camera_height=1.0))
     metric.add_range(RangeReading(0.1, 1.0, 0.1, 4.0, BEAM))
     assert metric.look(as_seen(torch.empty(*SIZE, 3, device="meta")), 1.5).shape == (2,)
 
 
 @pytest.mark.parametrize("source", ["range", "height"])
-def test_frames_of_which_nobody_knows_what_moves_say_nothing(source):
+def test_frames_without_a_motion_estimate_are_not_measured(source):
     metric = MetricScale(ScaleOptions(source=source, camera_height=1.0))
     metric.add_range(RangeReading(0.1, 1.0, 0.1, 4.0, BEAM))
     assert metric.look(as_seen(wall(2.0), motion=False), 1.5) is None
@@ -82,7 +82,7 @@ def test_a_new_world_begins_unknown():
     assert (estimate.factor, estimate.known, estimate.observations) == (1.5, False, 0)
 
 
-def test_range_asks_nothing_of_the_network_before_a_sensor_speaks():
+def test_range_measures_nothing_before_the_first_reading():
     metric = MetricScale(ScaleOptions(source="range"))
     assert metric.look(as_seen(wall(2.0)), 1.5) is None
     assert not metric.update(0.0, np.eye(4), None).known

@@ -31,7 +31,7 @@ def centres(grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ros_from_first(first: np.ndarray, scale: float) -> np.ndarray:
-    """Similarity from the frame of the first camera, in units of which one is `scale` metres, to a level world whose
+    """Similarity from the frame of the first camera, in units of `scale` metres, to a level world whose
     origin is that camera and whose axes are the room's."""
     similarity = np.eye(4)
     similarity[:3, :3] = scale * first[:3, :3]
@@ -87,7 +87,7 @@ def test_heights_decide():
     assert grid.floor == pytest.approx(-1)
     assert [cell(grid, 0.52 + 0.1 * index, 0.52) for index in range(len(things))] == list(things.values())
     assert (grid.cells != UNKNOWN).all() and (grid.cells == OCCUPIED).sum() == 2
-    # Over no ground: what is too high or too low says nothing.
+    # No ground below: points that are too high or too low are no evidence.
     apart = occupancy_grid(np.array([[0, 0, 0.0], [1, 1, 3], [1, 2, -3], [3, 3, 1]]), 0.05, np.eye(4), OPTIONS, 0.0)
     assert cell(apart, 0, 0) == FREE and (apart.cells == FREE).sum() <= 4 and cell(apart, 3, 3) == OCCUPIED
     assert cell(apart, 1, 1) == UNKNOWN and cell(apart, 1, 2) == UNKNOWN

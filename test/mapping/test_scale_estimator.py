@@ -30,14 +30,14 @@ def test_unknown_before_enough_evidence():
     estimator = ScaleEstimator()
     estimate = estimator.estimate(0.0, 1.3)
     assert (estimate.factor, estimate.known, estimate.confidence, estimate.observations) == (1.3, False, 0.0, 0)
-    # Thirty looks in one second share one error, and are not evidence enough; a few seconds of them are.
+    # Thirty observations in one second share one error, which is too little evidence; a few seconds are enough.
     known = []
     for stamp in np.arange(0, 10, 1 / 30):
         estimator.add(Observation(stamp, math.log(2.0), 0.03))
         known.append((stamp, estimator.estimate(stamp, 1.3)))
     first = next(stamp for stamp, estimate in known if estimate.known)
     assert 3.0 < first < 6.0
-    assert known[5][1].facts("range")["scale"] == "1.3 (assumed until range tells it)"
+    assert known[5][1].facts("range")["scale"] == "1.3 (assumed, waiting for range)"
     assert known[-1][1].facts("range")["scale"] == "2 (from range)"
     assert all(estimate.factor == 1.3 for stamp, estimate in known if stamp < first)
     assert all(estimate.factor == pytest.approx(2.0) for stamp, estimate in known if stamp >= first)
@@ -56,7 +56,7 @@ def test_observations_that_disagree_are_no_evidence():
 
 
 def test_confidence_is_the_chance_to_be_right():
-    """Over 300 runs with errors that are correlated over a second: what share is within 5 % where it says so."""
+    """Over 300 runs with errors that are correlated over a second: the share within 5 % agrees with the confidence."""
     generator = np.random.default_rng(2)
     confidences, hits = [], []
     for spread in np.linspace(0.05, 0.3, 300):

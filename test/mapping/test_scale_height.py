@@ -24,8 +24,8 @@ def floor_height(points, up=None, confidence=None):
 
 @pytest.mark.parametrize("pitch", [0.0, 0.2, 0.6])
 @pytest.mark.parametrize("roll", [0.0, 0.15])
-@pytest.mark.parametrize("tells_up", [True, False])
-def test_height_above_a_bare_floor(pitch, roll, tells_up):
+@pytest.mark.parametrize("up_known", [True, False])
+def test_height_above_a_bare_floor(pitch, roll, up_known):
     """Closed form: depth of the floor, or of a wall 4 m ahead, for a tilted camera 0.7 m up."""
     rays = wall(1.0)
     turn_x = torch.tensor(((1, 0, 0), (0, math.cos(pitch), -math.sin(pitch)), (0, math.sin(pitch), math.cos(pitch))))
@@ -36,7 +36,7 @@ def test_height_above_a_bare_floor(pitch, roll, tells_up):
         torch.where(level[..., 2] > 0, 4.0 / level[..., 2], torch.inf),
     )
     up = tuple((turn_z.mT @ turn_x @ torch.tensor((0.0, -1.0, 0.0))).tolist())
-    height, roughness = floor_height(rays * depth[..., None] / HIDDEN, up if tells_up else None).tolist()
+    height, roughness = floor_height(rays * depth[..., None] / HIDDEN, up if up_known else None).tolist()
     assert height * HIDDEN == pytest.approx(0.7, rel=0.025)  # the wall's lowest rows lie in the floor's band
     assert roughness < 0.02
 
@@ -64,8 +64,8 @@ def test_a_table_is_not_taken_for_the_floor_around_it():
     assert floor_height(points)[0] == pytest.approx(1.2, rel=0.02)
 
 
-@pytest.mark.parametrize(("tells_up", "tolerance"), [(True, 0.04), (False, 0.1)])
-def test_height_finds_the_scale(worlds, tells_up, tolerance):
+@pytest.mark.parametrize(("up_known", "tolerance"), [(True, 0.04), (False, 0.1)])
+def test_height_finds_the_scale(worlds, up_known, tolerance):
     """In all worlds: furniture, movers, noise, and an upward direction that is off by a degree or not known."""
     _, seen = worlds
     errors = []
@@ -78,14 +78,14 @@ def test_height_finds_the_scale(worlds, tells_up, tolerance):
             pose = seen.pose[world, frame].double()
             # The cameras of these worlds rise and sink: their unit of length is made the height of the moment.
             unit = HIDDEN * pose[2, 3].item()
-            if tells_up:
+            if up_known:
                 metric.source.up = tuple((pose[2, :3] + tilt[frame]).tolist())
             points = point_map(seen.depth[world, frame] * noise[frame], seen.intrinsics[world]) / unit
             numbers = metric.look(as_seen(points, seen.moving[world, frame]), 1.5)
             estimate = metric.update(PERIOD * frame, np.eye(4), numbers.numpy())
         errors.append(estimate.factor / HIDDEN - 1 if estimate.known else math.nan)
     errors = np.array(errors)
-    print(f"\nheight, up {'known' if tells_up else 'assumed'}: errors {np.round(errors, 3)}")
+    print(f"\nheight, up {'known' if up_known else 'assumed'}: errors {np.round(errors, 3)}")
     assert np.isfinite(errors).sum() >= 3
     assert np.nanmax(np.abs(errors)) < tolerance
 

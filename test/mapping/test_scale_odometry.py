@@ -43,11 +43,11 @@ def test_a_turning_camera_does_not_fool_the_odometry():
     metric.mount_camera(BASE_FROM_CAMERA)
     assert ride(metric, path, path, jitter=0.0)[-1].factor == pytest.approx(HIDDEN, rel=0.005)
 
-    # Nobody knows where the camera is: nothing is concluded from curves ...
+    # The camera's position is unknown: curves are not used ...
     metric = MetricScale(ScaleOptions(source="odometry"))
     estimate = ride(metric, path, path)[-1]
     assert (estimate.known, estimate.observations, estimate.confidence) == (False, 0, 0.0)
-    # ... but from the straight parts of a way.
+    # ... but straight parts of the path are.
     turn = np.where(seconds % 10 < 2, 0.8, 0.0)
     path = drive(speed, turn)
     metric = MetricScale(ScaleOptions(source="odometry"))
@@ -57,7 +57,7 @@ def test_a_turning_camera_does_not_fool_the_odometry():
 
 
 @pytest.mark.parametrize("turn", [0.0, 1.0])
-def test_standing_still_says_nothing(turn):
+def test_a_robot_at_rest_gives_no_observation(turn):
     path = drive(np.zeros(2000), np.full(2000, turn))
     metric = MetricScale(ScaleOptions(source="odometry"))
     metric.mount_camera(np.block([[OPTICAL, np.zeros((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]]))
@@ -65,7 +65,7 @@ def test_standing_still_says_nothing(turn):
     assert (estimate.known, estimate.observations, estimate.confidence) == (False, 0, 0.0)
 
 
-def test_odometry_that_stops_coming_or_starts_anew():
+def test_odometry_that_pauses_or_restarts():
     source = OdometrySource()
 
     def at(x):
@@ -91,6 +91,6 @@ def test_odometry_that_stops_coming_or_starts_anew():
     assert len(pass_by(np.arange(0, 1.3, 0.02))) == 2
 
 
-def test_a_pose_that_is_none_is_refused():
+def test_an_invalid_pose_is_refused():
     with pytest.raises(InputError, match="pose"):
         MetricScale(ScaleOptions()).mount_camera(np.ones((4, 4)))

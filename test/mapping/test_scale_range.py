@@ -83,7 +83,7 @@ def ranger(z, degrees=0.0):
     return pose
 
 
-def test_range_sensor_that_sits_elsewhere():
+def test_range_sensor_with_an_offset():
     """A wall 4 m from the camera, 2 of the network's metres; closed form."""
     for z in (-0.5, 0.0, 1.0):
         metric = MetricScale(ScaleOptions(source="range"))
@@ -95,7 +95,7 @@ def test_range_sensor_that_sits_elsewhere():
         assert estimate.known and estimate.factor == pytest.approx(2.0, rel=1e-3)
 
 
-def test_range_sensor_that_looks_elsewhere():
+def test_range_sensor_that_points_elsewhere():
     metric = MetricScale(ScaleOptions(source="range"))
     metric.add_range(RangeReading(0.0, 4.0, 0.1, 10.0, 0.05))
     seen = as_seen(wall(2.0, SIZE, 60.0))

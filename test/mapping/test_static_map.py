@@ -153,7 +153,7 @@ def test_voxels_of_another_size_are_sums_over_a_dictionary_too(size):
     static_map.resize(size)
     assert static_map.voxel_size == size and len(static_map) == len(truth)
     assert (len(truth) < len(before)) == (size > 0.25)
-    found = dict(zip(keys_of(static_map, size), static_map._voxels.evidence.tolist(), strict=True))
+    found = dict(zip(keys_of(static_map, size), static_map.evidence().tolist(), strict=True))
     assert found == evidence
 
     for frame in range(15, 20):
@@ -198,7 +198,7 @@ def test_map_of_a_still_room_lies_on_its_surfaces():
 
 
 def test_a_large_image_is_thinned_but_all_of_it_is_seen_in_time():
-    """A wall straight ahead: voxels of a pixel, which one frame of so many pixels cannot fill."""
+    """A wall straight ahead: voxels of a pixel, which one frame of this resolution cannot fill."""
     height, width = 400, 600
     step = math.ceil(math.sqrt(height * width / FRAME_PIXELS))
     assert step == 2

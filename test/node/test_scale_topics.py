@@ -156,7 +156,7 @@ def test_height_above_the_floor_goes_to_everything_alike(start):
     assert bench.reset().success  # whose metre may be another
     show(bench, stream, 9, in_units(cameras[9]), scenes[9])
     bench.wait_for_told("frames out", 10)
-    assert bench.told["scale"] == f"{assumed} (assumed until height tells it)"
+    assert bench.told["scale"] == f"{assumed} (assumed, waiting for height)"
     assert bench.told["scale observations"] == "1"
 
     found = factors(bench, [scene[..., 2] for scene in scenes[:10]])
@@ -266,7 +266,7 @@ def test_wheel_odometry_leaves_curves_out_where_the_lever_is_not_known(start):
     curve = powers(CURVE, 8)
     ride(bench, stream, publish, curve)
     bench.wait_for_told("frames out", 7)
-    assert bench.told["scale"] == "1 (assumed until odometry tells it)"
+    assert bench.told["scale"] == "1 (assumed, waiting for odometry)"
     assert (bench.told["scale observations"], bench.told["scale confidence"]) == ("0", "0.0")
     ride(bench, stream, publish, powers(STRAIGHT, 8, curve[-1]), start=7)
     bench.wait_for_told("scale", "2.5 (from odometry)")
@@ -294,7 +294,7 @@ def test_range_readings_that_measured_nothing_are_ignored(start):
         publish(reading(8.0), time + 0.5)  # of no image
         show(bench, stream, time, np.eye(4), FAR)
     bench.wait_for_told("frames out", 8)
-    assert bench.told["scale"] == "1.5 (assumed until range tells it)"
+    assert bench.told["scale"] == "1.5 (assumed, waiting for range)"
     assert (bench.told["scale observations"], bench.told["scale confidence"]) == ("0", "0.0")
     bench._publishers["range"].publish(reading(8.0, field_of_view=4.0))
     bench.wait_for_log("range ignored: field_of_view is 4 rad", level=30)
@@ -327,7 +327,7 @@ def test_range_sensor_that_looks_elsewhere_is_refused_with_a_line(start, degrees
         return
     line = bench.wait_for_log("scale.source is range, but", level=40)
     assert "points 30 degrees away from the camera's axis" in line and "allowed: up to 10" in line
-    assert factor == 1.0 and bench.told["scale"] == "1 (assumed until range tells it)"
+    assert factor == 1.0 and bench.told["scale"] == "1 (assumed, waiting for range)"
     # Before the sensor is heard its frame is not known, so the first image may still be looked at.
     assert int(bench.told["scale observations"]) <= 1
     assert bench.reset().success

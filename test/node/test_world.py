@@ -285,7 +285,7 @@ def test_wheel_odometry_is_heard(make_bench, room):
     bench.wait(lambda: heard, "the odometry")
     assert heard[0][0] == pytest.approx(START + 1.5) and heard[0][1][0, 3] == 4.0
     show(bench, room[:1])
-    bench.wait_for_told("scale", "1 (assumed until odometry tells it)")
+    bench.wait_for_told("scale", "1 (assumed, waiting for odometry)")
 
 
 # ---------------------------------------------------------------------------------------------------------------- maps

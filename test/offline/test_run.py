@@ -98,7 +98,7 @@ def test_everything_is_written_and_agrees_with_the_results(images, network, step
     assert f"element vertex {written['static_points']}\n" in header
     assert written["static_points"] > 0
 
-    # Untrained weights are told everywhere.
+    # Untrained weights are reported everywhere.
     assert not written["trained"] and "UNTRAINED" in written["warning"]
     assert UNTRAINED_WARNING in caplog.text
 
@@ -206,7 +206,7 @@ def test_summary_lists_the_files_that_are_there_also_over_an_earlier_run(images,
 
 
 def test_static_scene_without_motion_contains_what_moves(images, network, stepped, tmp_path):
-    """The mask covers the left half of every image wherever motion was estimated, which it is for the last frames."""
+    """The mask covers the left half of every image where motion was estimated, as for the last frames."""
 
     def mask(result):
         moving = result.dynamic_mask.clone()
@@ -273,7 +273,7 @@ def test_slow_rates_keep_their_digits(images, network, tmp_path, monkeypatch):
 
 
 def test_maps_of_past_frames_are_not_kept_in_memory(images, network, tmp_path, monkeypatch):
-    """From a GPU all maps of a frame come in one buffer, of which the pose is a part."""
+    """From a GPU all maps of a frame come in one buffer, which includes the pose."""
     buffers = []
 
     def packed(tensors):
@@ -379,7 +379,7 @@ def test_frames_without_finite_values_are_left_out_and_counted(images, network, 
         run_recording(open_recording(images), network, tmp_path / "none", OPTIONS, progress=False)
 
 
-def test_results_of_an_earlier_run_are_kept_unless_told(images, network, tmp_path):
+def test_results_of_an_earlier_run_are_kept_without_overwrite(images, network, tmp_path):
     run_recording(open_recording(images, max_frames=3), network, tmp_path / "out", OPTIONS, progress=False)
     with pytest.raises(InputError, match="holds files already"):
         run_recording(open_recording(images, max_frames=1), network, tmp_path / "out", OPTIONS, progress=False)

@@ -44,7 +44,7 @@ class ScaleEstimate:
         if source == "fixed":
             return {"scale": f"{self.factor:.4g} (fixed)"}
         return {
-            "scale": f"{self.factor:.4g} ({f'from {source}' if self.known else f'assumed until {source} tells it'})",
+            "scale": f"{self.factor:.4g} ({f'from {source}' if self.known else f'assumed, waiting for {source}'})",
             "scale confidence": round(self.confidence, 3),
             "scale observations": self.observations,
             "scale spread of one": round(self.spread, 3),
