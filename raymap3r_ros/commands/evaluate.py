@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.evaluation import covariance, noise_study, tables
 from raymap3r_ros.evaluation.baselines import map_controls
 from raymap3r_ros.evaluation.datasets import DATASETS, open_dataset
@@ -161,7 +161,7 @@ def _run_covariance(args: argparse.Namespace) -> int:
     network = load_network(args.checkpoint, device, options.precision)
     if not network.trained:
         log.warning(UNTRAINED_WARNING)
-    published = ErrorModel.from_manifest(network.manifest, network.source) or DEFAULT
+    published = _published_model(network, replace=args.write is not None)
     size = _seen_size(network, options)
     parts = []
     for name, suite in SUITES.items():
@@ -186,6 +186,17 @@ def _run_covariance(args: argparse.Namespace) -> int:
         copy_with_metadata(source, args.write, {METADATA_KEY: report.model.to_json()})
         print(f"wrote {args.write}")
     return 0
+
+
+def _published_model(network: Network, replace: bool) -> ErrorModel:
+    """The model that the node uses. Raises CheckpointError if it is malformed, unless it is to be replaced."""
+    try:
+        return ErrorModel.from_manifest(network.manifest, network.source) or DEFAULT
+    except CheckpointError as error:
+        if not replace:
+            raise
+        log.warning("%s", error)
+        return DEFAULT
 
 
 def _source_to_annotate(checkpoint: str, target: Path) -> Path:
