@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from raymap3r_ros.commands.arguments import add_checkpoint, add_device, add_stream_options, read_stream_options, size
-from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.evaluation import covariance, noise_study, tables
 from raymap3r_ros.evaluation.datasets import DATASETS
 from raymap3r_ros.evaluation.parts import (
@@ -209,7 +209,7 @@ def _run_covariance(args: argparse.Namespace) -> None:
     source = _source_to_annotate(args.checkpoint, args.write) if args.write else None
     options = read_stream_options(args)
     network = _load(args, options)
-    published = ErrorModel.from_manifest(network.manifest, network.source) or DEFAULT
+    published = _published_model(network, replace=args.write is not None)
     device = next(network.parameters()).device
     parts = []
     for name, suite in SUITES.items():
@@ -231,6 +231,17 @@ def _run_covariance(args: argparse.Namespace) -> None:
     if source is not None:
         copy_with_metadata(source, args.write, {METADATA_KEY: report.model.to_json()})
         print(f"wrote {args.write}")
+
+
+def _published_model(network: Network, replace: bool) -> ErrorModel:
+    """The model that the node uses. Raises CheckpointError if it is malformed, unless it is to be replaced."""
+    try:
+        return ErrorModel.from_manifest(network.manifest, network.source) or DEFAULT
+    except CheckpointError as error:
+        if not replace:
+            raise
+        log.warning("%s", error)
+        return DEFAULT
 
 
 def _source_to_annotate(checkpoint: str, target: Path) -> Path:

@@ -204,8 +204,11 @@ def test_command_refuses_unusable_arguments_before_it_runs(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_command_refuses_a_malformed_model(capsys, tmp_path):
+def test_command_refuses_a_malformed_model_or_replaces_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate, "SUITES", {"static": SUITES["static"]})
     broken = tmp_path / "broken.safetensors"
     copy_with_metadata(shipped_weights()["one_room"], broken, {METADATA_KEY: "{}"})
     assert covariance_command("--checkpoint", broken) == 2
     assert "metadata 'covariance' of broken.safetensors is not an error model" in capsys.readouterr().err
+    assert covariance_command("--checkpoint", broken, "--sequences", 2, "--write", broken) == 0
+    assert ErrorModel.from_manifest(load_network(broken).manifest) is not None
