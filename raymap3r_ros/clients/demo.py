@@ -151,7 +151,7 @@ def check_outputs(every_frame: bool, clip: SentClip, recorded: Recorded, status:
     foreign = [topic for topic, stamps in recorded.stamps.items() if not sent.issuperset(stamps)]
     checks = {
         "every output was received" + _except(silent): not silent,
-        "every stamp is that of an image" + _except(foreign): not foreign,
+        "every stamp is an image's stamp" + _except(foreign): not foreign,
         f"TF equals ~/pose ({len(recorded.transforms)} transforms)": bool(out)
         and recorded.transforms.keys() == recorded.poses.keys()
         and all(recorded.transforms[stamp] == pose for stamp, pose in recorded.poses.items()),

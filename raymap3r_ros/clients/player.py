@@ -277,7 +277,7 @@ class _Player:
         if message.__msgtype__ != RANGE_TYPE:
             self._send(self._sensor, message)
             return
-        # Range has one more field since Iron, so the bag's message may differ from that of this distribution.
+        # Range has one more field since Iron, so the bag's message type may differ from this distribution's type.
         header = Header(stamp=rclpy.time.Time(nanoseconds=stamp).to_msg(), frame_id=message.header.frame_id)
         fields = ("radiation_type", "field_of_view", "min_range", "max_range", "range")
         self._sensor.publish(Range(header=header, **{name: getattr(message, name) for name in fields}))

@@ -1,8 +1,8 @@
 """Errors of poses and steps, measured on rendered suites, and the error model fitted to them.
 
-Used by `raymap3r evaluate covariance`. The error of a pose is that of the camera in the world of the stream's first
-camera, in the network's metres, without alignment and without a fitted scale. The error of a step is that of the
-motion from one frame to the next. Both are given in the axes of the camera (x right, y down, z forward): positions in
+Used by `raymap3r evaluate covariance`. The error of a pose is the camera's error in the world of the stream's first
+camera, in the network's metres, without alignment and without a fitted scale. The error of a step is the error of
+the motion from one frame to the next. Both are given in the axes of the camera (x right, y down, z forward): positions in
 metres, rotations as axis times angle in radians.
 
 Errors grow with *travel*: the metres moved so far, plus TURN_LENGTH metres for each radian turned. The error of a pose
@@ -359,11 +359,11 @@ def _cell(scores: list[NormalizedErrors]) -> str:
 
 
 def format_persistence(sequences: Sequence[EvaluatedSequence]) -> str:
-    """One line: correlation of an error with that of the previous frame (1: equal, 0: independent)."""
+    """One line: correlation of an error with the previous frame's error (1: equal, 0: independent)."""
     pieces = []
     for place, group in enumerate(GROUPS):
         axes = _LAST if place % 2 else _FIRST
         values = [(one.poses if place < 2 else one.steps).values[:, axes] for one in sequences]
         shares = [np.vdot(v[1:], v[:-1]) / np.vdot(v, v) for v in values if len(v) > 1]
         pieces.append(f"{group} {np.mean(shares):.2f}")
-    return f"correlation of an error with that of the frame before: {', '.join(pieces)}"
+    return f"correlation of an error with the previous frame's error: {', '.join(pieces)}"

@@ -145,8 +145,8 @@ def motion_metrics(
 ) -> MotionScore:
     """Score one frame's dynamic map (h, w) and mask (h, w) bool against the true `moving` (H, W) bool.
 
-    `ratio` is computed from `discrepancy` (h, w), by default the dynamic map. Maps of another size are resized to that
-    of `moving`: bilinear, the mask to the nearest pixel. Raises InputError if a map is not finite.
+    `ratio` is computed from `discrepancy` (h, w), by default the dynamic map. Maps of another size are resized to
+    the size of `moving`: bilinear, the mask to the nearest pixel. Raises InputError if a map is not finite.
     """
     moving = np.asarray(moving, bool)
     dynamic = resized(_finite(dynamic_map, "dynamic map"), moving.shape, cv2.INTER_LINEAR)
@@ -251,8 +251,8 @@ def align_clouds(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def estimate_normals(points: np.ndarray) -> np.ndarray:
     """Unit normals (H, W, 3) of a point map (H, W, 3), towards the camera, from differences of neighbouring pixels.
 
-    NaN where a neighbour is not finite or the differences are parallel. At the edge of an object the normal is that of
-    the gap to the background. Raises InputError for maps with fewer than two rows or columns.
+    NaN where a neighbour is not finite or the differences are parallel. At the edge of an object the normal
+    belongs to the gap between object and background. Raises InputError for maps with fewer than two rows or columns.
     """
     points = np.asarray(points, np.float64)
     if points.ndim != 3 or points.shape[2] != 3 or min(points.shape[:2]) < 2:

@@ -162,7 +162,7 @@ def _mask_figures(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def gate_rows(scenes: dict[str, Rendering], noise: float = 0.10, state_tokens: int = 64) -> list[SimulatedRow]:
     """The factor that motion contributes to a token's gate, for tokens that attend to static or to moving regions.
 
-    State tokens attend to random positions of the image. A gate is relative to that of the same rule without motion:
+    State tokens attend to random positions of the image. A gate is relative to the gate of the same rule without motion:
     `raymap3r` to `ttt3r`, `motion_filter` to `filt3r`; the filters are in their steady state.
     """
     rows = []
@@ -370,7 +370,7 @@ def _row(part: str, case: str, method: str, metric: str, values: Tensor, unit: s
 
 _DIGITS = {"IoU": 3, "false alarms": 4, "rotation": 2, "position": 3, "scale": 1, "ATE": 2, "RPE": 2}
 _TITLES = {
-    "mask": "What moves: IoU (higher is better) and false alarms (lower)",
+    "mask": "Dynamic mask: IoU (higher is better) and false alarms (lower)",
     "gate": "Share of a token's gate that its motion leaves",
     "alignment": "The last world after ten resets: errors",
     "smoothing": "Positions over 1000 frames: errors in cm",

@@ -53,7 +53,7 @@ def _depth_metrics(suffix: str, what: str) -> dict[str, Metric]:
 METRICS: dict[str, Metric] = {
     "ate": Metric("ATE Sim(3)", "m", LESS, 3),
     "ate_se3": Metric("ATE SE(3)", "m", LESS, 3),
-    "ate_relative": Metric("of constant", "", LESS, 2),  # ATE SE(3) / that of a camera at rest
+    "ate_relative": Metric("of constant", "", LESS, 2),  # ATE SE(3) / ATE of a camera at rest
     "ate_constant": Metric("ATE constant", "m", NEITHER, 3),
     "rpe_translation": Metric("RPE", "m", LESS, 4),
     "rpe_rotation": Metric("RPE rot.", "deg", LESS, 2),

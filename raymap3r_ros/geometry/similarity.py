@@ -56,7 +56,7 @@ def fit_similarity(source: Tensor, target: Tensor, weight: Tensor, *, reflect_sc
     """Return the similarity from source (B, N, 3) to target with the least weighted squared error (Umeyama 1991).
 
     `weight` (B, N) is at least 0. If the clouds are mirror images, the best proper rotation has a smaller scale;
-    with `reflect_scale=False` the scale is that of the best reflection, as in the published code. NaN if there is
+    with `reflect_scale=False` it is the scale of the best reflection, as in the published code. NaN if there is
     nothing to fit.
     """
     weight = (weight / weight.sum(1, keepdim=True))[..., None]

@@ -132,7 +132,7 @@ def draw_panels(
     `image` (h, w, 3) uint8 RGB, `depth` (H, W) metres, `dynamic_map` (H, W) 0..1 and `mask` (H, W) bool show the same
     view, the image at the same or a higher resolution; the last two are None if motion was not estimated for this
     frame. Without `with_motion` the row is `image | depth`, with larger panels over the same width.
-    `depth_range`: near and far in metres (see DepthRange); by default that of this depth map. `warning` is drawn at
+    `depth_range`: near and far in metres (see DepthRange); by default from this depth map. `warning` is drawn at
     the right of the caption. The size of the row depends only on the shape of the image, `panel_width` and
     `with_motion`, and is even in both directions, as video requires.
     """

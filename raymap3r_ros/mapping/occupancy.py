@@ -64,7 +64,7 @@ def floor_height(heights: np.ndarray) -> float:
     above the origin. NaN if there is none.
 
     The number of voxels is a measure of area, and the floor is the largest level surface below the first camera. If
-    the origin is that of a robot's base, it may be at the height of the floor.
+    the origin is a robot's base, it may be at the height of the floor.
     """
     below = heights[heights < FLOOR_NOISE]
     if len(below) == 0:

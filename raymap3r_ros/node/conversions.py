@@ -294,7 +294,7 @@ def stamped_pose(frame: str, stamp: int, numbers: list[float]) -> PoseStamped:
 
 
 def transform_message(header: Header, child_frame: str, pose: np.ndarray) -> TransformStamped:
-    """Transform from the header's frame to `child_frame`; `pose` (4, 4) is that of the child in it."""
+    """Transform from the header's frame to `child_frame`; `pose` (4, 4) is the child's pose in the header's frame."""
     x, y, z = (float(value) for value in pose[:3, 3])
     qx, qy, qz, qw = quaternion(pose[:3, :3])
     return TransformStamped(

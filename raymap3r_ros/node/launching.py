@@ -110,7 +110,7 @@ def mapper_beside(
                     dict.fromkeys(worlds, values["world_frame"]),
                     *sim_time(values["use_sim_time"]),
                 ],
-                remappings=[(theirs, f"{stream_node}/{topic}") for theirs, topic in inputs.items()],
+                remappings=[(name, f"{stream_node}/{topic}") for name, topic in inputs.items()],
                 output="screen",
             )
         ]

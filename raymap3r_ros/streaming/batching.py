@@ -248,7 +248,7 @@ class BatchScheduler:
 
 
 def step_of(stream: Stream, together: BatchScheduler | None) -> Callable[..., StepResult]:
-    """The function that steps a stream: its own `step`, or that of the scheduler `together`."""
+    """The function that steps a stream: its own `step`, or the `step` of the scheduler `together`."""
     return stream.step if together is None else partial(together.step, stream)
 
 

@@ -42,7 +42,7 @@ def initial_state(
 ) -> StreamState:
     """The state of B streams before their first frame.
 
-    `size` (H, W) is that of the preprocessed images, `image_size` (h, w) that of the camera images, `reason` the
+    `size` (H, W) is the size of the preprocessed images, `image_size` (h, w) of the camera images, `reason` the
     `reset_reason` of the first frame.
     """
     config, device = network.config, network.first_pose_token.device

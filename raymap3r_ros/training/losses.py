@@ -225,7 +225,7 @@ def match_loss(features: Tensor, batch: Batch, patch: int, temperature: float = 
 def measure(network: Network, batch: Batch, precision: str = "float32") -> dict[str, float]:
     """Errors of the network on a batch: relative depth errors of both branches, and errors of the pose.
 
-    `position` is the mean position error of the frames after the first, relative to that of a camera at rest;
+    `position` is the mean position error of the frames after the first, relative to the error of a camera at rest;
     `rotation` is the same for angles. A value of 1 is trivial.
     """
     length = batch.image.shape[1]

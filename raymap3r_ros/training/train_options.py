@@ -67,7 +67,7 @@ RECIPES: dict[str, tuple[str, TrainOptions]] = {
         TrainOptions(frames=4096, steps=12_000, match_weight=0.3, precision="bfloat16", learning_rate=1.5e-3),
     ),
     "one_room": (
-        "one single rendered room, and no other place",
+        "one rendered room, for that room only",
         # Two processes (torchrun --nproc-per-node 2) give twice as many frames per step.
         TrainOptions(
             world="one_room",

@@ -232,7 +232,7 @@ def manifest(run: Run, name: str, options: TrainOptions, world: int, device: tor
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "name": name,
-        "about": f"knows {RECIPES[name][0]}" if name in RECIPES else "",
+        "about": f"trained on {RECIPES[name][0]}" if name in RECIPES else "",
         "options": json.dumps(dataclasses.asdict(options)),
         "steps": str(run.step),
         "frames": str(run.step * options.frames * world),

@@ -47,7 +47,7 @@ def test_they_are_small_and_tell_where_they_come_from():
     path = shipped_weights()[DEFAULT_CHECKPOINT]
     assert path.stat().st_size < 30e6
     network = load_network()
-    assert network.trained and "one single rendered room" in network.source
+    assert network.trained and "trained on one rendered room" in network.source
     assert {"options", "steps", "frames", "hours", "hardware", "code", "date"} <= network.manifest.keys()
 
 

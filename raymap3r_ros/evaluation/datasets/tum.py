@@ -36,7 +36,7 @@ BONN_SEQUENCES = tuple(
     f"rgbd_bonn_{name}" for name in ("balloon2", "crowd2", "crowd3", "person_tracking2", "synchronous")
 )
 BONN_CAMERA = (542.822841, 542.576870, 315.593520, 237.756098)  # from the data set's page, its distortion left out
-# The trajectory is that of markers on the camera, in another convention. The page of the data set gives:
+# The trajectory belongs to the markers on the camera, in another convention. The page of the data set gives:
 # camera = T_ros trajectory T_ros T_m.
 BONN_ROS = np.array(((-1, 0, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0), (0, 0, 0, 1)), np.float64)
 BONN_MARKERS = np.array(

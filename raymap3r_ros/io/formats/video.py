@@ -56,7 +56,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
                         recording.skip(f"frame {index}", "it cannot be decoded")
                 index += 1
             if stored is not None and index < stored:
-                log.warning("%s: ended after %d frames; its header says %d", path.name, index, stored)
+                log.warning("%s: ended after %d frames; %d according to its header", path.name, index, stored)
         finally:
             capture.release()
 
