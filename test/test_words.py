@@ -1,8 +1,8 @@
 """Text and names are plain technical English: none of the phrases below occurs where a user or contributor reads.
 
-    python test/test_words.py [--all]
+    python test/test_words.py
 
-prints the phrases in the checked files, or in all files, and their number per folder.
+prints the phrases that are found, and their number per folder.
 """
 
 import io

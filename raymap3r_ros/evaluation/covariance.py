@@ -2,8 +2,8 @@
 
 Used by `raymap3r evaluate covariance`. The error of a pose is the camera's error in the world of the stream's first
 camera, in the network's metres, without alignment and without a fitted scale. The error of a step is the error of
-the motion from one frame to the next. Both are given in the axes of the camera (x right, y down, z forward): positions in
-metres, rotations as axis times angle in radians.
+the motion from one frame to the next. Both are given in the axes of the camera (x right, y down, z forward):
+positions in metres, rotations as axis times angle in radians.
 
 Errors grow with *travel*: the metres moved so far, plus TURN_LENGTH metres for each radian turned. The error of a pose
 grows quickly at first, then saturates because the network compares the image with its memory of the room, and then

@@ -162,8 +162,8 @@ def _mask_figures(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def gate_rows(scenes: dict[str, Rendering], noise: float = 0.10, state_tokens: int = 64) -> list[SimulatedRow]:
     """The factor that motion contributes to a token's gate, for tokens that attend to static or to moving regions.
 
-    State tokens attend to random positions of the image. A gate is relative to the gate of the same rule without motion:
-    `raymap3r` to `ttt3r`, `motion_filter` to `filt3r`; the filters are in their steady state.
+    State tokens attend to random positions of the image. A gate is relative to the gate of the same rule without
+    motion: `raymap3r` to `ttt3r`, `motion_filter` to `filt3r`; the filters are in their steady state.
     """
     rows = []
     for suite, seen in scenes.items():

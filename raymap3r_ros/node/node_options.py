@@ -37,7 +37,9 @@ class NodeOptions:
         "for tests only)",
     )
     device: str = option("auto", "where the network runs: auto (a GPU if there is one), cpu, cuda or cuda:N")
-    preset: str = preset_option("a parameter that has its default value takes the preset's value, all others keep their own")
+    preset: str = preset_option(
+        "a parameter that has its default value takes the preset's value, all others keep their own"
+    )
     image_transport: str = option(
         "raw", "topic of the images: `image` (raw) or `image/compressed`", choices=("raw", "compressed")
     )

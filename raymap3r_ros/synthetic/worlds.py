@@ -26,7 +26,7 @@ _MOVING = {"box": 1, "ellipsoid": 7, "cylinder": 1}  # a ball and the six parts 
 MOVERS = 4  # box, cylinder, ball, figure
 _BOX, _CYLINDER, _BALL, _FIGURE = range(MOVERS)
 _ROOM_FACES = 6
-# In the one room the movers always have the same sizes, so that size determines distance; only their appearance differs.
+# In the one room the movers always have the same sizes, so that size determines distance. Their appearance differs.
 _KNOWN_HALF = ((0.3, 0.2, 0.5), (0.22, 0.22, 0.45), (0.26, 0.26, 0.26), (0.25, 0.25, 0.85))
 
 
