@@ -17,7 +17,7 @@ from tf2_ros import Buffer, TransformListener
 
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
-from raymap3r_ros.network import choose_device, load_network
+from raymap3r_ros.network import Network, choose_device, load_network
 from raymap3r_ros.node import parameters
 from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.map_publisher import MapPublisher
@@ -163,12 +163,6 @@ def open_session(
         stream = Stream(network, settings.stream)
         if not network.trained:
             node.get_logger().warning(network.source)
-        error_model = ErrorModel.from_manifest(network.manifest, network.source)
-        if error_model is None and network.trained:
-            node.get_logger().warning(
-                f"{network.source} has no error model of its own (metadata {METADATA_KEY!r}): the covariances of "
-                "~/odometry use the default, see docs/odometry.md"
-            )
         warm_up(stream, scheduler, 1 if pool is None else pool.cameras)
         node.get_logger().info(f"{network.source} runs on {stream.device}")
         compressed = options.image_transport == "compressed"
@@ -176,7 +170,7 @@ def open_session(
         buffer.clear()
         if options.tf_mode != "camera" or options.scale.source != "fixed":
             resources.callback(TransformListener(buffer, node).unregister)
-        publishers = Publishers(node, error_model or DEFAULT)
+        publishers = Publishers(node, _error_model(node, network))
         resources.callback(publishers.destroy)
         maps = MapPublisher(node, options, reporter, map_group)
         resources.callback(maps.destroy)
@@ -192,6 +186,17 @@ def open_session(
             maps,
             resources.pop_all(),
         )
+
+
+def _error_model(node: LifecycleNode, network: Network) -> ErrorModel:
+    """The error model of the checkpoint, or the default with a warning. Raises CheckpointError if it is malformed."""
+    model = ErrorModel.from_manifest(network.manifest, network.source)
+    if model is None and network.trained:
+        node.get_logger().warning(
+            f"{network.source} has no error model of its own (metadata {METADATA_KEY!r}): the covariances of "
+            "~/odometry use the default, see docs/odometry.md"
+        )
+    return model or DEFAULT
 
 
 def _leave_a_core_free() -> None:

@@ -177,19 +177,10 @@ class Frames:
         self._last = _Moment(now, scale, pose, base_from_camera, base_in_odom)
 
         body = camera_frame if alone else names.base_frame
-        problem, odometry = "", (names.world_frame, body, base)
+        odometry = (names.world_frame, body, base)
         if names.tf_mode == "odom":
             odometry = (names.odom_frame, body, base_in_odom)
-            transforms = [odometry, (names.world_frame, names.odom_frame, base @ _inverse(base_in_odom))]
-        elif names.tf_mode == "map":
-            try:
-                transforms = [(names.world_frame, names.odom_frame, self._odom_in_world(base, stamp, jumps))]
-            except TransformError as error:
-                transforms, problem = [], str(error)
-        else:
-            transforms = [odometry]
-        if names.invert_tf:
-            transforms = [(child, parent, _inverse(matrix)) for parent, child, matrix in transforms]
+        transforms, problem = self._transforms(odometry, base, stamp, jumps)
         return Placement(
             transforms=tuple(transforms),
             problem=problem,
@@ -202,6 +193,28 @@ class Frames:
             motion=motion if interval > 0 else None,
             interval=interval,
         )
+
+    def _transforms(
+        self, odometry: tuple[str, str, np.ndarray], base: np.ndarray, stamp: Time, jumps: bool
+    ) -> tuple[list[tuple[str, str, np.ndarray]], str]:
+        """The transforms of the mode, and why one is missing.
+
+        Args:
+            odometry: parent, child and pose of the odometry.
+            base: (4, 4) pose of the base in the world.
+            jumps: the pose jumps with this image.
+        """
+        names, problem, transforms = self._names, "", [odometry]
+        if names.tf_mode == "odom":
+            transforms.append((names.world_frame, names.odom_frame, base @ _inverse(odometry[2])))
+        elif names.tf_mode == "map":
+            try:
+                transforms = [(names.world_frame, names.odom_frame, self._odom_in_world(base, stamp, jumps))]
+            except TransformError as error:
+                transforms, problem = [], str(error)
+        if names.invert_tf:
+            transforms = [(child, parent, _inverse(matrix)) for parent, child, matrix in transforms]
+        return transforms, problem
 
     def _camera_name(self, of_image: str) -> str:
         names = self._names

@@ -80,7 +80,7 @@ def assert_no_leak(before, now, node=None):
 
 def assert_alive(bench):
     """The executors still spin, nothing was raised that nobody foresaw, and the node answers."""
-    assert all(thread.is_alive() for _, _, thread in bench._spinning), bench.logs
+    assert all(thread.is_alive() for _, _, thread in bench.spinning), bench.logs
     foreign = [text for _, text in bench.logs if "Traceback" in text]
     assert not foreign, foreign[0]
     assert bench.state()

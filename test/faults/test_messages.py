@@ -153,7 +153,7 @@ def test_mutated_images(make_bench, rng, sized, monkeypatch):
     monkeypatch.setattr(stream_node, "Reporter", KeptReporter)
     bench = make_bench(image_size=WIDTH, every_frame=True, tf_mode="camera")
     bench.start("depth", "points", "tf", "odometry")
-    feed, publisher = Feed(bench), bench._publishers["image"]
+    feed, publisher = Feed(bench), bench.publishers["image"]
     before = None
     for index in range(sized(100, 10_000)):
         if index == WARM_UP:
@@ -177,7 +177,7 @@ def test_mutated_bytes_on_the_wire(make_bench, rng, sized):
     """What another vendor's, or an attacker's, DDS might send: a serialised image with bytes changed or cut off."""
     bench = make_bench(image_size=WIDTH, every_frame=True)
     bench.start("depth")
-    feed, publisher = Feed(bench), bench._publishers["image"]
+    feed, publisher = Feed(bench), bench.publishers["image"]
     for index in range(sized(40, 4000)):
         raw = bytearray(serialize_message(good_image(rng)))
         if index % 3 == 0:
@@ -194,7 +194,7 @@ def test_mutated_bytes_on_the_wire(make_bench, rng, sized):
 def test_mutated_compressed_images(make_bench, rng, sized):
     bench = make_bench(image_size=WIDTH, every_frame=True, image_transport="compressed")
     bench.start("depth")
-    feed, publisher = Feed(bench), bench._publishers["image/compressed"]
+    feed, publisher = Feed(bench), bench.publishers["image/compressed"]
     sound = CompressedImage(format="png", data=cv2.imencode(".png", node_picture())[1].tobytes())
     for index in range(sized(60, 5000)):
         publisher.publish(mutated_compressed(rng))
@@ -215,7 +215,7 @@ def test_mutated_camera_info(make_bench, rng, sized):
     bench.advertise(CameraInfo, "camera_info", QoSProfile(depth=1))
     feed = Feed(bench)
     for _ in range(sized(10, 3000)):
-        bench._publishers["camera_info"].publish(mutated_info(rng))
+        bench.publishers["camera_info"].publish(mutated_info(rng))
         feed.prove(good_image(rng))
     assert_alive(bench)
     for info in bench.messages["camera_info"]:
@@ -241,7 +241,7 @@ def test_absurd_sensors_of_scale(make_bench, rng, sized, source):
             for part, names in ((pose.position, "xyz"), (pose.orientation, "xyzw")):
                 for name in names:
                     setattr(part, name, pick(rng, NUMBERS))
-        bench._publishers[topic].publish(message)
+        bench.publishers[topic].publish(message)
         feed.prove(good_image(rng))
     assert_alive(bench)
     assert np.isfinite(np.frombuffer(bench.messages["depth"][-1].data, np.float32)).all()

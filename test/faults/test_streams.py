@@ -51,7 +51,7 @@ def unspun(bench):
 def test_camera_that_dies_and_returns(make_bench, sized):
     bench = make_bench(image_size=64)
     bench.start("pose")
-    bench.probe.destroy_publisher(bench._publishers.pop("image"))
+    bench.probe.destroy_publisher(bench.publishers.pop("image"))
     world = unspun(bench)
     before = None
     for turn in range(sized(8, 200)):
@@ -61,7 +61,7 @@ def test_camera_that_dies_and_returns(make_bench, sized):
         reliability = (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT)[turn % 2]
         camera = world.create_publisher(Image, "image", QoSProfile(depth=1, reliability=reliability))
         bench.wait(camera.get_subscription_count, "match of the image")
-        bench._publishers["image"] = camera
+        bench.publishers["image"] = camera
         # Best effort: DDS may lose the first.
         came = len(bench.messages["pose"])
         bench.wait(lambda turn=turn, came=came: bench.send(turn) and len(bench.messages["pose"]) > came, "pose")

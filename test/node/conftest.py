@@ -74,17 +74,17 @@ class Bench:
         )
         self.probe.create_subscription(Log, "/rosout", self._on_log, latched)
         self.probe.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-        self._publishers = {}
+        self.publishers = {}
         self._published = 0  # images
         self._clients = {}
-        self._spinning = []
+        self.spinning = []
         self._spin(self.probe, SingleThreadedExecutor(context=self.context))
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
         self.node = StreamNode(shared, parameter_overrides=overrides, **names)
         self._spin(self.node, Executor(num_threads=4, context=self.context))
 
     def close(self):
-        for executor, end, thread in self._spinning:
+        for executor, end, thread in self.spinning:
             end.set_result(None)
             thread.join(LIMIT)
             executor.shutdown()
@@ -174,7 +174,7 @@ class Bench:
             kind, qos = (TFMessage, QoSProfile(depth=100)) if topic == "tf" else {**TOPICS, **MAP_TOPICS}[topic]
             name = "/tf" if topic == "tf" else f"{self.name}/{topic}"
             self.probe.create_subscription(
-                kind, name, lambda message, topic=topic: self._on_message(topic, message), qos
+                kind, name, lambda message, topic=topic: self.on_message(topic, message), qos
             )
         for topic in topics:
             name = "/tf" if topic == "tf" else f"{self.name}/{topic}"
@@ -183,7 +183,7 @@ class Bench:
 
     def advertise(self, kind, topic, qos):
         publisher = self.probe.create_publisher(kind, topic, qos)
-        self._publishers[topic] = publisher
+        self.publishers[topic] = publisher
         self.wait(publisher.get_subscription_count, f"match of {topic}")
         name = self.node.resolve_topic_name(topic)
         self.wait(lambda: self.node.count_publishers(name) > 0, f"the node's match of {topic}")
@@ -200,17 +200,17 @@ class Bench:
         """Publish an image message with the stamp that it has."""
         message.header.frame_id = frame_id
         self._published += 1
-        self._publishers[self.image_topic].publish(message)
+        self.publishers[self.image_topic].publish(message)
 
     def wait_for_match(self):
         """Wait until the node takes images again."""
-        self.wait(self._publishers[self.image_topic].get_subscription_count, "match of the images")
+        self.wait(self.publishers[self.image_topic].get_subscription_count, "match of the images")
 
     def send_camera_info(self, **values):
-        if "camera_info" not in self._publishers:
+        if "camera_info" not in self.publishers:
             self.advertise(CameraInfo, "camera_info", QoSProfile(depth=1))
         self._sent_info = CameraInfo(**values)
-        self._publishers["camera_info"].publish(self._sent_info)
+        self.publishers["camera_info"].publish(self._sent_info)
 
     def wait_for_camera_info(self):
         """Wait until the node has taken in the camera_info that was sent last."""
@@ -254,9 +254,9 @@ class Bench:
         end = Future(executor=executor)
         thread = threading.Thread(target=executor.spin_until_future_complete, args=(end,))
         thread.start()
-        self._spinning.append((executor, end, thread))
+        self.spinning.append((executor, end, thread))
 
-    def _on_message(self, topic, message):
+    def on_message(self, topic, message):
         with self._changed:
             self.messages[topic].append(message)
             self._changed.notify_all()

@@ -437,6 +437,6 @@ def test_who_comes_late_gets_the_last_trajectory_alone(make_bench):
         bench.wait_for("trajectory", index + 1)
     latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     bench.probe.create_subscription(
-        Path, f"{bench.name}/trajectory", lambda message: bench._on_message("late", message), latched
+        Path, f"{bench.name}/trajectory", lambda message: bench.on_message("late", message), latched
     )
     assert len(bench.wait_for("late").poses) == 3  # with those before it, these would come first

@@ -84,7 +84,7 @@ def sensor(bench, kind, topic, method):
 
     def publish(message, time):
         message.header.stamp = bench.stamp(time)
-        bench._publishers[topic].publish(message)
+        bench.publishers[topic].publish(message)
         assert heard.acquire(timeout=LIMIT), topic
 
     return publish
@@ -296,7 +296,7 @@ def test_range_readings_that_measured_nothing_are_ignored(start):
     bench.wait_for_told("frames out", 8)
     assert bench.told["scale"] == "1.5 (assumed, waiting for range)"
     assert (bench.told["scale observations"], bench.told["scale confidence"]) == ("0", "0.0")
-    bench._publishers["range"].publish(reading(8.0, field_of_view=4.0))
+    bench.publishers["range"].publish(reading(8.0, field_of_view=4.0))
     bench.wait_for_log("range ignored: field_of_view is 4 rad", level=30)
     for time in range(8, 16):
         publish(reading(8.0), time - 0.02)

@@ -59,7 +59,7 @@ def test_while_the_node_is_away_time_may_go_on_but_not_back(make_bench, away):
             assert pause(bench, True).success and pause(bench, False).success
             return
         assert bench.change_state("deactivate")
-        bench.wait(lambda: not bench._publishers["image"].get_subscription_count(), "the node's leave")
+        bench.wait(lambda: not bench.publishers["image"].get_subscription_count(), "the node's leave")
         assert bench.change_state("activate")
         bench.wait_for_match()
 

@@ -253,7 +253,7 @@ def feed(make_bench, recipe):
 
             def take(message, theirs=theirs):
                 arrivals.append((theirs, message))
-                bench._on_message(theirs, message)
+                bench.on_message(theirs, message)
 
             bench.probe.create_subscription(kind, name, take, qos(one.PARAMETERS))
             bench.wait(lambda publisher=publisher, before=before: publisher.get_subscription_count() > before, name)

@@ -54,7 +54,7 @@ def test_odom_goes_on_through_every_correction(ride):
     go(0.0, 0, still=True)
     go(0.1, 1)
     assert bench.change_state("deactivate")
-    bench.wait(lambda: not bench._publishers["image"].get_subscription_count(), "the node's leave")
+    bench.wait(lambda: not bench.publishers["image"].get_subscription_count(), "the node's leave")
     assert bench.change_state("activate")
     bench.wait_for_match()
     go(5.0, 10)  # no jump of the stamps, as the node was not there: what it sees is the way since

@@ -260,7 +260,7 @@ def test_scale_from_a_range_sensor(make_bench, room):
     reading.header.frame_id = "ranger"
     for index in range(1, 200):
         reading.header.stamp = bench.stamp(index / 5)
-        bench._publishers["range"].publish(reading)
+        bench.publishers["range"].publish(reading)
         bench.send(time=index / 5, message=conversions.image_message(Header(), room[0].image, "rgb8"))
         if index % 20 == 0:
             bench.wait_for("depth", index + 1)
@@ -281,7 +281,7 @@ def test_wheel_odometry_is_heard(make_bench, room):
     message = Odometry()
     message.header.stamp = bench.stamp(1.5)
     message.pose.pose.position.x = 4.0
-    bench._publishers["wheel_odometry"].publish(message)
+    bench.publishers["wheel_odometry"].publish(message)
     bench.wait(lambda: heard, "the odometry")
     assert heard[0][0] == pytest.approx(START + 1.5) and heard[0][1][0, 3] == 4.0
     show(bench, room[:1])
