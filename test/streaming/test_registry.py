@@ -7,7 +7,7 @@ import torch
 
 from raymap3r_ros import cli
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.evaluation.run import rule_variants
+from raymap3r_ros.evaluation.plan import rule_variants
 from raymap3r_ros.network import load_network
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import RULES, Stream, StreamOptions
