@@ -164,7 +164,7 @@ def open_session(
         if not network.trained:
             node.get_logger().warning(network.source)
         warm_up(stream, scheduler, 1 if pool is None else pool.cameras)
-        node.get_logger().info(f"{network.source} runs on {stream.device}")
+        node.get_logger().info(f"{network.source}; device {stream.device}")
         compressed = options.image_transport == "compressed"
         topic = node.resolve_topic_name("image/compressed" if compressed else "image")
         buffer.clear()

@@ -33,7 +33,7 @@ def test_default_is_used_with_one_warning(make_bench, tmp_path):
     save_network(untrained_network(PRESETS["mini"]), path)
     bench = make_bench(checkpoint=str(path), image_size=48)
     assert bench.change_state("configure")
-    bench.wait_for_log("plain.safetensors runs on")
+    bench.wait_for_log("plain.safetensors; device")
     assert bench.count_logs("plain.safetensors has no error model of its own (metadata 'covariance')") == 1
 
 
