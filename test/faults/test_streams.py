@@ -44,7 +44,7 @@ def test_clock_jumps_and_stops(make_bench, sized):
 
 def create_plain_node(bench):
     """A node without an executor, so that its publishers and subscriptions can be created and destroyed safely."""
-    node = rclpy.create_node("world", namespace=bench.namespace, context=bench.context)
+    node = rclpy.create_node("peer", namespace=bench.namespace, context=bench.context)
     return node
 
 

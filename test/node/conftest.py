@@ -57,7 +57,7 @@ class Bench:
     """A StreamNode and a probe node, each with its own executor in a background thread."""
 
     def __init__(self, parameters, arguments=(), pool=None):
-        # A new namespace: topics and log of the previous test's node may static exist in this process.
+        # A new namespace: topics and log of the previous test's node may still exist in this process.
         self.namespace = f"/bench{next(numbers)}"
         self.name = f"{self.namespace}/raymap3r"
         self.context = Context()

@@ -1,4 +1,4 @@
-"""Several cameras in one process: one node for each camera, one pool network."""
+"""Several cameras in one process: one node for each camera, one shared network."""
 
 import argparse
 import os

@@ -182,7 +182,7 @@ def test_scale_from_height_applies_to_all_outputs(start):
         }
         odom.append(tf["odom", "base_link"])
         np.testing.assert_allclose(tf["map", "odom"] @ odom[-1], matrix(motion), atol=1e-5)
-    # In odom the new scale changes the length of the steps and invalid else.
+    # In odom the new scale changes the length of the steps and nothing else.
     steps = [after[0, 3] - before[0, 3] for before, after in itertools.pairwise(odom)]
     np.testing.assert_allclose(steps[:8], [0.3 * factor / UNIT for factor in found[1:9]], rtol=1e-4)
     for message in bench.messages["points"]:

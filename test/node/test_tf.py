@@ -54,7 +54,7 @@ def test_odom_is_continuous_across_every_correction(start):
 
     for index in range(4):
         send(index / 10, index)
-    send(0.4, 4, reason="interval")  # stationary processed with the old memory
+    send(0.4, 4, reason="interval")  # still processed with the old memory
     segment = JUMP
     send(0.5, 5)
     send(0.6, 6)

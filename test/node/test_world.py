@@ -303,7 +303,7 @@ def test_static_map_matches_the_room_and_is_latched(make_bench, room):
     assert cloud.header.frame_id == "map" and [field.name for field in cloud.fields] == ["x", "y", "z", "rgb"]
     points = np.stack([read_points(cloud)[axis] for axis in "xyz"], -1)
     assert len(points) > 200 and bench.diagnostics["static map (points)"] != "0"
-    # Ground ratio: all pixels of every fourth frame, in the world of the first camera with REP 103 axes.
+    # Ground truth: all pixels of every fourth frame, in the world of the first camera with REP 103 axes.
     rows, columns = np.mgrid[:48, :64]
     rays = np.stack([columns, rows, np.ones((48, 64))], -1) @ np.linalg.inv(room[0].intrinsics).T
     surface = []

@@ -11,7 +11,7 @@ EVERYTHING = (*TOPICS, "tf")
 WIDTH, HEIGHT = 64, 48  # of the images sent, and of the network's input
 IMAGES = ("depth", "depth_static", "confidence", "dynamic_mask", "dynamic_map", "rgb")
 TRAJECTORIES = ("trajectory", "trajectory_raw")  # not published with every frame
-UNKNOWN = METHOD.warmup_frames  # the first frames of a world have no dynamic mask
+WARMUP = METHOD.warmup_frames  # the first frames of a world have no dynamic mask
 
 
 def values(message, dtype=np.float32):
