@@ -41,7 +41,7 @@ def test_replay_gives_the_offline_trajectory_bit_for_bit(make_bench, replay_into
     bench = make_bench(**replay.node_parameters(bag, {}))
     assert bench.change_state("configure") and bench.change_state("activate")
     playback = replay_into(bench, bag)
-    bench.wait_for_told("intrinsics", "camera_info")
+    bench.wait_for_diagnostics("intrinsics", "camera_info")
 
     stream = Stream(load_network("one_room"))
     expected = []
@@ -174,7 +174,7 @@ def test_stop_ends_early_with_the_frames_so_far(active_bench, replay_into, tmp_p
     bag = open_bag(images_bag(tmp_path / "bag", 50))
     stop = threading.Event()
     bench = active_bench(bag)
-    bench.listen("pose")
+    bench.subscribe("pose")
     threading.Thread(target=lambda: (bench.wait_for("pose", 2), stop.set())).start()
     playback = replay_into(bench, bag, ReplayOptions(rate=1.0), stop=stop)
     assert playback.stopped and 2 <= len(playback.poses) <= len(playback.frames) < 50
@@ -250,7 +250,7 @@ def test_paused_and_stepped_sim_time(make_bench):
     bench.wait_for("pose", 4)
     bench.wait_for_log("stamps jump back by 0.200 s: the stream is reset")
     more_diagnostics()
-    bench.wait_for_told("frames out", 4)
+    bench.wait_for_diagnostics("frames out", 4)
     assert bench.times("pose") == [0.0, 0.1, 0.2, 0.0]
 
     without_stamp = conversions.image_message(Header(frame_id="camera"), picture(3), "rgb8")

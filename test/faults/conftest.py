@@ -1,4 +1,4 @@
-"""What the fault tests share: a stream node and a probe over real DDS, deadlines, and an eye on what leaks."""
+"""Fixtures of the fault tests: a stream node and a probe node over real DDS, and checks for leaks."""
 
 import gc
 import importlib.util
@@ -17,21 +17,21 @@ pytest.importorskip("rclpy", reason="the node needs ROS 2")
 _spec = importlib.util.spec_from_file_location("node_bench", Path(__file__).parents[1] / "node" / "conftest.py")
 node_bench = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(node_bench)
-node_bench.numbers = itertools.count(1000)  # no name twice in a process
+node_bench.numbers = itertools.count(1000)  # namespaces must be unique in a process
 make_bench, hold = node_bench.make_bench, node_bench.hold
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 POOL = 4  # threads of the node's executor
-MAX_GROWTH = 40.0  # MiB of resident memory after the warm-up; allocators keep some of what they once had
+MAX_GROWTH = 40.0  # MiB of resident memory after the warm-up; allocators do not return all freed memory
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="the fault tests in full: minutes instead of seconds")
+    parser.addoption("--long", action="store_true", help="run the long form of the fault tests, which takes minutes")
 
 
 @pytest.fixture
 def sized(request):
-    """Chooses between the size of a case in the test suite and in `make faults`."""
+    """Selects the size of a case: the short one in the test suite, the long one in `make faults`."""
     return lambda short, long: long if request.config.getoption("--long", default=False) else short
 
 
@@ -42,9 +42,9 @@ def rng():
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process holds."""
+    """Resources held by a process."""
 
-    threads: int  # of Python, without those of executors, which start when they are first needed
+    threads: int  # Python threads, without those of executors, which start on demand
     tasks: int  # all threads
     files: int
     entities: int  # subscriptions, publishers, services, clients, timers, guards of the node
@@ -52,7 +52,7 @@ class Usage:
 
 
 def usage(node=None):
-    """What this process, and a node in it, holds now."""
+    """Resources held by this process, and by a node in it."""
     gc.collect()
     kinds = ("subscriptions", "publishers", "services", "clients", "timers", "guards", "waitables")
     return Usage(
@@ -65,7 +65,7 @@ def usage(node=None):
 
 
 def assert_no_leak(before, now, node=None):
-    """Compare with what was held after the warm-up; `now` is asked again until DDS has taken everything back."""
+    """Compare with the usage after the warm-up; `now` is called again until DDS has released everything."""
     deadline = time.monotonic() + 10
     after = now(node)
     while time.monotonic() < deadline and (after.threads > before.threads or after.files > before.files):
@@ -79,8 +79,8 @@ def assert_no_leak(before, now, node=None):
 
 
 def assert_alive(bench):
-    """The executors still spin, nothing was raised that nobody foresaw, and the node answers."""
+    """The executors still spin, no unexpected exception was raised, and the node responds."""
     assert all(thread.is_alive() for _, _, thread in bench.spinning), bench.logs
-    foreign = [text for _, text in bench.logs if "Traceback" in text]
-    assert not foreign, foreign[0]
+    unexpected = [text for _, text in bench.logs if "Traceback" in text]
+    assert not unexpected, unexpected[0]
     assert bench.state()

@@ -1,4 +1,4 @@
-"""Parameters, services and transitions in every order and at any rate: each is answered, and nothing is left over."""
+"""Parameters, services and transitions in any order and at any rate: each gets a response, and nothing leaks."""
 
 import itertools
 import signal
@@ -26,9 +26,9 @@ from raymap3r_ros.node.executable import Executor
 
 from .conftest import assert_alive, assert_no_leak, usage
 
-ANSWER_LIMIT = 30.0  # seconds
-SETTINGS = (  # and whether they are allowed while the node runs
-    ({"mask.low": 0.5, "mask.high": 0.9}, None),  # both at once only: None
+RESPONSE_LIMIT = 30.0  # seconds
+SETTINGS = (  # values, and whether they are allowed while the node runs
+    ({"mask.low": 0.5, "mask.high": 0.9}, None),  # None: only allowed together
     ({"mask.low": 5.0, "mask.high": 9.0}, None),
     ({"confidence_threshold": 2.0}, True),
     ({"points.stride": 3}, True),
@@ -49,7 +49,7 @@ SETTINGS = (  # and whether they are allowed while the node runs
 
 
 class Camera:
-    """Sends images from a thread of its own for as long as the test talks to the node."""
+    """Sends images from a separate thread while the test calls the node."""
 
     def __init__(self, bench):
         self._bench, self._end = bench, threading.Event()
@@ -70,36 +70,38 @@ class Camera:
         self._thread.join()
 
 
-def prove(bench):
-    """An active node takes an image and gives its pose."""
-    came = len(bench.messages["pose"])
-    bench.wait(lambda: bench.send(0) and len(bench.messages["pose"]) > came, "pose")
+def check_active(bench):
+    """Check that the active node processes an image and publishes its pose."""
+    received = len(bench.messages["pose"])
+    bench.wait(lambda: bench.send(0) and len(bench.messages["pose"]) > received, "pose")
     assert_alive(bench)
 
 
 def test_parameter_storm(make_bench, rng, sized):
     bench = make_bench(image_size=64)
     bench.start("pose", "points", "depth_static")
-    clients = {  # as deep as their servers: 25 answers may come at once
+    clients = {  # the queue depth of the servers: 25 responses may arrive at once
         kind: bench.probe.create_client(kind, f"{bench.name}/{name}", qos_profile=qos_profile_parameters)
         for kind, name in ((SetParameters, "set_parameters"), (SetParametersAtomically, "set_parameters_atomically"))
     }
-    assert all(client.wait_for_service(ANSWER_LIMIT) for client in clients.values())
+    assert all(client.wait_for_service(RESPONSE_LIMIT) for client in clients.values())
     with Camera(bench):
         for _ in range(sized(4, 100)):
-            asked = []
+            pending = []
             for index in rng.integers(0, len(SETTINGS), 25):
                 values, allowed = SETTINGS[index]
                 kind = SetParametersAtomically if allowed is None or index % 2 else SetParameters
                 parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
-                asked.append((allowed, clients[kind].call_async(kind.Request(parameters=parameters))))
-            bench.wait(lambda asked=asked: all(future.done() for _, future in asked), "answers", ANSWER_LIMIT)
-            for allowed, future in asked:
-                answer = future.result()
-                result = answer.result if hasattr(answer, "result") else answer.results[0]
+                pending.append((allowed, clients[kind].call_async(kind.Request(parameters=parameters))))
+            bench.wait(
+                lambda pending=pending: all(future.done() for _, future in pending), "responses", RESPONSE_LIMIT
+            )
+            for allowed, future in pending:
+                response = future.result()
+                result = response.result if hasattr(response, "result") else response.results[0]
                 assert result.successful == (allowed is not False), result.reason
                 assert result.successful or result.reason
-    prove(bench)
+    check_active(bench)
     assert bench.count_logs("frame skipped") == 0
 
 
@@ -115,30 +117,30 @@ def test_services_in_every_order_during_transitions(make_bench, rng, sized, tmp_
         )
     ]
     transitions = bench.probe.create_client(ChangeState, f"{bench.name}/change_state")
-    assert transitions.wait_for_service(ANSWER_LIMIT)
+    assert transitions.wait_for_service(RESPONSE_LIMIT)
     labels = ("configure", "activate", "deactivate", "cleanup", "", "no such", "create", "destroy")
     with Camera(bench):
         for _ in range(sized(12, 400)):
-            asked = []
+            pending = []
             for _ in range(4):
                 request = ChangeState.Request()
                 request.transition.label = labels[rng.integers(len(labels))]
                 request.transition.id = int(rng.integers(256)) if not request.transition.label else 0
-                if request.transition.id in (5, 6, 7):  # shutdown is final; it has a test of its own
+                if request.transition.id in (5, 6, 7):  # shutdown is final and has its own test
                     continue
-                asked.append(transitions.call_async(request))
+                pending.append(transitions.call_async(request))
                 for client, make in clients:
                     if client.service_is_ready():
                         client.call_async(make())
-            bench.wait(lambda asked=asked: all(future.done() for future in asked), "transitions", ANSWER_LIMIT)
+            bench.wait(lambda pending=pending: all(future.done() for future in pending), "transitions", RESPONSE_LIMIT)
     for label in ("configure", "activate"):
         bench.change_state(label)
     assert bench.state() == "active"
     assert bench.call(SetBool, "set_paused", SetBool.Request(data=False)).success
     bench.wait(lambda: "pose" in bench.subscribed(), "match of the pose")
     bench.wait_for_match()
-    prove(bench)
-    # What was saved in between is whole; the last answer comes when those before it are done.
+    check_active(bench)
+    # Folders saved in between are complete; the last response arrives after all earlier saves are done.
     assert bench.call(Trigger, "save", Trigger.Request()).success
     for folder in tmp_path.iterdir():
         assert not folder.name.startswith(".") and (folder / "settings.yaml").is_file()
@@ -153,16 +155,16 @@ def test_activate_and_deactivate(make_bench, sized):
             before = usage(bench.node)
         assert bench.change_state("deactivate")
         assert bench.change_state("activate")
-        bench.send(0)  # arrives or not: nobody has waited for the match
+        bench.send(0)  # may or may not arrive: the test does not wait for the match
     bench.wait_for_match()
-    prove(bench)
+    check_active(bench)
     assert bench.count_logs("a new world starts") == 1
     assert bench.change_state("deactivate") and bench.change_state("activate")
     assert_no_leak(before, usage, bench.node)
 
 
-def test_subscription_that_is_taken_back_while_the_executor_lists_all(ros, monkeypatch):
-    """What happens about once in 200 deactivations, made to happen."""
+def test_subscription_destroyed_while_the_wait_set_is_built(ros, monkeypatch):
+    """Provokes a race that otherwise occurs about once in 200 deactivations."""
     node, ticks = rclpy.create_node("listed"), []
     node.create_subscription(Image, "image", lambda _: None, 1)
     node.create_timer(0.001, lambda: ticks.append(None))
@@ -177,7 +179,7 @@ def test_subscription_that_is_taken_back_while_the_executor_lists_all(ros, monke
     monkeypatch.setattr(EventHandler, "add_to_wait_set", add_to_wait_set)
     executor = Executor(num_threads=2)
     executor.add_node(node)
-    deadline = time.monotonic() + ANSWER_LIMIT
+    deadline = time.monotonic() + RESPONSE_LIMIT
     while not ticks and time.monotonic() < deadline:
         executor.spin_once(timeout_sec=1.0)
     executor.shutdown()
@@ -185,33 +187,33 @@ def test_subscription_that_is_taken_back_while_the_executor_lists_all(ros, monke
     assert ticks and raised
 
 
-def test_messages_are_taken_in_while_every_thread_is_busy(ros):
-    """Those of a camera must not wait for a map that is being saved."""
+def test_messages_are_received_while_every_thread_is_busy(ros):
+    """Images must not wait while a map is being saved."""
     node, busy, done = rclpy.create_node("busy"), threading.Event(), threading.Event()
-    taken = []
+    received = []
 
     def keep_busy() -> None:
         busy.set()
-        done.wait(ANSWER_LIMIT)
+        done.wait(RESPONSE_LIMIT)
 
-    node.create_subscription(Image, "image", taken.append, 1, callback_group=MutuallyExclusiveCallbackGroup())
+    node.create_subscription(Image, "image", received.append, 1, callback_group=MutuallyExclusiveCallbackGroup())
     publisher = node.create_publisher(Image, "image", 1)
     for _ in range(2):
         node.create_timer(0.001, keep_busy, callback_group=MutuallyExclusiveCallbackGroup())
     executor = Executor(num_threads=2)
     executor.add_node(node)
-    deadline = time.monotonic() + ANSWER_LIMIT
-    while not taken and time.monotonic() < deadline:
+    deadline = time.monotonic() + RESPONSE_LIMIT
+    while not received and time.monotonic() < deadline:
         executor.spin_once(timeout_sec=0.1)
         if busy.is_set():
             publisher.publish(Image())
-    assert taken and not done.is_set()
+    assert received and not done.is_set()
     done.set()
     executor.shutdown()
     node.destroy_node()
 
 
-def test_error_in_a_message_callback_ends_the_spinning(ros):
+def test_error_in_a_message_callback_stops_the_executor(ros):
     node = rclpy.create_node("broken")
 
     def break_down(_: Image) -> None:
@@ -221,7 +223,7 @@ def test_error_in_a_message_callback_ends_the_spinning(ros):
     publisher = node.create_publisher(Image, "image", 1)
     executor = Executor(num_threads=2)
     executor.add_node(node)
-    deadline = time.monotonic() + ANSWER_LIMIT
+    deadline = time.monotonic() + RESPONSE_LIMIT
     with pytest.raises(ZeroDivisionError, match="as a test"):
         while time.monotonic() < deadline:
             publisher.publish(Image())
@@ -240,11 +242,11 @@ def test_configure_and_cleanup(make_bench, sized):
         assert bench.change_state("deactivate") and bench.change_state("cleanup")
     assert_no_leak(before, usage, bench.node)
     bench.start("pose")
-    prove(bench)
+    check_active(bench)
 
 
-def test_end_of_the_process_amid_calls(ros, sized, tmp_path):
-    """The node is asked for everything while a signal ends it: status 0, and nothing on stderr but its log."""
+def test_shutdown_of_the_process_during_service_calls(ros, sized, tmp_path):
+    """Services are called while a signal ends the node: exit status 0, and no output but the log."""
     for turn in range(sized(1, 10)):
         number = (signal.SIGTERM, signal.SIGINT)[turn % 2]
         namespace = f"/amid{turn}"
@@ -262,8 +264,8 @@ def test_end_of_the_process_amid_calls(ros, sized, tmp_path):
                     (SetBool, "set_paused", SetBool.Request(data=False)),
                 )
             ]
-            assert all(client.wait_for_service(ANSWER_LIMIT) for client, _ in clients)
-            deadline = time.monotonic() + ANSWER_LIMIT
+            assert all(client.wait_for_service(RESPONSE_LIMIT) for client, _ in clients)
+            deadline = time.monotonic() + RESPONSE_LIMIT
             for index in itertools.count():
                 assert time.monotonic() < deadline, "the node has not ended"
                 now = node.get_clock().now().to_msg()

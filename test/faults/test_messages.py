@@ -1,4 +1,4 @@
-"""Damaged, mutated and absurd messages: each is skipped with a warning or used, and the stream goes on."""
+"""Damaged, mutated and absurd messages: each is skipped with a warning or used, and the stream continues."""
 
 import array
 import itertools
@@ -22,9 +22,9 @@ from raymap3r_ros.node.reporter import Reporter
 from .conftest import assert_alive, assert_no_leak, usage
 
 WIDTH, HEIGHT = 64, 48
-BATCH = 40  # fewer than the node lets wait, so that it is the mutation alone that decides about a frame
+BATCH = 40  # shorter than the node's queue, so that no frame is dropped for lack of space
 WARM_UP = 2 * BATCH
-LINES = 400  # of log, at most: a flood of bad messages must not become a flood of lines
+LINES = 400  # upper limit of log lines: a flood of bad messages must not flood the log
 ABSURD = (0, 1, 2, 7, 4095, 16_384, 16_385, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 TEXTS = (
     "",
@@ -48,7 +48,7 @@ def pick(rng, values):
     return values[rng.integers(len(values))]
 
 
-def good_image(rng, encoding="rgb8", width=WIDTH, height=HEIGHT):
+def valid_image(rng, encoding="rgb8", width=WIDTH, height=HEIGHT):
     row = width * ENCODINGS[encoding][0]
     message = Image(height=height, width=width, encoding=encoding, step=row)
     message.data = array.array("B", rng.integers(0, 256, row * height, np.uint8).tobytes())
@@ -62,8 +62,8 @@ def float_image(rng):
 
 
 def mutated_image(rng):
-    """A sound image in any encoding, of which one to three things are changed."""
-    message = float_image(rng) if rng.random() < 0.05 else good_image(rng, pick(rng, list(ENCODINGS)))
+    """A valid image in any encoding with up to three changes."""
+    message = float_image(rng) if rng.random() < 0.05 else valid_image(rng, pick(rng, list(ENCODINGS)))
     for what in rng.choice(("nothing", "width", "height", "step", "encoding", "endian", "data", "stamp", "frame"), 3):
         if what in ("width", "height", "step"):
             setattr(message, what, pick(rng, ABSURD))
@@ -127,14 +127,14 @@ def mutated_info(rng):
 
 
 class Feed:
-    """Publishes batches of messages, each followed by a sound image whose depth is awaited."""
+    """Publishes a valid image after each batch of messages and waits for its depth."""
 
     def __init__(self, bench):
         self.bench = bench
         self._marks = itertools.count()
 
-    def prove(self, image):
-        """Publish a sound image and wait for its depth: then all messages before it have had their turn."""
+    def wait_until_handled(self, image):
+        """Publish a valid image and wait for its depth: all earlier messages have then been handled."""
         name = f"mark_{next(self._marks)}"
         self.bench.send(0, message=image, frame_id=name)
         depth = self.bench.messages["depth"]
@@ -160,10 +160,10 @@ def test_mutated_images(make_bench, rng, sized, monkeypatch):
             before = usage(bench.node)
         publisher.publish(mutated_image(rng))
         if index % BATCH == BATCH - 1:
-            feed.prove(good_image(rng))
-    feed.prove(good_image(rng))
+            feed.wait_until_handled(valid_image(rng))
+    feed.wait_until_handled(valid_image(rng))
     assert_alive(bench)
-    counts = {name: int(bench.facts()[name]) for name in COUNTS}
+    counts = {name: int(bench.current_diagnostics()[name]) for name in COUNTS}
     assert counts["bad frames"] > counts["frames out"] > 0
     assert counts["frames lost"] == 0
     assert_no_leak(before, usage, bench.node)
@@ -174,20 +174,20 @@ def test_mutated_images(make_bench, rng, sized, monkeypatch):
 
 
 def test_mutated_bytes_on_the_wire(make_bench, rng, sized):
-    """What another vendor's, or an attacker's, DDS might send: a serialised image with bytes changed or cut off."""
+    """Input from a faulty or malicious DDS peer: a serialized image with bytes changed or cut off."""
     bench = make_bench(image_size=WIDTH, every_frame=True)
     bench.start("depth")
     feed, publisher = Feed(bench), bench.publishers["image"]
     for index in range(sized(40, 4000)):
-        raw = bytearray(serialize_message(good_image(rng)))
+        raw = bytearray(serialize_message(valid_image(rng)))
         if index % 3 == 0:
             raw = raw[: rng.integers(4, len(raw))]
         for position in rng.integers(4, 60, 3):  # header, sizes, encoding
             raw[min(position, len(raw) - 1)] = rng.integers(256)
         publisher.publish(bytes(raw))
         if index % BATCH == BATCH - 1:
-            feed.prove(good_image(rng))
-    feed.prove(good_image(rng))
+            feed.wait_until_handled(valid_image(rng))
+    feed.wait_until_handled(valid_image(rng))
     assert_alive(bench)
 
 
@@ -195,14 +195,14 @@ def test_mutated_compressed_images(make_bench, rng, sized):
     bench = make_bench(image_size=WIDTH, every_frame=True, image_transport="compressed")
     bench.start("depth")
     feed, publisher = Feed(bench), bench.publishers["image/compressed"]
-    sound = CompressedImage(format="png", data=cv2.imencode(".png", node_picture())[1].tobytes())
+    valid = CompressedImage(format="png", data=cv2.imencode(".png", node_picture())[1].tobytes())
     for index in range(sized(60, 5000)):
         publisher.publish(mutated_compressed(rng))
         if index % BATCH == BATCH - 1:
-            feed.prove(sound)
-    feed.prove(sound)
+            feed.wait_until_handled(valid)
+    feed.wait_until_handled(valid)
     assert_alive(bench)
-    assert int(bench.facts()["bad frames"]) > 0
+    assert int(bench.current_diagnostics()["bad frames"]) > 0
 
 
 def node_picture():
@@ -216,7 +216,7 @@ def test_mutated_camera_info(make_bench, rng, sized):
     feed = Feed(bench)
     for _ in range(sized(10, 3000)):
         bench.publishers["camera_info"].publish(mutated_info(rng))
-        feed.prove(good_image(rng))
+        feed.wait_until_handled(valid_image(rng))
     assert_alive(bench)
     for info in bench.messages["camera_info"]:
         assert np.isfinite(info.k).all() and info.k[0] > 0 and info.k[4] > 0
@@ -224,7 +224,7 @@ def test_mutated_camera_info(make_bench, rng, sized):
 
 
 @pytest.mark.parametrize("source", ["range", "odometry"])
-def test_absurd_sensors_of_scale(make_bench, rng, sized, source):
+def test_absurd_readings_of_scale_sensors(make_bench, rng, sized, source):
     bench = make_bench(image_size=WIDTH, every_frame=True, scale__source=source)
     bench.start("depth")
     kind, topic = {"range": (Range, "range"), "odometry": (Odometry, "wheel_odometry")}[source]
@@ -242,7 +242,7 @@ def test_absurd_sensors_of_scale(make_bench, rng, sized, source):
                 for name in names:
                     setattr(part, name, pick(rng, NUMBERS))
         bench.publishers[topic].publish(message)
-        feed.prove(good_image(rng))
+        feed.wait_until_handled(valid_image(rng))
     assert_alive(bench)
     assert np.isfinite(np.frombuffer(bench.messages["depth"][-1].data, np.float32)).all()
 
@@ -250,13 +250,13 @@ def test_absurd_sensors_of_scale(make_bench, rng, sized, source):
 @pytest.mark.parametrize(
     ("stamp", "what"), [((-1, 0), "-1"), ((5, 10**9), "1000000000"), ((-(2**31), 2**32 - 1), "-2147483648")]
 )
-def test_stamps_that_are_no_time_are_refused(stamp, what):
+def test_invalid_stamps_are_refused(stamp, what):
     message = conversions.image_message(Header(stamp=Time(sec=stamp[0], nanosec=stamp[1])), node_picture(), "rgb8")
     with pytest.raises(InputError, match=rf"stamp .*{what}"):
         conversions.check_image(message)
 
 
-def test_frame_id_without_end_is_refused():
+def test_very_long_frame_id_is_refused():
     message = conversions.image_message(Header(frame_id="f" * 100_000), node_picture(), "rgb8")
     with pytest.raises(InputError, match="frame_id of 100000 characters"):
         conversions.check_image(message)

@@ -1,4 +1,4 @@
-"""The SROS 2 policy allows what the node has over DDS, and nothing else."""
+"""The SROS 2 policy allows the topics and services of the node and nothing else."""
 
 from xml.etree import ElementTree
 
@@ -9,23 +9,23 @@ MODES = (
 
 
 def allowed(root):
-    """By kind and right: the names in the policy, of a node /raymap3r."""
+    """The names in the policy of a node /raymap3r, by kind and permission."""
     (profile,) = ElementTree.parse(root / "config" / "sros2_policy.xml").iter("profile")
     assert profile.get("ns") == "/" and profile.get("node") == "raymap3r"
     names = {}
     for group in profile:
-        ((right, word),) = group.items()
-        assert word == "ALLOW" and (group.tag, right) not in names
+        ((permission, word),) = group.items()
+        assert word == "ALLOW" and (group.tag, permission) not in names
         listed = [item.text.replace("~", "/raymap3r") for item in group]
         listed = [name if name.startswith("/") else f"/{name}" for name in listed]
         assert len(listed) == len(set(listed))
-        names[group.tag, right] = set(listed)
+        names[group.tag, permission] = set(listed)
     return names
 
 
-def seen(bench):
-    """The same of a node, as another participant sees it."""
-    ask = {
+def discovered(bench):
+    """The same for a running node, as discovered by another participant."""
+    queries = {
         ("topics", "publish"): bench.probe.get_publisher_names_and_types_by_node,
         ("topics", "subscribe"): bench.probe.get_subscriber_names_and_types_by_node,
         ("services", "reply"): bench.probe.get_service_names_and_types_by_node,
@@ -33,11 +33,11 @@ def seen(bench):
     }
     return {
         key: {name.removeprefix(bench.namespace) for name, _ in names("raymap3r", bench.namespace)}
-        for key, names in ask.items()
+        for key, names in queries.items()
     }
 
 
-def test_policy_is_what_the_node_has(make_bench, root):
+def test_policy_matches_the_node(make_bench, root):
     expected = allowed(root)
     found = {}
     for mode in MODES:
@@ -45,11 +45,15 @@ def test_policy_is_what_the_node_has(make_bench, root):
         assert bench.change_state("configure") and bench.change_state("activate")
         image = "/image/compressed" if mode.get("image_transport") else "/image"
         for group, name in ((("topics", "subscribe"), image), (("topics", "publish"), "/tf")):
-            bench.wait(lambda bench=bench, group=group, name=name: name in seen(bench)[group], f"sight of {name}")
+            bench.wait(
+                lambda bench=bench, group=group, name=name: name in discovered(bench)[group], f"discovery of {name}"
+            )
         own = set(bench.node.publishers)
-        bench.wait(lambda bench=bench, own=own: len(seen(bench)["topics", "publish"]) >= len(own), "all publishers")
-        for key, names in seen(bench).items():
+        bench.wait(
+            lambda bench=bench, own=own: len(discovered(bench)["topics", "publish"]) >= len(own), "all publishers"
+        )
+        for key, names in discovered(bench).items():
             found.setdefault(key, set()).update(names)
-    assert found.pop(("services", "request")) == set()  # the node calls nobody
-    found["services", "reply"].add("/tf2_frames")  # of a ROS distribution's tf2_ros, not of the overlay's
+    assert found.pop(("services", "request")) == set()  # the node has no service clients
+    found["services", "reply"].add("/tf2_frames")  # not in every version of tf2_ros
     assert found == expected

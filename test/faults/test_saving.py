@@ -1,4 +1,4 @@
-"""~/save on disks that are full, closed or cut off: a folder is there as a whole, or not under its name."""
+"""~/save on a full or read-only disk or after a kill: a folder is complete, or does not exist under its name."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ from raymap3r_ros.node.saving import Saved, save
 from .conftest import assert_alive
 
 FILES = {"trajectory.txt", "trajectory_raw.txt", "static_map.ply", "settings.yaml"}
-# Saves again and again; tells when it begins.
+# Saves repeatedly; prints a line before the first save.
 SAVER = """
     import sys
     import numpy as np
@@ -38,8 +38,8 @@ def saved(poses=5000):
     return Saved({"trajectory": one, "trajectory_raw": one}, points, np.zeros(points.shape, np.uint8), "a: 1\n")
 
 
-def test_disk_that_fills_up(tmp_path):
-    """A limit on the size of files: the system refuses in the middle of one, as it does where the disk is full."""
+def test_disk_becomes_full(tmp_path):
+    """A limit on the file size makes the system refuse in the middle of a file, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -51,7 +51,7 @@ def test_disk_that_fills_up(tmp_path):
     assert save(str(tmp_path), saved()).is_dir()
 
 
-def test_killed_while_it_saves(tmp_path, rng, sized):
+def test_killed_during_save(tmp_path, rng, sized):
     for _ in range(sized(1, 12)):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SAVER), str(tmp_path)], stdout=subprocess.PIPE
@@ -71,7 +71,7 @@ def test_killed_while_it_saves(tmp_path, rng, sized):
     assert len(list(tmp_path.iterdir())) > 0
 
 
-def test_the_node_tells_that_it_cannot_save_and_goes_on(make_bench, tmp_path, monkeypatch):
+def test_failed_save_is_reported_and_the_node_continues(make_bench, tmp_path, monkeypatch):
     bench = make_bench(image_size=64, output_dir=str(tmp_path / "out"), every_frame=True)
     bench.start("pose")
     bench.send(0)
@@ -82,10 +82,10 @@ def test_the_node_tells_that_it_cannot_save_and_goes_on(make_bench, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        answer = bench.call(Trigger, "save", Trigger.Request())
-    assert not answer.success
+        result = bench.call(Trigger, "save", Trigger.Request())
+    assert not result.success
     assert (
-        "not saved: [Errno 28] No space left on device; check that the node may write to output_dir" in answer.message
+        "not saved: [Errno 28] No space left on device; check that the node may write to output_dir" in result.message
     )
     assert list((tmp_path / "out").iterdir()) == []
     assert bench.call(Trigger, "save", Trigger.Request()).success
@@ -94,19 +94,19 @@ def test_the_node_tells_that_it_cannot_save_and_goes_on(make_bench, tmp_path, mo
     assert_alive(bench)
 
 
-@pytest.mark.parametrize("output_dir", ["{file}/below", "/proc/nowhere/x", "~nobody_of_this_name/x"])
+@pytest.mark.parametrize("output_dir", ["{file}/below", "/proc/nowhere/x", "~no_such_user/x"])
 def test_folder_that_cannot_be_written(make_bench, tmp_path, output_dir):
-    (tmp_path / "file").write_text("a file, no folder")
+    (tmp_path / "file").write_text("a file, not a folder")
     bench = make_bench(image_size=64, output_dir=output_dir.format(file=tmp_path / "file"))
     bench.start("pose")
-    answer = bench.call(Trigger, "save", Trigger.Request())
-    assert not answer.success and answer.message.startswith("not saved: ")
+    result = bench.call(Trigger, "save", Trigger.Request())
+    assert not result.success and result.message.startswith("not saved: ")
     bench.send(0)
     bench.wait_for("pose")
     assert_alive(bench)
 
 
-def test_names_in_messages_never_become_paths(make_bench, tmp_path):
+def test_names_in_messages_are_not_used_as_paths(make_bench, tmp_path):
     out = tmp_path / "out"
     bench = make_bench(
         image_size=64, every_frame=True, output_dir=str(out), world_frame="../../world", static_map__always=True
@@ -122,6 +122,6 @@ def test_names_in_messages_never_become_paths(make_bench, tmp_path):
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
 
-def test_what_was_saved_before_stays(tmp_path):
+def test_earlier_saves_are_kept(tmp_path):
     folders = [save(str(tmp_path), saved(3)) for _ in range(3)]
     assert len(set(folders)) == 3 and all((folder / "trajectory.txt").is_file() for folder in folders)

@@ -1,4 +1,4 @@
-"""The soak: its detection of problems on made-up samples, and a short run."""
+"""The soak test: detection of problems in synthetic samples, and a short run."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ def script(benchmark_script):
 
 @pytest.fixture
 def flat(script, rng):
-    """100,000 frames without problems: noise, single peaks, growth in the warm-up, growth by design."""
+    """100,000 frames without problems: noise, single peaks, growth in the warm-up, and expected growth."""
     samples = []
     for index in range(1000):
         frames = 100 * (index + 1)
@@ -33,7 +33,7 @@ def flat(script, rng):
 
 
 def growing(samples, name, amount):
-    """The samples with a figure that grows by `amount` over the whole run."""
+    """The samples with a field that grows by `amount` over the whole run."""
     span = len(samples) - 1
     return [
         dataclasses.replace(sample, **{name: getattr(sample, name) + amount * index / span})
@@ -54,7 +54,7 @@ def test_flat_noisy_run_is_clean(script, flat):
         ("latency_ms", 100.0, "latency grew by"),
     ],
 )
-def test_made_up_trend_is_found(script, flat, name, amount, text):
+def test_synthetic_trend_is_found(script, flat, name, amount, text):
     (problem,) = script.find_problems(growing(flat, name, amount))
     assert problem.startswith(text)
     assert script.find_problems(growing(flat, name, -amount)) == []  # shrinking is not a problem
@@ -72,7 +72,7 @@ def test_too_few_samples_are_a_problem(script, flat):
     assert "samples after the warm-up are too few" in problem
 
 
-def test_short_soak_of_the_node_itself(script, sized, tmp_path):
+def test_short_soak_of_the_node(script, sized, tmp_path):
     """Three processes over DDS, every output subscribed to; a run of seconds has no meaningful trends."""
     frames = sized(24, 2000)
     args = script._parser().parse_args(

@@ -1,4 +1,4 @@
-"""Weights, images and bags from strangers: nothing runs, nothing grows without bound, and the error is ours."""
+"""Untrusted weights, images and bags: no code runs, memory is bounded, and the error is one of the package."""
 
 import array
 import json
@@ -29,7 +29,7 @@ FORMAT = "raymap3r-1"
 
 
 def png_bomb(width, height):
-    """A few hundred bytes that say that they are this image."""
+    """A few hundred bytes whose PNG header declares an image of this size."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -40,7 +40,7 @@ def png_bomb(width, height):
 
 
 def jpeg_bomb(width, height):
-    """A sound JPEG whose header is changed to this size."""
+    """A valid JPEG whose header is changed to this size."""
     data = bytearray(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes())
     start = data.index(b"\xff\xc0")
     data[start + 5 : start + 9] = struct.pack(">HH", height, width)
@@ -58,28 +58,28 @@ def jpeg_bomb(width, height):
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_picture_that_is_a_bomb_is_refused_before_it_is_decoded(data, monkeypatch):
+def test_decompression_bomb_is_refused_before_it_is_decoded(data, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     message = CompressedImage(format="png", data=array.array("B", data))
     with pytest.raises(InputError, match=r"larger than any camera's|cannot be decoded"):
         conversions.image_array(message)
 
 
-def test_the_bomb_would_have_been_one():
-    """The header is what makes it one: of a camera's size, the same bytes are decoded, or refused as damaged."""
-    array_of = conversions.image_array(CompressedImage(data=array.array("B", jpeg_bomb(16, 16))))
-    assert array_of.shape == (16, 16, 3)
+def test_bomb_with_its_true_size_is_decoded():
+    """Only the header makes the image a bomb: with a plausible size, the same bytes are decoded."""
+    decoded = conversions.image_array(CompressedImage(data=array.array("B", jpeg_bomb(16, 16))))
+    assert decoded.shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("suffix", [".tiff", ".webp", ".bmp", ".ppm"])
-def test_other_decoders_are_out_of_reach(suffix):
+def test_other_image_formats_are_not_decoded(suffix):
     data = cv2.imencode(suffix, np.zeros((16, 16, 3), np.uint8))[1].tobytes()
     with pytest.raises(InputError, match="cannot be decoded as jpeg or png"):
         conversions.image_array(CompressedImage(format="jpeg", data=array.array("B", data)))
 
 
-def test_postscript_is_not_handed_to_ghostscript(tmp_path):
-    """Pillow would start a program for it."""
+def test_postscript_is_not_passed_to_ghostscript(tmp_path):
+    """Pillow would start an external program for it."""
     (tmp_path / "frame.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) run\n%%EOF\n"
     )
@@ -87,7 +87,7 @@ def test_postscript_is_not_handed_to_ghostscript(tmp_path):
         list(open_recording(tmp_path))
 
 
-def test_folder_of_bombs_gives_no_frame(tmp_path):
+def test_folder_of_bombs_has_no_readable_frame(tmp_path):
     (tmp_path / "a.png").write_bytes(png_bomb(50_000, 50_000))
     (tmp_path / "b.png").write_bytes(png_bomb(50_000, 50_000))
     tracemalloc.start()
@@ -135,12 +135,12 @@ def changed(**values):
         "{",
     ],
 )
-def test_configuration_without_measure_is_refused(tmp_path, config):
+def test_unbounded_configuration_is_refused(tmp_path, config):
     with pytest.raises(CheckpointError, match="no usable network configuration"):
         load_network(native(tmp_path / "w.safetensors", config))
 
 
-def test_large_file_of_others_is_not_read_in(tmp_path):
+def test_large_file_of_another_network_is_not_read(tmp_path):
     path = native(tmp_path / "w.safetensors", changed(), {"a": torch.zeros(50_000_000, dtype=torch.uint8)})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError, match="1 unexpected: a"):
@@ -149,7 +149,7 @@ def test_large_file_of_others_is_not_read_in(tmp_path):
 
 
 @pytest.mark.parametrize("length", [2**63, 2**32, 10**9, 101 * 2**20])
-def test_header_of_safetensors_that_lies_about_its_length(tmp_path, length):
+def test_safetensors_header_with_a_false_length(tmp_path, length):
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", length) + b'{"a":1}')
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
@@ -167,7 +167,7 @@ def test_zip_bomb_in_a_public_checkpoint(tmp_path, name):
         load_network(path)
 
 
-def test_pickle_without_end_is_not_taken_apart(tmp_path):
+def test_very_long_pickle_is_not_parsed(tmp_path):
     path = tmp_path / "long.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("long/data.pkl", bytes(2**26 + 1))
@@ -175,8 +175,8 @@ def test_pickle_without_end_is_not_taken_apart(tmp_path):
         load_network(path)
 
 
-def test_pickle_that_asks_for_memory(tmp_path):
-    """A number of bytes is a harmless thing to make, of any length."""
+def test_pickle_that_allocates_memory(tmp_path):
+    """A call of bytearray with a huge length allocates memory without any unsafe import."""
     program = b"\x80\x02c__builtin__\nbytearray\n" + b"\x8a\x06" + (2**45).to_bytes(6, "little") + b"\x85R."
     path = tmp_path / "greedy.pth"
     with zipfile.ZipFile(path, "w") as archive:
@@ -214,13 +214,13 @@ def make_bag(folder, storage, frames=4):
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_damaged_bags(tmp_path, rng, sized, storage):
-    """Bytes changed or cut off anywhere: some frames, or an InputError; nothing else."""
-    sound = make_bag(tmp_path / "sound", storage)
-    assert len(list(open_recording(sound))) == 4
+    """Bytes changed or cut off anywhere: the result is frames or an InputError, nothing else."""
+    valid = make_bag(tmp_path / "valid", storage)
+    assert len(list(open_recording(valid))) == 4
     outcomes = set()
     for turn in range(sized(20, 2000)):
         bag = tmp_path / "damaged"
-        shutil.copytree(sound, bag)
+        shutil.copytree(valid, bag)
         (file,) = (path for path in bag.iterdir() if path.suffix in (".mcap", ".db3"))
         target = bag / "metadata.yaml" if turn % 4 == 3 else file
         data = bytearray(target.read_bytes())
@@ -242,7 +242,7 @@ def test_damaged_bags(tmp_path, rng, sized, storage):
     assert outcomes == {"frames", "refused"}
 
 
-def test_bag_whose_files_lie_elsewhere_does_not_lead_out_of_its_folder(tmp_path):
+def test_bag_cannot_refer_to_files_outside_its_folder(tmp_path):
     make_bag(tmp_path / "private", StoragePlugin.SQLITE3)
     make_bag(tmp_path / "bag", StoragePlugin.SQLITE3)
     metadata = tmp_path / "bag" / "metadata.yaml"

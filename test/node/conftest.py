@@ -1,4 +1,4 @@
-"""A stream node and a probe beside it, talking over real DDS."""
+"""Fixtures for tests of the stream node: a node and a probe node that communicate over real DDS."""
 
 import itertools
 import sys
@@ -36,17 +36,17 @@ from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
 from raymap3r_ros.streaming import METHOD, StepResult, WorldChange  # noqa: E402
 from raymap3r_ros.streaming.timing import StageTimer  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside the tests
+sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules in this folder
 
-LIMIT = 60.0  # seconds; only a failing test waits so long
-START = 1_700_000_000  # seconds; tests write stamps from here
-# By `reset_alignment`, of the first frame of a new segment.
+LIMIT = 60.0  # seconds; only a failing test waits this long
+START = 1_700_000_000  # seconds; the stamps of test messages start here
+# World change at the first frame of a new segment, by `reset_alignment`.
 AFTER_RESET = {"robust": WorldChange.ALIGNED, "published": WorldChange.JUMPED, "off": WorldChange.NEW}
 numbers = itertools.count()
 
 
 def picture(index=0, width=64, height=48):
-    """(h, w, 3) uint8 RGB, textured, another one for every index."""
+    """(h, w, 3) uint8 RGB, textured, different for each index."""
     rows, columns = np.mgrid[:height, :width]
     red = (rows * 5 + index * 7) % 256
     green = (columns * 3 + index * 11) % 256
@@ -54,19 +54,19 @@ def picture(index=0, width=64, height=48):
 
 
 class Bench:
-    """A StreamNode and a probe node, each with an executor of its own in the background."""
+    """A StreamNode and a probe node, each with its own executor in a background thread."""
 
-    def __init__(self, parameters, arguments=(), shared=None):
-        # Of its own: topics and log of the last test's node may live on for a while in this process.
+    def __init__(self, parameters, arguments=(), pool=None):
+        # A new namespace: topics and log of the previous test's node may still exist in this process.
         self.namespace = f"/bench{next(numbers)}"
         self.name = f"{self.namespace}/raymap3r"
         self.context = Context()
         rclpy.init(context=self.context)
         self._changed = threading.Condition()
-        self.messages = defaultdict(list)  # by output topic, /tf among them
-        self.logs = []  # level and text
-        self.told = {}  # values of the last diagnostics
-        self.statuses = []  # level and text of all of them
+        self.messages = defaultdict(list)  # by output topic, including /tf
+        self.logs = []  # level and text of each line
+        self.diagnostics = {}  # values of the last diagnostics message, by name
+        self.statuses = []  # level and text of all diagnostics messages
         names = {"namespace": self.namespace, "context": self.context, "cli_args": ["--ros-args", *arguments]}
         self.probe = rclpy.create_node("probe", **names)
         latched = QoSProfile(
@@ -80,7 +80,7 @@ class Bench:
         self.spinning = []
         self._spin(self.probe, SingleThreadedExecutor(context=self.context))
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
-        self.node = StreamNode(shared, parameter_overrides=overrides, **names)
+        self.node = StreamNode(pool, parameter_overrides=overrides, **names)
         self._spin(self.node, Executor(num_threads=4, context=self.context))
 
     def close(self):
@@ -96,7 +96,7 @@ class Bench:
     # ----------------------------------------------------------------------------------------------------- waiting
 
     def wait(self, condition, what, limit=LIMIT):
-        """Wait for something that a message brings, or that DDS finds out by itself."""
+        """Wait until a condition is true that a message or DDS discovery changes."""
         deadline = time.monotonic() + limit
         with self._changed:
             while not condition():
@@ -105,19 +105,19 @@ class Bench:
                 self._changed.wait(min(left, 0.05))
 
     def wait_for(self, topic, count=1):
-        """Wait until so many messages of an output have come; returns the last."""
+        """Wait until `count` messages of an output have arrived; returns the last one."""
         self.wait(lambda: len(self.messages[topic]) >= count, f"{count} messages of {topic}")
         return self.messages[topic][-1]
 
     def wait_for_log(self, text, level=None):
-        """Wait for a log line with this text in it; returns the whole line."""
+        """Wait for a log line that contains this text; returns the whole line."""
         found = []
 
-        def look():
+        def find():
             found.extend(line for line_level, line in self.logs if text in line and level in (None, line_level))
             return found
 
-        self.wait(look, f"log line with {text!r}")
+        self.wait(find, f"log line with {text!r}")
         return found[0]
 
     def times(self, topic):
@@ -131,45 +131,45 @@ class Bench:
         return rclpy.time.Time(nanoseconds=START * 10**9 + round(time * 1e9)).to_msg()
 
     def wait_for_arrival(self):
-        """Wait until the node has received all images published so far, all of them good."""
-        self.wait(lambda: self.facts()["frames in"] == str(self._published), "arrival of all images")
+        """Wait until the node has received all images published so far, which must all be valid."""
+        self.wait(lambda: self.current_diagnostics()["frames in"] == str(self._published), "arrival of all images")
 
-    def facts(self):
+    def current_diagnostics(self):
         """The values of the node's diagnostics now, by name."""
         return {item.key: item.value for item in self.node.status().values}
 
     def subscribed(self):
         """The outputs that the node has subscribers for."""
-        return set(filter(None, self.facts()["subscribed outputs"].split(", ")))
+        return set(filter(None, self.current_diagnostics()["subscribed outputs"].split(", ")))
 
     def wait_for_transform(self, parent, child, time=None):
-        """Wait until the node has received a transform: any, or one of START + `time`."""
+        """Wait until the node can look up a transform: the newest, or the one at START + `time`."""
         stamp = rclpy.time.Time() if time is None else self.stamp(time)
         self.wait(lambda: self.node.tf_buffer.can_transform(parent, child, stamp), f"{parent} -> {child}")
 
-    def wait_for_told(self, key, value):
-        """Wait for diagnostics with this value."""
-        self.wait(lambda: self.told.get(key) == str(value), f"diagnostics with {key} = {value}")
+    def wait_for_diagnostics(self, key, value):
+        """Wait for a diagnostics message with this value."""
+        self.wait(lambda: self.diagnostics.get(key) == str(value), f"diagnostics with {key} = {value}")
 
     def count_logs(self, text):
         return sum(text in line for _, line in self.logs)
 
-    # ----------------------------------------------------------------------------------------------------- talking
+    # ------------------------------------------------------------------------------------------------------- calls
 
     def start(self, *topics):
-        """Configure, activate, subscribe to outputs ("tf" too), and wait until everybody knows of everybody."""
+        """Configure and activate the node, subscribe to outputs (also "tf"), and wait until all endpoints match."""
         assert self.change_state("configure")
         assert self.change_state("activate")
-        self.listen(*topics)
+        self.subscribe(*topics)
         kind, topic = {"raw": (Image, "image"), "compressed": (CompressedImage, "image/compressed")}[
             self.node.get_parameter("image_transport").value
         ]
         every = self.node.get_parameter("every_frame").value
-        # As a camera: but reliable, so that a test counts what the node drops and not what DDS does.
+        # Like a camera, but reliable: a test then counts the images that the node drops, not those that DDS drops.
         self.advertise(kind, topic, QoSProfile(depth=200 if every else 1))
         self.image_topic = topic
 
-    def listen(self, *topics):
+    def subscribe(self, *topics):
         for topic in topics:
             kind, qos = (TFMessage, QoSProfile(depth=100)) if topic == "tf" else {**TOPICS, **MAP_TOPICS}[topic]
             name = "/tf" if topic == "tf" else f"{self.name}/{topic}"
@@ -186,10 +186,10 @@ class Bench:
         self.publishers[topic] = publisher
         self.wait(publisher.get_subscription_count, f"match of {topic}")
         name = self.node.resolve_topic_name(topic)
-        self.wait(lambda: self.node.count_publishers(name) > 0, f"the node's match of {topic}")
+        self.wait(lambda: self.node.count_publishers(name) > 0, f"match of {topic} in the node")
 
     def send(self, index=0, time=None, message=None, frame_id="camera", size=(64, 48)):
-        """Publish picture number `index`, or a message of one's own, stamped START + `time` (index / 10 seconds)."""
+        """Publish picture number `index` or a message, stamped START + `time` (default: index / 10 seconds)."""
         if message is None:
             message = conversions.image_message(Header(), picture(index, *size), "rgb8")
         message.header.stamp = self.stamp(index / 10 if time is None else time)
@@ -197,13 +197,13 @@ class Bench:
         return message
 
     def publish(self, message, frame_id="camera"):
-        """Publish an image message with the stamp that it has."""
+        """Publish an image message without a change of its stamp."""
         message.header.frame_id = frame_id
         self._published += 1
         self.publishers[self.image_topic].publish(message)
 
     def wait_for_match(self):
-        """Wait until the node takes images again."""
+        """Wait until the node subscribes to the images."""
         self.wait(self.publishers[self.image_topic].get_subscription_count, "match of the images")
 
     def send_camera_info(self, **values):
@@ -213,7 +213,7 @@ class Bench:
         self.publishers["camera_info"].publish(self._sent_info)
 
     def wait_for_camera_info(self):
-        """Wait until the node has taken in the camera_info that was sent last."""
+        """Wait until the node has stored the last camera_info sent."""
         content = camera_of(self._sent_info)
 
         def arrived():
@@ -223,7 +223,7 @@ class Bench:
         self.wait(arrived, "camera_info")
 
     def change_state(self, label):
-        """Ask for a transition over its service; whether it was a success."""
+        """Request a lifecycle transition; returns whether it succeeded."""
         request = ChangeState.Request()
         request.transition.label = label
         return self.call(ChangeState, "change_state", request).success
@@ -244,7 +244,7 @@ class Bench:
         client = self._clients[service]
         assert client.wait_for_service(LIMIT), f"no service {service}"
         future = client.call_async(request)
-        self.wait(future.done, f"answer of {service}")
+        self.wait(future.done, f"response of {service}")
         return future.result()
 
     # ---------------------------------------------------------------------------------------------------- internals
@@ -271,54 +271,57 @@ class Bench:
         (status,) = message.status
         if status.name == f"{self.name}: stream":
             with self._changed:
-                self.told = {item.key: item.value for item in status.values}
+                self.diagnostics = {item.key: item.value for item in status.values}
                 self.statuses.append((status.level, status.message))
                 self._changed.notify_all()
 
 
-class Held:
-    """Holds the worker inside `Stream.step` until it is let go, and notes how it is called."""
+class HeldStream:
+    """Blocks the worker inside `Stream.step` until the test releases it."""
 
     def __init__(self, stream):
-        self.entered, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
+        self.entered, self.released = threading.Semaphore(0), threading.Semaphore(0)
         self._step = stream.step
         stream.step = self.step
 
     def step(self, *args, **kwargs):
         self.entered.release()
-        assert self.go_on.acquire(timeout=LIMIT)
+        assert self.released.acquire(timeout=LIMIT)
         return self._step(*args, **kwargs)
 
     def wait_until_inside(self):
         assert self.entered.acquire(timeout=LIMIT)
 
-    def let_go(self, frames=1_000_000):
-        self.go_on.release(frames)
+    def release(self, frames=1_000_000):
+        self.released.release(frames)
 
 
-class StandIn:
-    """Stands in for a bench's stream: of every image it says what the test has told it beforehand.
+class FakeStream:
+    """Replaces the stream of a bench: returns results that the test has enqueued, one for each image.
 
-    Cameras are (4, 4) poses of the optical frame in any one frame; the world begins with the first, as a stream's.
+    Cameras are (4, 4) poses of the optical frame in any common frame; as in a real stream, the world starts at the
+    first camera.
     """
 
     def __init__(self, stream, warm_up=METHOD.warmup_frames):
-        """Of a world's first `warm_up` images it does not know what moves."""
-        self._told, self._warm_up = deque(), warm_up
+        """The results for the first `warm_up` images of a world have no dynamic mask."""
+        self._results, self._warm_up = deque(), warm_up
         self._first, self._frame, self._change = None, 0, WorldChange.NONE
         self._after_reset = AFTER_RESET[stream.options.reset_alignment]
         stream.step, stream.reset = self.step, self.reset
 
-    def tell(self, camera, points, focal, reason="", segment=None):
-        """Of the next image: the `points` (H, W, 3) of its pixels and where its camera is. `reason`: why the memory
-        begins anew with it; `segment`: pose (4, 4) to which the world as this memory has it is shifted."""
-        self._told.append((camera, points, focal, reason, np.eye(4) if segment is None else segment))
+    def enqueue(self, camera, points, focal, reason="", segment=None):
+        """Set the result for the next image: the `points` (H, W, 3) of its pixels and its camera pose.
+
+        `reason`: why the memory is reset at this image; `segment`: pose (4, 4) that shifts the world of this segment.
+        """
+        self._results.append((camera, points, focal, reason, np.eye(4) if segment is None else segment))
 
     def reset(self):
         self._first = None
 
     def step(self, image, stamp, intrinsics, *, motion):
-        camera, points, focal, reason, segment = self._told.popleft()
+        camera, points, focal, reason, segment = self._results.popleft()
         if self._first is None:
             self._first, self._frame, reason, self._change = camera, 0, "start", WorldChange.NEW
         change, self._change = self._change, self._after_reset if reason == "interval" else WorldChange.NONE
@@ -326,16 +329,16 @@ class StandIn:
         assert image.shape == (height, width, 3)
         pose = torch.tensor(segment @ np.linalg.inv(self._first) @ camera, dtype=torch.float32)
         points = torch.tensor(points, dtype=torch.float32)
-        still = torch.ones(height, width)
+        static = torch.ones(height, width)
         frame, self._frame = self._frame, self._frame + 1
         return StepResult(
             pose=pose,
             pose_raw=pose,
             depth=points[..., 2],
             points=points,
-            confidence=5 * still,
-            staticness=still,
-            dynamic_mask=still == 0,
+            confidence=5 * static,
+            staticness=static,
+            dynamic_mask=static == 0,
             intrinsics=torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]),
             gate=torch.ones(1),
             scale=torch.ones(()),
@@ -357,16 +360,16 @@ class StandIn:
 
 @pytest.fixture
 def make_bench():
-    """Makes a Bench with the parameters given to it, a group is written mask__high, and ROS arguments of its nodes.
+    """Creates a Bench from node parameters (`mask__high` sets `mask.high`) and ROS arguments of its nodes.
 
-    `shared`: as of StreamNode.
+    `pool`: passed to the StreamNode.
     """
     torch.set_num_threads(1)
     made = []
 
-    def make(*arguments, shared=None, **parameters):
+    def make(*arguments, pool=None, **parameters):
         values = {name.replace("__", "."): value for name, value in parameters.items()}
-        made.append(Bench(values, arguments, shared))
+        made.append(Bench(values, arguments, pool))
         return made[-1]
 
     yield make
@@ -376,19 +379,19 @@ def make_bench():
 
 @pytest.fixture
 def hold():
-    """Holds a bench's worker in front of its next frames; lets go of it at the end of the test."""
+    """Blocks a bench's worker at its next frames; releases it at the end of the test."""
     held = []
 
     def make(bench):
-        held.append(Held(bench.node.stream))
+        held.append(HeldStream(bench.node.stream))
         return held[-1]
 
     yield make
     for one in held:
-        one.let_go()
+        one.release()
 
 
 @pytest.fixture
-def stand_in():
-    """Replaces the stream of a configured bench with a StandIn, which it gives."""
-    return lambda bench, **options: StandIn(bench.node.stream, **options)
+def fake_stream():
+    """Replaces the stream of a configured bench with a FakeStream; returns the FakeStream."""
+    return lambda bench, **options: FakeStream(bench.node.stream, **options)

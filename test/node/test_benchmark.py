@@ -1,4 +1,4 @@
-"""The benchmark of the node: its arithmetic, and one short run over DDS. No test asserts a time."""
+"""The node benchmark: its arithmetic, and one short run over DDS. No test asserts a time."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def test_frames_are_counted_and_latencies_computed(benchmark_node):
     ms = 1_000_000
     stamps = [index * 100 * ms for index in range(6)]
     arrivals = {
-        # The second and the last frame were dropped; there is one from before the run.
+        # The second and the last frame were dropped; one frame is from before the run.
         "tf": {
             stamp: stamp + delay * ms for stamp, delay in zip((*stamps[::2], stamps[3]), (10, 20, 30, 40), strict=True)
         },
@@ -40,8 +40,8 @@ def test_frames_are_counted_and_latencies_computed(benchmark_node):
     assert (run.sent, run.out, run.dropped, run.incomplete) == (6, 4, 2, 1)
     assert run.sent_hz == pytest.approx(10.0) and run.asked_hz == 12.0
     assert run.tf_ms == pytest.approx((25.0, 38.5, 39.7))
-    # 15, 20 and 90: the transform may be the last output. The frame without a depth has no value, and a trajectory
-    # does not count.
+    # 15, 20 and 90: the transform may be the last output. The frame without a depth has no value; a trajectory does
+    # not count.
     assert run.last_ms == pytest.approx((20.0, 83.0, 88.6))
 
 
@@ -68,7 +68,7 @@ def test_a_short_run(root: Path, tmp_path: Path):
             assert row["last_ms_p99"] == row["tf_ms_p99"]
     assert [part["subscribed"] for part in parts] == ["all", "tf"]
     for part in parts:
-        # A part is shorter than the whole in every frame, and so are their medians.
+        # In every frame a part takes less time than the whole, so the medians do too.
         assert 0 < part["convert"] <= part["node"] and 0 < part["publish"] <= part["node"] < part["frame"]
         assert part["share"] == part["node"] / part["frame"]
 

@@ -1,4 +1,4 @@
-"""Several cameras in one process: a node for each, one network."""
+"""Several cameras in one process: one node for each camera, one shared network."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ from raymap3r_ros.node.publishers import RELIABLE
 from raymap3r_ros.streaming import Stream
 
 LIMIT = 60.0  # seconds
-FRAMES = 30  # more than it takes until frames of several cameras run together
+FRAMES = 30  # enough that frames of several cameras are batched
 
 
 def picture(camera, index):
@@ -35,17 +35,17 @@ def picture(camera, index):
     return np.stack([red, green, (red + green) // 2], -1).astype(np.uint8)
 
 
-def test_networks_are_loaded_once_and_go_with_their_last_user():
-    shared = NetworkPool(2)
-    first, second = shared.get("mini", "cpu", "float32"), shared.get("mini", "cpu", "float32")
+def test_network_is_loaded_once_and_freed_with_its_last_user():
+    pool = NetworkPool(2)
+    first, second = pool.get("mini", "cpu", "float32"), pool.get("mini", "cpu", "float32")
     assert first is second and first.network is second.network
-    assert shared.get("one_room", "cpu", "float32") is not first
+    assert pool.get("one_room", "cpu", "float32") is not first
     gone = weakref.ref(first)
     del first, second
     assert gone() is None
 
 
-def test_cameras_are_what_single_nodes_would_be():
+def test_cameras_publish_the_poses_of_single_nodes():
     command = [
         sys.executable, "-m", "raymap3r_ros.node", "--autostart", "--cameras", "front,rear/left", "--ros-args",
         "-p", "every_frame:=true",
@@ -116,13 +116,13 @@ def test_cameras_are_what_single_nodes_would_be():
         for index, message in enumerate(poses[name]):
             alone = stream.step(picture(camera, index), motion=False)
             expected = world_pose(alone.pose.numpy())
-            # Batches round in another order; what is remembered carries that on.
+            # Batches round differently, and the recurrent state accumulates the difference.
             np.testing.assert_allclose(pose_matrix(message.pose), expected, atol=2e-3, err_msg=f"{name} {index}")
 
 
-def test_one_camera_of_a_process_publishes_the_parent_of_a_frame(make_bench):
-    shared = NetworkPool(2)
-    front, rear = (make_bench(shared=shared, tf_mode="base") for _ in range(2))
+def test_only_one_camera_of_a_process_publishes_the_parent_of_a_frame(make_bench):
+    pool = NetworkPool(2)
+    front, rear = (make_bench(pool=pool, tf_mode="base") for _ in range(2))
     assert front.change_state("configure")
     assert not rear.change_state("configure")
     text = f"publish_tf is true, but {front.name} publishes the parent of base_link already"
@@ -134,7 +134,7 @@ def test_one_camera_of_a_process_publishes_the_parent_of_a_frame(make_bench):
     assert rear.change_state("configure") and rear.change_state("cleanup")
     assert rear.set_parameter("publish_tf", True).successful
     assert front.change_state("cleanup")
-    assert rear.change_state("configure"), "what nobody publishes any more is free"
+    assert rear.change_state("configure"), "a frame without a publisher can be claimed"
 
 
 @pytest.mark.parametrize("names", ["front,front", "1st,rear", "front,", "a b"])

@@ -33,7 +33,7 @@ def image(encoding, pixels, padding=0, is_bigendian=0):
 
 
 def plain(encoding, width=8, height=6, order="<"):
-    """What a sensor of this encoding gives when it looks at a wall of COLOR, and the grey or colour to expect."""
+    """Pixels of a sensor with this encoding, of a wall in COLOR."""
     red, green, blue = COLOR
     solid = {
         "rgb8": (red, green, blue),
@@ -62,11 +62,11 @@ def plain(encoding, width=8, height=6, order="<"):
 
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_encoding_becomes_rgb(encoding, padding):
+def test_every_encoding_is_converted_to_rgb(encoding, padding):
     result = conversions.image_array(image(encoding, plain(encoding), padding))
     assert result.shape == (6, 8, 3) and result.dtype == np.uint8
     expected = (GREY,) * 3 if encoding.startswith("mono") else COLOR
-    # The borders of a mosaic are guessed.
+    # The border pixels of a mosaic are extrapolated.
     np.testing.assert_allclose(result[2:-2, 2:-2].reshape(-1, 3).astype(int), [expected] * 8, atol=3)
 
 
@@ -77,7 +77,7 @@ def test_big_endian_pixels(encoding):
     np.testing.assert_array_equal(big, little)
 
 
-def test_pixels_keep_their_places():
+def test_pixels_keep_their_positions():
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     np.testing.assert_array_equal(conversions.image_array(image("rgb8", pixels, padding=2)), pixels)
     np.testing.assert_array_equal(conversions.image_array(image("bgr8", pixels)), pixels[..., ::-1])
@@ -87,7 +87,7 @@ def test_pixels_keep_their_places():
     np.testing.assert_array_equal(conversions.image_array(image("bgra8", wide)), wide[..., 2::-1])
 
 
-def test_rgb_is_not_copied_and_padding_once():
+def test_rgb_is_not_copied_and_padded_images_are_contiguous():
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     message = image("rgb8", pixels)
     result = conversions.image_array(message)
@@ -117,7 +117,7 @@ def broken(**changes):
         (CompressedImage(), "compressed image without data"),
     ],
 )
-def test_malformed_message_is_refused_before_its_pixels_are_touched(message, text):
+def test_malformed_message_is_refused_before_its_pixels_are_read(message, text):
     with pytest.raises(InputError, match=r".*") as caught:
         conversions.check_image(message)
     assert text in str(caught.value)
@@ -139,7 +139,7 @@ def test_compressed_garbage_is_refused():
         conversions.image_array(CompressedImage(data=array.array("B", [1, 2, 3])))
 
 
-def test_images_out():
+def test_image_messages():
     depth = np.arange(12, dtype=np.float32).reshape(3, 4)
     message = conversions.image_message(HEADER, depth, "32FC1")
     assert (message.height, message.width, message.step, message.encoding) == (3, 4, 16, "32FC1")
@@ -149,13 +149,13 @@ def test_images_out():
     assert (message.step, message.encoding) == (8, "16UC1")
     np.testing.assert_array_equal(np.frombuffer(message.data, np.uint16).reshape(3, 4), millimetres)
     color = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
-    # A view that is not contiguous, as a slice of a batch is.
+    # A view that is not contiguous, such as a slice of a batch.
     message = conversions.image_message(HEADER, color[:, ::2], "rgb8")
     assert (message.width, message.step) == (2, 6)
     np.testing.assert_array_equal(np.frombuffer(message.data, np.uint8).reshape(3, 2, 3), color[:, ::2])
 
 
-def test_camera_info_out():
+def test_camera_info_message():
     matrix = np.array([[50, 0, 31.5], [0, 51, 23.5], [0, 0, 1]], np.float32)
     message = conversions.camera_info_message(HEADER, matrix, 64, 48)
     assert (message.width, message.height, message.distortion_model) == (64, 48, "plumb_bob")
@@ -165,7 +165,7 @@ def test_camera_info_out():
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_cloud_is_what_sensor_msgs_py_makes(count):
+def test_cloud_equals_that_of_sensor_msgs_py(count):
     random = np.random.default_rng(0)
     colors = random.integers(0, 256, (count, 3), np.uint32)
     points = np.zeros(count, [(name, np.float32) for name in ("x", "y", "z", "rgb", "confidence", "dynamic")])
@@ -184,7 +184,7 @@ def test_cloud_is_what_sensor_msgs_py_makes(count):
     np.testing.assert_array_equal(point_cloud2.read_points(message)["rgb"].view(np.uint32) >> 16, colors[:, 0])
 
 
-def test_map_is_what_sensor_msgs_py_makes():
+def test_map_equals_that_of_sensor_msgs_py():
     points = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     colors = np.arange(15, dtype=np.uint8).reshape(5, 3)
     structured = np.zeros(5, [(name, np.float32) for name in ("x", "y", "z", "rgb")])
@@ -227,7 +227,7 @@ def test_odometry():
     assert first.twist.covariance[0] == 1e6
 
 
-def test_pose_and_transform_are_the_same():
+def test_pose_and_transform_agree():
     matrix = np.eye(4)
     matrix[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
     matrix[:3, 3] = 1, 2, 3

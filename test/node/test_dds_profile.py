@@ -6,7 +6,7 @@ import pytest
 
 from raymap3r_ros.node.dds_profile import USER_VARIABLES, config_file, profile_environment
 
-# Two processes, one large best effort message after the other: what the default transport loses.
+# Two processes, one large best-effort message after another: the default transport loses some of them.
 PUBLISHER = """
 import array, time, rclpy
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -15,25 +15,25 @@ from std_msgs.msg import Empty
 rclpy.init()
 node = rclpy.create_node("large_publisher")
 publisher = node.create_publisher(Image, "large", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
-heard = []
-node.create_subscription(Empty, "heard", heard.append, 100)
+received = []
+node.create_subscription(Empty, "received", received.append, 100)
 while not publisher.get_subscription_count():
     rclpy.spin_once(node, timeout_sec=0.05)
 message = Image(height=1080, width=1920, step=5760, encoding="rgb8", data=array.array("B", bytes(1080 * 5760)))
 deadline = time.monotonic() + 40
 sent = 0
-while len(heard) < 20 and time.monotonic() < deadline:
-    # The next one when the last was heard: a slow machine is no reason for a loss.
+while len(received) < 20 and time.monotonic() < deadline:
+    # Publish the next message when the last was received: a slow machine is no reason for a loss.
     waiting = time.monotonic() + 2
     publisher.publish(message)
     sent += 1
-    count = len(heard)
-    while len(heard) == count and time.monotonic() < waiting:
+    count = len(received)
+    while len(received) == count and time.monotonic() < waiting:
         rclpy.spin_once(node, timeout_sec=0.1)
-print(sent, len(heard))
+print(sent, len(received))
 """
 
-# Nothing but large best effort images, on the default transport.
+# A continuous stream of large best-effort images on the default transport.
 FLOOD = """
 import array, sys, time, rclpy
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -49,7 +49,7 @@ while True:
 """
 
 
-def test_profile_is_set_unless_the_user_has_chosen():
+def test_profile_is_set_unless_the_user_has_set_one():
     path = str(config_file("fastdds.xml"))
     assert profile_environment({}) == {"FASTDDS_DEFAULT_PROFILES_FILE": path}
     assert profile_environment({"ROS_DISTRO": "kilted"}) == {"FASTDDS_DEFAULT_PROFILES_FILE": path}
@@ -63,7 +63,7 @@ def test_files_are_found(name):
     assert config_file(name).is_file()
 
 
-def test_profile_gives_shared_memory_room_and_keeps_the_network():
+def test_profile_has_large_shared_memory_segments_and_udp():
     space = {"dds": "http://www.eprosima.com"}
     root = ElementTree.parse(config_file("fastdds.xml")).getroot()
     transports = {
@@ -75,7 +75,7 @@ def test_profile_gives_shared_memory_room_and_keeps_the_network():
     assert root.find(".//dds:participant", space).get("is_default_profile") == "true"
 
 
-def test_large_messages_get_through_with_the_profile(monkeypatch):
+def test_large_messages_arrive_with_the_profile(monkeypatch):
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
     from sensor_msgs.msg import Image
@@ -88,23 +88,23 @@ def test_large_messages_get_through_with_the_profile(monkeypatch):
     node = rclpy.create_node("large_subscriber", context=context)
     executor = rclpy.executors.SingleThreadedExecutor(context=context)
     executor.add_node(node)
-    answer = node.create_publisher(Empty, "heard", 100)
+    acknowledgements = node.create_publisher(Empty, "received", 100)
     qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-    node.create_subscription(Image, "large", lambda message: answer.publish(Empty()), qos)
+    node.create_subscription(Image, "large", lambda message: acknowledgements.publish(Empty()), qos)
     try:
         process = subprocess.Popen([sys.executable, "-c", PUBLISHER], stdout=subprocess.PIPE, text=True)
         while process.poll() is None:
             executor.spin_once(timeout_sec=0.1)
-        sent, heard = map(int, process.stdout.read().split())
+        sent, received = map(int, process.stdout.read().split())
     finally:
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown(context=context)
-    assert heard == 20
-    assert sent <= 25  # the first ones may come before everybody knows of everybody
+    assert received == 20
+    assert sent <= 25  # the first messages may be sent before discovery has finished
 
 
-def test_node_tells_of_images_that_the_transport_loses(make_bench, monkeypatch):
+def test_node_reports_images_that_the_transport_loses(make_bench, monkeypatch):
     for name in USER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     bench = make_bench()
@@ -112,7 +112,7 @@ def test_node_tells_of_images_that_the_transport_loses(make_bench, monkeypatch):
     process = subprocess.Popen([sys.executable, "-c", FLOOD, f"{bench.namespace}/image"])
     try:
         bench.wait_for_log("images were lost on their way to the node: use the Fast DDS profile", level=30)
-        bench.wait(lambda: int(bench.told.get("frames lost", 0)) > 0, "count of lost frames")
+        bench.wait(lambda: int(bench.diagnostics.get("frames lost", 0)) > 0, "count of lost frames")
         bench.wait(lambda: any("config/fastdds.xml" in text for _, text in bench.statuses), "warning")
     finally:
         process.kill()

@@ -7,7 +7,7 @@ from raymap3r_ros.node.diagnostics import Monitor, Rate, StampRates
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The monotonic clock of the module, set by hand."""
+    """The monotonic clock of the module, set by the test."""
 
     class Clock:
         now = 100.0
@@ -48,17 +48,17 @@ def test_counts_and_latencies(clock, speed):
     status = monitor.status("/raymap3r", "active", {"device": "cpu"})
     assert (status.level, status.message) == (DiagnosticStatus.OK, "active")
     assert (status.name, status.hardware_id) == ("/raymap3r: stream", "/raymap3r")
-    told = values(status)
-    counts = [told[f"frames {what}"] for what in ("in", "out", "dropped", "lost")]
+    reported = values(status)
+    counts = [reported[f"frames {what}"] for what in ("in", "out", "dropped", "lost")]
     assert counts == ["20", "20", "3", "0"]
-    assert told["latency from stamp, median (ms)"] == "209.5"
-    assert told["latency from stamp, p95 (ms)"] == "218.0"
-    assert told["latency from arrival, median (ms)"] == "100.0"
-    assert told["stage encode (ms)"] == "3.00"
-    assert float(told["rate stamped (Hz)"]) == pytest.approx(10)
+    assert reported["latency from stamp, median (ms)"] == "209.5"
+    assert reported["latency from stamp, p95 (ms)"] == "218.0"
+    assert reported["latency from arrival, median (ms)"] == "100.0"
+    assert reported["stage encode (ms)"] == "3.00"
+    assert float(reported["rate stamped (Hz)"]) == pytest.approx(10)
 
 
-def test_images_that_the_middleware_loses_are_noticed(clock):
+def test_images_lost_by_the_middleware_are_detected(clock):
     monitor = Monitor()
     for index in range(60):
         if index % 20 in (0, 1):
@@ -69,7 +69,7 @@ def test_images_that_the_middleware_loses_are_noticed(clock):
     assert "stamped at 30.0 Hz" in status.message and "config/fastdds.xml" in status.message
 
 
-def test_losses_are_seen_without_camera_info_too():
+def test_losses_are_detected_without_camera_info():
     rates = StampRates()
     for index in range(300):
         if index % 10 in (0, 1):
@@ -80,14 +80,14 @@ def test_losses_are_seen_without_camera_info_too():
     assert rates.stamped() == rates.arriving() == 0
 
 
-def test_no_images_is_a_warning_only_while_active(clock):
+def test_missing_images_are_a_warning_only_while_active(clock):
     monitor = Monitor()
     assert monitor.status("/n", "inactive", {}).level == DiagnosticStatus.OK
     status = monitor.status("/n", "active", {})
     assert (status.level, status.message) == (DiagnosticStatus.WARN, "no images are arriving")
 
 
-def test_errors_and_warnings_fade_but_the_last_error_stays(clock):
+def test_errors_and_warnings_expire_but_the_last_error_stays(clock):
     monitor = Monitor()
     monitor.error("it broke")
     monitor.warning("it is strange")

@@ -1,4 +1,4 @@
-"""The error model of a checkpoint in the node: read at configure, used in ~/odometry."""
+"""The error model of a checkpoint: the node reads it at configure and uses it in ~/odometry."""
 
 import dataclasses
 
@@ -11,13 +11,13 @@ from raymap3r_ros.network.metadata import copy_with_metadata
 
 
 def first_pose_covariance(bench):
-    """(6, 6) of the first frame, which has no travel yet."""
+    """(6, 6) covariance of the first frame, before any travel."""
     bench.start("odometry")
     bench.send()
     return bench.wait_for("odometry").pose.covariance.reshape(6, 6)
 
 
-def test_coefficients_are_those_of_the_checkpoint(make_bench, tmp_path):
+def test_coefficients_come_from_the_checkpoint(make_bench, tmp_path):
     groups = {name: getattr(DEFAULT, name) for name in ("position", "rotation")}
     doubled = {name: dataclasses.replace(group, start=2 * group.start) for name, group in groups.items()}
     path = tmp_path / "doubled.safetensors"
@@ -28,7 +28,7 @@ def test_coefficients_are_those_of_the_checkpoint(make_bench, tmp_path):
     assert shipped.count_logs("error model") == other.count_logs("error model") == 0
 
 
-def test_default_is_used_with_one_warning(make_bench, tmp_path):
+def test_missing_model_is_replaced_by_the_default_with_one_warning(make_bench, tmp_path):
     path = tmp_path / "plain.safetensors"
     save_network(untrained_network(PRESETS["mini"]), path)
     bench = make_bench(checkpoint=str(path), image_size=48)

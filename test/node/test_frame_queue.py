@@ -7,7 +7,7 @@ def frame(number):
     return WaitingFrame(message=number, stamp=None, arrival=0.0, jumps=0)
 
 
-def test_newest_frame_takes_the_place_of_the_waiting_one():
+def test_newest_frame_replaces_the_waiting_one():
     queue = FrameQueue()
     assert queue.put(frame(1)) is PutResult.WAITING
     assert queue.put(frame(2)) is PutResult.REPLACING
@@ -17,7 +17,7 @@ def test_newest_frame_takes_the_place_of_the_waiting_one():
     assert queue.put(frame(4)) is PutResult.WAITING
 
 
-def test_every_frame_waits_in_order_and_overflow_is_reported():
+def test_frames_wait_in_order_and_overflow_is_reported():
     queue = FrameQueue(every_frame=True)
     assert all(queue.put(frame(number)) is PutResult.WAITING for number in range(QUEUE_DEPTH))
     assert queue.put(frame(QUEUE_DEPTH)) is PutResult.OVERFLOW
@@ -33,7 +33,7 @@ def test_get_waits_for_a_frame():
     assert got[0].message == 7
 
 
-def test_close_ends_waiting_and_forgets_what_waits():
+def test_close_ends_waiting_and_discards_waiting_frames():
     queue, got = FrameQueue(every_frame=True), []
     thread = threading.Thread(target=lambda: got.append(queue.get()))
     thread.start()

@@ -1,4 +1,4 @@
-"""The node under load over real DDS: which images are processed, and what is reported of the others."""
+"""The node under load over real DDS: which images are processed, and how dropped images are reported."""
 
 import pytest
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -10,11 +10,11 @@ from raymap3r_ros.node.frame_queue import QUEUE_DEPTH
 
 @pytest.fixture
 def make_bench(make_bench):
-    """A bench whose network sees the images as they are sent."""
+    """A bench whose network input has the size of the images sent."""
     return lambda **parameters: make_bench(**{"image_size": WIDTH, **parameters})
 
 
-def test_newest_frame_wins_and_dropped_ones_are_counted(make_bench, hold):
+def test_newest_frame_is_processed_and_dropped_frames_are_counted(make_bench, hold):
     bench = make_bench()
     bench.start("pose")
     held = hold(bench)
@@ -22,12 +22,12 @@ def test_newest_frame_wins_and_dropped_ones_are_counted(make_bench, hold):
     held.wait_until_inside()
     for index in range(1, 6):
         bench.send(index)
-        # One by one, so that DDS, which keeps one as well, drops none of them itself.
+        # One at a time, so that DDS, whose queue depth is 1 too, does not drop any itself.
         bench.wait_for_arrival()
-    held.let_go()
+    held.release()
     bench.wait_for("pose", 2)
-    bench.wait_for_told("frames dropped", 4)
-    bench.wait_for_told("frames out", 2)
+    bench.wait_for_diagnostics("frames dropped", 4)
+    bench.wait_for_diagnostics("frames out", 2)
     assert bench.times("pose") == [0.0, 0.5]
 
 
@@ -40,7 +40,7 @@ def test_dropped_frame_does_not_hide_a_jump(make_bench, hold):
     for time in (50.0, 50.1):
         bench.send(1, time=time)
         bench.wait_for_arrival()
-    held.let_go()
+    held.release()
     assert len(bench.wait_for("trajectory", 2).poses) == 1
 
 
@@ -50,14 +50,14 @@ def test_every_frame_is_processed_in_order(make_bench, hold):
     held = hold(bench)
     for index in range(20):
         bench.send(index)
-    held.let_go()
+    held.release()
     bench.wait_for("pose", 20)
     assert bench.times("pose") == [index / 10 for index in range(20)]
-    bench.wait_for_told("frames out", 20)
-    assert (bench.told["frames dropped"], bench.told["frames lost"]) == ("0", "0")
+    bench.wait_for_diagnostics("frames out", 20)
+    assert (bench.diagnostics["frames dropped"], bench.diagnostics["frames lost"]) == ("0", "0")
 
 
-def test_full_queue_is_an_error_never_silent(make_bench, hold):
+def test_full_queue_is_reported_as_an_error(make_bench, hold):
     bench = make_bench(every_frame=True, max_gap=1000.0)
     bench.start("pose")
     held = hold(bench)
@@ -66,10 +66,10 @@ def test_full_queue_is_an_error_never_silent(make_bench, hold):
     for index in range(1, QUEUE_DEPTH + 4):
         bench.send(index)
     bench.wait_for_log("the queue of 100 frames is full: frames are lost", level=40)
-    bench.wait_for_told("frames lost", 3)
+    bench.wait_for_diagnostics("frames lost", 3)
     bench.wait(lambda: any(level == b"\x02" for level, _ in bench.statuses), "error in the diagnostics")
-    # Deactivating does not work through what waits.
-    held.let_go(1)
+    # Deactivation does not process the waiting frames.
+    held.release(1)
     assert bench.change_state("deactivate")
     bench.wait_for_log("100 waiting frames were not processed", level=30)
 
@@ -83,16 +83,16 @@ def test_callbacks_do_not_wait_for_the_network(make_bench, hold):
     assert bench.state() == "active"
     assert bench.set_parameter("mask.high", 7.0).successful
     assert bench.reset().success
-    told = len(bench.statuses)
-    bench.wait(lambda: len(bench.statuses) >= told + 2, "diagnostics")
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 2, "diagnostics")
     bench.send(1)
-    bench.wait_for_told("frames in", 2)
+    bench.wait_for_diagnostics("frames in", 2)
     assert not bench.messages["pose"]
-    held.let_go()
+    held.release()
     bench.wait_for("pose", 2)
 
 
-def test_best_effort_camera_is_heard(make_bench):
+def test_images_of_a_best_effort_camera_are_received(make_bench):
     bench = make_bench()
     bench.start("pose")
     qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -104,7 +104,7 @@ def test_best_effort_camera_is_heard(make_bench):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:rclpy")
-def test_best_effort_camera_in_every_frame_mode_is_warned_about(make_bench):
+def test_best_effort_camera_with_every_frame_is_a_warning(make_bench):
     bench = make_bench(every_frame=True)
     bench.start()
     bench.probe.create_publisher(Image, "image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))

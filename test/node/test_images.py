@@ -8,14 +8,14 @@ import pytest
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
-from topic_helpers import EVERYTHING, HEIGHT, TRAJECTORIES, UNKNOWN, WIDTH, image, values, wait_for_end
+from topic_helpers import EVERYTHING, HEIGHT, TRAJECTORIES, WARMUP, WIDTH, image, values, wait_for_end
 
 from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
 
 
 @pytest.fixture
 def make_bench(make_bench):
-    """A bench whose network sees the images as they are sent."""
+    """A bench whose network input has the size of the images sent."""
     return lambda **parameters: make_bench(**{"image_size": WIDTH, **parameters})
 
 
@@ -48,7 +48,7 @@ def test_camera_info_is_scaled_with_the_image(make_bench):
     info = bench.wait_for("camera_info")
     # Pixel centres are integers.
     np.testing.assert_allclose(info.k, [100, 0, 63.5, 0, 100, 47.5, 0, 0, 1], atol=1e-4)
-    bench.wait_for_told("intrinsics", "camera_info")
+    bench.wait_for_diagnostics("intrinsics", "camera_info")
 
 
 def test_distortion_is_removed(make_bench):
@@ -60,15 +60,15 @@ def test_distortion_is_removed(make_bench):
     sent = np.frombuffer(bench.send(0).data, np.uint8).reshape(48, 64, 3)
     info, rgb = bench.wait_for("camera_info"), bench.wait_for("rgb")
     matrix = np.reshape(info.k, (3, 3))
-    # Where the camera, with its distortion, sees what a pixel of the published image shows.
+    # The position in the distorted image that corresponds to a pixel of the published image.
     ray = np.linalg.solve(matrix, [40, 30, 1])
     source, _ = cv2.projectPoints(ray, np.zeros(3), np.zeros(3), np.reshape(k, (3, 3)), np.array([-0.3, 0.1, 0, 0]))
     expected = cv2.remap(sent, *source.astype(np.float32).reshape(2, 1, 1), cv2.INTER_LINEAR)
-    seen = values(rgb, np.uint8)[30, 40]
-    np.testing.assert_allclose(seen, expected[0, 0], atol=4)
+    actual = values(rgb, np.uint8)[30, 40]
+    np.testing.assert_allclose(actual, expected[0, 0], atol=4)
 
 
-def test_unusable_camera_info_is_one_error_and_then_left_aside(make_bench):
+def test_unusable_camera_info_is_one_error_and_is_ignored(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose")
     bench.send_camera_info(width=640, height=400, k=[500.0, 0.0, 320.0, 0.0, 500.0, 240.0, 0.0, 0.0, 1.0])
@@ -80,7 +80,7 @@ def test_unusable_camera_info_is_one_error_and_then_left_aside(make_bench):
     assert "64x48" in line and bench.count_logs("640x400") == 1
 
 
-def test_bad_images_are_skipped_with_a_clear_warning_and_the_stream_goes_on(make_bench):
+def test_bad_images_are_skipped_with_a_warning_and_the_stream_continues(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose")
     bench.send(0)
@@ -100,9 +100,9 @@ def test_bad_images_are_skipped_with_a_clear_warning_and_the_stream_goes_on(make
         bench.wait_for_log(text, level=30)
     bench.wait_for("pose", 2)
     assert bench.messages["pose"][-1].header.stamp == last.header.stamp
-    assert bench.count_logs("image skipped") == len(cases)  # one line each, though each came twice
-    bench.wait_for_told("bad frames", 2 * len(cases))
-    bench.wait_for_told("frames out", 2)
+    assert bench.count_logs("image skipped") == len(cases)  # one line for each case, though each image was sent twice
+    bench.wait_for_diagnostics("bad frames", 2 * len(cases))
+    bench.wait_for_diagnostics("frames out", 2)
     assert bench.count_logs("Traceback") == 0
 
 
@@ -119,7 +119,7 @@ def test_change_of_size_starts_a_new_world(make_bench):
     assert wait_for_end(bench, last) == 1
 
 
-def test_another_size_starts_a_new_world_though_the_network_sees_the_same(make_bench):
+def test_change_of_size_starts_a_new_world_though_the_network_input_is_unchanged(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("depth", "trajectory")
     lengths = []
@@ -128,11 +128,11 @@ def test_another_size_starts_a_new_world_though_the_network_sees_the_same(make_b
     assert lengths == [1, 2, 1, 2, 1]
     bench.wait_for("depth", 5)
     assert {(message.width, message.height) for message in bench.messages["depth"]} == {(WIDTH, HEIGHT)}
-    bench.wait_for_told("resets", 2)
+    bench.wait_for_diagnostics("resets", 2)
     bench.wait(lambda: bench.count_logs("a new world starts (size); the network's input is 64x48") == 2, "two lines")
 
 
-def test_frames_without_a_name(make_bench):
+def test_images_without_a_frame_id(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("depth", "tf")
     bench.send(0, frame_id="")
@@ -144,14 +144,14 @@ def test_frames_without_a_name(make_bench):
     assert bench.count_logs("no frame_id") == 1
 
 
-def test_leading_slash_of_the_frame_id_is_left_out_of_every_output(make_bench):
+def test_leading_slash_of_the_frame_id_is_removed_in_every_output(make_bench):
     bench = make_bench(every_frame=True)
     bench.start(*EVERYTHING)
-    for index in range(UNKNOWN + 2):
+    for index in range(WARMUP + 2):
         sent = bench.send(index, frame_id="/head/camera")
     for topic in EVERYTHING:
         if topic not in TRAJECTORIES:
-            bench.wait_for(topic, UNKNOWN + 2 - UNKNOWN * (topic in MOTION_TOPICS))
+            bench.wait_for(topic, WARMUP + 2 - WARMUP * (topic in MOTION_TOPICS))
     for topic in TRAJECTORIES:
         wait_for_end(bench, sent, topic)
     for topic in TOPICS:
@@ -164,7 +164,7 @@ def test_leading_slash_of_the_frame_id_is_left_out_of_every_output(make_bench):
     assert bench.count_logs("slash") == 1
 
 
-def test_names_of_frames_are_parameters(make_bench):
+def test_frame_names_are_parameters(make_bench):
     bench = make_bench(world_frame="odom", child_frame="eye", publish_tf=False)
     bench.start("pose", "depth", "odometry", "tf")
     bench.send(0)
@@ -182,25 +182,25 @@ def test_names_of_frames_are_parameters(make_bench):
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
-def test_stamps_that_jump_start_a_new_scene_with_one_line(make_bench):
+def test_jump_of_stamps_starts_a_new_world_with_one_log_line(make_bench):
     bench = make_bench(every_frame=True, max_gap=1.0)
     bench.start("pose", "trajectory", "odometry")
     offsets = [
         0.0, 0.1, 0.2,
         50.0, 50.1,  # forward
-        0.0, 0.1,  # back, as a bag that loops
+        0.0, 0.1,  # back, like a bag that loops
         1.05,  # a gap, but within max_gap
-        1.02, 1.1,  # late by a little: no jump
+        1.02, 1.1,  # slightly out of order: no jump
     ]  # fmt: skip
     for index, offset in enumerate(offsets):
         last = bench.send(index, time=offset)
     bench.wait_for("pose", len(offsets))
     assert wait_for_end(bench, last) == 5
-    grown = iter(zip(offsets, [1, 2, 3, 1, 2, 1, 2, 3, 4, 5], strict=True))
+    expected_lengths = iter(zip(offsets, [1, 2, 3, 1, 2, 1, 2, 3, 4, 5], strict=True))
     lengths = [len(path.poses) for path in bench.messages["trajectory"]]
-    came = list(zip(bench.times("trajectory"), lengths, strict=True))
-    assert all(pair in grown for pair in came)  # in this order, with some left out
-    assert [pair for pair in came if pair[1] == 1] == [(0.0, 1), (50.0, 1), (0.0, 1)]
+    received = list(zip(bench.times("trajectory"), lengths, strict=True))
+    assert all(pair in expected_lengths for pair in received)  # in this order; some are skipped
+    assert [pair for pair in received if pair[1] == 1] == [(0.0, 1), (50.0, 1), (0.0, 1)]
     assert bench.times("pose") == offsets
     assert bench.count_logs("stamps jump") == 2
     bench.wait_for_log("stamps jump forward by 49.800 s: the stream is reset", level=30)
@@ -208,10 +208,10 @@ def test_stamps_that_jump_start_a_new_scene_with_one_line(make_bench):
     bench.wait_for("odometry", len(offsets))
     known = [odometry.twist.covariance[0] < 1e6 for odometry in bench.messages["odometry"]]
     assert known == [False, True, True, False, True, False, True, True, False, True]
-    bench.wait_for_told("resets", 2)
+    bench.wait_for_diagnostics("resets", 2)
 
 
-def test_images_without_stamps_get_the_time_of_receipt(make_bench):
+def test_images_without_stamps_are_stamped_on_receipt(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose")
     before = bench.node.get_clock().now()
@@ -227,8 +227,8 @@ def test_images_without_stamps_get_the_time_of_receipt(make_bench):
 def test_simulated_time(make_bench):
     bench = make_bench(use_sim_time=True)
     bench.start("pose")
-    # Diagnostics come while the clock stands still.
-    bench.wait_for_told("state", "active")
+    # Diagnostics are published while the clock stands still.
+    bench.wait_for_diagnostics("state", "active")
     clock = bench.probe.create_publisher(Clock, "/clock", 1)
     bench.wait(clock.get_subscription_count, "match of /clock")
     clock.publish(Clock(clock=Time(seconds=1234).to_msg()))

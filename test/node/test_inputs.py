@@ -1,4 +1,4 @@
-"""What the node takes in, over real DDS: encodings, calibrations, and the QoS that others see."""
+"""Inputs of the node over real DDS: encodings, calibrations and QoS."""
 
 import io
 
@@ -19,7 +19,7 @@ K = [60.0, 0.0, 33.0, 0.0, 58.0, 22.0, 0.0, 0.0, 1.0]
 
 @pytest.fixture
 def make_bench(make_bench):
-    """A bench that takes every image, and whose network sees those of 64x48 as they are sent."""
+    """A bench that processes every image, with a network input of 64x48."""
     return lambda *arguments, **parameters: make_bench(
         *arguments, **{"image_size": WIDTH, "every_frame": True, "update_rule": "cut3r", **parameters}
     )
@@ -27,7 +27,7 @@ def make_bench(make_bench):
 
 @pytest.fixture
 def log_everything(monkeypatch):
-    """No trouble is left out of the log because it was in it seconds ago."""
+    """Turns off the throttling of repeated log lines."""
     monkeypatch.setattr(reporter, "THROTTLE", 0.0)
 
 
@@ -39,7 +39,7 @@ def pixels(message):
 
 
 def ramps():
-    """(h, w, 3) float RGB: slopes, which a mosaic keeps; the chroma is that of the row, so that pairs may share it."""
+    """(h, w, 3) float RGB: slopes, which a mosaic preserves; pixel pairs have the same chroma."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([20 + 2 * columns + 2 * rows, 60 + 2 * columns + rows, 110 + 2 * columns - 2 * rows], -1) * 1.0
 
@@ -49,7 +49,7 @@ def grey(color):
 
 
 def yuv(color, order):
-    """(h, w, 2) uint8, two pixels sharing their chroma: BT.601 in the range of video, 16 to 235."""
+    """(h, w, 2) uint8, two pixels share their chroma: BT.601 in video range, 16 to 235."""
     y = 16 + color @ [65.481, 128.553, 24.966] / 255
     u = 128 + color @ [-37.797, -74.203, 112.0] / 255
     v = 128 + color @ [112.0, -93.786, -18.214] / 255
@@ -59,15 +59,15 @@ def yuv(color, order):
 
 
 def mosaic(color, order):
-    """(h, w) float: what each pixel of a sensor sees through its filter."""
-    seen = np.empty(color.shape[:2])
+    """(h, w) float: the value of each sensor pixel behind its color filter."""
+    actual = np.empty(color.shape[:2])
     for letter, (row, column) in zip(order, np.ndindex(2, 2), strict=True):
-        seen[row::2, column::2] = color[row::2, column::2, "rgb".index(letter)]
-    return seen
+        actual[row::2, column::2] = color[row::2, column::2, "rgb".index(letter)]
+    return actual
 
 
 def encoded():
-    """By encoding: the data, the picture to expect, and how far any pixel, and all on average, may be off it."""
+    """By encoding: the data, the expected picture, and the maximum and mean error allowed."""
     color, alpha = ramps(), np.full((HEIGHT, WIDTH, 1), 9)
     bgr, gray = color[..., ::-1], np.repeat(grey(color)[..., None], 3, axis=2)
     cases = {
@@ -79,16 +79,16 @@ def encoded():
         "mono16": ((grey(color) * 257).round().astype("<u2"), gray, 0.51, 0.5),
     }
     for name, order in {"yuv422": "uyvY", "uyvy": "uyvY", "yuv422_yuy2": "yuYv", "yuyv": "yuYv"}.items():
-        # A level of luma is 1.2 of any color, one of chroma 2 of blue, and each is rounded.
+        # One level of luma is 1.2 levels of a color, one level of chroma up to 2 of blue, and each is rounded.
         cases[name] = yuv(color, order), color, 2.5, 1
     for order in ("rggb", "bggr", "gbrg", "grbg"):
-        # Interpolated, a slope stays what it is.
+        # Interpolation preserves a slope.
         cases[f"bayer_{order}8"] = mosaic(color, order).astype(np.uint8), color, 1, 0.5
         cases[f"bayer_{order}16"] = (mosaic(color, order) * 257).astype("<u2"), color, 1, 0.5
     return cases
 
 
-def test_network_sees_the_same_picture_in_every_encoding(make_bench, log_everything):
+def test_network_input_is_the_same_for_every_encoding(make_bench, log_everything):
     bench = make_bench()
     bench.start("rgb")
     cases = encoded()
@@ -97,20 +97,20 @@ def test_network_sees_the_same_picture_in_every_encoding(make_bench, log_everyth
         message = Image(width=WIDTH, height=HEIGHT, encoding=encoding, step=data.nbytes // HEIGHT)
         message.data.frombytes(data.tobytes())
         bench.send(index, message=message)
-        if index in (3, 7):  # in between, what is not taken
+        if index in (3, 7):  # an unsupported encoding in between
             message.encoding = "rgb16"
             bench.send(index, time=index / 10 + 0.05, message=message)
     bench.wait_for("rgb", len(cases))
     assert bench.times("rgb") == [index / 10 for index in range(len(cases))]
     bench.wait_for_log("image skipped: encoding 'rgb16' is not supported", level=30)
-    inner = slice(2, -2)  # the borders of a mosaic are guessed
+    inner = slice(2, -2)  # the border pixels of a mosaic are extrapolated
     for (encoding, (_, expected, most, mean)), message in zip(cases.items(), bench.messages["rgb"], strict=True):
         assert message.encoding == "rgb8"
         error = np.abs(pixels(message) - expected)[inner, inner]
         assert error.max() <= most and error.mean() <= mean, (encoding, error.max(), error.mean())
     bench.reset()
     bench.send(len(cases))
-    bench.wait_for_log("a new world starts (reset)")  # after all the others
+    bench.wait_for_log("a new world starts (reset)")  # logged after all the other lines
     assert bench.count_logs("image skipped") == 1
 
 
@@ -120,19 +120,19 @@ def file(picture, kind, **options):
     return data.getvalue()
 
 
-def test_network_sees_the_same_picture_in_every_kind_of_compressed_image(make_bench):
+def test_network_input_is_the_same_for_every_compressed_format(make_bench):
     bench = make_bench(image_transport="compressed")
     bench.start("rgb")
     color = ramps()
     plain, gray = Picture.fromarray(color.astype(np.uint8)), grey(color).round()
     gray_picture, gray = Picture.fromarray(gray.astype(np.uint8)), np.repeat(gray[..., None], 3, axis=2)
-    turned = Picture.Exif()
-    turned[0x0112] = 6  # to be shown upright by a turn; calibration is of the pixels as the sensor wrote them
+    rotated = Picture.Exif()
+    rotated[0x0112] = 6  # viewers rotate the picture; the calibration is for unrotated pixels
     deep = cv2.imencode(".png", (color[..., ::-1] * 257).astype(np.uint16))[1].tobytes()
-    # Chroma of a jpeg is that of 2x2 pixels, and its coefficients are rounded.
+    # A JPEG has one chroma value for 2x2 pixels, and its coefficients are rounded.
     cases = [
         ("rgb8; jpeg compressed bgr8", file(plain, "JPEG", quality=95), color, 6),
-        ("jpeg", file(plain, "JPEG", quality=95, progressive=True, subsampling=0, exif=turned), color, 4),
+        ("jpeg", file(plain, "JPEG", quality=95, progressive=True, subsampling=0, exif=rotated), color, 4),
         ("mono8; jpeg compressed ", file(gray_picture, "JPEG", quality=95), gray, 3),
         ("rgb8; png compressed bgr8", file(plain, "PNG"), color, 0),
         ("png", file(Picture.merge("RGBA", (*plain.split(), gray_picture)), "PNG"), color, 0),
@@ -152,18 +152,18 @@ def test_network_sees_the_same_picture_in_every_kind_of_compressed_image(make_be
 # -------------------------------------------------------------------------------------------------------- camera_info
 
 
-def map_of(size, sensor=None, left=0, top=0, binning=1):
-    """An image (width, height) whose red and green tell which column and row of the sensor a pixel shows, and the
-    levels per pixel of the sensor. The image begins at `left`, `top` of the sensor; each pixel is of some across."""
+def coordinate_image(size, sensor=None, left=0, top=0, binning=1):
+    """An image (width, height) whose red and green encode the sensor column and row of each pixel, and the number of
+    levels per sensor pixel. The image starts at `left`, `top` of the sensor; `binning` sensor pixels make one."""
     levels = 250 / max(sensor or size)
     columns, rows = np.meshgrid(*((np.arange(length) + 0.5) * binning - 0.5 for length in size))
     picture = np.stack([(columns + left) * levels, (rows + top) * levels, np.full_like(rows, 90)], -1)
     return picture.round().astype(np.uint8), levels
 
 
-def shown_by(info, k, d=(), model="plumb_bob"):
-    """(h, w, 2) column and row of the sensor of a camera (`k`, `d`) that each pixel of an output shows, if it is the
-    image of the pinhole camera that its camera_info tells."""
+def sensor_pixels(info, k, d=(), model="plumb_bob"):
+    """(h, w, 2) sensor column and row, in a camera with `k` and `d`, of each pixel of an output image, if that is an
+    image of the pinhole camera in its camera_info."""
     columns, rows = np.meshgrid(np.arange(info.width), np.arange(info.height))
     rays = np.stack([columns, rows, np.ones_like(rows)], -1).reshape(-1, 1, 3) @ np.linalg.inv(info.k.reshape(3, 3)).T
     project = cv2.fisheye.projectPoints if model == "equidistant" else cv2.projectPoints
@@ -171,8 +171,8 @@ def shown_by(info, k, d=(), model="plumb_bob"):
     return source.reshape(info.height, info.width, 2)
 
 
-def show(bench, image):
-    """Send an image; the camera_info and the pixels that come out."""
+def process(bench, image):
+    """Send an image; returns the camera_info and pixels that are published for it."""
     count = len(bench.messages["rgb"])
     sent = bench.send(count, message=conversions.image_message(Header(), image, "rgb8"))
     info, rgb = bench.wait_for("camera_info", count + 1), bench.wait_for("rgb", count + 1)
@@ -188,17 +188,17 @@ def calibrate(bench, k, d=(), model="plumb_bob", size=(WIDTH, HEIGHT), **values)
 
 
 def is_pinhole(info, k):
-    """Whether an output's camera_info is that of a camera without distortion, with these intrinsics."""
+    """Whether an output's camera_info describes a camera without distortion, with these intrinsics."""
     np.testing.assert_allclose(info.k, k, atol=1e-4)
     np.testing.assert_array_equal(info.p.reshape(3, 4), np.column_stack([info.k.reshape(3, 3), np.zeros(3)]))
     np.testing.assert_array_equal(info.r.reshape(3, 3), np.eye(3))
     return info.distortion_model == "plumb_bob" and not any(info.d) and info.roi == RegionOfInterest()
 
 
-def test_distortion_of_every_model_is_removed_and_may_change_at_any_time(make_bench):
+def test_distortion_of_every_model_is_removed_and_can_change(make_bench):
     bench = make_bench()
     bench.start("camera_info", "rgb")
-    image, levels = map_of((WIDTH, HEIGHT))
+    image, levels = coordinate_image((WIDTH, HEIGHT))
     wide = [30.0, 0.0, 33.0, 0.0, 29.0, 22.0, 0.0, 0.0, 1.0]
     lenses = [
         (K, (-0.25, 0.06, 0.001, -0.002, 0.0), "plumb_bob"),
@@ -208,43 +208,43 @@ def test_distortion_of_every_model_is_removed_and_may_change_at_any_time(make_be
     ]
     for lens in lenses:
         calibrate(bench, *lens)
-        info, seen = show(bench, image)
+        info, actual = process(bench, image)
         assert is_pinhole(info, info.k)
-        source = shown_by(info, *lens)
-        # Half a level of rounding before the interpolation, and half of one after it, are a quarter of a pixel.
-        np.testing.assert_allclose(seen[..., :2] / levels, np.clip(source, 0, (WIDTH - 1, HEIGHT - 1)), atol=0.35)
-        assert (seen[..., 2] == 90).all()  # no black border
+        source = sensor_pixels(info, *lens)
+        # Rounding by half a level before and after the interpolation amounts to a quarter of a pixel.
+        np.testing.assert_allclose(actual[..., :2] / levels, np.clip(source, 0, (WIDTH - 1, HEIGHT - 1)), atol=0.35)
+        assert (actual[..., 2] == 90).all()  # no black border
         np.testing.assert_array_equal(info.k[[2, 5]], [33, 22])
-        # There was something to remove: with its own K the image would be off by pixels.
-        assert np.abs(shown_by(info, lens[0]) - source).max() > 1
+        # The distortion is significant: without removal the error would be more than a pixel.
+        assert np.abs(sensor_pixels(info, lens[0]) - source).max() > 1
     calibrate(bench, K, [0.0] * 5)
-    info, seen = show(bench, image)
+    info, actual = process(bench, image)
     assert is_pinhole(info, K)
-    np.testing.assert_array_equal(seen, image)
+    np.testing.assert_array_equal(actual, image)
     assert not [text for level, text in bench.logs if level >= 30]
 
 
-def test_intrinsics_follow_resize_and_crop(make_bench):
+def test_intrinsics_are_adjusted_for_resize_and_crop(make_bench):
     bench = make_bench()
     bench.start("camera_info", "rgb")
     cases = [
-        # Sent, and its cx and cy with fx = 100 and fy = 90; the network's fx, fy, cx, cy, and width and height.
-        ((128, 88), (70, 40), (50, 45, 70.5 / 2 - 0.5, 40.5 / 2 - 0.5 - 2), (64, 40)),  # 64x44, 2 rows cut off
+        # Size sent; its cx and cy, with fx = 100 and fy = 90; the network's fx, fy, cx, cy; its width and height.
+        ((128, 88), (70, 40), (50, 45, 70.5 / 2 - 0.5, 40.5 / 2 - 0.5 - 2), (64, 40)),  # 64x44, cropped by 4 rows
         ((88, 128), (40, 70), (50, 45, 40.5 / 2 - 0.5 - 2, 70.5 / 2 - 0.5), (40, 64)),
-        ((64, 64), (30, 35), (100, 90, 30, 35 - 8), (64, 48)),  # as in training: 4:3
-        # 64x25.6, which is 26 rows, of which 24 are shown.
+        ((64, 64), (30, 35), (100, 90, 30, 35 - 8), (64, 48)),  # 4:3, as in training
+        # 64x25.6, rounded to 26 rows, cropped to 24.
         ((160, 64), (70, 32), (40, 90 * 26 / 64, 70.5 * 0.4 - 0.5, 32.5 * 26 / 64 - 0.5 - 1), (64, 24)),
         ((32, 24), (17, 11), (200, 180, 17.5 * 2 - 0.5, 11.5 * 2 - 0.5), (64, 48)),
     ]
     for size, (cx, cy), (fx, fy, new_cx, new_cy), new_size in cases:
         k = [100.0, 0.0, cx, 0.0, 90.0, cy, 0.0, 0.0, 1.0]
         calibrate(bench, k, size=size)
-        image, levels = map_of(size)
-        info, seen = show(bench, image)
+        image, levels = coordinate_image(size)
+        info, actual = process(bench, image)
         assert (info.width, info.height) == new_size
         assert is_pinhole(info, [fx, 0, new_cx, 0, fy, new_cy, 0, 0, 1])
-        # And the pixels are where it says, but for the border, beyond which a filter that resizes knows nothing.
-        error = (seen[..., :2] / levels - shown_by(info, k))[4:-4, 4:-4]
+        # The pixels match the camera_info, except at the border, where the resize filter lacks neighbors.
+        error = (actual[..., :2] / levels - sensor_pixels(info, k))[4:-4, 4:-4]
         assert np.abs(error).max() < 1 / levels + 0.05 and np.abs(error.mean((0, 1))).max() < 0.1, size
     assert not [text for level, text in bench.logs if level >= 40]
 
@@ -252,29 +252,29 @@ def test_intrinsics_follow_resize_and_crop(make_bench):
 def test_binning_and_region_of_interest(make_bench):
     bench = make_bench()
     bench.start("camera_info", "rgb")
-    # Of a sensor of 160x120 the 128x96 at (20, 10), two by two pixels made one.
+    # The 128x96 pixels at (20, 10) of a 160x120 sensor, binned 2x2.
     sensor = [150.0, 0.0, 79.5, 0.0, 140.0, 59.5, 0.0, 0.0, 1.0]
-    image, levels = map_of((WIDTH, HEIGHT), (160, 120), 20, 10, binning=2)
+    image, levels = coordinate_image((WIDTH, HEIGHT), (160, 120), 20, 10, binning=2)
     part = RegionOfInterest(x_offset=20, y_offset=10, width=128, height=96)
     for d in ((), (-0.4, 0.1, 0.0, 0.0, 0.0)):
         calibrate(bench, sensor, d, size=(160, 120), binning_x=2, binning_y=2, roi=part)
-        info, seen = show(bench, image)
-        if not d:  # a pixel's centre: (79.5 - 20 + 1/2) / 2 - 1/2
+        info, actual = process(bench, image)
+        if not d:  # pixel centers: (79.5 - 20 + 1/2) / 2 - 1/2
             assert is_pinhole(info, [75, 0, 29.5, 0, 70, 24.5, 0, 0, 1])
-        source = np.clip(shown_by(info, sensor, d), (20.5, 10.5), (146.5, 104.5))
-        np.testing.assert_allclose(seen[..., :2] / levels, source, atol=1 / levels + 0.1)
-    assert np.abs(shown_by(info, sensor) - shown_by(info, sensor, d)).max() > 2
-    # The same part at full resolution, shrunk by the node.
+        source = np.clip(sensor_pixels(info, sensor, d), (20.5, 10.5), (146.5, 104.5))
+        np.testing.assert_allclose(actual[..., :2] / levels, source, atol=1 / levels + 0.1)
+    assert np.abs(sensor_pixels(info, sensor) - sensor_pixels(info, sensor, d)).max() > 2
+    # The same region at full resolution, scaled down by the node.
     calibrate(bench, sensor, size=(160, 120), roi=part)
-    info, _ = show(bench, map_of((128, 96), (160, 120), 20, 10)[0])
+    info, _ = process(bench, coordinate_image((128, 96), (160, 120), 20, 10)[0])
     assert is_pinhole(info, [75, 0, 29.5, 0, 70, 24.5, 0, 0, 1])
-    # The whole sensor, shrunk by 0.4 before it was sent.
+    # The whole sensor, scaled by 0.4 before it was sent.
     calibrate(bench, sensor, size=(160, 120))
-    assert is_pinhole(show(bench, image)[0], [60, 0, 31.5, 0, 56, 23.5, 0, 0, 1])
+    assert is_pinhole(process(bench, image)[0], [60, 0, 31.5, 0, 56, 23.5, 0, 0, 1])
     assert not [text for level, text in bench.logs if level >= 40]
 
 
-def test_calibration_that_comes_while_an_image_waits_belongs_to_later_ones(make_bench, hold):
+def test_calibration_that_arrives_while_an_image_waits_applies_to_later_images(make_bench, hold):
     bench = make_bench()
     bench.start("camera_info")
     held = hold(bench)
@@ -287,7 +287,7 @@ def test_calibration_that_comes_while_an_image_waits_belongs_to_later_ones(make_
         calibrate(bench, k)
         bench.send(index)
         bench.wait_for_arrival()
-    held.let_go()
+    held.release()
     bench.wait_for("camera_info", 4)
     assert bench.times("camera_info") == [0.0, 0.1, 0.2, 0.3]
     *uncalibrated, calibrated, again = bench.messages["camera_info"]
@@ -298,26 +298,26 @@ def test_calibration_that_comes_while_an_image_waits_belongs_to_later_ones(make_
 @pytest.mark.parametrize(
     ("arguments", "parameters"), [((), {"rectified": True}), (("-r", "image:=eye/image_rect_color"), {})]
 )
-def test_rectified_images_are_those_of_p(make_bench, arguments, parameters):
+def test_rectified_images_use_p(make_bench, arguments, parameters):
     bench = make_bench(*arguments, **parameters)
     bench.start("camera_info", "rgb")
-    image, _ = map_of((WIDTH, HEIGHT))
+    image, _ = coordinate_image((WIDTH, HEIGHT))
     p = [55.0, 0.0, 30.0, -4.0, 0.0, 54.0, 25.0, 0.0, 0.0, 0.0, 1.0, 0.0]
     calibrate(bench, K, (-0.3, 0.1, 0.0, 0.0, 0.0), p=p)
-    info, seen = show(bench, image)
+    info, actual = process(bench, image)
     assert is_pinhole(info, [55, 0, 30, 0, 54, 25, 0, 0, 1])
-    np.testing.assert_array_equal(seen, image)
-    calibrate(bench, K, (-0.3, 0.1, 0.0, 0.0, 0.0))  # P is empty: the images are straight all the same
-    info, seen = show(bench, image)
+    np.testing.assert_array_equal(actual, image)
+    calibrate(bench, K, (-0.3, 0.1, 0.0, 0.0, 0.0))  # P is empty: the images are rectified all the same
+    info, actual = process(bench, image)
     assert is_pinhole(info, K)
-    np.testing.assert_array_equal(seen, image)
+    np.testing.assert_array_equal(actual, image)
 
 
-def test_focal_length_is_estimated_where_camera_info_does_not_tell_it(make_bench, log_everything):
+def test_focal_length_is_estimated_if_camera_info_lacks_it(make_bench, log_everything):
     bench = make_bench()
     bench.start("camera_info", "rgb")
-    image, _ = map_of((WIDTH, HEIGHT))
-    first, _ = show(bench, image)
+    image, _ = coordinate_image((WIDTH, HEIGHT))
+    first, _ = process(bench, image)
     assert first.k[0] > 0 and abs(first.k[0] - K[0]) > 1
     estimated = first.k
     cases = [
@@ -331,15 +331,15 @@ def test_focal_length_is_estimated_where_camera_info_does_not_tell_it(make_bench
     ]
     for values, text, k in cases:
         calibrate(bench, **{"k": K, **values})
-        bench.reset()  # so that the network, which knows nothing before it, says the same
-        info, seen = show(bench, image)
+        bench.reset()  # so that the network starts without memory and predicts the same
+        info, actual = process(bench, image)
         np.testing.assert_array_equal(info.k, k)
-        np.testing.assert_array_equal(seen, image)
+        np.testing.assert_array_equal(actual, image)
         if text:
-            show(bench, image)  # which gives no second error
+            process(bench, image)  # the error is not repeated
     bench.reset()
-    show(bench, image)
-    bench.wait(lambda: bench.count_logs("a new world starts (reset)") == len(cases) + 1, "the last new world")
+    process(bench, image)
+    bench.wait(lambda: bench.count_logs("a new world starts (reset)") == len(cases) + 1, "the last reset")
     errors, texts = [text for level, text in bench.logs if level >= 40], [text for _, text, _ in cases if text]
     assert len(errors) == len(texts)
     assert all(text in error for text, error in zip(texts, errors, strict=True)), errors
@@ -356,9 +356,9 @@ OUTPUTS = {
 }
 
 
-def seen_by_others(bench, kind):
-    """By topic: reliability and durability of the node's publishers or subscriptions, as the probe's DDS tells them,
-    and the depth, which does not go over the wire, as the node's own."""
+def discovered_qos(bench, kind):
+    """By topic: reliability and durability of the node's publishers or subscriptions, as the probe discovers them, and
+    the queue depth, which is not transmitted, from the node itself."""
     probe, node = bench.probe, bench.node
     topics, infos, own = {
         "publishers": (
@@ -378,15 +378,15 @@ def seen_by_others(bench, kind):
     return found
 
 
-def test_outputs_are_offered_as_promised(make_bench):
+def test_qos_of_outputs(make_bench):
     bench = make_bench(occupancy__enabled=True)
     bench.start()
     expected = {f"{bench.name}/{topic}": qos for topic, qos in OUTPUTS.items()}
     expected |= {"/tf": (*RELIABLE, 100), "/diagnostics": (*RELIABLE, 1)}
-    everyones = {"/rosout", "/parameter_events", f"{bench.name}/transition_event"}
-    bench.wait(lambda: seen_by_others(bench, "publishers").keys() >= expected.keys(), "discovery")
-    found = seen_by_others(bench, "publishers")
-    assert {topic: qos for topic, qos in found.items() if topic not in everyones} == expected
+    default_topics = {"/rosout", "/parameter_events", f"{bench.name}/transition_event"}
+    bench.wait(lambda: discovered_qos(bench, "publishers").keys() >= expected.keys(), "discovery")
+    found = discovered_qos(bench, "publishers")
+    assert {topic: qos for topic, qos in found.items() if topic not in default_topics} == expected
 
 
 @pytest.mark.parametrize(
@@ -413,23 +413,23 @@ def test_outputs_are_offered_as_promised(make_bench):
     ],
     ids=["live", "every frame, range", "compressed, odometry", "every compressed frame, base"],
 )
-def test_inputs_are_asked_for_as_promised_and_no_others(make_bench, parameters, inputs):
+def test_qos_of_inputs_and_no_other_subscriptions(make_bench, parameters, inputs):
     bench = make_bench(**parameters)
     bench.start()
     expected = {"camera_info": (*SENSOR_DATA, 1), **inputs}
     expected = {topic if topic[0] == "/" else f"{bench.namespace}/{topic}": qos for topic, qos in expected.items()}
-    # Its own list has no delay: what is not in it will not come.
+    # The node's own list has no delay, so it is complete.
     own = bench.node.get_subscriber_names_and_types_by_node("raymap3r", bench.namespace)
     assert {topic for topic, _ in own} == expected.keys()
-    bench.wait(lambda: seen_by_others(bench, "subscriptions").keys() >= expected.keys(), "discovery")
-    found = seen_by_others(bench, "subscriptions")
+    bench.wait(lambda: discovered_qos(bench, "subscriptions").keys() >= expected.keys(), "discovery")
+    found = discovered_qos(bench, "subscriptions")
     assert {topic: qos[: len(expected[topic])] for topic, qos in found.items()} == expected
     assert bench.change_state("deactivate")
     left = {"/tf", "/tf_static"} & expected.keys()
-    bench.wait(lambda: seen_by_others(bench, "subscriptions").keys() == left, "that it listens no more")
+    bench.wait(lambda: discovered_qos(bench, "subscriptions").keys() == left, "end of the subscriptions")
 
 
-def test_who_comes_late_gets_the_last_trajectory_alone(make_bench):
+def test_late_subscriber_receives_only_the_last_trajectory(make_bench):
     bench = make_bench()
     bench.start("trajectory")
     for index in range(3):
@@ -439,4 +439,4 @@ def test_who_comes_late_gets_the_last_trajectory_alone(make_bench):
     bench.probe.create_subscription(
         Path, f"{bench.name}/trajectory", lambda message: bench.on_message("late", message), latched
     )
-    assert len(bench.wait_for("late").poses) == 3  # with those before it, these would come first
+    assert len(bench.wait_for("late").poses) == 3  # earlier trajectories would arrive first

@@ -1,4 +1,4 @@
-"""The launch files, run by launch itself; skipped where no ROS distribution supplies it."""
+"""The launch files, run by ROS 2 launch; skipped if launch is not installed."""
 
 import json
 import os
@@ -40,12 +40,12 @@ def launch(root):
     except PackageNotFoundError:
         pytest.skip("the package is not installed as a ROS package")
     if not executable.exists():
-        pytest.skip("installed by pip, which puts no executable where launch looks for it")
+        pytest.skip("installed by pip, which does not put the executable into lib/raymap3r_ros")
     started = []
 
     def make(*arguments, file="stream.launch.py"):
         command = [sys.executable, "-c", LAUNCH, str(root / "launch" / file), *arguments]
-        # A session of its own, so that it can be interrupted as a terminal does: the whole group at once.
+        # A new session, so that a signal can go to the whole process group, as Ctrl-C in a terminal does.
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -60,7 +60,7 @@ def launch(root):
 
 
 def lines_until(process, text):
-    """What launch says up to a line with this text; launch is killed where it does not say it in time."""
+    """Output of launch up to a line with this text; kills launch if the line does not appear in time."""
     lines = []
     killer = threading.Timer(LIMIT, os.killpg, (process.pid, signal.SIGKILL))
     killer.start()
@@ -78,18 +78,18 @@ def test_launch_configures_and_activates(launch):
     process = launch("namespace:=launched", "image:=/eye/image_raw", "device:=cpu")
     lines_until(process, "active: newest frame of /eye/image_raw")
     os.killpg(process.pid, signal.SIGINT)
-    # Not up to the end of launch, which now and then waits for something else for ever.
+    # Not up to the end of launch, which sometimes does not return.
     assert "Traceback" not in lines_until(process, "process has finished cleanly")
 
 
-def test_launch_tells_what_is_wrong(launch):
+def test_launch_prints_the_error_of_the_node(launch):
     process = launch("checkpoint:=/nowhere.pth")
     out = process.communicate(timeout=LIMIT)[0]
     assert "configure failed: checkpoint '/nowhere.pth' is not a file" in out
     assert "Traceback" not in out
 
 
-def test_a_parameter_file_that_is_not_there_is_an_error(launch):
+def test_missing_parameter_file_is_an_error(launch):
     out = launch("params_file:=/nowhere.yaml").communicate(timeout=LIMIT)[0]
     assert "params_file is '/nowhere.yaml', which is not a file" in out
 
@@ -111,7 +111,7 @@ def test_replay_ends_by_itself_with_a_report(launch, bag, tmp_path):
         f"bag:={bag}", "topic:=/camera/image_raw", "rate:=0", "loop:=2", f"out:={tmp_path}", "namespace:=launched",
         "device:=cpu", file="replay.launch.py",
     )  # fmt: skip
-    # Not up to the end of launch, as above.
+    # Not up to the end of launch, for the same reason.
     text = lines_until(process, "process has finished cleanly") + lines_until(process, "process has finished cleanly")
     assert "playing /camera/image_raw" in text and "into /launched/raymap3r" in text
     assert "Traceback" not in text and "[ERROR]" not in text
@@ -120,7 +120,7 @@ def test_replay_ends_by_itself_with_a_report(launch, bag, tmp_path):
     assert [world["frames"] for world in report["worlds"]] == [5, 5]
 
 
-def test_replay_ends_where_the_node_cannot_start(launch, bag, tmp_path):
+def test_replay_ends_if_the_node_cannot_start(launch, bag, tmp_path):
     out = launch(
         f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path}", "checkpoint:=/nowhere.pth",
         file="replay.launch.py",
@@ -129,6 +129,6 @@ def test_replay_ends_where_the_node_cannot_start(launch, bag, tmp_path):
     assert "a new world starts" not in out
 
 
-def test_replay_of_no_bag_is_an_error(launch, tmp_path):
+def test_replay_of_a_missing_bag_is_an_error(launch, tmp_path):
     out = launch("bag:=/nowhere", f"out:={tmp_path}", file="replay.launch.py").communicate(timeout=LIMIT)[0]
     assert "/nowhere: there is no such file or folder" in out and "process started" not in out

@@ -1,4 +1,4 @@
-"""The localizer: metric scale, placement, and changes of the world, also around frames that are not finite."""
+"""The localizer: metric scale, placement and world changes, also at frames that are not finite."""
 
 from types import SimpleNamespace
 
@@ -62,7 +62,7 @@ class Bench:
         return int(next(item.value for item in values if item.key == "resets"))
 
 
-def test_changes_of_the_world_are_logged_and_counted_after_the_first():
+def test_world_changes_are_logged_and_counted_after_the_first():
     bench = Bench()
     assert bench.send(NEW, 0, reset_reason="start") is NEW and bench.resets() == 0
     assert bench.send(NONE, 1) is NONE
@@ -80,7 +80,7 @@ def test_changes_of_the_world_are_logged_and_counted_after_the_first():
 
 
 @pytest.mark.parametrize("change", [ALIGNED, JUMPED, NEW])
-def test_reset_at_a_frame_that_is_not_finite_has_not_happened(change):
+def test_reset_at_a_frame_that_is_not_finite_is_ignored(change):
     bench = Bench()
     bench.send(NEW, 0)
     assert bench.send(NONE, 4, healthy=False) is None  # the stream would reset its memory here
@@ -88,7 +88,7 @@ def test_reset_at_a_frame_that_is_not_finite_has_not_happened(change):
     assert bench.send(change, 9) is change and bench.resets() == 1  # after the next reset, at a healthy frame
 
 
-def test_reset_at_the_second_of_two_frames_that_are_not_finite_has_not_happened():
+def test_reset_at_the_second_of_two_frames_that_are_not_finite_is_ignored():
     bench = Bench()
     bench.send(NEW, 0)
     assert bench.send(NONE, 3, healthy=False) is None
@@ -97,7 +97,7 @@ def test_reset_at_the_second_of_two_frames_that_are_not_finite_has_not_happened(
 
 
 @pytest.mark.parametrize("change", [ALIGNED, JUMPED, NEW])
-def test_change_at_frames_that_are_not_finite_holds_for_the_first_healthy_one(change):
+def test_change_at_frames_that_are_not_finite_applies_to_the_first_healthy_frame(change):
     bench = Bench()
     bench.send(NEW, 0)
     assert bench.send(change, 5, healthy=False) is None
@@ -123,7 +123,7 @@ def test_stream_that_is_reset_after_a_frame_that_is_not_finite_starts_a_new_worl
     assert bench.send(NEW, 0, reason="reset") is NEW
 
 
-def test_change_survives_a_frame_that_is_lost_after_the_step():
+def test_change_is_kept_if_a_frame_is_lost_after_the_step():
     """For example, because copying its summary runs out of memory."""
     bench = Bench()
     bench.send(NEW, 0)
@@ -131,7 +131,7 @@ def test_change_survives_a_frame_that_is_lost_after_the_step():
     assert bench.send(ALIGNED, 6) is NEW
 
 
-def test_scale_multiplies_the_pose_and_may_change():
+def test_scale_multiplies_the_pose_and_can_change():
     bench = Bench()
     bench.send(NEW, 0)
     bench.localizer.use(NodeOptions(scale=type(NodeOptions().scale)(value=3.0)))
@@ -142,7 +142,7 @@ def test_scale_multiplies_the_pose_and_may_change():
     assert bench.localizer.facts() == {"scale": "3 (fixed)"}
 
 
-def test_odometry_is_not_measured_over_a_jump_and_starts_again_in_a_new_world():
+def test_motion_is_not_measured_across_a_jump_or_a_new_world():
     bench = Bench()
     placements = [
         bench.place(bench.observe(change, frame)).placement
@@ -172,7 +172,7 @@ def test_mounts_of_the_scale_source_are_looked_up():
     scale = type(NodeOptions().scale)
     bench = Bench(look_up, scale=scale(source="range"))
     bench.send(NEW, 0)
-    assert requests == []  # the frame of the sensor is not known yet
+    assert requests == []  # the sensor's frame is not known yet
     bench.localizer.add_range(RangeReading(1.0, 2.0, 0.1, 10.0, 0.1), "ranger")
     bench.send()
     assert requests == [("camera", "ranger")]

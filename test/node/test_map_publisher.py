@@ -1,4 +1,4 @@
-"""The static map and the grid, value by value over real DDS: a script tells what each image shows."""
+"""Values of the static map and the occupancy grid over real DDS, for a scripted stream."""
 
 import math
 import time
@@ -8,9 +8,9 @@ import pytest
 from scipy.spatial import cKDTree
 from scripted import (
     BOX,
+    FACING_RIGHT,
     FOCAL,
     HEIGHT,
-    LOOKS_RIGHT,
     MOVER,
     RAYS,
     ROS_FROM_OPTICAL,
@@ -36,24 +36,24 @@ def cloud_of(message):
 
 
 def static_wall(index):
-    """A wall at 1.97 m, of which one part is said to move and the network is not sure of another."""
+    """A wall at 1.97 m with one dynamic part and one part of low confidence."""
     return {
-        "pose": LOOKS_RIGHT, "depth": filled(1.97), "confidence": filled(5.0, (UNSURE, 1.4)),
+        "pose": FACING_RIGHT, "depth": filled(1.97), "confidence": filled(5.0, (UNSURE, 1.4)),
         "dynamic_mask": filled(False, (MOVER, True)),
     }  # fmt: skip
 
 
 def expected_map(voxel=VOXEL):
-    """Points (n, 3) in `map`, of the means of all pixels in a voxel."""
-    keep = filled(True, (UNSURE, False), (np.s_[9:21, 19:31], False))  # around what moves a pixel more
-    stream = (RAYS * 1.97)[keep] @ LOOKS_RIGHT[:3, :3].T + LOOKS_RIGHT[:3, 3]
+    """Points (n, 3) in `map`: the mean of all pixels in each voxel."""
+    keep = filled(True, (UNSURE, False), (np.s_[9:21, 19:31], False))  # the dynamic part is dilated by one pixel
+    stream = (RAYS * 1.97)[keep] @ FACING_RIGHT[:3, :3].T + FACING_RIGHT[:3, 3]
     voxels = {}
     for key, point in zip(np.floor(stream / voxel).astype(int), stream, strict=True):
         voxels.setdefault(tuple(key), []).append(point)
     return np.array([np.mean(points, axis=0) for points in voxels.values()]) @ ROS_FROM_OPTICAL[:3, :3].T
 
 
-def test_static_map_holds_what_stands_still_and_is_sure(make_bench):
+def test_static_map_contains_static_and_confident_pixels(make_bench):
     bench = start(make_bench, static_wall, "static_map", static_map__voxel_size=VOXEL, static_map__rate=30.0)
     sent = [bench.send(time=index / 5, message=paint((MOVER, RED), (UNSURE, GREEN))) for index in range(3)]
     cloud = wait_for_stamp(bench, "static_map", sent[-1])
@@ -61,51 +61,51 @@ def test_static_map_holds_what_stands_still_and_is_sure(make_bench):
     points, colors = cloud_of(cloud)
     expected = expected_map()
     assert 1000 < len(expected) < 2500
-    off, which = cKDTree(points).query(expected)
-    assert off.max() < 1e-4 and len(set(which)) == len(points) == len(expected)
+    distance, nearest_point = cKDTree(points).query(expected)
+    assert distance.max() < 1e-4 and len(set(nearest_point)) == len(points) == len(expected)
     assert (colors == 120).all()
     assert_latched(bench, "static_map")
 
 
-def test_voxels_keep_their_size_in_metres_when_the_scale_changes_much(make_bench):
+def test_voxel_size_in_metres_is_kept_when_the_scale_changes(make_bench):
     bench = start(make_bench, static_wall, "static_map", static_map__voxel_size=VOXEL, static_map__rate=30.0)
-    # A tenth is let pass; at half the scale, two of the stream's voxels make one of the size that was asked for.
+    # Changes up to a tenth are tolerated; at half the scale, two voxels of the stream make one of the requested size.
     for index, (scale, voxel) in enumerate([(1.0, VOXEL), (1.08, VOXEL), (0.93, VOXEL), (0.5, 2 * VOXEL)]):
         assert bench.set_parameter("scale.value", scale).successful
         sent = bench.send(time=index / 5, message=paint((MOVER, RED), (UNSURE, GREEN)))
         points, _ = cloud_of(wait_for_stamp(bench, "static_map", sent))
         expected = scale * expected_map(voxel)
-        off, which = cKDTree(points).query(expected)
-        assert off.max() < 1e-4 and len(set(which)) == len(points) == len(expected), scale
+        distance, nearest_point = cKDTree(points).query(expected)
+        assert distance.max() < 1e-4 and len(set(nearest_point)) == len(points) == len(expected), scale
 
 
-def test_static_map_follows_what_is_seen_and_what_is_set(make_bench):
+def test_static_map_follows_the_scene_and_the_parameters(make_bench):
     def show(index):
-        return {"pose": LOOKS_RIGHT, "depth": filled(1.97, (BOX, 1.2)) if index < 2 else filled(1.97)}
+        return {"pose": FACING_RIGHT, "depth": filled(1.97, (BOX, 1.2)) if index < 2 else filled(1.97)}
 
     bench = start(make_bench, show, "static_map", static_map__voxel_size=VOXEL, static_map__rate=2.0)
 
-    def look(index):
+    def map_after(index):
         sent = bench.send(time=index / 5, message=paint((BOX, BLUE)) if index < 2 else paint())
         return cloud_of(wait_for_stamp(bench, "static_map", sent))
 
-    # A box at y = -(0.3 + 1.2) that was seen twice goes when the wall behind it has been seen as often.
+    # A box at y = -(0.3 + 1.2) that was observed twice is removed after the wall behind it was observed twice.
     bench.send(message=paint((BOX, BLUE)))
-    points, colors = look(1)
+    points, colors = map_after(1)
     box = (colors == BLUE).all(1)
     assert box.sum() > 30 and (~box).sum() > 1000
     np.testing.assert_allclose(points[:, 1], np.where(box, -1.5, -2.27), atol=1e-4)
     assert bench.set_parameter("static_map.rate", 30.0).successful
-    look(2)
+    map_after(2)
     before = time.monotonic()
-    points, colors = look(3)
+    points, colors = map_after(3)
     assert len(points) > 1000 and (colors == 120).all()
     np.testing.assert_allclose(points[:, 1], -2.27, atol=1e-4)
     assert bench.set_parameter("static_map.max_points", 1000).successful
-    assert all(900 <= len(look(index)[0]) <= 1000 for index in range(4, 8))
+    assert all(900 <= len(map_after(index)[0]) <= 1000 for index in range(4, 8))
     assert bench.set_parameter("static_map.max_points", 2000).successful
-    assert all(1000 < len(look(index)[0]) <= 2000 for index in range(8, 12))
-    assert time.monotonic() - before < 3.0  # twice a second, as before, it would have taken 4.5 s
+    assert all(1000 < len(map_after(index)[0]) <= 2000 for index in range(8, 12))
+    assert time.monotonic() - before < 3.0  # at the previous rate of 2 Hz it would have taken 4.5 s
 
 
 # ----------------------------------------------------------------------------------------------------------- occupancy
@@ -114,7 +114,7 @@ WALL_AHEAD, WALL_LEFT, FLOOR = 4.03, 1.03, 1.02  # metres from the camera
 
 
 def room():
-    """Depth of a room, open to the right, as a level camera sees it: in it a board under the ceiling and a kerb."""
+    """Depth image of a level camera in a room that is open to the right, with a board under the ceiling and a kerb."""
     slope_left, slope_up = -RAYS[..., 0], -RAYS[..., 1]
     with np.errstate(divide="ignore"):
         depth = np.full((HEIGHT, WIDTH), WALL_AHEAD)
@@ -127,14 +127,14 @@ def room():
     return np.where((y > -1.1) & (y < -0.5) & (z > 0.6) & (z < 0.9), 2.03, depth)
 
 
-def test_occupancy_lies_as_the_room_does(make_bench):
+def test_occupancy_matches_the_room(make_bench):
     depth = room()
     bench = start(
         make_bench, lambda index: {"depth": depth}, "occupancy", occupancy__enabled=True, occupancy__resolution=0.1,
         static_map__voxel_size=VOXEL, static_map__rate=30.0,
     )  # fmt: skip
 
-    def look(index):
+    def grid_after(index):
         grid = wait_for_stamp(bench, "occupancy", bench.send(time=index / 5))
         cells, origin = np.reshape(grid.data, (grid.info.height, grid.info.width)), grid.info.origin.position
 
@@ -143,10 +143,10 @@ def test_occupancy_lies_as_the_room_does(make_bench):
 
         return grid, cells, cell
 
-    grid, cells, cell = look(0)
+    grid, cells, cell = grid_after(0)
     assert grid.header.frame_id == "map" and grid.info.resolution == pytest.approx(0.1)
     position, turn = grid.info.origin.position, grid.info.origin.orientation
-    # From where the left wall comes into view to the wall ahead; from that wall's right end to the left wall.
+    # From the nearest visible point of the left wall to the wall ahead; from that wall's right end to the left wall.
     nearest, right = WALL_LEFT / (31.5 / FOCAL), -WALL_AHEAD * 31.5 / FOCAL
     assert (position.x, position.y) == pytest.approx((math.floor(nearest * 10) / 10, math.floor(right * 10) / 10))
     assert position.z == pytest.approx(-FLOOR, abs=1e-3) and (turn.x, turn.y, turn.z, turn.w) == (0, 0, 0, 1)
@@ -159,11 +159,11 @@ def test_occupancy_lies_as_the_room_does(make_bench):
     assert_latched(bench, "occupancy")
 
     assert bench.set_parameter("occupancy.min_height", 0.05).successful
-    _, cells, cell = look(1)
+    _, cells, cell = grid_after(1)
     assert cell(*kerb) == 100 and cell(2.95, 0.55) == cell(*under_board) == 0
     assert (cells[:-1, :-1] == 100).sum() < 60  # a metre by half a metre
     for name, value in {"min_height": 0.15, "max_height": 2.0, "resolution": 0.2}.items():
         assert bench.set_parameter(f"occupancy.{name}", value).successful
-    grid, cells, cell = look(2)
+    grid, cells, cell = grid_after(2)
     assert grid.info.resolution == pytest.approx(0.2) and cells.shape == (19, 13)
     assert cell(*kerb) == 0 and cell(2.05, -0.85) == 100

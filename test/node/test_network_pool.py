@@ -6,9 +6,9 @@ from std_srvs.srv import SetBool
 from raymap3r_ros.node.network_pool import NetworkPool
 
 
-def test_each_camera_has_services_and_intrinsics_of_its_own(make_bench):
-    shared = NetworkPool(2)
-    front, rear = cameras = [make_bench(shared=shared, every_frame=True) for _ in range(2)]
+def test_each_camera_has_its_own_services_and_intrinsics(make_bench):
+    pool = NetworkPool(2)
+    front, rear = cameras = [make_bench(pool=pool, every_frame=True) for _ in range(2)]
     for bench in cameras:
         bench.start("pose", "trajectory", "camera_info")
     assert front.node.stream.network is rear.node.stream.network
@@ -16,26 +16,30 @@ def test_each_camera_has_services_and_intrinsics_of_its_own(make_bench):
         bench.send_camera_info(width=64, height=48, k=[focal, 0.0, 31.5, 0.0, focal, 23.5, 0.0, 0.0, 1.0])
         bench.wait_for_camera_info()
 
-    def look(bench, index):
-        """Poses in the trajectory with an image."""
+    def poses_after(bench, index):
+        """Number of poses in the trajectory after an image."""
         sent = bench.send(index, time=index / 2)
         return len(wait_for_stamp(bench, "trajectory", sent).poses)
 
     for index in range(2):
-        assert [look(bench, index) for bench in cameras] == [index + 1] * 2
+        assert [poses_after(bench, index) for bench in cameras] == [index + 1] * 2
     for bench, focal in ((front, 50.0), (rear, 70.0)):
         bench.wait_for("camera_info", 2)
         assert {(info.k[0], info.k[4]) for info in bench.messages["camera_info"]} == {(focal, focal)}
     assert front.reset().success
-    assert (look(rear, 2), look(front, 2)) == (3, 1)
+    assert (poses_after(rear, 2), poses_after(front, 2)) == (3, 1)
     assert rear.set_parameter("points.stride", 2).successful
     assert [bench.node.get_parameter("points.stride").value for bench in cameras] == [1, 2]
     assert front.call(SetBool, "set_paused", SetBool.Request(data=True)).success
     front.send(3)
-    assert look(rear, 3) == 4
-    front.wait_for_told("frames paused", 1)
-    rear.wait_for_told("frames out", 4)
-    assert (front.told["resets"], rear.told["resets"], rear.told["frames paused"]) == ("1", "0", "0")
+    assert poses_after(rear, 3) == 4
+    front.wait_for_diagnostics("frames paused", 1)
+    rear.wait_for_diagnostics("frames out", 4)
+    assert (front.diagnostics["resets"], rear.diagnostics["resets"], rear.diagnostics["frames paused"]) == (
+        "1",
+        "0",
+        "0",
+    )
     assert front.change_state("deactivate") and front.change_state("cleanup")
     assert (front.state(), rear.state()) == ("unconfigured", "active")
-    assert look(rear, 4) == 5
+    assert poses_after(rear, 4) == 5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from sensor_msgs_py.point_cloud2 import read_points
-from topic_helpers import EVERYTHING, HEIGHT, IMAGES, TRAJECTORIES, UNKNOWN, WIDTH, numbers, values, wait_for_end
+from topic_helpers import EVERYTHING, HEIGHT, IMAGES, TRAJECTORIES, WARMUP, WIDTH, numbers, values, wait_for_end
 
 from raymap3r_ros.node import publishers, summary
 from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
@@ -11,7 +11,7 @@ from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
 
 @pytest.fixture
 def make_bench(make_bench):
-    """A bench whose network sees the images as they are sent."""
+    """A bench whose network input has the size of the images sent."""
     return lambda **parameters: make_bench(**{"image_size": WIDTH, **parameters})
 
 
@@ -21,7 +21,7 @@ def test_every_output(make_bench):
     sent = [bench.send(index).header.stamp for index in range(8)]
     for topic in EVERYTHING:
         if topic not in TRAJECTORIES:
-            bench.wait_for(topic, len(sent) - UNKNOWN * (topic in MOTION_TOPICS))
+            bench.wait_for(topic, len(sent) - WARMUP * (topic in MOTION_TOPICS))
     for topic in TRAJECTORIES:
         assert wait_for_end(bench, bench.messages["pose"][-1], topic) == len(sent)
 
@@ -29,8 +29,8 @@ def test_every_output(make_bench):
         stamps = [message.header.stamp for message in bench.messages[topic]]
         if topic in TRAJECTORIES:
             assert stamps == [stamp for stamp in sent if stamp in stamps], topic
-        elif topic in MOTION_TOPICS:  # before that nobody knows what moves: it shall not pass for a still scene
-            assert stamps == sent[UNKNOWN:], topic
+        elif topic in MOTION_TOPICS:  # frames without a motion estimate are not published as static
+            assert stamps == sent[WARMUP:], topic
         else:
             assert stamps == sent, topic
         frame = "map" if topic in ("pose", "odometry", *TRAJECTORIES) else "camera"
@@ -51,10 +51,10 @@ def test_every_output(make_bench):
     assert {(message.width, message.height) for message in last} == {(WIDTH, HEIGHT)}
     assert depth.encoding == static.encoding == "32FC1" and mask.encoding == "mono8"
     assert np.isfinite(values(depth)).all()
-    moves = values(mask, np.uint8)
-    assert set(np.unique(moves)) <= {0, 255}
-    np.testing.assert_array_equal(np.isnan(values(static)), moves == 255)
-    np.testing.assert_array_equal(values(static)[moves == 0], values(depth)[moves == 0])
+    dynamic_pixels = values(mask, np.uint8)
+    assert set(np.unique(dynamic_pixels)) <= {0, 255}
+    np.testing.assert_array_equal(np.isnan(values(static)), dynamic_pixels == 255)
+    np.testing.assert_array_equal(values(static)[dynamic_pixels == 0], values(depth)[dynamic_pixels == 0])
     assert values(bench.messages["confidence"][-1]).min() >= 1
     dynamic = values(bench.messages["dynamic_map"][-1])
     assert 0 <= dynamic.min() < dynamic.max() <= 1
@@ -68,25 +68,30 @@ def test_every_output(make_bench):
     assert [pose.header.stamp for pose in path.poses] == sent
     assert path.poses[-1].pose == bench.messages["pose"][-1].pose
 
-    bench.wait_for_told("frames out", len(sent))
-    told = bench.told
-    assert (told["frames in"], told["frames dropped"], told["frames lost"]) == ("8", "0", "0")
-    assert float(told["rate in (Hz)"]) > 0 and float(told["rate out (Hz)"]) > 0
-    assert float(told["latency from arrival, median (ms)"]) > 0
-    assert {"stage convert (ms)", "stage publish (ms)", "stage decode (ms)", "stage ray_branch (ms)"} <= told.keys()
-    assert 0 < float(told["stage node (ms)"]) < float(told["stage whole frame (ms)"])
-    assert told["update rule"] == "raymap3r" and told["device"] == "cpu"
-    assert told["resets"] == "0" and told["last error"] == ""
+    bench.wait_for_diagnostics("frames out", len(sent))
+    reported = bench.diagnostics
+    assert (reported["frames in"], reported["frames dropped"], reported["frames lost"]) == ("8", "0", "0")
+    assert float(reported["rate in (Hz)"]) > 0 and float(reported["rate out (Hz)"]) > 0
+    assert float(reported["latency from arrival, median (ms)"]) > 0
+    assert {
+        "stage convert (ms)",
+        "stage publish (ms)",
+        "stage decode (ms)",
+        "stage ray_branch (ms)",
+    } <= reported.keys()
+    assert 0 < float(reported["stage node (ms)"]) < float(reported["stage whole frame (ms)"])
+    assert reported["update rule"] == "raymap3r" and reported["device"] == "cpu"
+    assert reported["resets"] == "0" and reported["last error"] == ""
 
 
-def test_untrained_weights_are_said_plainly(make_bench):
+def test_untrained_weights_are_reported(make_bench):
     bench = make_bench(checkpoint="mini")
     assert bench.change_state("configure")
     bench.wait_for_log("untrained weights", level=30)
     bench.wait(lambda: any("untrained weights" in text for _, text in bench.statuses), "diagnostics")
 
 
-def test_what_nobody_wants_is_not_computed(make_bench, monkeypatch):
+def test_outputs_without_subscribers_are_not_computed(make_bench, monkeypatch):
     bench = make_bench(every_frame=True, update_rule="ttt3r")
     bench.start("pose")
     stream, copied, motions = bench.node.stream, [], []
@@ -109,31 +114,31 @@ def test_what_nobody_wants_is_not_computed(make_bench, monkeypatch):
         bench.send(index)
     bench.wait_for("pose", 7)
     assert motions == [False] * 7
-    bench.wait_for_told("frames out", 7)
+    bench.wait_for_diagnostics("frames out", 7)
     two_poses = 2 * 16 * 4
-    assert all(two_poses < few < two_poses + 32 and many == 0 for few, many in copied)
-    bench.wait_for_told("subscribed outputs", "pose")
-    assert "stage ray_branch (ms)" not in bench.told
+    assert all(two_poses < small < two_poses + 32 and large == 0 for small, large in copied)
+    bench.wait_for_diagnostics("subscribed outputs", "pose")
+    assert "stage ray_branch (ms)" not in bench.diagnostics
 
-    bench.listen("dynamic_mask")
+    bench.subscribe("dynamic_mask")
     bench.send(7)
     bench.wait_for("dynamic_mask", 1)
     assert motions[-1]
-    few, many = copied[-1]
-    assert few < two_poses + 32 and many == WIDTH * HEIGHT
+    small, large = copied[-1]
+    assert small < two_poses + 32 and large == WIDTH * HEIGHT
 
 
-def test_points_are_the_maps_where_the_network_is_confident(make_bench):
+def test_points_match_the_images_where_the_network_is_confident(make_bench):
     bench = make_bench(every_frame=True)
     topics = ("points", "dynamic_mask", "depth", "confidence", "rgb", "camera_info")
     bench.start(*topics)
     for index in range(7):
         bench.send(index)
-    bench.wait_for("points", 7 - UNKNOWN)
+    bench.wait_for("points", 7 - WARMUP)
     middle = float(np.median(values(bench.messages["confidence"][-1])))
     assert bench.set_parameter("confidence_threshold", middle).successful
     bench.send(7)
-    cloud, mask = (bench.wait_for(topic, 8 - UNKNOWN) for topic in topics[:2])
+    cloud, mask = (bench.wait_for(topic, 8 - WARMUP) for topic in topics[:2])
     depth, confidence, rgb, info = (bench.wait_for(topic, 8) for topic in topics[2:])
     chosen = values(confidence) >= middle
     assert 0 < chosen.sum() < chosen.size
@@ -144,34 +149,34 @@ def test_points_are_the_maps_where_the_network_is_confident(make_bench):
     bits = points["rgb"].copy().view(np.uint32)
     colors = np.stack([bits >> 16, bits >> 8 & 255, bits & 255], -1)
     np.testing.assert_array_equal(colors, values(rgb, np.uint8)[chosen])
-    # Every point lies about where its pixel looks.
+    # Every point lies approximately on the ray of its pixel.
     rows, columns = np.nonzero(chosen)
     fx, fy = info.k[0], info.k[4]
     assert np.corrcoef(points["x"] / points["z"] * fx, columns)[0, 1] > 0.9
     assert np.corrcoef(points["y"] / points["z"] * fy, rows)[0, 1] > 0.9
 
 
-def test_points_are_strided_and_filtered(make_bench):
+def test_points_are_subsampled_and_filtered(make_bench):
     bench = make_bench(every_frame=True, points__stride=4, confidence_threshold=1.0)
     bench.start("points")
-    for index in range(UNKNOWN + 1):
+    for index in range(WARMUP + 1):
         bench.send(index)
     assert bench.wait_for("points").width == 16 * 12
     assert bench.set_parameter("confidence_threshold", 1000.0).successful
-    bench.send(UNKNOWN + 1)
+    bench.send(WARMUP + 1)
     assert bench.wait_for("points", 2).width == 0
 
 
-def test_late_subscriber_gets_the_trajectory(make_bench):
+def test_late_subscriber_receives_the_trajectory(make_bench):
     bench = make_bench()
     bench.start("pose")
     bench.send(0)
     bench.wait_for("pose")
-    bench.listen("trajectory")
+    bench.subscribe("trajectory")
     assert len(bench.wait_for("trajectory").poses) == 1
 
 
-def test_trajectories_come_twice_a_second_of_stamps_and_at_their_end(make_bench):
+def test_trajectories_are_published_twice_per_second_of_stamps_and_at_the_end(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose", "trajectory")
     for index in range(24):
@@ -179,6 +184,6 @@ def test_trajectories_come_twice_a_second_of_stamps_and_at_their_end(make_bench)
     bench.wait_for("pose", 24)
     assert wait_for_end(bench, last) == 24
     times = bench.times("trajectory")
-    # Between them the timer may have sent some, one in a second of real time.
+    # In between, the timer may have published one per second of wall-clock time.
     assert {0.0, 0.5, 1.0, 1.5, 2.0, 2.3} <= set(times)
     assert len(times) < 24 and times == sorted(set(times))

@@ -22,13 +22,13 @@ NAMES = {
 }  # fmt: skip
 
 
-def test_file_and_code_are_in_step(root):
+def test_parameter_file_is_up_to_date(root):
     text = (root / "config" / "stream.yaml").read_text()
     command = "from raymap3r_ros.node import parameters as p; print(p.default_yaml_file(), end='')"
     assert text == parameters.default_yaml_file(), f'update it: python -c "{command}" > config/stream.yaml'
 
 
-def test_table_of_the_documentation_is_up_to_date(root):
+def test_documented_parameter_table_is_up_to_date(root):
     path = "docs/ros.md"
     text = (root / path).read_text()
     command = (
@@ -44,12 +44,12 @@ def test_table_of_the_documentation_is_up_to_date(root):
     assert by_name["| `child_frame`"] == ['`""`', ""]
 
 
-def test_page_without_a_place_for_the_table_is_an_error():
+def test_page_without_table_markers_is_an_error():
     with pytest.raises(ValueError, match="no table between"):
         parameters.insert_table("# A page\n")
 
 
-def test_file_holds_every_parameter_with_its_default_and_a_comment(root):
+def test_parameter_file_contains_every_parameter_with_its_default_and_a_comment(root):
     text = (root / "config" / "stream.yaml").read_text()
     found = {}
 
@@ -70,7 +70,7 @@ def test_file_holds_every_parameter_with_its_default_and_a_comment(root):
         assert lines[line - 1].strip().startswith("# "), name
 
 
-def test_declared_parameters_describe_themselves(make_bench):
+def test_declared_parameters_have_descriptions(make_bench):
     node = make_bench().node
     assert set(node.list_parameters([], 0).names) - {"use_sim_time", "start_type_description_service"} == NAMES
     for name in NAMES:
@@ -104,7 +104,7 @@ def test_values_are_read_into_the_options(make_bench):
     )
 
 
-def test_a_preset_gives_the_parameters_that_have_their_default_value(make_bench):
+def test_preset_sets_the_parameters_that_have_their_default_value(make_bench):
     bench = make_bench(preset="published", router="adaptive")
     assert parameters.read(bench.node, StreamOptions) == StreamOptions.published(router="adaptive")
     for name, value in {"smoothing": "off", "mask.kind": "absolute", "mask.high": 5.0}.items():
@@ -122,7 +122,7 @@ def test_a_preset_gives_the_parameters_that_have_their_default_value(make_bench)
     assert parameters.read(bench.node, StreamOptions).reset_alignment == "robust"
 
 
-def test_bad_values_are_refused_with_what_is_allowed(make_bench):
+def test_bad_values_are_refused_with_the_allowed_values(make_bench):
     node = make_bench().node
     for name, value, text in [
         ("image_transport", "theora", "image_transport is 'theora'; allowed values: raw, compressed"),
@@ -155,21 +155,21 @@ def test_bad_values_are_refused_with_what_is_allowed(make_bench):
         ("device", "tpu", "device is 'tpu'; on this machine there are: auto, cpu"),
     ],
 )
-def test_bad_value_from_outside_fails_configure_with_one_clear_line(make_bench, name, value, text):
+def test_bad_override_fails_configure_with_one_log_line(make_bench, name, value, text):
     bench = make_bench(**{name.replace(".", "__"): value})
     assert not bench.change_state("configure")
     assert bench.state() == "unconfigured"
     line = bench.wait_for_log("configure failed", level=40)
     assert text in line and "\n" not in line
     assert bench.count_logs("Traceback") == 0
-    bench.wait(lambda: text in bench.told.get("last error", ""), "error in the diagnostics")
-    # It can be put right, and then the node works.
+    bench.wait(lambda: text in bench.diagnostics.get("last error", ""), "error in the diagnostics")
+    # After a correction the node can be configured.
     good = {**dict(option_fields(NodeOptions)), **dict(option_fields(StreamOptions))}[name].default
     assert bench.set_parameter(name, good).successful
     assert bench.change_state("configure")
 
 
-def test_bad_values_from_outside_are_put_right_one_by_one(make_bench):
+def test_bad_overrides_can_be_corrected_one_by_one(make_bench):
     wrong = {"points.stride": 0, "update_rule": "ttt4r", "max_gap": "long", "mask.low": 900.0}
     right = {"points.stride": 2, "update_rule": "cut3r", "max_gap": 5.0, "mask.low": 1.0}
     texts = {
@@ -182,7 +182,7 @@ def test_bad_values_from_outside_are_put_right_one_by_one(make_bench):
     left = list(wrong)
     while left:
         assert not bench.change_state("configure")
-        # Whatever is wrong with others, what is wrong in itself is refused.
+        # A value that is invalid itself is refused, whether or not other values are invalid.
         for name, value in {**wrong, "device": 1, "reset_interval": 1}.items():
             assert not bench.set_parameter(name, value).successful, name
         name = left.pop(0)
@@ -197,7 +197,7 @@ def test_bad_values_from_outside_are_put_right_one_by_one(make_bench):
     assert parameters.read(bench.node, NodeOptions).points.stride == 2
 
 
-def test_bad_value_is_refused_when_it_is_set(make_bench):
+def test_bad_value_is_refused_on_set(make_bench):
     bench = make_bench()
     result = bench.set_parameter("update_rule", "ttt4r")
     assert not result.successful
@@ -208,7 +208,7 @@ def test_bad_value_is_refused_when_it_is_set(make_bench):
     assert parameters.read(bench.node, StreamOptions).mask.high == 9.0
 
 
-def test_what_is_fixed_is_read_only_from_configure_to_cleanup(make_bench):
+def test_fixed_parameters_are_read_only_from_configure_to_cleanup(make_bench):
     bench = make_bench()
     assert bench.set_parameter("update_rule", "ttt3r").successful
     assert bench.change_state("configure")
@@ -233,7 +233,7 @@ def test_mask_changes_while_running(make_bench):
     bench.wait_for_log("high=8.5")
 
 
-def test_parameters_are_read_when_they_change_and_not_for_each_image(make_bench, monkeypatch):
+def test_parameters_are_read_on_change_and_not_for_each_image(make_bench, monkeypatch):
     bench = make_bench(every_frame=True)
     bench.start("pose")
     reads = []
@@ -247,10 +247,10 @@ def test_parameters_are_read_when_they_change_and_not_for_each_image(make_bench,
     assert reads
 
 
-def test_parameters_that_are_valid_only_together_are_set_together(make_bench):
+def test_parameters_that_are_valid_only_together_can_be_set_atomically(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose")
-    values = {"mask.low": 8.0, "mask.high": 9.0}  # each alone contradicts the other's default
+    values = {"mask.low": 8.0, "mask.high": 9.0}  # each alone is inconsistent with the default of the other
     changes = [Parameter(name, value=value) for name, value in values.items()]
     assert bench.node.set_parameters_atomically(changes).successful
     bench.send(0)
@@ -266,7 +266,7 @@ def test_parameters_that_are_valid_only_together_are_set_together(make_bench):
     assert (mask.low, mask.high) == (1.0, 2.0)
 
 
-def test_set_that_is_refused_in_part_changes_nothing_else(make_bench):
+def test_atomic_set_that_is_refused_changes_nothing(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose")
     changes = [Parameter("mask.high", value=6.0), Parameter("mask.reach", value=-1)]

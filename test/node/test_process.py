@@ -1,4 +1,4 @@
-"""The node as a process of its own: how it starts and how it ends."""
+"""The node as a separate process: start and shutdown."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ LIMIT = 60.0
 
 
 class Process:
-    """The executable, with the lines that it prints."""
+    """A process that runs the executable, and the lines that it prints."""
 
     def __init__(self, *arguments, run=("-m", "raymap3r_ros.node")):
         command = [sys.executable, *run, *arguments]
@@ -45,7 +45,7 @@ class Process:
         return self._process.poll() is None
 
     def end(self, number=None):
-        """Send a signal, if one is given; the exit status."""
+        """Send a signal, if one is given; returns the exit status."""
         if number is not None:
             self._process.send_signal(number)
         try:
@@ -70,7 +70,7 @@ def start():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ends_cleanly_in_the_middle_of_a_stream(start, ros, root, number):
+def test_signal_in_the_middle_of_a_stream_ends_the_process_cleanly(start, ros, root, number):
     parameters = str(root / "config" / "stream.yaml")
     process = start("--autostart", "--ros-args", "-r", "__ns:=/ending", "--params-file", parameters)
     node = rclpy.create_node("camera")
@@ -89,7 +89,7 @@ def test_ends_cleanly_in_the_middle_of_a_stream(start, ros, root, number):
     assert "[ERROR]" not in text, text
 
 
-def test_autostart_that_fails_is_one_line_and_an_exit_status(start):
+def test_failed_autostart_prints_one_line_and_exits_with_status_1(start):
     process = start("--autostart", "--ros-args", "-p", "checkpoint:=/nowhere/weights.safetensors")
     assert process.end() == 1
     errors = [line for line in process.lines if "[ERROR]" in line]
@@ -98,7 +98,7 @@ def test_autostart_that_fails_is_one_line_and_an_exit_status(start):
     assert not any("Traceback" in line for line in process.lines)
 
 
-def test_parameter_file_that_is_not_there_is_told_without_a_traceback(start):
+def test_missing_parameter_file_is_reported_without_a_traceback(start):
     process = start("--ros-args", "--params-file", "/nowhere/stream.yaml")
     assert process.end() == 2
     assert "/nowhere/stream.yaml" in process.lines[-1]
@@ -117,13 +117,13 @@ sys.exit(executable.main())
 """
 
 
-def test_error_in_a_callback_ends_the_process_in_order(start, ros):
+def test_error_in_a_callback_ends_the_process_with_one_traceback(start, ros):
     process = start("--autostart", "--ros-args", "-r", "__ns:=/broken", run=("-c", BROKEN))
     process.wait_for("active: newest frame of /broken/image")
     node = rclpy.create_node("camera")
     camera = node.create_publisher(Image, "/broken/image", QoSProfile(depth=1))
     deadline = time.monotonic() + LIMIT
-    while process.is_running() and time.monotonic() < deadline:  # it may not know of us when the first is sent
+    while process.is_running() and time.monotonic() < deadline:  # the first may be sent before discovery
         camera.publish(Image())
         rclpy.spin_once(node, timeout_sec=0.1)
     assert not process.is_running(), process.lines
@@ -135,8 +135,8 @@ def test_error_in_a_callback_ends_the_process_in_order(start, ros):
     assert text.rstrip().endswith("ZeroDivisionError: as a test"), text
 
 
-def test_cameras_have_namespaces_of_their_own_under_a_rule_for_the_process(start, ros):
-    """As PushRosNamespace of launch gives one, which would put all of them into the same namespace."""
+def test_cameras_keep_their_namespaces_under_a_remapping_of_the_process(start, ros):
+    """PushRosNamespace of launch adds such a remapping, which would give all cameras the same namespace."""
     process = start(
         "--autostart", "--cameras", "front,rear", "--ros-args", "-r", "__ns:=/robot", "-p", "checkpoint:=mini"
     )

@@ -1,4 +1,4 @@
-"""What a user asks of a running node: pause it, save its results, change its parameters."""
+"""Services and parameters of a running node: pause, save, parameter changes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from raymap3r_ros.node.map_publisher import MapPublisher
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.streaming import METHOD
 
-UNKNOWN = METHOD.warmup_frames  # of a world's first frames nobody knows what moves in them
+WARMUP = METHOD.warmup_frames  # the first frames of a world have no dynamic mask
 
 
 def pause(bench, value):
@@ -24,56 +24,56 @@ def save(bench):
 # --------------------------------------------------------------------------------------------------------------- pause
 
 
-def test_paused_node_leaves_images_aside_and_then_goes_on_in_the_same_world(make_bench):
+def test_paused_node_skips_images_and_then_continues_in_the_same_world(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose", "trajectory")
     for index in range(3):
         bench.send(index)
     bench.wait_for("pose", 3)
     assert pause(bench, True).success
-    bench.wait(lambda: bench.told.get("state") == "paused", "diagnostics that say so")
+    bench.wait(lambda: bench.diagnostics.get("state") == "paused", "diagnostics of the paused node")
     for index in range(3, 6):
         bench.send(index)
-    bench.wait_for_told("frames paused", 3)
+    bench.wait_for_diagnostics("frames paused", 3)
     assert pause(bench, False).success
-    bench.send(time=500.0)  # a pause is no jump of the stamps
+    bench.send(time=500.0)  # a gap after a pause is not a jump of the stamps
     assert bench.wait_for("pose", 4).header.stamp.sec == bench.stamp(500.0).sec
-    bench.wait_for_told("resets", 0)
+    bench.wait_for_diagnostics("resets", 0)
     assert bench.times("pose") == [0.0, 0.1, 0.2, 500.0] and bench.count_logs("a new world starts") == 1
 
 
-@pytest.mark.parametrize("away", ["paused", "inactive"])
-def test_while_the_node_is_away_time_may_go_on_but_not_back(make_bench, away):
+@pytest.mark.parametrize("state", ["paused", "inactive"])
+def test_stamps_may_advance_but_not_go_back_while_the_node_is_paused_or_inactive(make_bench, state):
     bench = make_bench(every_frame=True)
     bench.start("pose", "trajectory")
 
-    def look(time):
-        """How many poses the trajectory has with an image of this time."""
+    def poses_after(time):
+        """Number of poses in the trajectory after an image of this time."""
         sent = bench.send(time=time)
-        came = bench.messages["trajectory"]
-        bench.wait(lambda: came and came[-1].header.stamp == sent.header.stamp, f"trajectory up to {time}")
-        return len(came[-1].poses)
+        received = bench.messages["trajectory"]
+        bench.wait(lambda: received and received[-1].header.stamp == sent.header.stamp, f"trajectory up to {time}")
+        return len(received[-1].poses)
 
-    def leave_and_return():
-        if away == "paused":
+    def interrupt():
+        if state == "paused":
             assert pause(bench, True).success and pause(bench, False).success
             return
         assert bench.change_state("deactivate")
-        bench.wait(lambda: not bench.publishers["image"].get_subscription_count(), "the node's leave")
+        bench.wait(lambda: not bench.publishers["image"].get_subscription_count(), "end of the subscription")
         assert bench.change_state("activate")
         bench.wait_for_match()
 
-    assert [look(0.0), look(0.5)] == [1, 2]
-    leave_and_return()
-    assert [look(300.0), look(300.5)] == [3, 4]  # the scene goes on
-    leave_and_return()
-    assert [look(100.0), look(100.5)] == [1, 2]  # a bag that was begun again
-    if away == "paused":
-        assert pause(bench, False).success  # it was not paused: nothing excuses a gap
-    assert [look(400.0), look(400.5)] == [1, 2]  # nor with the second image after a pause
+    assert [poses_after(0.0), poses_after(0.5)] == [1, 2]
+    interrupt()
+    assert [poses_after(300.0), poses_after(300.5)] == [3, 4]  # the world continues
+    interrupt()
+    assert [poses_after(100.0), poses_after(100.5)] == [1, 2]  # a bag that starts again
+    if state == "paused":
+        assert pause(bench, False).success  # the node was not paused: a gap is a jump
+    assert [poses_after(400.0), poses_after(400.5)] == [1, 2]  # a gap is allowed only at the first image after a pause
     bench.wait_for_log("stamps jump back by 200.500 s: the stream is reset", level=30)
     bench.wait_for_log("stamps jump forward by 299.500 s: the stream is reset", level=30)
-    bench.wait_for_told("resets", 2)
+    bench.wait_for_diagnostics("resets", 2)
     assert bench.count_logs("stamps jump") == 2 and bench.count_logs("a new world starts (time jump)") == 2
 
 
@@ -83,7 +83,7 @@ def test_paused_node_can_be_cleaned_up_and_starts_unpaused(make_bench):
     assert pause(bench, True).success
     for label in ("deactivate", "cleanup", "configure", "activate"):
         assert bench.change_state(label)
-    bench.wait(lambda: bench.told.get("state") == "active", "diagnostics of the active node")
+    bench.wait(lambda: bench.diagnostics.get("state") == "active", "diagnostics of the active node")
 
 
 # ---------------------------------------------------------------------------------------------------------------- save
@@ -97,10 +97,10 @@ def test_save_writes_trajectory_map_and_settings(make_bench, tmp_path):
     bench.start("pose")
     for index in range(10):
         bench.send(index)
-    bench.wait_for_told("frames out", 10)
-    answer = save(bench)
+    bench.wait_for_diagnostics("frames out", 10)
+    response = save(bench)
     (folder,) = (tmp_path / "out").iterdir()
-    assert answer.success and str(folder) in answer.message and "10 poses" in answer.message
+    assert response.success and str(folder) in response.message and "10 poses" in response.message
     assert {file.name for file in folder.iterdir()} == {
         "trajectory.txt", "trajectory_raw.txt", "static_map.ply", "settings.yaml",
     }  # fmt: skip
@@ -114,9 +114,9 @@ def test_save_writes_trajectory_map_and_settings(make_bench, tmp_path):
             [position.x, position.y, position.z, turn.x, turn.y, turn.z, turn.w], abs=1e-12
         )
     header = (folder / "static_map.ply").read_bytes().split(b"end_header")[0].decode()
-    points = int(bench.facts()["static map (points)"])
+    points = int(bench.current_diagnostics()["static map (points)"])
     assert f"element vertex {points}" in header and points > 0
-    # The settings start a node that is as this one.
+    # The settings configure a second node in the same way.
     values = yaml.safe_load((folder / "settings.yaml").read_text())["/**"]["ros__parameters"]
     assert values["mask"]["high"] == 6.5 and values["scale"]["value"] == 2.0
     again = make_bench(**{name: value for name, value in _flat(values).items()})
@@ -132,31 +132,31 @@ def _flat(values, prefix=""):
     return flat
 
 
-def test_save_without_a_map_says_so(make_bench, tmp_path):
+def test_save_without_a_map_reports_it(make_bench, tmp_path):
     bench = make_bench(output_dir=str(tmp_path))
     bench.start("pose")
     bench.send(0)
     bench.wait_for("pose")
-    answer = save(bench)
-    assert answer.success and "no static map" in answer.message and "static_map.always" in answer.message
+    response = save(bench)
+    assert response.success and "no static map" in response.message and "static_map.always" in response.message
     assert not list(tmp_path.glob("*/static_map.ply"))
 
 
-def test_save_where_nothing_can_be_written(make_bench, tmp_path):
+def test_save_to_a_folder_that_cannot_be_written_is_an_error(make_bench, tmp_path):
     (tmp_path / "file").write_text("in the way")
     bench = make_bench(output_dir=str(tmp_path / "file"))
     bench.start("pose")
     bench.send(0)
     bench.wait_for("pose")
-    answer = save(bench)
-    assert not answer.success and "not saved" in answer.message and "output_dir" in answer.message
+    response = save(bench)
+    assert not response.success and "not saved" in response.message and "output_dir" in response.message
     bench.wait(lambda: any(level == b"\x02" for level, _ in bench.statuses), "error in the diagnostics")
     bench.send(1)
     bench.wait_for("pose", 2)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error, as a test"), MemoryError(), ValueError("odd")])
-def test_save_whose_map_cannot_be_had_is_refused_and_the_node_goes_on(make_bench, tmp_path, monkeypatch, error):
+def test_save_fails_if_the_map_cannot_be_copied_and_the_node_continues(make_bench, tmp_path, monkeypatch, error):
     bench = make_bench(output_dir=str(tmp_path), every_frame=True)
     bench.start("pose")
     bench.send(0)
@@ -168,8 +168,8 @@ def test_save_whose_map_cannot_be_had_is_refused_and_the_node_goes_on(make_bench
     text = f"not saved: {str(error) or 'MemoryError'}"
     with monkeypatch.context() as patch:
         patch.setattr(MapPublisher, "arrays", fail)
-        answer = save(bench)
-    assert not answer.success and answer.message == text
+        response = save(bench)
+    assert not response.success and response.message == text
     line, _, details = bench.wait_for_log(text, level=40).partition("\n")
     assert line == text and details.startswith("Traceback")
     assert not list(tmp_path.iterdir())
@@ -181,13 +181,13 @@ def test_save_whose_map_cannot_be_had_is_refused_and_the_node_goes_on(make_bench
 # ---------------------------------------------------------------------------------------------------------- parameters
 
 
-def test_live_parameters_act_and_the_others_refuse_with_the_reason(make_bench):
+def test_live_parameters_take_effect_and_others_are_refused_with_a_reason(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("depth", "points")
-    for index in range(UNKNOWN + 1):
+    for index in range(WARMUP + 1):
         bench.send(index)
     bench.wait_for("points")
-    depth = bench.wait_for("depth", UNKNOWN + 1)
+    depth = bench.wait_for("depth", WARMUP + 1)
     assert depth.encoding == "32FC1"
     for name, value in {
         "depth_encoding": "16UC1", "points.stride": 2, "points.static_only": True, "confidence_threshold": 1.0,
@@ -201,34 +201,34 @@ def test_live_parameters_act_and_the_others_refuse_with_the_reason(make_bench):
     }.items():  # fmt: skip
         refused = bench.set_parameter(name, value)
         assert not refused.successful and name in refused.reason, name
-    bench.send(UNKNOWN + 1)
-    after = bench.wait_for("depth", UNKNOWN + 2)
+    bench.send(WARMUP + 1)
+    after = bench.wait_for("depth", WARMUP + 2)
     assert after.encoding == "16UC1" and after.step == 2 * after.width
     assert bench.wait_for("points", 2).width <= 24 * 32
     assert bench.change_state("deactivate") and bench.change_state("cleanup")
     assert bench.set_parameter("update_rule", "ttt3r").successful
 
 
-def test_depth_in_millimetres_is_that_in_metres(make_bench):
+def test_depth_in_millimetres_equals_depth_in_metres(make_bench):
     seen = {}
     for encoding in ("32FC1", "16UC1"):
         bench = make_bench(every_frame=True, depth_encoding=encoding, mask__high=0.1, mask__low=0.05)
         bench.start("depth", "depth_static", "dynamic_mask")
         for index in range(8):
             bench.send(index)
-        moving = [bench.wait_for(topic, 8 - UNKNOWN) for topic in ("depth_static", "dynamic_mask")]
+        moving = [bench.wait_for(topic, 8 - WARMUP) for topic in ("depth_static", "dynamic_mask")]
         seen[encoding] = [bench.wait_for("depth", 8), *moving]
     metres, millimetres = (
         [np.frombuffer(message.data, kind).reshape(48, 64) for message in seen[encoding][:2]]
         for encoding, kind in (("32FC1", np.float32), ("16UC1", np.uint16))
     )
     np.testing.assert_array_equal(millimetres[0], np.rint(metres[0] * np.float32(1000)).astype(np.uint16))
-    moves = np.frombuffer(seen["16UC1"][2].data, np.uint8).reshape(48, 64) > 0
-    assert 0 < moves.mean() < 1 and (millimetres[1][moves] == 0).all() and np.isnan(metres[1][moves]).all()
-    np.testing.assert_array_equal(millimetres[1][~moves], millimetres[0][~moves])
+    dynamic = np.frombuffer(seen["16UC1"][2].data, np.uint8).reshape(48, 64) > 0
+    assert 0 < dynamic.mean() < 1 and (millimetres[1][dynamic] == 0).all() and np.isnan(metres[1][dynamic]).all()
+    np.testing.assert_array_equal(millimetres[1][~dynamic], millimetres[0][~dynamic])
 
 
-def test_depth_that_does_not_fit_millimetres_is_unknown(make_bench):
+def test_depth_out_of_the_range_of_millimetres_is_unknown(make_bench):
     bench = make_bench(depth_encoding="16UC1", scale__value=1000.0)
     bench.start("depth")
     bench.send(0)

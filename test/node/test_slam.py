@@ -1,7 +1,7 @@
-"""What the mappers of launch/ are fed with: their inputs, subscribed to as they do it, over real DDS.
+"""Inputs of the mappers in launch/: the tests subscribe to the node as each mapper does, over real DDS.
 
-What each mapper asks for was read in its public sources: rtabmap_ros (branch ros2, 0.22), isaac_ros_nvblox (4.3),
-octomap_mapping (branch ros2).
+The subscriptions are taken from the public sources of the mappers: rtabmap_ros (branch ros2, 0.22), isaac_ros_nvblox
+(4.3), octomap_mapping (branch ros2).
 """
 
 import ast
@@ -30,15 +30,15 @@ EXECUTABLES = {
     "octomap": ("octomap_server", "octomap_server_node"),
 }
 FRAMES_SENT = 14
-UNKNOWN = METHOD.warmup_frames  # of a world's first frames nobody knows what moves in them
-SEEN = FRAMES_SENT - UNKNOWN  # frames of which it is known what moves in them
+WARMUP = METHOD.warmup_frames  # the first frames of a world have no dynamic mask
+MASKED_FRAMES = FRAMES_SENT - WARMUP  # frames with a dynamic mask
 STEP = 100_000_000  # nanoseconds between two images of a bench
-QUEUE = 10  # messages of a topic that rtabmap and nvblox keep for those of the same stamp
-THRESHOLD = 1.05  # of the confidence, where points are counted; low, so that some move
+QUEUE = 10  # messages per topic that rtabmap and nvblox keep to match stamps
+THRESHOLD = 1.05  # of the confidence of points; low, so that some are dynamic
 K = [50.0, 0.0, 31.5, 0.0, 52.0, 23.5, 0.0, 0.0, 1.0]  # of the images sent, 64x48
 
-# Topic of the mapper: message type, and how it subscribes to it, given its parameters.
-RELIABILITY = {1: ReliabilityPolicy.RELIABLE, 2: ReliabilityPolicy.BEST_EFFORT}  # rtabmap: rmw's numbers
+# Topic of the mapper: message type, and the QoS of its subscription, by its parameters.
+RELIABILITY = {1: ReliabilityPolicy.RELIABLE, 2: ReliabilityPolicy.BEST_EFFORT}  # rtabmap uses the numbers of rmw
 
 
 def rtabmap_qos(parameter):
@@ -64,8 +64,8 @@ SUBSCRIPTIONS = {
     },
     "octomap": {"cloud_in": (PointCloud2, lambda parameters: qos_profile_sensor_data)},
 }
-# Topics that the mapper joins by equal stamps.
-JOINED = {
+# Topics that the mapper synchronizes by equal stamps.
+SYNCHRONIZED = {
     "rtabmap": [tuple(SUBSCRIPTIONS["rtabmap"])],
     "nvblox": [
         ("camera_0/depth/image", "camera_0/depth/camera_info"),
@@ -73,7 +73,7 @@ JOINED = {
     ],
     "octomap": [("cloud_in",)],
 }
-# The frame in which the mapper asks tf2 where its input was taken.
+# The frame in which the mapper looks up the pose of its input.
 GLOBAL_FRAMES = {
     "rtabmap": lambda stream, parameters: stream["world_frame"],
     "nvblox": lambda stream, parameters: stream["world_frame"],
@@ -81,65 +81,65 @@ GLOBAL_FRAMES = {
 }
 
 
-def tables(file):
-    """The constants of a launch file, which cannot be imported where there is no launch."""
+def constants(file):
+    """The constants of a launch file, read without an import, which would need launch."""
     found = {}
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.Assign) and node.targets[0].id.isupper():
             try:
                 found[node.targets[0].id] = ast.literal_eval(node.value)
-            except ValueError:  # one that is computed
+            except ValueError:  # a computed value
                 found[node.targets[0].id] = {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
     return SimpleNamespace(**found)
 
 
 @pytest.fixture
 def recipe(root):
-    """Gives the tables of a mapper's launch file."""
-    return lambda mapper: tables(root / "launch" / f"{mapper}.launch.py")
+    """Reads the constants of a mapper's launch file."""
+    return lambda mapper: constants(root / "launch" / f"{mapper}.launch.py")
 
 
 def parameters_of(stream):
-    """Launch arguments, which are text, as parameters of the node."""
+    """Launch arguments (strings) converted to parameters of the node."""
     defaults = {name: field.default for name, field in option_fields(NodeOptions)}
     typed = {bool: lambda text: {"true": True, "false": False}[text], int: int, float: float, str: str}
     return {name: typed[type(defaults[name])](text) for name, text in stream.items()}
 
 
-# ----------------------------------------------------------------------------------------------- the tables themselves
+# ----------------------------------------------------------------------------------------------------------- constants
 
 
 @pytest.mark.parametrize("mapper", MAPPERS)
-def test_every_input_is_taken_from_a_topic_of_the_same_type(recipe, mapper):
+def test_every_input_comes_from_a_topic_of_the_same_type(recipe, mapper):
     inputs = recipe(mapper).INPUTS
     assert inputs.keys() == SUBSCRIPTIONS[mapper].keys()
-    for theirs, ours in inputs.items():
-        assert TOPICS[ours][0] is SUBSCRIPTIONS[mapper][theirs][0], theirs
+    for mapper_topic, node_topic in inputs.items():
+        assert TOPICS[node_topic][0] is SUBSCRIPTIONS[mapper][mapper_topic][0], mapper_topic
 
 
 @pytest.mark.parametrize("mapper", MAPPERS)
-def test_the_stream_gets_parameters_that_it_has(recipe, root, mapper):
+def test_stream_parameters_exist(recipe, root, mapper):
     stream = recipe(mapper).STREAM
     assert stream.keys() <= {name for name, _ in option_fields(NodeOptions)}
 
 
 @pytest.mark.parametrize("mapper", MAPPERS)
-def test_the_launch_file_of_the_stream_hands_them_on(recipe, root, mapper):
+def test_launch_file_of_the_stream_forwards_the_parameters(recipe, root, mapper):
     stream = recipe(mapper).STREAM
-    missing = stream.keys() - tables(root / "launch" / "stream.launch.py").ARGUMENTS
+    missing = stream.keys() - constants(root / "launch" / "stream.launch.py").ARGUMENTS
     assert not missing, f"stream.launch.py has no arguments {sorted(missing)}"
 
 
-def test_arguments_in_the_docs_are_there(recipe, root):
-    known = {"frame_id", *tables(root / "launch" / "stream.launch.py").ARGUMENTS}
+def test_documented_arguments_exist(recipe, root):
+    known = {"frame_id", *constants(root / "launch" / "stream.launch.py").ARGUMENTS}
     known.update(*(recipe(mapper).STREAM for mapper in MAPPERS))
     written = set(re.findall(r"([\w.]+):=", (root / "docs" / "slam.md").read_text()))
     assert written and not written - known
 
 
 @pytest.mark.parametrize("mapper", MAPPERS)
-def test_the_launch_file_can_be_loaded(root, mapper):
-    """By launch itself, where a ROS distribution supplies it."""
+def test_launch_file_can_be_loaded(root, mapper):
+    """Loaded by launch itself, if it is installed."""
     launch_ros = pytest.importorskip("launch_ros.actions", reason="launch_ros comes with a ROS distribution")
     from launch.launch_description_sources import get_launch_description_from_python_launch_file as load
 
@@ -172,7 +172,7 @@ def test_one_node_publishes_each_transform(recipe):
         assert GLOBAL_FRAMES[mapper](recipe(mapper).STREAM, recipe(mapper).PARAMETERS) == world
 
 
-# ------------------------------------------------------------------------------------------------ time synchronisation
+# ------------------------------------------------------------------------------------------------ time synchronization
 
 
 def nanoseconds(message):
@@ -182,27 +182,28 @@ def nanoseconds(message):
 def exact_time(arrivals, topics, queue=QUEUE):
     """Sets of messages of equal stamp, one of each topic, from (topic, message) in the order of arrival.
 
-    As message_filters' exact policy: a set is given out when it is whole; of the others the newest `queue` are kept.
+    Like the exact policy of message_filters: a set is returned when it is complete; of the incomplete sets the newest
+    `queue` are kept.
     """
-    waiting, whole = defaultdict(dict), []
+    waiting, complete = defaultdict(dict), []
     for topic, message in arrivals:
         if topic not in topics:
             continue
         stamp = nanoseconds(message)
         waiting[stamp][topic] = message
         if len(waiting[stamp]) == len(topics):
-            whole.append(waiting.pop(stamp))
+            complete.append(waiting.pop(stamp))
         for old in sorted(waiting)[:-queue]:
             del waiting[old]
-    return whole
+    return complete
 
 
 def approximate_time(arrivals, topics, slop, queue=QUEUE):
-    """The same with stamps that lie at most `slop` nanoseconds apart: as message_filters' ApproximateTimeSynchronizer.
+    """The same for stamps at most `slop` nanoseconds apart, like message_filters' ApproximateTimeSynchronizer.
 
-    Each message that arrives is joined with those nearest in time of all other topics, where there are such.
+    Each arriving message is matched with the nearest in time of every other topic, if they exist.
     """
-    waiting, whole = {topic: {} for topic in topics}, []
+    waiting, complete = {topic: {} for topic in topics}, []
     for topic, message in arrivals:
         if topic not in topics:
             continue
@@ -214,11 +215,11 @@ def approximate_time(arrivals, topics, slop, queue=QUEUE):
             other: min(held, key=lambda found: abs(found - stamp), default=None) for other, held in waiting.items()
         }
         if all(found is not None and abs(found - stamp) <= slop for found in near.values()):
-            whole.append({other: waiting[other].pop(found) for other, found in near.items()})
-    return whole
+            complete.append({other: waiting[other].pop(found) for other, found in near.items()})
+    return complete
 
 
-def test_the_synchronisers_themselves():
+def test_synchronizers():
     def message(stamp):
         return SimpleNamespace(header=SimpleNamespace(stamp=SimpleNamespace(sec=0, nanosec=stamp)))
 
@@ -231,14 +232,14 @@ def test_the_synchronisers_themselves():
     assert approximate_time(arrivals, ("a", "c"), slop=4) == []
 
 
-# ------------------------------------------------------------------------------------------------- over the real thing
+# ------------------------------------------------------------------------------------------------------------ over DDS
 
 
 @pytest.fixture
 def feed(make_bench, recipe):
     """Runs the node as a launch file does, and subscribes as its mapper does.
 
-    Gives the recipe, the bench, everything that arrived as (mapper's topic, message), and a tf2 buffer.
+    Returns the recipe, the bench, all received messages as (mapper's topic, message), and a tf2 buffer.
     """
 
     def make(mapper, *more_topics, **parameters):
@@ -246,16 +247,16 @@ def feed(make_bench, recipe):
         bench = make_bench(every_frame=True, image_size=64, **parameters_of(one.STREAM), **parameters)
         bench.start("tf", *more_topics)
         arrivals = []
-        for theirs, (kind, qos) in SUBSCRIPTIONS[mapper].items():
-            name = f"{bench.name}/{one.INPUTS[theirs]}"
+        for mapper_topic, (kind, qos) in SUBSCRIPTIONS[mapper].items():
+            name = f"{bench.name}/{one.INPUTS[mapper_topic]}"
             publisher = next(item for item in bench.node.publishers if item.topic_name == name)
             before = publisher.get_subscription_count()
 
-            def take(message, theirs=theirs):
-                arrivals.append((theirs, message))
-                bench.on_message(theirs, message)
+            def on_message(message, mapper_topic=mapper_topic):
+                arrivals.append((mapper_topic, message))
+                bench.on_message(mapper_topic, message)
 
-            bench.probe.create_subscription(kind, name, take, qos(one.PARAMETERS))
+            bench.probe.create_subscription(kind, name, on_message, qos(one.PARAMETERS))
             bench.wait(lambda publisher=publisher, before=before: publisher.get_subscription_count() > before, name)
         bench.send_camera_info(width=64, height=48, k=K)
         for index in range(FRAMES_SENT):
@@ -272,8 +273,8 @@ def feed(make_bench, recipe):
 
 
 def frames_of(topic):
-    """Of how many frames a topic of the node has a message."""
-    return SEEN if topic in MOTION_TOPICS else FRAMES_SENT
+    """Number of frames for which a topic of the node has a message."""
+    return MASKED_FRAMES if topic in MOTION_TOPICS else FRAMES_SENT
 
 
 def pixels(message, dtype):
@@ -286,12 +287,12 @@ def position(transform):
 
 
 @pytest.mark.parametrize("mapper", MAPPERS)
-def test_inputs_join_exactly_and_approximately_and_tf_knows_where_they_were_taken(feed, mapper):
+def test_inputs_synchronize_and_their_poses_are_in_tf(feed, mapper):
     one, _, arrivals, buffer = feed(mapper)
-    for topics in JOINED[mapper]:
+    for topics in SYNCHRONIZED[mapper]:
         exact = exact_time(arrivals, topics)
         assert len(exact) == min(frames_of(one.INPUTS[topic]) for topic in topics)
-        # Up to nearly half the time between two images, approximate synchronisation joins nothing else.
+        # With a slop below half the image interval, approximate synchronization gives the same sets.
         for slop in (0, STEP // 2 - 1):
             assert approximate_time(arrivals, topics, slop) == exact
     world = GLOBAL_FRAMES[mapper](one.STREAM, one.PARAMETERS)
@@ -306,7 +307,7 @@ def test_inputs_join_exactly_and_approximately_and_tf_knows_where_they_were_take
             assert message.header.frame_id == world
             at = message.pose.pose.position
             np.testing.assert_allclose(position(found), [at.x, at.y, at.z], atol=1e-9)
-            assert np.diag(np.reshape(message.pose.covariance, (6, 6))).min() > 0  # RTAB-Map weighs links by it
+            assert np.diag(np.reshape(message.pose.covariance, (6, 6))).min() > 0  # RTAB-Map: weight of links
     assert len(stamps) == max(frames_of(one.INPUTS[topic]) for topic in SUBSCRIPTIONS[mapper])
     assert set(np.diff(sorted(stamps))) == {STEP}
 
@@ -318,38 +319,40 @@ def test_inputs_join_exactly_and_approximately_and_tf_knows_where_they_were_take
         ("nvblox", "camera_0/color/image", "camera_0/depth/image", "camera_0/depth/camera_info"),
     ],
 )
-def test_depth_is_registered_to_the_image_and_zero_where_it_moves(feed, mapper, color, depth, info):
+def test_depth_is_registered_to_the_image_and_zero_where_it_is_dynamic(feed, mapper, color, depth, info):
     _, bench, arrivals, _ = feed(mapper, "dynamic_mask", "depth")
     sets = exact_time(arrivals, (color, depth, info))
-    assert len(sets) == SEEN
+    assert len(sets) == MASKED_FRAMES
     moving = 0
-    for joined, mask, whole in zip(sets, bench.messages["dynamic_mask"], bench.messages["depth"][-SEEN:], strict=True):
+    for joined, mask, complete in zip(
+        sets, bench.messages["dynamic_mask"], bench.messages["depth"][-MASKED_FRAMES:], strict=True
+    ):
         size = {(one.width, one.height) for one in joined.values()}
         assert size == {(64, 48)}
         assert joined[color].encoding == "rgb8" and joined[depth].encoding == "16UC1"
         assert joined[color].step == 3 * 64 and joined[depth].step == 2 * 64
         assert not joined[color].is_bigendian and not joined[depth].is_bigendian
-        moves = pixels(mask, np.uint8) == 255
+        dynamic = pixels(mask, np.uint8) == 255
         seen = pixels(joined[depth], np.uint16)
-        np.testing.assert_array_equal(seen, np.where(moves, 0, pixels(whole, np.uint16)))
+        np.testing.assert_array_equal(seen, np.where(dynamic, 0, pixels(complete, np.uint16)))
         assert seen.any()
-        moving += moves.sum()
-    assert moving > 0, "nothing moved: this test has tested nothing"
+        moving += dynamic.sum()
+    assert moving > 0, "no dynamic pixels: the test checked nothing"
 
-    # The first frame may have come before the calibration.
+    # The first frame may have arrived before the calibration.
     calibration = sets[-1][info]
     assert list(calibration.k) == K
-    assert list(calibration.p) == [*K[:3], 0.0, *K[3:6], 0.0, *K[6:], 0.0]  # rectified: nothing else to undo
+    assert list(calibration.p) == [*K[:3], 0.0, *K[3:6], 0.0, *K[6:], 0.0]  # rectified: no other transformation
     assert calibration.distortion_model == "plumb_bob" and not any(calibration.d)
     assert list(calibration.r) == np.eye(3).ravel().tolist()
 
 
-def test_metres_and_millimetres_are_the_same_depth(make_bench):
+def test_depth_in_metres_and_millimetres_agrees(make_bench):
     bench = make_bench(every_frame=True, image_size=64)
     bench.start("depth", "depth_static")
     for index in range(7):
         bench.send(index)
-    bench.wait_for("depth_static", 7 - UNKNOWN)
+    bench.wait_for("depth_static", 7 - WARMUP)
     metres = pixels(bench.wait_for("depth", 7), np.float32)
     static = pixels(bench.messages["depth_static"][-1], np.float32)
     assert bench.messages["depth"][-1].encoding == bench.messages["depth_static"][-1].encoding == "32FC1"
@@ -360,27 +363,27 @@ def test_metres_and_millimetres_are_the_same_depth(make_bench):
     again.start("depth", "depth_static")
     for index in range(7):
         again.send(index)
-    again.wait_for("depth_static", 7 - UNKNOWN)
+    again.wait_for("depth_static", 7 - WARMUP)
     np.testing.assert_array_equal(
         pixels(again.wait_for("depth", 7), np.uint16), np.rint(metres.astype(np.float64) * 1000)
     )
     np.testing.assert_array_equal(pixels(again.messages["depth_static"][-1], np.uint16) == 0, np.isnan(static))
 
 
-def test_the_cloud_for_octomap_has_no_moving_points(feed):
+def test_cloud_for_octomap_has_no_dynamic_points(feed):
     one, bench, arrivals, _ = feed("octomap", "dynamic_mask", "confidence", "depth", confidence_threshold=THRESHOLD)
     stride, moving = int(one.STREAM["points.stride"]), 0
     others = ("dynamic_mask", "confidence", "depth")
-    for (_, cloud), *images in zip(arrivals, *(bench.messages[name][-SEEN:] for name in others), strict=True):
+    for (_, cloud), *images in zip(arrivals, *(bench.messages[name][-MASKED_FRAMES:] for name in others), strict=True):
         every = slice(None, None, stride)
         mask, confidence, depth = (
             pixels(image, kind)[every, every] for image, kind in zip(images, (np.uint8, "f4", "f4"), strict=True)
         )
-        sure = confidence >= THRESHOLD
+        confident = confidence >= THRESHOLD
         points = read_points(cloud, ["x", "y", "z", "dynamic"])
-        np.testing.assert_array_equal(points["z"], depth[sure & (mask == 0)])
+        np.testing.assert_array_equal(points["z"], depth[confident & (mask == 0)])
         assert not points["dynamic"].any() and np.isfinite(points["x"]).all() and np.isfinite(points["y"]).all()
-        moving += (sure & (mask == 255)).sum()
-    assert moving > 0, "nothing moved: this test has tested nothing"
+        moving += (confident & (mask == 255)).sum()
+    assert moving > 0, "no dynamic pixels: the test checked nothing"
     assert {field.name for field in cloud.fields} >= {"x", "y", "z"}  # pcl::PointXYZ
     assert cloud.point_step * cloud.width * cloud.height == len(cloud.data)

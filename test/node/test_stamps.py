@@ -8,7 +8,7 @@ def test_jumps_forward_and_back():
     assert detector.jumps == 2
 
 
-def test_one_gap_after_a_pause_is_no_jump_but_time_that_goes_back_is():
+def test_one_gap_after_a_pause_is_not_a_jump_but_a_step_back_is():
     detector = JumpDetector()
     detector.resume()
     assert detector.check(0.0, 1.0) == 0

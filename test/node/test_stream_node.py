@@ -21,14 +21,14 @@ from raymap3r_ros.streaming import Stream, StreamOptions
 
 @pytest.fixture
 def make_bench(make_bench):
-    """A bench whose network sees the images as they are sent."""
+    """A bench whose network input has the size of the images sent."""
     return lambda **parameters: make_bench(**{"image_size": WIDTH, **parameters})
 
 
 # ---------------------------------------------------------------------------------------------------------- life cycle
 
 
-def test_deactivate_keeps_the_scene_and_cleanup_forgets_it(make_bench):
+def test_deactivate_keeps_the_world_and_cleanup_discards_it(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose", "trajectory")
     for index in range(3):
@@ -36,12 +36,12 @@ def test_deactivate_keeps_the_scene_and_cleanup_forgets_it(make_bench):
     bench.wait_for("pose", 3)
     assert bench.change_state("deactivate")
     assert bench.state() == "inactive"
-    bench.wait_for_told("state", "inactive")
+    bench.wait_for_diagnostics("state", "inactive")
     assert bench.node.count_subscribers("image") == 0
     bench.send(3)
     assert bench.change_state("activate")
     bench.wait_for_match()
-    # A pause of minutes is no jump of the stamps.
+    # A gap of minutes while inactive is not a jump of the stamps.
     sent = bench.send(4, time=300.0)
     bench.wait_for("pose", 4)
     assert wait_for_end(bench, sent) == 4
@@ -67,72 +67,74 @@ def test_reset_starts_a_new_world(make_bench):
     for index in range(3):
         bench.send(index)
     bench.wait_for("pose", 3)
-    answer = bench.reset()
-    assert answer.success and "the next image starts a new world" in answer.message
+    response = bench.reset()
+    assert response.success and "the next image starts a new world" in response.message
     sent = bench.send(0, time=0.3)
     assert wait_for_end(bench, sent) == 1
     first, *_, again = bench.messages["pose"]
     assert numbers(again.pose.position, again.pose.orientation) == numbers(first.pose.position, first.pose.orientation)
-    bench.wait_for_told("resets", 1)
+    bench.wait_for_diagnostics("resets", 1)
 
 
-def test_diagnostics_amid_configure(make_bench, monkeypatch):
-    """The timer may come just when some of what it tells about is there, and some is not."""
+def test_diagnostics_during_configure(make_bench, monkeypatch):
+    """The diagnostics timer may fire while the session is only partly created."""
     bench = make_bench()
     reports = []
 
-    class LateMaps(MapPublisher):
+    class SlowMapPublisher(MapPublisher):
         def __init__(self, *arguments):
             reports.append(pool.submit(bench.node.status))
             wait(reports, timeout=0.2)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(session, "MapPublisher", LateMaps)
+    monkeypatch.setattr(session, "MapPublisher", SlowMapPublisher)
     with ThreadPoolExecutor(1) as pool:
         assert bench.change_state("configure")
         reports[0].result(timeout=60.0)
 
 
-def test_memory_that_starts_anew_at_its_interval_keeps_the_world(make_bench):
+def test_memory_reset_at_the_interval_keeps_the_world(make_bench):
     bench = make_bench(every_frame=True, reset_interval=4)
     bench.start("trajectory")
     for index in range(6):
         last = bench.send(index)
     assert wait_for_end(bench, last) == 6
     bench.wait_for_log("frame 5 is the first of a new segment, aligned with the last one")
-    bench.wait_for_told("resets", 1)
+    bench.wait_for_diagnostics("resets", 1)
 
 
-def test_memory_that_starts_anew_without_alignment_starts_a_new_world_with_the_image_after_it(make_bench):
+def test_memory_reset_without_alignment_starts_a_new_world_at_the_next_image(make_bench):
     bench = make_bench(every_frame=True, reset_interval=4, reset_alignment="off")
     bench.start("pose", "trajectory")
     lengths, sent = [], []
     for index in range(10):
-        sent.append(bench.send(index, time=index * 0.5))  # so far apart that each trajectory is published
+        sent.append(bench.send(index, time=index * 0.5))  # far enough apart that a trajectory is published with each
         lengths.append(wait_for_end(bench, sent[-1]))
-    # Frames 4 and 8 are still seen with the memory that they replace.
+    # Frames 4 and 8 are still processed with the old memory.
     assert lengths == [1, 2, 3, 4, 5, 1, 2, 3, 4, 1]
     alone = Stream(load_network("one_room"), StreamOptions(image_size=WIDTH, reset_interval=0))
-    endless = [poses.world_pose(alone.step(conversions.image_array(message)).pose.numpy()) for message in sent[:6]]
+    uninterrupted = [
+        poses.world_pose(alone.step(conversions.image_array(message)).pose.numpy()) for message in sent[:6]
+    ]
     bench.wait_for("pose", 10)
     published = [conversions.pose_matrix(message.pose) for message in bench.messages["pose"]]
-    np.testing.assert_allclose(published[:5], endless[:5], atol=1e-5)
-    assert np.abs(published[5] - endless[5]).max() > 1e-3
-    bench.wait_for_told("resets", 2)
+    np.testing.assert_allclose(published[:5], uninterrupted[:5], atol=1e-5)
+    assert np.abs(published[5] - uninterrupted[5]).max() > 1e-3
+    bench.wait_for_diagnostics("resets", 2)
     bench.wait(lambda: bench.count_logs("a new world starts (memory not aligned)") == 2, "two lines")
     assert bench.count_logs("new segment") == 0
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "text.safetensors", "foreign.safetensors", "text.pth"])
-def test_unusable_checkpoint_fails_configure_with_one_clear_line(make_bench, tmp_path, name):
+def test_unusable_checkpoint_fails_configure_with_one_log_line(make_bench, tmp_path, name):
     path = tmp_path / name
     if name.startswith("text"):
-        path.write_text("these are no weights")
+        path.write_text("not a file of weights")
         text = f"configure failed: {path} "
     elif name.startswith("foreign"):
         network = load_network("mini")
         metadata = {"format": "raymap3r-1", "config": json.dumps(network.config.to_dict())}
-        safetensors.torch.save_file({"somebody.elses": torch.zeros(3)}, path, metadata)
+        safetensors.torch.save_file({"another.network": torch.zeros(3)}, path, metadata)
         text = f"configure failed: {path} does not hold this network"
     else:
         text = f"configure failed: checkpoint '{path}' is not a file, nor weights that come with the package"
@@ -143,7 +145,7 @@ def test_unusable_checkpoint_fails_configure_with_one_clear_line(make_bench, tmp
     assert line.startswith(text) and "\n" not in line and len(line) < 1100
     assert bench.count_logs("Traceback") == 0
     assert not any(publisher.topic_name == f"{bench.name}/pose" for publisher in bench.node.publishers)
-    # Nothing is left over that a second try could stumble upon.
+    # A failed attempt does not affect the next one.
     assert bench.set_parameter("checkpoint", "mini").successful
     assert bench.change_state("configure")
 
@@ -152,7 +154,7 @@ def test_unusable_checkpoint_fails_configure_with_one_clear_line(make_bench, tmp
 
 
 def fail_with(bench, make_error, frames):
-    """Let the next frames of a bench's stream fail."""
+    """Make the next `frames` frames of a bench's stream fail."""
     stream = bench.node.stream
     step, left = stream.step, [frames]
 
@@ -192,17 +194,17 @@ def test_three_frames_without_gpu_memory_deactivate_the_node(make_bench):
     bench.wait_for("pose")
 
 
-def test_unforeseen_error_is_told_in_full_and_survived(make_bench):
+def test_unexpected_error_is_logged_with_a_traceback_and_the_node_continues(make_bench):
     bench = make_bench(every_frame=True)
     bench.start("pose")
-    fail_with(bench, lambda: ZeroDivisionError("what nobody foresaw"), frames=1)
+    fail_with(bench, lambda: ZeroDivisionError("an unexpected error"), frames=1)
     bench.send(0)
     bench.send(1)
     bench.wait_for("pose")
     assert bench.times("pose") == [0.1]
-    line = bench.wait_for_log("frame skipped: ZeroDivisionError: what nobody foresaw", level=40)
+    line = bench.wait_for_log("frame skipped: ZeroDivisionError: an unexpected error", level=40)
     assert "Traceback" in line
-    bench.wait_for_told("last error", "frame skipped: ZeroDivisionError: what nobody foresaw")
+    bench.wait_for_diagnostics("last error", "frame skipped: ZeroDivisionError: an unexpected error")
 
 
 def test_output_that_is_not_finite_is_not_published(make_bench):
@@ -211,18 +213,18 @@ def test_output_that_is_not_finite_is_not_published(make_bench):
     stream = bench.node.stream
     step = stream.step
 
-    def sick(*args, **kwargs):
+    def unhealthy_step(*args, **kwargs):
         result = step(*args, **kwargs)
         return dataclasses.replace(result, healthy=torch.tensor(result.frame > 0))
 
-    stream.step = sick
+    stream.step = unhealthy_step
     bench.send(0)
     bench.send(1)
     bench.wait_for("pose")
     assert bench.times("pose") == [0.1]
     bench.wait_for_log("the network's output is not finite: frame not published", level=40)
-    bench.wait_for_told("last error", "the network's output is not finite: frame not published")
-    bench.wait_for_told("frames out", 1)
+    bench.wait_for_diagnostics("last error", "the network's output is not finite: frame not published")
+    bench.wait_for_diagnostics("frames out", 1)
 
 
 def test_bad_parameter_type_does_not_break_the_constructor(make_bench):
@@ -230,19 +232,19 @@ def test_bad_parameter_type_does_not_break_the_constructor(make_bench):
 
 
 def test_destroyed_node_leaves_the_graph_at_once(make_bench):
-    """Were it left to Python's collector, it would take the log from a node that has its name by then."""
+    """If the garbage collector destroyed it later, it would remove the logger of a new node with the same name."""
     bench = make_bench()
     guest = stream_node.StreamNode(namespace="/guest", context=bench.context)
 
-    def is_there():
+    def in_graph():
         return ("raymap3r", "/guest") in bench.probe.get_node_names_and_namespaces()
 
     gc.disable()
     try:
         assert guest.autostart()
-        bench.wait(is_there, "the guest in the graph")
+        bench.wait(in_graph, "the guest in the graph")
         guest.close()
         guest.destroy_node()
-        bench.wait(lambda: not is_there(), "the guest's leave")
+        bench.wait(lambda: not in_graph(), "the guest's removal from the graph")
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""TF modes: what is published must add up to the poses that came in, whatever happens on the way."""
+"""TF modes: the published transforms always compose to the poses of the stream."""
 
 import itertools
 
@@ -30,12 +30,12 @@ def stamp(seconds):
     return Time(sec=whole, nanosec=rest)
 
 
-# A camera half a metre above the floor, looking 30 degrees down.
+# A camera half a metre above the floor, pitched 30 degrees down.
 MOUNT = matrix((0.2, 0.05, 0.5), Rotation.from_euler("y", 30, degrees=True) * OPTICAL)
 
 
-def drive(count=40, seed=0):
-    """Poses of a base that drives about, (count, 4, 4), in a frame that is not its first."""
+def base_poses(count=40, seed=0):
+    """Poses (count, 4, 4) of a moving base, in a frame that differs from its first pose."""
     random = np.random.default_rng(seed)
     poses = [matrix((3, -2, 0.1), Rotation.from_euler("z", 1.0))]
     speed, turn = 0.05, 0.0
@@ -45,14 +45,14 @@ def drive(count=40, seed=0):
     return np.array(poses)
 
 
-def seen_by_camera(base, mount=MOUNT):
-    """What a perfect stream says: cameras in the world that begins at the first camera with REP 103 axes."""
+def stream_poses(base, mount=MOUNT):
+    """Poses of a perfect stream: cameras in the world that starts at the first camera with REP 103 axes."""
     cameras = base @ mount
     return matrix(rotation=OPTICAL) @ np.linalg.inv(cameras[0]) @ cameras
 
 
 def fixed(**known):
-    """A look-up of constant transforms, given as parent__child=matrix."""
+    """A lookup function of constant transforms, given as parent__child=matrix."""
 
     def look_up(parent, child, stamp, age):
         try:
@@ -63,7 +63,7 @@ def fixed(**known):
     return look_up
 
 
-def moved_by(a, b):
+def motion_between(a, b):
     """Metres and radians from a to b."""
     step = np.linalg.inv(a) @ b
     return np.linalg.norm(step[:3, 3]), Rotation.from_matrix(step[:3, :3]).magnitude()
@@ -77,9 +77,9 @@ def assert_one_parent_each(transforms):
 # ------------------------------------------------------------------------------------------------------------- modes
 
 
-def test_camera_mode_is_the_stream_itself():
+def test_camera_mode_publishes_the_poses_of_the_stream():
     placer = Frames(FrameNames(), fixed())
-    for index, pose in enumerate(seen_by_camera(drive(5))):
+    for index, pose in enumerate(stream_poses(base_poses(5))):
         placed = placer.place(pose, stamp(index * RATE), "eye")
         ((parent, child, published),) = placed.transforms
         assert (parent, child) == (placed.odometry_frame, placed.odometry_child) == ("map", "eye")
@@ -89,9 +89,9 @@ def test_camera_mode_is_the_stream_itself():
 
 
 def test_base_mode_starts_at_the_base_with_z_up():
-    base = drive()
+    base = base_poses()
     placer = Frames(FrameNames("base", child_frame="eye"), fixed(base_link__eye=MOUNT))
-    for index, pose in enumerate(seen_by_camera(base)):
+    for index, pose in enumerate(stream_poses(base)):
         placed = placer.place(pose, stamp(index * RATE), "something else")
         ((parent, child, published),) = placed.transforms
         assert (parent, child) == (placed.odometry_frame, placed.odometry_child) == ("map", "base_link")
@@ -99,11 +99,11 @@ def test_base_mode_starts_at_the_base_with_z_up():
         np.testing.assert_array_equal(placed.odometry, published)
         np.testing.assert_allclose(placed.camera, published @ MOUNT, atol=1e-9)
         np.testing.assert_allclose(placed.world_from_stream @ pose, placed.camera, atol=1e-12)
-    assert np.abs(placed.camera[:3, :3] - pose[:3, :3]).max() > 0.1  # the tilted camera would have tilted the world
+    assert np.abs(placed.camera[:3, :3] - pose[:3, :3]).max() > 0.1  # the camera is tilted, the world is not
 
 
-def test_map_mode_leaves_room_for_the_odometry_of_others():
-    base = drive()
+def test_map_mode_publishes_the_correction_of_external_odometry():
+    base = base_poses()
     slip = [matrix((0.001 * k, -0.002 * k, 0), Rotation.from_euler("z", 0.003 * k)) for k in range(len(base))]
     odometry = [slip[k] @ base[k] for k in range(len(base))]
 
@@ -114,7 +114,7 @@ def test_map_mode_leaves_room_for_the_odometry_of_others():
         return odometry[round((stamp.sec + stamp.nanosec * 1e-9) / RATE)]
 
     placer = Frames(FrameNames("map"), look_up)
-    for index, pose in enumerate(seen_by_camera(base)):
+    for index, pose in enumerate(stream_poses(base)):
         placed = placer.place(pose, stamp(index * RATE), "eye")
         ((parent, child, published),) = placed.transforms
         assert (parent, child) == ("map", "odom")
@@ -125,20 +125,20 @@ def test_map_mode_leaves_room_for_the_odometry_of_others():
 
 
 @pytest.mark.parametrize("mode", TF_MODES)
-def test_turned_round_each_transform_is_the_inverse(mode):
+def test_inverted_transforms_are_the_inverses(mode):
     known = fixed(base_link__eye=MOUNT, odom__base_link=matrix((1, 2, 0), Rotation.from_euler("z", 0.5)))
-    upright, turned = (Frames(FrameNames(mode, invert_tf=invert), known) for invert in (False, True))
-    for index, pose in enumerate(seen_by_camera(drive(4))):
+    upright, inverted = (Frames(FrameNames(mode, invert_tf=invert), known) for invert in (False, True))
+    for index, pose in enumerate(stream_poses(base_poses(4))):
         pairs = zip(
             upright.place(pose, stamp(index * RATE), "eye").transforms,
-            turned.place(pose, stamp(index * RATE), "eye").transforms,
+            inverted.place(pose, stamp(index * RATE), "eye").transforms,
             strict=True,
         )
         both = list(pairs)
         for (parent, child, one), (above, below, other) in both:
             assert (parent, child) == (below, above)
             np.testing.assert_allclose(one @ other, np.eye(4), atol=1e-12)
-        assert_one_parent_each([upside_down for _, upside_down in both])
+        assert_one_parent_each([inverted_transform for _, inverted_transform in both])
 
 
 # ------------------------------------------------------------------------------------------------------ corrections
@@ -149,13 +149,13 @@ def odom_mode(mount=MOUNT):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_odom_goes_on_smoothly_and_the_sum_is_the_corrected_pose(seed):
+def test_odom_is_smooth_and_the_composition_is_the_corrected_pose(seed):
     random = np.random.default_rng(seed)
-    base = drive(60, seed)
-    cameras = seen_by_camera(base)
+    base = base_poses(60, seed)
+    cameras = stream_poses(base)
     jump = np.eye(4)
-    placer, bound = odom_mode(), max(moved_by(a, b)[0] for a, b in itertools.pairwise(base))
-    last, joint = None, None
+    placer, bound = odom_mode(), max(motion_between(a, b)[0] for a, b in itertools.pairwise(base))
+    last, map_from_odom = None, None
     for index in range(len(base)):
         corrected = index in (10, 11, 30, 47)
         if corrected:
@@ -169,25 +169,25 @@ def test_odom_goes_on_smoothly_and_the_sum_is_the_corrected_pose(seed):
         np.testing.assert_array_equal(placed.odometry, below)
         assert (placed.odometry_frame, placed.odometry_child) == ("odom", "base_link")
         if last is not None:
-            step, turn = moved_by(last, below)
-            true_step, true_turn = moved_by(base[index - 1], base[index])
+            step, turn = motion_between(last, below)
+            true_step, true_turn = motion_between(base[index - 1], base[index])
             if corrected:
                 assert step < 1.2 * bound
-                # Constant velocity is off by what the speed has changed, not by the whole step.
+                # The error of the constant-velocity extrapolation is the change of speed, not the whole step.
                 assert abs(step - true_step) < 0.03 and abs(turn - true_turn) < 0.05
-                assert moved_by(joint, above)[0] > 0.1
+                assert motion_between(map_from_odom, above)[0] > 0.1
                 assert placed.motion is None
             else:
                 assert step == pytest.approx(true_step, abs=1e-9) and turn == pytest.approx(true_turn, abs=1e-7)
-                np.testing.assert_allclose(above, joint, atol=1e-9)
+                np.testing.assert_allclose(above, map_from_odom, atol=1e-9)
                 np.testing.assert_allclose(placed.motion, np.linalg.inv(base[index - 1]) @ base[index], atol=1e-9)
                 assert placed.interval == pytest.approx(RATE)
-        last, joint = below, above
+        last, map_from_odom = below, above
 
 
-def test_new_world_begins_at_the_base_and_odom_does_not_notice():
-    base, placer = drive(20), odom_mode()
-    first, second = seen_by_camera(base[:10]), seen_by_camera(base[10:])
+def test_new_world_starts_at_the_base_and_odom_is_continuous():
+    base, placer = base_poses(20), odom_mode()
+    first, second = stream_poses(base[:10]), stream_poses(base[10:])
     odometry = []
     for index, pose in enumerate([*first, *second]):
         placed = placer.place(pose, stamp(index * RATE), "eye", new_world=index in (0, 10))
@@ -198,18 +198,18 @@ def test_new_world_begins_at_the_base_and_odom_does_not_notice():
     truth = np.linalg.inv(base[0]) @ base
     errors = [np.linalg.norm(a[:3, 3] - b[:3, 3]) for a, b in zip(odometry, truth, strict=True)]
     assert max(errors[:10]) < 1e-9
-    assert max(errors) < 0.03  # of a way of about a metre: one guess of 5 cm
+    assert max(errors) < 0.03  # on a path of about a metre, with one extrapolated step of 5 cm
     assert np.linalg.norm(truth[-1, :3, 3]) > 0.5
 
 
-def test_bag_that_begins_again_leaves_odom_where_it_is():
-    base, placer = drive(20), odom_mode()
+def test_bag_that_starts_again_does_not_move_odom():
+    base, placer = base_poses(20), odom_mode()
     ends = []
     for loop in range(3):
-        for index, pose in enumerate(seen_by_camera(base)):
+        for index, pose in enumerate(stream_poses(base)):
             placed = placer.place(pose, stamp(50 + index * RATE), "eye", new_world=index == 0)
             if index == 0 and loop:
-                assert moved_by(ends[-1], placed.odometry) == pytest.approx((0, 0), abs=1e-7)
+                assert motion_between(ends[-1], placed.odometry) == pytest.approx((0, 0), abs=1e-7)
                 (_, _, below), (_, _, above) = placed.transforms
                 np.testing.assert_allclose(above @ below, np.eye(4), atol=1e-9)
         ends.append(placed.odometry)
@@ -217,18 +217,18 @@ def test_bag_that_begins_again_leaves_odom_where_it_is():
     np.testing.assert_allclose(ends[2], one_loop @ one_loop @ one_loop, atol=1e-8)
 
 
-def test_over_a_long_gap_the_last_motion_is_carried_on_for_two_images_only():
+def test_motion_is_extrapolated_across_a_long_gap_for_two_images_only():
     placer = odom_mode()
     straight = np.array([matrix((0.1 * index, 0, 0)) for index in range(5)])
-    for index, pose in enumerate(seen_by_camera(straight)):
+    for index, pose in enumerate(stream_poses(straight)):
         before = placer.place(pose, stamp(index * RATE), "eye")
-    after = placer.place(seen_by_camera(straight)[0], stamp(60), "eye", new_world=True)
-    assert moved_by(before.odometry, after.odometry)[0] == pytest.approx(0.2)
+    after = placer.place(stream_poses(straight)[0], stamp(60), "eye", new_world=True)
+    assert motion_between(before.odometry, after.odometry)[0] == pytest.approx(0.2)
 
 
-def test_change_of_scale_is_no_motion():
-    base = drive(30)
-    cameras = seen_by_camera(base)
+def test_change_of_scale_is_not_motion():
+    base = base_poses(30)
+    cameras = stream_poses(base)
     placer, scales, last = odom_mode(), [1.0] * 10 + [1.3] * 10 + [0.8] * 10, None
     for index, scale in enumerate(scales):
         pose = cameras[index].copy()
@@ -237,9 +237,9 @@ def test_change_of_scale_is_no_motion():
         (_, _, below), (_, _, above) = placed.transforms
         np.testing.assert_allclose(above @ below, placed.world_from_stream @ pose @ np.linalg.inv(MOUNT), atol=1e-9)
         if last is not None:
-            # The camera's way is what the scale of this image makes of it, also where the scale has just changed.
-            way = np.linalg.norm((last @ MOUNT)[:3, 3] - (placed.odometry @ MOUNT)[:3, 3])
-            assert way == pytest.approx(scale * np.linalg.norm(cameras[index, :3, 3] - cameras[index - 1, :3, 3]))
+            # The camera's travel is scaled by the scale of this image, also right after a change of scale.
+            travel = np.linalg.norm((last @ MOUNT)[:3, 3] - (placed.odometry @ MOUNT)[:3, 3])
+            assert travel == pytest.approx(scale * np.linalg.norm(cameras[index, :3, 3] - cameras[index - 1, :3, 3]))
             assert placed.motion is not None
         last = placed.odometry
 
@@ -249,24 +249,24 @@ def test_head_that_pans_does_not_move_the_base():
     mounts = [
         matrix((0.2, 0, 0.5)) @ matrix(rotation=Rotation.from_euler("z", 0.1 * index) * OPTICAL) for index in range(10)
     ]
-    cameras = seen_by_camera(base, np.array(mounts))
+    cameras = stream_poses(base, np.array(mounts))
     now = 0
     placer = Frames(FrameNames("odom"), lambda parent, child, stamp, age: mounts[now])
     for now, pose in enumerate(cameras):
         placed = placer.place(pose, stamp(now * RATE), "eye")
         np.testing.assert_allclose(placed.odometry, np.eye(4), atol=1e-9)
-    assert moved_by(cameras[0], cameras[9])[1] == pytest.approx(0.9)
+    assert motion_between(cameras[0], cameras[9])[1] == pytest.approx(0.9)
 
 
-def test_errors_of_float32_do_not_add_up():
+def test_float32_errors_do_not_accumulate():
     placer = odom_mode()
     turn = matrix((0.01, 0, 0), Rotation.from_euler("z", 0.02))
     pose = np.eye(4)
     for index in range(3000):
         pose = pose @ turn
-        rough = pose.copy()
-        rough[:3, :3] *= 1 + 1e-5  # a rotation that is none, always to the same side
-        placed = placer.place(rough, stamp(index * RATE), "eye", corrected=index % 2 == 0)
+        inexact = pose.copy()
+        inexact[:3, :3] *= 1 + 1e-5  # not exactly a rotation, always with the same sign
+        placed = placer.place(inexact, stamp(index * RATE), "eye", corrected=index % 2 == 0)
     below = placed.odometry[:3, :3]
     np.testing.assert_allclose(below @ below.T, np.eye(3), atol=1e-12)
 
@@ -274,16 +274,16 @@ def test_errors_of_float32_do_not_add_up():
 # ------------------------------------------------------------------------------------------------ missing transforms
 
 
-def test_without_base_to_camera_there_is_no_place_and_what_happened_meanwhile_is_not_forgotten():
-    base = drive(30)
-    cameras = seen_by_camera(base)
+def test_changes_at_frames_without_a_mount_apply_to_the_next_placed_frame():
+    base = base_poses(30)
+    cameras = stream_poses(base)
     known = {}
-    placer = Frames(FrameNames("odom"), lambda *asked: fixed(**known)(*asked))
+    placer = Frames(FrameNames("odom"), lambda *query: fixed(**known)(*query))
     with pytest.raises(TransformError, match="no transform base_link -> eye"):
         placer.place(cameras[0], stamp(0), "eye", new_world=True)
     known["base_link__eye"] = MOUNT
     placed = placer.place(cameras[1], stamp(RATE), "eye")
-    np.testing.assert_allclose(placed.odometry, np.eye(4), atol=1e-12)  # the world begins here
+    np.testing.assert_allclose(placed.odometry, np.eye(4), atol=1e-12)  # the world starts here
     before = placer.place(cameras[2], stamp(2 * RATE), "eye")
     jump = matrix((5, 5, 5))
     known.clear()
@@ -291,13 +291,15 @@ def test_without_base_to_camera_there_is_no_place_and_what_happened_meanwhile_is
         placer.place(jump @ cameras[3], stamp(3 * RATE), "eye", corrected=True)
     known["base_link__eye"] = MOUNT
     after = placer.place(jump @ cameras[4], stamp(4 * RATE), "eye")
-    assert moved_by(before.odometry, after.odometry)[0] == pytest.approx(moved_by(base[2], base[4])[0], abs=0.02)
+    assert motion_between(before.odometry, after.odometry)[0] == pytest.approx(
+        motion_between(base[2], base[4])[0], abs=0.02
+    )
     assert after.motion is None
 
 
-def test_slow_odometry_is_bridged_for_a_second_and_then_told():
-    base = drive(30)
-    cameras = seen_by_camera(base)
+def test_slow_odometry_is_bridged_for_a_second_and_then_reported():
+    base = base_poses(30)
+    cameras = stream_poses(base)
 
     def look_up(parent, child, stamp, age):
         index = round((stamp.sec + stamp.nanosec * 1e-9) / RATE)
@@ -317,7 +319,7 @@ def test_slow_odometry_is_bridged_for_a_second_and_then_told():
         assert one.transforms == () and "odom -> base_link" in one.problem
         np.testing.assert_allclose(one.odometry, np.linalg.inv(base[0]) @ base[index], atol=1e-9)
     assert placed[14].problem == placed[15].problem == ""
-    assert placed[17].transforms == ()  # a correction makes the one of before wrong
+    assert placed[17].transforms == ()  # a correction makes the previous transform invalid
 
 
 # -------------------------------------------------------------------------------------------------------------- tf2
@@ -337,7 +339,7 @@ def buffer():
     return tf2_ros.Buffer()
 
 
-def test_static_mount_holds_at_any_time(buffer):
+def test_static_mount_is_valid_at_any_time(buffer):
     buffer.set_transform_static(transform("base_link", "eye", 1000, MOUNT), "test")
     for seconds in (1, 1000, 1e9):
         np.testing.assert_allclose(look_up(buffer, "base_link", "eye", stamp(seconds)), MOUNT, atol=1e-12)
@@ -350,7 +352,7 @@ def test_panning_head_is_looked_up_at_the_stamp_of_the_image(buffer):
         buffer.set_transform(transform("base_link", "head", 10 + seconds, pose), "test")
     expected = matrix((0.2, 0, 0.5), Rotation.from_euler("z", 0.5 * 1.5) * OPTICAL)
     np.testing.assert_allclose(look_up(buffer, "base_link", "eye", stamp(11.5)), expected, atol=1e-9)
-    # The newest, where it is young enough.
+    # The newest transform, if it is recent enough.
     newest = head[-1] @ matrix(rotation=OPTICAL)
     np.testing.assert_allclose(look_up(buffer, "base_link", "eye", stamp(13.9), age=1.0), newest, atol=1e-9)
     with pytest.raises(TransformError, match=r"base_link -> eye at the image's stamp, the newest is 1\.100 s older"):
@@ -361,7 +363,7 @@ def test_panning_head_is_looked_up_at_the_stamp_of_the_image(buffer):
         look_up(buffer, "base_link", "eye", stamp(9), age=1.0)
 
 
-def test_missing_transform_is_told_with_its_names(buffer):
+def test_missing_transform_is_reported_with_its_frames(buffer):
     with pytest.raises(TransformError, match=r"no transform base_link -> eye .*robot_state_publisher"):
         look_up(buffer, "base_link", "eye", stamp(1))
     buffer.set_transform_static(transform("base_link", "head", 1, MOUNT), "test")
@@ -370,7 +372,7 @@ def test_missing_transform_is_told_with_its_names(buffer):
         look_up(buffer, "base_link", "eye", stamp(1))
 
 
-def test_transform_that_is_about_to_come_is_waited_for(buffer, monkeypatch):
+def test_lookup_waits_for_a_transform_that_is_about_to_arrive(buffer, monkeypatch):
     buffer.set_transform(transform("odom", "base_link", 5.00, matrix((1, 0, 0))), "test")
     waits = []
 
@@ -382,12 +384,12 @@ def test_transform_that_is_about_to_come_is_waited_for(buffer, monkeypatch):
     monkeypatch.setattr(tf_frames.time, "sleep", sleep)
     np.testing.assert_allclose(look_up(buffer, "odom", "base_link", stamp(5.03))[:3, 3], (1.3, 0, 0), atol=1e-9)
     assert len(waits) == 3
-    with pytest.raises(TransformError):  # half a second behind: not waited for
+    with pytest.raises(TransformError):  # half a second behind: no wait
         look_up(buffer, "odom", "base_link", stamp(5.56))
     assert len(waits) == 3
 
 
-def test_patience_ends(buffer, monkeypatch):
+def test_lookup_wait_is_bounded(buffer, monkeypatch):
     buffer.set_transform(transform("odom", "base_link", 5, matrix()), "test")
     clock = itertools.count(step=0.02)
     monkeypatch.setattr(tf_frames.time, "monotonic", lambda: next(clock))
@@ -396,8 +398,8 @@ def test_patience_ends(buffer, monkeypatch):
         look_up(buffer, "odom", "base_link", stamp(5.04))
 
 
-def test_mount_that_is_repeated_slowly_will_do_for_a_second(buffer):
-    placer = Frames(FrameNames("base"), lambda *asked: look_up(buffer, *asked))
+def test_mount_that_is_published_slowly_is_used_for_a_second(buffer):
+    placer = Frames(FrameNames("base"), lambda *query: look_up(buffer, *query))
     buffer.set_transform(transform("base_link", "eye", 10, MOUNT), "test")
     for seconds in (10, 10.9):
         placed = placer.place(np.eye(4), stamp(seconds), "eye")
@@ -406,12 +408,12 @@ def test_mount_that_is_repeated_slowly_will_do_for_a_second(buffer):
         placer.place(np.eye(4), stamp(11.5), "eye")
 
 
-def test_whole_tree_of_a_robot_in_tf2(buffer):
-    """In mode odom a listener that knows the robot finds the camera where the stream says, across corrections."""
+def test_transforms_of_a_robot_in_tf2(buffer):
+    """In mode odom, a tf2 buffer gives the camera poses of the stream, across corrections."""
     buffer.set_transform_static(transform("base_link", "eye", 0, MOUNT), "test")
-    placer = Frames(FrameNames("odom"), lambda *asked: look_up(buffer, *asked))
+    placer = Frames(FrameNames("odom"), lambda *query: look_up(buffer, *query))
     jump = matrix((1, -1, 0.3), Rotation.from_euler("xyz", [0.1, 0.2, 0.3]))
-    for index, pose in enumerate(seen_by_camera(drive(12))):
+    for index, pose in enumerate(stream_poses(base_poses(12))):
         pose = pose if index < 6 else jump @ pose
         placed = placer.place(pose, stamp(7 + index * RATE), "eye", corrected=index == 6)
         for parent, child, value in placed.transforms:
@@ -440,20 +442,20 @@ def test_whole_tree_of_a_robot_in_tf2(buffer):
         ("tree", ("map", "odom", "base", ""), "tf_mode is 'tree'; allowed values: camera, base, odom, map"),
     ],
 )
-def test_names_that_cannot_make_a_tree_are_refused(mode, names, text):
+def test_frame_names_that_cannot_form_a_tree_are_refused(mode, names, text):
     with pytest.raises(OptionError) as error:
         check_frames(mode, *names)
     assert text in str(error.value)
 
 
-def test_names_that_the_mode_does_not_use_may_be_anything():
+def test_frame_names_that_the_mode_does_not_use_are_not_checked():
     check_frames("camera", "odom", "odom", "", "eye")
     check_frames("base", "odom", "odom", "base", "")
     for mode in TF_MODES:
         check_frames(mode, "map", "odom", "base_link", "")
 
 
-def test_frame_of_the_images_that_is_taken_already_is_told():
+def test_frame_id_of_the_images_that_is_already_used_is_an_error():
     placer = Frames(FrameNames("base"), fixed())
     with pytest.raises(InputError, match=r"child_frame is 'base_link', as base_frame.*choose another child_frame"):
         placer.place(np.eye(4), stamp(0), "base_link")

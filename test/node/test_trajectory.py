@@ -16,7 +16,7 @@ def filled(poses, max_poses=10):
     return trajectory
 
 
-def test_short_trajectory_is_whole():
+def test_short_trajectory_is_complete():
     stamps, poses = Trajectory().sample()
     assert len(stamps) == len(poses) == 0
     stamps, poses = filled(5).sample()
@@ -24,7 +24,7 @@ def test_short_trajectory_is_whole():
     np.testing.assert_array_equal(poses, [pose(index) for index in range(5)])
 
 
-def test_long_trajectory_is_bounded_even_and_ends_with_the_newest():
+def test_long_trajectory_is_bounded_evenly_spaced_and_ends_with_the_newest():
     trajectory = Trajectory(max_poses=10)
     before = set()
     for index in range(1000):
@@ -38,7 +38,7 @@ def test_long_trajectory_is_bounded_even_and_ends_with_the_newest():
         before = set(stamps)
 
 
-def test_sample_is_even_and_ends_with_the_newest():
+def test_sample_is_evenly_spaced_and_ends_with_the_newest():
     for count in (1, 7, 8, 9, 15, 16, 17, 100):
         stamps, poses = filled(count, max_poses=1000).sample(8)
         assert len(stamps) <= 9
@@ -48,7 +48,7 @@ def test_sample_is_even_and_ends_with_the_newest():
         np.testing.assert_array_equal(poses[:, 1, 3], 2 * stamps)
 
 
-def test_cleared_trajectory_starts_anew():
+def test_cleared_trajectory_is_empty():
     trajectory = filled(9, max_poses=4)
     trajectory.clear()
     trajectory.append(100, pose(100))

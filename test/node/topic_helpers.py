@@ -1,4 +1,4 @@
-"""Helpers of the tests of inputs and outputs over real DDS."""
+"""Helpers for the tests of inputs and outputs over real DDS."""
 
 import numpy as np
 from std_msgs.msg import Header
@@ -8,10 +8,10 @@ from raymap3r_ros.node.publishers import TOPICS
 from raymap3r_ros.streaming import METHOD
 
 EVERYTHING = (*TOPICS, "tf")
-WIDTH, HEIGHT = 64, 48  # of the images sent, and as the network sees them
+WIDTH, HEIGHT = 64, 48  # of the images sent, and of the network's input
 IMAGES = ("depth", "depth_static", "confidence", "dynamic_mask", "dynamic_map", "rgb")
 TRAJECTORIES = ("trajectory", "trajectory_raw")  # not published with every frame
-UNKNOWN = METHOD.warmup_frames  # of a world's first frames nobody knows what moves in them
+WARMUP = METHOD.warmup_frames  # the first frames of a world have no dynamic mask
 
 
 def values(message, dtype=np.float32):
@@ -23,7 +23,7 @@ def numbers(position, orientation):
 
 
 def wait_for_end(bench, sent, topic="trajectory"):
-    """Wait for the trajectory that ends at this image; how many poses it has."""
+    """Wait for the trajectory that ends at this image; returns the number of its poses."""
     bench.wait(
         lambda: bench.messages[topic] and bench.messages[topic][-1].header.stamp == sent.header.stamp,
         f"{topic} up to {sent.header.stamp}",

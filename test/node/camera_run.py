@@ -1,4 +1,4 @@
-"""A bench whose camera is where the test says, and the other publishers of transforms."""
+"""A bench with scripted camera poses, and publishers of the transforms that other nodes provide."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from rclpy.time import Time
 from scipy.spatial.transform import Rotation
 
 OPTICAL = Rotation.from_quat([-0.5, 0.5, -0.5, 0.5])  # x right, y down, z forward, in x forward, y left, z up
-UNKNOWN = 1e6  # variance of a twist that was not measured
+UNKNOWN_VARIANCE = 1e6  # of a twist that was not measured
 SIZE = (8, 6)  # of the images
 FOCAL = 8.0
 WALL = np.stack([*np.meshgrid((np.arange(8) - 4) / FOCAL, (np.arange(6) - 3) / FOCAL), np.ones((6, 8))], -1) * 2.0
@@ -23,14 +23,14 @@ def matrix(translation=(0, 0, 0), rotation=None):
     return result
 
 
-# A camera half a metre above the base, looking 20 degrees down.
+# A camera half a metre above the base, pitched 20 degrees down.
 MOUNT = matrix((0.2, 0.05, 0.5), Rotation.from_euler("y", 20, degrees=True) * OPTICAL)
-STEP = matrix((0.05, 0.01, 0), Rotation.from_euler("xyz", [0.002, -0.003, 0.03]))  # of the base between two images
+STEP = matrix((0.05, 0.01, 0), Rotation.from_euler("xyz", [0.002, -0.003, 0.03]))  # base motion between images
 JUMP = matrix((0.7, -0.4, 0.3), Rotation.from_euler("xyz", [0.3, -0.2, 0.5]))
 
 
-def drive(count, start=3):
-    """Poses (4, 4) of a base that goes on at one speed."""
+def base_poses(count, start=3):
+    """Poses (4, 4) of a base that moves at constant speed."""
     return [np.linalg.matrix_power(STEP, start + index) for index in range(count)]
 
 
@@ -54,11 +54,11 @@ def matrix_of(position, orientation):
     return matrix((position.x, position.y, position.z), Rotation.from_quat([q.x, q.y, q.z, q.w]))
 
 
-MEETING = ("others", "meeting")
+MATCH_EDGE = ("match", "test")
 
 
-class Others:
-    """What publishes the transforms that are not the node's."""
+class OtherPublishers:
+    """Publishes the transforms that other nodes provide."""
 
     def __init__(self, bench):
         self._bench = bench
@@ -66,29 +66,31 @@ class Others:
         self._fixed = tf2_ros.StaticTransformBroadcaster(bench.probe)
         self.sent = Counter()  # by parent and child
 
-    def fix(self, parent, child, pose):
-        """On /tf_static; comes back when the node knows it."""
+    def publish_static(self, parent, child, pose):
+        """Publish on /tf_static; returns when the node has received it."""
         self._fixed.sendTransform(transform(self._bench, parent, child, pose))
         self._bench.wait_for_transform(parent, child)
 
-    def move(self, parent, child, poses):
-        """On /tf, {time: pose}; comes back when the node knows the last. `listen` to it before."""
+    def publish_moving(self, parent, child, poses):
+        """Publish {time: pose} on /tf, to which the bench must subscribe; returns when the node has the last pose."""
         if not self.sent:
-            self._meet()
+            self._wait_for_match()
         for time, pose in poses.items():
             self._moving.sendTransform(transform(self._bench, parent, child, pose, time))
             self.sent[parent, child] += 1
         self._bench.wait_for_transform(parent, child, max(poses))
 
-    def _meet(self):
-        """Say something on /tf until node and probe hear it, so that nothing that counts is lost."""
-        buffer, heard = self._bench.node.tf_buffer, self._bench.messages["tf"]
+    def _wait_for_match(self):
+        """Publish on /tf until node and probe receive it, so that no later transform is lost."""
+        buffer, received = self._bench.node.tf_buffer, self._bench.messages["tf"]
 
-        def met():
-            self._moving.sendTransform(transform(self._bench, *MEETING, np.eye(4)))
-            return buffer.can_transform(*MEETING, Time()) and any(MEETING in edges(message) for message in list(heard))
+        def matched():
+            self._moving.sendTransform(transform(self._bench, *MATCH_EDGE, np.eye(4)))
+            return buffer.can_transform(*MATCH_EDGE, Time()) and any(
+                MATCH_EDGE in edges(message) for message in list(received)
+            )
 
-        self._bench.wait(met, "the others' match of /tf")
+        self._bench.wait(matched, "match of /tf")
 
 
 def edges(message):
@@ -96,22 +98,22 @@ def edges(message):
     return {(one.header.frame_id, one.child_frame_id): one for one in message.transforms}
 
 
-class Ride:
-    """A bench whose camera is where the test says."""
+class CameraRun:
+    """A started bench, and the images sent to it with scripted camera poses."""
 
     def __init__(self, bench, stream):
         self.bench, self._stream = bench, stream
         self.times = []
 
-    def go(self, time, camera, **told):
-        """One image at `time`, taken by a camera at (4, 4) `camera`; comes back when its depth is there."""
-        self._stream.tell(camera, WALL, FOCAL, **told)
+    def send(self, time, camera, **result):
+        """Send one image, taken at `time` with the camera pose (4, 4) `camera`; returns when its depth has arrived."""
+        self._stream.enqueue(camera, WALL, FOCAL, **result)
         self.times.append(time)
         self.bench.send(time=time, size=SIZE)
-        self.done("depth")
+        self.wait_for_all("depth")
 
-    def done(self, *topics):
-        """Wait until these have a message of every image."""
+    def wait_for_all(self, *topics):
+        """Wait until these topics have a message for every image."""
         for topic in topics:
             self.bench.wait_for(topic, len(self.times))
 
@@ -124,23 +126,23 @@ class Ride:
         ]
 
     def sent(self):
-        """How often each (parent, child) was on /tf, from whomever."""
+        """Number of transforms on /tf by (parent, child), from all publishers."""
         found = [one for message in list(self.bench.messages["tf"]) for one in message.transforms]
         counts = Counter((one.header.frame_id, one.child_frame_id) for one in found)
-        del counts[MEETING]
+        del counts[MATCH_EDGE]
         return counts
 
     def transforms(self, count, *wanted):
-        """[(stamp, {(parent, child): matrix})] of the messages on /tf that are of these; there must be `count`."""
+        """[(stamp, {(parent, child): matrix})] of the `count` messages on /tf that have exactly these edges."""
 
-        def look():
+        def find():
             return [
                 found for message in list(self.bench.messages["tf"]) if set(found := edges(message)) == set(wanted)
             ]
 
-        self.bench.wait(lambda: len(look()) >= count, f"{count} of {wanted}")
+        self.bench.wait(lambda: len(find()) >= count, f"{count} of {wanted}")
         result = []
-        for found in look():
+        for found in find():
             (stamp,) = {(one.header.stamp.sec, one.header.stamp.nanosec) for one in found.values()}
             poses = {edge: matrix_of(one.transform.translation, one.transform.rotation) for edge, one in found.items()}
             result.append((stamp, poses))
@@ -151,15 +153,15 @@ class Ride:
         return [(one.sec, one.nanosec) for one in map(self.bench.stamp, times)]
 
 
-def close(actual, expected, atol=1e-5):
+def assert_close(actual, expected, atol=1e-5):
     np.testing.assert_allclose(actual, expected, atol=atol)
 
 
 ODOM = (("map", "odom"), ("odom", "base_link"))
 
 
-def start_ride(make_bench, stand_in, *topics, **parameters):
-    """A ride on a started bench with a stand-in and these parameters, subscribed to these topics and to depth."""
+def start_run(make_bench, fake_stream, *topics, **parameters):
+    """A CameraRun on a bench with a FakeStream and these parameters, subscribed to depth and these topics."""
     bench = make_bench(every_frame=True, **parameters)
     bench.start("depth", *topics)
-    return Ride(bench, stand_in(bench))
+    return CameraRun(bench, fake_stream(bench))
