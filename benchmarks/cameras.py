@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Measure what several cameras gain by sharing a network, beside the same cameras one after another.
+"""Measure what several cameras gain by sharing a network, against the same cameras one after another.
 
     python benchmarks/cameras.py [--cameras N ...] [--checkpoint F | --preset P] [--device D] [--json FILE]
 
-The cameras are triggered at the same time, each has a thread of its own, and the next images come when all have their
-results in host memory. `together`: through a `BatchScheduler`, which runs frames that wait at the same time as one
-batch. `apart`: a stream each, one after another. The last column is frames/s together over frames/s apart; for one
-camera it shows what sharing costs.
+The cameras are triggered at the same time and each has its own thread. The next images arrive when the results of all
+cameras are in host memory. `together`: through a `BatchScheduler`, which runs frames that wait at the same time as one
+batch. `apart`: one stream per camera, one after another. The last column is frames/s together divided by frames/s
+apart; for one camera it is the cost of sharing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import common
 import torch
-from common import Contestant, Latency
+from common import Candidate, Latency
 
 from raymap3r_ros.network import Network, choose_device, load_network
 from raymap3r_ros.streaming import METHOD, RULES, StepResult, Stream, StreamOptions
@@ -32,15 +32,15 @@ from raymap3r_ros.streaming.batching import BatchScheduler
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of so many cameras, together or apart."""
+    """Measurements of a number of cameras, together or apart."""
 
     cameras: int
     mode: str
-    latency: Latency  # of a frame of all cameras
-    ratio: float  # frames/s over those of the same cameras apart
+    latency: Latency  # of one frame of each camera
+    ratio: float  # frames/s divided by the frames/s of the same cameras apart
 
     def flat(self) -> dict[str, Any]:
-        """Everything in one dictionary, for JSON."""
+        """All values in one dictionary, for JSON."""
         return {
             "cameras": self.cameras,
             "mode": self.mode,
@@ -50,43 +50,43 @@ class Row:
 
 
 def build(network: Network, options: StreamOptions, cameras: int, share: bool) -> common.Step:
-    """Works one frame of each camera off; all that happens once has happened."""
+    """Return a step that processes one frame of each camera, after all one-time work."""
     size = common.image_size(network.config)
     images = common.moving_images(size, cameras)
     streams = [Stream(network, options) for _ in range(cameras)]
-    together = BatchScheduler(network)
+    scheduler = BatchScheduler(network)
     pool = ThreadPoolExecutor(cameras if share else 1)
 
-    def look(camera: int, index: int) -> StepResult:
+    def process(camera: int, index: int) -> StepResult:
         stream, image = streams[camera], images[index % len(images)][camera]
-        result = together.step(stream, image) if share else stream.step(image)
+        result = scheduler.step(stream, image) if share else stream.step(image)
         result.numpy(*common.PUBLISHED, *common.PUBLISHED_MOTION)
         return result
 
     def step(index: int) -> StepResult:
-        first, *_ = pool.map(look, range(cameras), repeat(index))
+        first, *_ = pool.map(process, range(cameras), repeat(index))
         return first
 
     for index in range(METHOD.router_last_frame + 1):
         step(index)
     if share:
-        together.warm_up(streams[0], cameras, images[0][0])
+        scheduler.warm_up(streams[0], cameras, images[0][0])
     return step
 
 
 def measure(
     network: Network, options: StreamOptions, counts: Sequence[int], frames: int, warmup: int, device: torch.device
 ) -> list[Row]:
-    """Two rows for each number of cameras; all take turns."""
-    asked = [(count, share) for count in counts for share in (False, True)]
-    contestants = [
-        Contestant(lambda count=count, share=share: build(network, options, count, share)) for count, share in asked
+    """Return two rows for each number of cameras. All take turns."""
+    cases = [(count, share) for count in counts for share in (False, True)]
+    candidates = [
+        Candidate(lambda count=count, share=share: build(network, options, count, share)) for count, share in cases
     ]
-    common.take_turns(contestants, frames, warmup, device)
+    common.take_turns(candidates, frames, warmup, device)
     latencies = [
-        Latency.of(contestant.latencies, count) for contestant, (count, _) in zip(contestants, asked, strict=True)
+        Latency.of(candidate.latencies, count) for candidate, (count, _) in zip(candidates, cases, strict=True)
     ]
-    apart = {count: latency for (count, share), latency in zip(asked, latencies, strict=True) if not share}
+    apart = {count: latency for (count, share), latency in zip(cases, latencies, strict=True) if not share}
     return [
         Row(
             count,
@@ -94,12 +94,12 @@ def measure(
             latency,
             latency.frames_per_second / apart[count].frames_per_second,
         )
-        for (count, share), latency in zip(asked, latencies, strict=True)
+        for (count, share), latency in zip(cases, latencies, strict=True)
     ]
 
 
 def report(rows: Sequence[Row]) -> None:
-    """Print them."""
+    """Print the table."""
     print()
     common.print_table(
         ("cameras", "mode", "median ms", "p95", "p99", "frames/s", "x apart"),
@@ -119,7 +119,7 @@ def report(rows: Sequence[Row]) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure what is asked, print and write it."""
+    """Measure, print the table and write the file."""
     device = choose_device(args.device)
     common.check_targets(args.json)
     warmup = common.warmup_frames(args.warmup, device)
@@ -150,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         help_text = f"{', '.join(choices)} (default: {default})"
         parser.add_argument(f"--{name}", choices=choices, default=default, metavar="X", help=help_text)
-    parser.add_argument("--frames", type=common.positive, metavar="N", help="timed of each (default: 20; GPU: 200)")
+    parser.add_argument(
+        "--frames", type=common.positive, metavar="N", help="timed frames of each row (default: 20; GPU: 200)"
+    )
     common.add_warmup_argument(parser)
     return parser
 

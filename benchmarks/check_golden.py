@@ -4,8 +4,9 @@
     python benchmarks/check_golden.py DIR
 
 DIR holds one configuration (config.json, recipe.json, overrides.npz, frames.npz, stage_*.npz, stream_*.npz), with
-`weightgen.py` and, where there is one, `common/` beside it. One line per array: name, largest absolute and relative
-error, tolerance, pass or FAIL. Exit status 1 on any FAIL, and on any array that could be compared and was not.
+`weightgen.py` and optionally `common/` beside it. Prints one line per array: name, largest absolute and relative
+error, tolerance, pass or FAIL. The exit status is 1 after any FAIL. An array that could be compared but was not is a
+FAIL.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ EXACT = 0.0
 
 
 class Report:
-    """Prints one line per comparison and remembers what failed."""
+    """Prints one line per comparison and collects the failures."""
 
     def __init__(self) -> None:
         self.passed = 0
@@ -48,7 +49,7 @@ class Report:
         print(f"{'name':58} {'max abs':>10} {'max rel':>10} {'tolerance':>12}")
 
     def compare(self, name: str, ours: Any, golden: Any, tolerance: float, *, relative: bool = False) -> None:
-        """One line. A relative error is against |golden| plus its median, so that zeros have a scale."""
+        """Compare and print. A relative error is relative to |golden| plus its median, so that zeros have a scale."""
         a, b = (np.asarray(_array(value), dtype=np.float64) for value in (ours, golden))
         limit = f"{tolerance:g}{' rel' if relative else ''}"
         if a.shape != b.shape:
@@ -59,15 +60,15 @@ class Report:
         size = np.where(np.isfinite(b), np.abs(b), 0.0)
         ratio = error / np.maximum(size + (np.median(size) if size.size else 0.0), 1e-12)
         worst, worst_ratio = (float(e.max()) if e.size else 0.0 for e in (error, ratio))
-        good = (worst_ratio if relative else worst) <= tolerance  # NaN on one side alone compares as False
+        good = (worst_ratio if relative else worst) <= tolerance  # NaN on one side only compares as False
         self._line(name, f"{worst:.2e}", f"{worst_ratio:.2e}", limit, good)
 
     def fail(self, name: str, why: str) -> None:
-        """Something that could be compared and was not."""
+        """Report an array that could be compared but was not."""
         self._line(name, why, "", "", False)
 
     def skip(self, name: str, why: str) -> None:
-        """Something that cannot be compared."""
+        """Report an array that cannot be compared."""
         print(f"{name:58} not comparable: {why}")
 
     def _line(self, name: str, error: str, ratio: str, limit: str, good: bool) -> None:
@@ -79,7 +80,7 @@ class Report:
 
 
 class Golden:
-    """The arrays of one file; remembers which were looked at."""
+    """The arrays of one file. Records which of them were used."""
 
     def __init__(self, path: Path, report: Report) -> None:
         with np.load(path) as file:
@@ -92,25 +93,25 @@ class Golden:
         return name in self._arrays
 
     def names(self, pattern: str) -> list[re.Match]:
-        """Matches of a pattern on whole array names."""
+        """Matches of a pattern against whole array names."""
         return [match for name in self._arrays if (match := re.fullmatch(pattern, name))]
 
     def array(self, name: str) -> np.ndarray:
-        """An input, or an array that the caller compares itself."""
+        """Return an input, or an array that the caller compares itself."""
         self._used.add(name)
         return self._arrays[name]
 
     def tensor(self, name: str) -> Tensor:
-        """As `array`, for torch."""
+        """Return an array as a tensor."""
         return torch.from_numpy(np.array(self.array(name)))
 
     def compare(self, name: str, ours: Any, tolerance: float, *, relative: bool = False) -> None:
-        """Compare an array of this file if it is there."""
+        """Compare an array if the file contains it."""
         if name in self._arrays:
             self.report.compare(f"{self.name} {name}", ours, self.array(name), tolerance, relative=relative)
 
     def close(self) -> None:
-        """Everything that nobody looked at is a failure."""
+        """Report each unused array as a failure."""
         for name in sorted(self._arrays.keys() - self._used):
             self.report.fail(f"{self.name} {name}", "not checked")
 
@@ -123,7 +124,7 @@ def _array(value: Any) -> Any:
 
 
 def network_config(config: dict) -> NetworkConfig:
-    """Our form of a golden config.json."""
+    """Convert a golden config.json."""
     model = config["model"]
     return NetworkConfig(
         image_size=max(config["H"], config["W"]),
@@ -151,7 +152,7 @@ def network_config(config: dict) -> NetworkConfig:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a golden directory, made by the generator beside it, under the public names."""
+    """Generate the weights of a golden directory, with the public names, by the generator beside it."""
     arrays = _weight_generator(folder).build(str(folder))
     return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
 
@@ -159,7 +160,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 def _weight_generator(folder: Path) -> ModuleType:
     path = folder.parent / "weightgen.py"
     if not path.is_file():
-        raise SystemExit(f"{path} is missing: the weights of a golden directory are made by it")
+        raise SystemExit(f"{path} is missing; it generates the weights of a golden directory")
     spec = importlib.util.spec_from_file_location("weightgen", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -197,7 +198,7 @@ def check_encoder(golden: Golden, network: Network) -> None:
         for index, output in enumerate(outputs):
             golden.compare(f"{prefix}_block{index}", output, 3e-5)
         golden.compare(f"{prefix}_tokens", tokens, 3e-5)
-        # Half-precision queries and keys are a flaw of the published encoder that ours does not copy.
+        # Half-precision queries and keys are a flaw of the published encoder, which this package does not copy.
         golden.compare(f"{prefix}_tokens_fp16rope", tokens, 3e-3)
 
 
@@ -291,7 +292,7 @@ def check_geometry(golden: Golden) -> None:
         found = golden.array(name) > 0
         golden.report.compare(f"{golden.name} {name}", focal[found], golden.array(name)[found], 1e-3)
         for index in np.flatnonzero(~found):
-            # Degenerate on purpose; nobody may take ours for a focal length either.
+            # Degenerate on purpose: our value must not be a valid focal length either.
             golden.report.compare(f"{golden.name} {name}[{index}] is none", focal[index] > 1, False, EXACT)
     rays = cameras.ray_map(golden.tensor("ray_c2w"), golden.tensor("ray_K"), golden.array("ray_map").shape[1:3])
     golden.compare("ray_map", rays, 2e-6)
@@ -374,7 +375,7 @@ def check_smooth(golden: Golden) -> None:
 
 
 def check_preprocessing(folder: Path, report: Report) -> None:
-    """Image loading, from `common/` beside the configuration."""
+    """Check image loading against `common/` beside the configuration."""
     if (path := folder / "preproc.npz").is_file():
         golden = Golden(path, report)
         for match in golden.names(r"i(\d+)_in"):
@@ -394,7 +395,7 @@ def check_preprocessing(folder: Path, report: Report) -> None:
 
 @contextmanager
 def outputs_of(modules: Any) -> Iterator[list[Tensor]]:
-    """The outputs of these modules, in the order in which they run."""
+    """Collect the outputs of the modules, in the order of their calls."""
     outputs: list[Tensor] = []
     handles = [module.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for module in modules]
     try:
@@ -406,10 +407,10 @@ def outputs_of(modules: Any) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def logits_of(attentions: Any) -> Iterator[list[Tensor]]:
-    """The attention logits of these modules, with a layer dimension in front."""
+    """Collect the attention logits of the modules, each with a leading layer dimension."""
     logits: list[Tensor] = []
     handles = [
-        # A fifth argument of cross-attention only asks to keep queries and keys.
+        # The fifth argument of cross-attention only selects that queries and keys are kept.
         module.register_forward_hook(lambda m, args, _out: logits.append(m.logits(*args[:4])))
         for module in attentions
     ]
@@ -425,15 +426,15 @@ def logits_of(attentions: Any) -> Iterator[list[Tensor]]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a golden stream is run on our side."""
+    """Settings of our run of a golden stream."""
 
     options: StreamOptions
-    rays: bool  # the tree that made it has a ray branch
+    rays: bool  # the source tree of the stream has a ray branch
     fast: bool  # the pose head's rotation is exaggerated
 
     @classmethod
     def of(cls, settings: dict) -> Run | None:
-        """From a stream's json; None for settings that we do not know."""
+        """Read the settings from a stream's json; None if they are unknown."""
         tree, update, special = settings["tree"], settings["update"], settings["special"]
         rule = {"cut3r": "cut3r", "ttt3r": "ttt3r", "xattn": "raymap3r", "auto": "raymap3r"}.get(update)
         if tree not in ("rm", "ttt3r", "cut3r") or rule is None or special not in ("", "fast", "importfix"):
@@ -449,8 +450,8 @@ class Run:
         return cls(options, rays=tree == "rm", fast=special == "fast")
 
 
-# Arrays of a stream: tolerance, and whether the network alone makes them (they are then good on the very frame
-# whose end is a reset).
+# Arrays of a stream: tolerance, and whether they depend on the network alone (then they are also valid on a frame that
+# ends with a reset).
 _STREAM_ARRAYS: dict[str, tuple[float, bool]] = {
     "pose_net": (5e-5, True),
     "pose_after_sim3": (5e-5, True),
@@ -479,21 +480,21 @@ _STREAM_ARRAYS: dict[str, tuple[float, bool]] = {
     "smooth_beta": (5e-4, False),
     "alpha_ema_mean": (2e-4, False),
 }
-# Of heads that a stream has no use for, and that take as long as all else of a frame: every so-many-th frame will do,
-# for the network is the same in all.
-_BESIDE, _BESIDE_EVERY = ("conf_cross_mean", "rgb_mean"), 5
-_LONGER = {"pose_after_sim3": 1e-4, "camera_pose": 1e-4}  # runs of more than 30 frames
+# Outputs of heads that a stream does not use. They take as long as the rest of a frame, so only every N-th frame is
+# compared; the network is the same in all frames.
+_UNUSED_HEADS, _UNUSED_HEADS_EVERY = ("conf_cross_mean", "rgb_mean"), 5
+_LONGER = {"pose_after_sim3": 1e-4, "camera_pose": 1e-4}  # tolerances for runs of more than 30 frames
 
 
 class Runs:
-    """Our side of the streams. Runs of equal settings are made once, as far as somebody has asked."""
+    """Our runs of the streams. Streams of equal settings share one run, which is extended as needed."""
 
     def __init__(self, network: Network, images: np.ndarray, size: tuple[int, int]) -> None:
         self.network, self.images, self.size = network, images, size
         self._made: dict[Run, tuple[Stream, list[dict[str, Any]]]] = {}
 
     def frames(self, run: Run, count: int) -> list[dict[str, Any]]:
-        """What each of the first frames gives, by the golden names."""
+        """Results of each of the first `count` frames, by golden name."""
         stream, rows = self._made.setdefault(run, (Stream(self._network(run), run.options), []))
         while len(rows) < count:
             rows.append(self._row(stream, len(rows), run))
@@ -537,7 +538,7 @@ class Runs:
             "final_state": after.state,
             "final_mem": after.memory,
         }
-        if index % _BESIDE_EVERY == 0:
+        if index % _UNUSED_HEADS_EVERY == 0:
             row |= {
                 "conf_cross_mean": stream.network.world_points(view.decoded, self.size)[1].mean(),
                 "rgb_mean": stream.network.rgb(view.decoded, self.size).mean(),
@@ -565,10 +566,10 @@ class Runs:
 
 
 def check_stream(path: Path, report: Report, runs: Runs) -> None:
-    """One stream_*.npz with its json, as far as it can be compared."""
+    """Check one stream_*.npz with its json, up to the first frame that cannot be compared."""
     settings = json.loads(path.with_suffix(".json").read_text())
     if settings["special"] == "twice":
-        report.skip(path.stem, "a second run on the same network object, with what leaked from the first")
+        report.skip(path.stem, "a second run on the same network object, with state left over from the first")
         return
     if settings["image_encoder_rope"] != "fp32":
         report.skip(path.stem, "half-precision rotary positions in the published image encoder")
@@ -579,8 +580,8 @@ def check_stream(path: Path, report: Report, runs: Runs) -> None:
         return
     golden = Golden(path, report)
     total = settings["frames"]
-    # The public code resets by its own interval of 100 in one tree only; ours does there too, and then goes other
-    # ways on purpose.
+    # The public code resets at an interval of 100 in one tree only, and so does our run. After a reset, the results
+    # differ on purpose.
     resets = [*settings["reset_true_at"], *([100] if run.rays else [])]
     last = min([total - 1, *resets])
     reset_on_request = last in settings["reset_true_at"]
@@ -590,13 +591,13 @@ def check_stream(path: Path, report: Report, runs: Runs) -> None:
         if name not in golden:
             continue
         tolerance = _LONGER.get(name, tolerance) if total > 30 else tolerance
-        # A requested reset already shows in what is smoothed or gated on its own frame; a periodic one comes after
-        # all outputs of its frame.
+        # A requested reset already affects the smoothed and gated values of its own frame; a periodic reset comes
+        # after all outputs of its frame.
         end = last
         if last in resets and (name in ("state_norm", "mem_norm") or (reset_on_request and not network_alone)):
             end = last - 1
         frames = _frames_of(golden, name, total)
-        every = _BESIDE_EVERY if name in _BESIDE else 1
+        every = _UNUSED_HEADS_EVERY if name in _UNUSED_HEADS else 1
         rows = [row for row, frame in enumerate(frames) if frame <= end and frame % every == 0]
         golden_rows = golden.array(name)[rows]
         if not rows:
@@ -619,7 +620,7 @@ def check_stream(path: Path, report: Report, runs: Runs) -> None:
 
 
 def _check_alignment(golden: Golden, ours: list[dict[str, Any]], run: Run, aligned_here: bool) -> None:
-    """The periodic reset at frame 100: clouds where ours are the same, and the similarity fit on the golden clouds."""
+    """Check the periodic reset at frame 100: the clouds if ours are the same, and the fit to the golden clouds."""
     if "sim3_Wpre_100" not in golden:
         return
     for name, tolerance in (("sim3_post_pose", 2e-5), ("sim3_post_z_mean", 2e-5), ("sim3_pre_c2w", 5e-5)):
@@ -646,7 +647,7 @@ def _check_alignment(golden: Golden, ours: list[dict[str, Any]], run: Run, align
 
 
 def _frames_of(golden: Golden, name: str, total: int) -> list[int]:
-    """The frame of each row of an array."""
+    """Frame number of each row of an array."""
     for index in (f"{name}__frames", f"{'depth' if name == 'conf_self' else name}_frames"):
         if index in golden:
             return golden.array(index).tolist()
@@ -683,7 +684,7 @@ class Case:
 
 
 def load_case(folder: Path) -> Case:
-    """Network and sizes of a golden directory."""
+    """Load the network and the sizes of a golden directory."""
     config = json.loads((folder / "config.json").read_text())
     network = network_from_public(load_weights(folder), network_config(config), str(folder)).eval()
     size = config["H"], config["W"]

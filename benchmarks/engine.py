@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measure time and memory per frame, next to the public way of running the same weights (naive mode), in one run.
+"""Measure time and memory per frame, against the public way of running the same weights (naive mode), in one run.
 
     python benchmarks/engine.py [--preset P ...] [--device D] [--json FILE] [--csv FILE]
 
-One row for every combination of the given sizes, precisions, ...; without any, a list that suits the device. A frame
-is timed from an image in host memory to results in host memory. All rows of one size take turns, frames of one after
-frames of the other. Each row has a baseline (`naive.py`), which works as a public implementation does:
+One row for each combination of the given sizes, precisions and other options; without options, a default list for the
+device. A frame is timed from an image in host memory to results in host memory. All rows of one size take turns of
+several frames. Each row has a baseline (`naive.py`), which works as a public implementation does:
 
 | row | baseline |
 |---|---|
@@ -13,8 +13,8 @@ frames of the other. Each row has a baseline (`naive.py`), which works as a publ
 | rule reads attention, no ray branch | TTT3R |
 | other rules, no ray branch | CUT3R |
 
-The last column is frames/s over those of the baseline. A baseline runs one stream at a time, so rows of several
-streams gain from batching too.
+The last column is frames/s divided by the frames/s of the baseline. A baseline runs one stream at a time, so rows of
+several streams also gain from batching.
 """
 
 from __future__ import annotations
@@ -30,61 +30,61 @@ from typing import Any
 
 import common
 import torch
-from common import Contestant, Latency, Machine
+from common import Candidate, Latency, Machine
 from naive import NaiveStream
 
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, choose_device, load_network
 from raymap3r_ros.streaming import RULES, StreamOptions
 
 MOTION = ("on", "off", "auto")
-ASKED = ("size", "precision", "rule", "motion", "ray_interval", "execution", "streams")  # what rows can differ in
+VARIED = ("size", "precision", "rule", "motion", "ray_interval", "execution", "streams")  # options of a row
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one row runs."""
+    """Settings of one row."""
 
     network: str
     size: int  # long edge, pixels
     precision: str = "float32"
     rule: str = "raymap3r"
     motion: str = "on"  # or "off": no dynamic map, and the ray branch runs only if the rule needs it
-    ray_interval: int = 1  # rays are asked in every n-th frame
+    ray_interval: int = 1  # the ray branch runs in every N-th frame
     execution: str = StreamOptions.execution
     streams: int = 1
     mode: str = "engine"  # or "naive"
 
     @property
     def variant(self) -> common.Variant:
-        """Which form of the weights it runs on."""
+        """The variant of the network that it needs."""
         return common.variant(self.precision, self.execution)
 
     @property
-    def asks_rays(self) -> bool:
-        """Whether the second branch runs, in every frame or in some."""
+    def runs_ray_branch(self) -> bool:
+        """Whether the ray branch runs, in all frames or in some."""
         return self.motion == "on" or RULES[self.rule].needs_motion
 
     def baseline(self) -> Setting:
-        """The naive mode of the public implementation that does this row's work."""
-        motion = "on" if self.asks_rays else "off"
-        rule = "raymap3r" if self.asks_rays else "ttt3r" if RULES[self.rule].needs_attention else "cut3r"
+        """Settings of the naive mode of the public implementation that does the same work."""
+        motion = "on" if self.runs_ray_branch else "off"
+        rule = "raymap3r" if self.runs_ray_branch else "ttt3r" if RULES[self.rule].needs_attention else "cut3r"
         return Setting(self.network, self.size, rule=rule, motion=motion, execution="plain", mode="naive")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one setting."""
+    """Measurements of one setting."""
 
     setting: Setting
-    pixels: str  # WxH that the network sees
+    pixels: str  # WxH of the network's input
     latency: Latency
     frames: int  # timed, of each stream
     memory_mb: float  # highest, see `common.memory_kind`
-    ratio: float  # frames/s over those of the baseline
+    ratio: float  # frames/s divided by the frames/s of the baseline
     stages: dict[str, float]  # median milliseconds
 
     def flat(self, machine: Machine, memory: str) -> dict[str, Any]:
-        """Everything in one dictionary, for JSON and CSV; `memory` says what `memory_mb` is of."""
+        """All values in one dictionary, for JSON and CSV. `memory` describes what `memory_mb` measures."""
         return {
             **dataclasses.asdict(self.setting),
             "pixels": self.pixels,
@@ -98,22 +98,22 @@ class Row:
         }
 
 
-def combinations(base: Setting, asked: dict[str, Sequence[Any]]) -> list[Setting]:
-    """Every combination of the values in `asked`; the rest is as in `base`. Motion `auto` becomes `on` or `off`."""
+def combinations(base: Setting, varied: dict[str, Sequence[Any]]) -> list[Setting]:
+    """All combinations of the values in `varied`, the rest as in `base`. Motion `auto` becomes `on` or `off`."""
     settings = []
-    for values in itertools.product(*asked.values()):
-        setting = dataclasses.replace(base, **dict(zip(asked, values, strict=True)))
+    for values in itertools.product(*varied.values()):
+        setting = dataclasses.replace(base, **dict(zip(varied, values, strict=True)))
         if setting.motion == "auto":
             setting = dataclasses.replace(setting, motion="on" if RULES[setting.rule].needs_motion else "off")
         settings.append(setting)
     return list(dict.fromkeys(settings))
 
 
-def suited(base: Setting, device: torch.device, patch: int) -> list[Setting]:
-    """The rows of a run in which nothing is asked.
+def default_settings(base: Setting, device: torch.device, patch: int) -> list[Setting]:
+    """The rows of a run without options.
 
-    On a CPU the everyday one, and the one with the least work. On a GPU one in half precision, and from there every
-    single thing changed.
+    On a CPU: the default settings, and those with the least work. On a GPU: the same in bfloat16, and the default
+    settings with each option changed alone.
     """
     least = dataclasses.replace(base, rule="filt3r", motion="off")
     if device.type == "cpu":
@@ -131,18 +131,18 @@ def suited(base: Setting, device: torch.device, patch: int) -> list[Setting]:
 def measure(
     network: Network, device: torch.device, settings: Sequence[Setting], frames: int, warmup: int
 ) -> list[Row]:
-    """Rows of settings of one network (float32, on the CPU) and one size, the naive modes that they need first."""
+    """Measure settings of one network (float32, on the CPU) and one size; the rows of their baselines come first."""
     settings = [*dict.fromkeys(setting.baseline() for setting in settings), *settings]
     networks = common.variants_of(network, device, (setting.variant for setting in settings))
     size = common.image_size(network.config, settings[0].size)
-    contestants = [Contestant(_builder(networks[setting.variant], setting, size)) for setting in settings]
-    common.take_turns(contestants, frames, warmup, device)
+    candidates = [Candidate(_builder(networks[setting.variant], setting, size)) for setting in settings]
+    common.take_turns(candidates, frames, warmup, device)
     latencies = {
-        setting: Latency.of(contestant.latencies, setting.streams)
-        for setting, contestant in zip(settings, contestants, strict=True)
+        setting: Latency.of(candidate.latencies, setting.streams)
+        for setting, candidate in zip(settings, candidates, strict=True)
     }
     rows = []
-    for setting, contestant in zip(settings, contestants, strict=True):
+    for setting, candidate in zip(settings, candidates, strict=True):
         base = latencies[setting if setting.mode == "naive" else setting.baseline()]
         foreign = sum(common.weight_bytes(other) for key, other in networks.items() if key != setting.variant)
         rows.append(
@@ -151,9 +151,9 @@ def measure(
                 pixels=f"{size[1]}x{size[0]}",
                 latency=latencies[setting],
                 frames=frames,
-                memory_mb=(contestant.peak - (foreign if device.type == "cuda" else 0)) / 1e6,
+                memory_mb=(candidate.peak - (foreign if device.type == "cuda" else 0)) / 1e6,
                 ratio=latencies[setting].frames_per_second / base.frames_per_second,
-                stages=contestant.stage_medians(),
+                stages=candidate.stage_medians(),
             )
         )
     return rows
@@ -182,7 +182,7 @@ def _options(setting: Setting) -> StreamOptions:
 
 
 def report(rows: Sequence[Row]) -> None:
-    """Print two tables: the rows, and where their time goes."""
+    """Print two tables: the rows, and their time per stage."""
     names = [_name(row.setting) for row in rows]
     print()
     common.print_table(
@@ -224,12 +224,12 @@ def _name(setting: Setting) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure what is asked, network by network and size by size, and print and write it."""
+    """Measure each network and size, print the tables and write the files."""
     device = choose_device(args.device)
     common.check_targets(args.json, args.csv)
     warmup = common.warmup_frames(args.warmup, device)
-    asked = {name: tuple(dict.fromkeys(values)) for name in ASKED if (values := getattr(args, name))}
-    # In turns of one untimed and 4 or 20 timed frames, so that rays asked now and then have their share of them.
+    varied = {name: tuple(dict.fromkeys(values)) for name in VARIED if (values := getattr(args, name))}
+    # A turn has one untimed and 4 or 20 timed frames, enough to include frames in which an infrequent ray branch runs.
     frames = args.frames or (40 if device.type == "cpu" else 200)
     default = [DEFAULT_CHECKPOINT] if device.type == "cpu" else [DEFAULT_CHECKPOINT, "cut3r_512_dpt"]
     machine, memory = common.machine(device), common.memory_kind(device)
@@ -238,9 +238,9 @@ def run(args: argparse.Namespace) -> None:
     for checkpoint in args.preset or ([args.checkpoint] if args.checkpoint else default):
         network = load_network(checkpoint)
         base = Setting(Path(checkpoint).stem, network.config.image_size)
-        settings = combinations(base, asked) if asked else suited(base, device, network.config.patch_size)
+        settings = combinations(base, varied) if varied else default_settings(base, device, network.config.patch_size)
         for setting in settings:
-            _options(setting)  # refuses what is not allowed before anything is measured
+            _options(setting)  # raises OptionError before anything is measured
         for size in dict.fromkeys(setting.size for setting in settings):
             group = measure(network, device, [one for one in settings if one.size == size], frames, warmup)
             report(group)
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--preset", nargs="+", choices=PRESETS, metavar="P", help=presets)
     which.add_argument("--checkpoint", metavar="F", help=f"weights (default: {DEFAULT_CHECKPOINT})")
     common.add_common_arguments(parser)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows to this file")
     parser.add_argument("--size", nargs="+", type=common.positive, metavar="N", help="long edges, pixels")
     for name, choices, note in (
         ("precision", common.PRECISIONS, ""),
@@ -266,10 +266,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{name}", nargs="+", choices=choices, metavar="X", help=", ".join(choices) + note)
     parser.add_argument(
-        "--ray-interval", nargs="+", type=common.positive, metavar="N", help="ask the rays in every n-th frame"
+        "--ray-interval", nargs="+", type=common.positive, metavar="N", help="run the ray branch in every N-th frame"
     )
     parser.add_argument("--streams", nargs="+", type=common.positive, metavar="N", help="cameras in one batch")
-    parser.add_argument("--frames", type=common.positive, metavar="N", help="timed of each (default: 40; GPU: 200)")
+    parser.add_argument(
+        "--frames", type=common.positive, metavar="N", help="timed frames of each row (default: 40; GPU: 200)"
+    )
     common.add_warmup_argument(parser)
     return parser
 

@@ -1,24 +1,25 @@
-"""The network run as the public implementations run it: the baselines of `engine.py`.
+"""Run the network as the public implementations do. These are the baselines of `engine.py`.
 
 | rule | decoder attention | rest of the attention | ray branch |
 |---|---|---|---|
-| `raymap3r` | explicit, the logits of all layers kept | fused | from the sixth frame on |
+| `raymap3r` | explicit, the logits of all layers kept | fused | from the sixth frame |
 | `ttt3r` | explicit, the logits of all layers kept | fused | none |
 | `cut3r` | fused | fused | none |
 
-"Fused" is `scaled_dot_product_attention`; the rest is the encoders, the pose memory and the world head.
+"Fused" is `scaled_dot_product_attention`. The rest of the attention is in the encoders, the pose memory and the world
+head.
 
 All three run in float32, uncompiled, one stream and one frame at a time. Each branch runs all three dense heads. The
-convolutions work on planes, and the 1x1 convolution of each fusion stage follows the interpolation. The ray branch
-computes its state to the end and discards it. The ray map is made in numpy on the host. Results are copied from
-unpinned memory.
+convolutions use the contiguous (NCHW) layout, and the 1x1 convolution of each fusion stage follows the interpolation.
+The ray branch computes its new state completely and discards it. The ray map is computed in numpy on the host. Results
+are copied from unpinned memory.
 
-The baselines do not run router, smoothing and resets, round nothing to float16 in the image encoder, and copy only
-those results to the host that the engine delivers as well. Where the public implementation may do the same work in a
-slower or in a faster way, the faster way is used, so that a measured ratio is not too high.
+The baselines run no router, smoothing or resets, do not round to float16 in the image encoder, and copy to the host
+only results that the engine copies too. If the public implementation may do the same work in a slower or a faster way,
+the baseline uses the faster way, so that the measured ratio is not too high.
 
-The weights are those of the given network, so both give the same results. The formulas are written out here, so that
-an optimisation elsewhere does not speed up the baseline.
+The baselines use the weights of the given network, so the results are the same. The formulas are written out here, so
+that an optimisation of the package does not speed up the baseline.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
 from raymap3r_ros.streaming.timing import StageTimer
 
 NAIVE_RULES = ("raymap3r", "ttt3r", "cut3r")
-LOGIT_RULES = ("raymap3r", "ttt3r")  # read the decoder's logits, which a fused kernel does not return
+LOGIT_RULES = ("raymap3r", "ttt3r")  # need the decoder's logits, which a fused kernel does not return
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class NaiveResult:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """One branch: the outputs of the decoder and of all heads. B = 1."""
+class _BranchOutputs:
+    """Outputs of one branch: the decoder and all heads. B = 1."""
 
     decoded: Decoded
     logits: dict[Attention, Tensor]  # (1, heads, queries, keys) of each decoder attention; empty for rule cut3r
@@ -80,7 +81,7 @@ class _Answer:
 
 
 class NaiveStream:
-    """One stream, without router, smoothing and resets, with tokens pooled along the raster.
+    """One stream without router, smoothing and resets. Tokens are pooled in raster order.
 
     `rule` selects the public implementation (see the module's docstring). All images must have the same size.
     """
@@ -94,7 +95,7 @@ class NaiveStream:
         self.method = method
         self.image_size = image_size or network.config.image_size
         self.device = next(network.parameters()).device
-        # Modules of our own around the same weights: what is done to them stays in here.
+        # Separate modules with the same weights, so that the changes below do not affect `network`.
         with torch.device("meta"):
             self.network = Network(network.config)
         self.network.load_state_dict(network.state_dict(), assign=True)
@@ -117,7 +118,7 @@ class NaiveStream:
 
     @torch.inference_mode()
     def step(self, image: np.ndarray) -> NaiveResult:
-        """Take in one RGB uint8 image (h, w, 3)."""
+        """Process one RGB uint8 image (h, w, 3)."""
         with _public_matmul(self.device):
             return self._step(image)
 
@@ -134,14 +135,14 @@ class NaiveStream:
         tokens = network.encode_image(planes)
         timer.mark("encode")
         pose_token = network.first_pose_token if self._frame == 0 else network.read_memory(self._memory, tokens)
-        main = self._answer(tokens, pose_token, framing.size)
+        main = self._run_branch(tokens, pose_token, framing.size)
         timer.mark("decode")
 
         pixel_staticness = token_staticness = None
         if self.rule == "raymap3r" and self._frame >= method.warmup_frames:
             rays = self._host_rays(main)
             ray_tokens = network.encode_rays(rays)
-            ray = self._answer(ray_tokens, network.read_memory(self._memory, ray_tokens), framing.size)
+            ray = self._run_branch(ray_tokens, network.read_memory(self._memory, ray_tokens), framing.size)
             timer.mark("ray_branch")
             pixel_staticness, token_staticness = self._staticness(main, ray)
             timer.mark("motion")
@@ -164,18 +165,18 @@ class NaiveStream:
         return result
 
     def _attend_explicitly(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`Attention.attend` by an explicit matrix, whose logits are kept."""
+        """`Attention.attend` with an explicit matrix, which keeps the logits."""
         # Scaling the queries is cheaper than a pass over the matrix.
         logits = self._logits[attention] = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return attention.proj((logits.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
 
-    def _answer(self, tokens: Tensor, pose_token: Tensor, size: tuple[int, int]) -> _Answer:
-        """Decode tokens (1, N, C_e) against the state, and run every head."""
+    def _run_branch(self, tokens: Tensor, pose_token: Tensor, size: tuple[int, int]) -> _BranchOutputs:
+        """Decode tokens (1, N, C_e) with the state, and run all heads."""
         network = self.network
         patch = network.config.patch_size
         self._logits = {}
         decoded = network.decode(tokens, (size[0] // patch, size[1] // patch), pose_token, self._state)
-        return _Answer(
+        return _BranchOutputs(
             decoded,
             self._logits,
             network.pose(decoded),
@@ -184,15 +185,15 @@ class NaiveStream:
             network.rgb(decoded, size),
         )
 
-    def _host_rays(self, main: _Answer) -> Tensor:
-        """The ray map (1, H, W, 6) of this frame's camera, made on the host."""
+    def _host_rays(self, main: _BranchOutputs) -> Tensor:
+        """The ray map (1, H, W, 6) of this frame's camera, computed on the host."""
         size = main.points.shape[1:3]
         pose = pose_of(main.encoding[0].cpu().numpy())
-        # Untrained weights may predict a mirrored scene, which has no focal length; then the image's diagonal.
+        # Untrained weights may predict a mirrored scene, which has no focal length. Use the image's diagonal instead.
         focal = focal_of(main.points[0], self.method.focal_iterations) or float(np.hypot(*size))
         return torch.from_numpy(rays_of(pose, focal, size))[None].to(self.device)
 
-    def _staticness(self, main: _Answer, ray: _Answer) -> tuple[Tensor, Tensor]:
+    def _staticness(self, main: _BranchOutputs, ray: _BranchOutputs) -> tuple[Tensor, Tensor]:
         """Staticness of pixels (1, H, W) and of state tokens (1, S, 1)."""
         method = self.method
         depth, ray_depth = main.points[..., 2], ray.points[..., 2]
@@ -213,8 +214,8 @@ class NaiveStream:
         projection = attention @ (pooled / total.clamp_min(1e-6)) / attention.sum(dim=1)
         return pixel, _relative(projection, method.token_sharpness)[None, :, None]
 
-    def _gate(self, main: _Answer, token_staticness: Tensor | None) -> Tensor | float:
-        """The gate of each state token: (1, S, 1), or 1."""
+    def _gate(self, main: _BranchOutputs, token_staticness: Tensor | None) -> Tensor | float:
+        """The gate of each state token (1, S, 1), or 1 for all."""
         method = self.method
         if token_staticness is not None and self._frame >= method.gate_from_frame:
             keep, before = method.staticness_memory, self._token_staticness
@@ -232,18 +233,18 @@ class NaiveStream:
             gate = gate * motion * damping.clamp(method.eta_floor, 1)
         return gate
 
-    def _state_logits(self, answer: _Answer) -> list[Tensor]:
+    def _state_logits(self, branch: _BranchOutputs) -> list[Tensor]:
         """Cross-attention logits of the state side: (1, heads, S, 1 + N) for each layer."""
-        return [answer.logits[block.cross_attn] for block in self.network.decoder.state_blocks]
+        return [branch.logits[block.cross_attn] for block in self.network.decoder.state_blocks]
 
 
 def _attend_fused(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`Attention.attend` by PyTorch's fused kernel."""
+    """`Attention.attend` with PyTorch's fused kernel."""
     return attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def _fuse(fusion: Fusion, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """`Fusion.forward`, its last convolution after the interpolation."""
+    """`Fusion.forward` with the last convolution after the interpolation."""
     if skip is not None:
         x = x[..., : skip.shape[-2], : skip.shape[-1]] + fusion.skip_unit(skip)
     return fusion.out(F.interpolate(fusion.unit(x), scale_factor=2, mode="bilinear", align_corners=True))
@@ -251,7 +252,7 @@ def _fuse(fusion: Fusion, x: Tensor, skip: Tensor | None = None) -> Tensor:
 
 @contextlib.contextmanager
 def _public_matmul(device: torch.device) -> Iterator[None]:
-    """The public code switches TF32 on for the matrix products of a GPU."""
+    """Enable TF32 for matrix products on a GPU, as the public code does."""
     if device.type != "cuda":
         yield
         return
@@ -264,7 +265,7 @@ def _public_matmul(device: torch.device) -> Iterator[None]:
 
 
 def _relative(values: Tensor, sharpness: float) -> Tensor:
-    """(K,) -> sigmoid of how far each value lies under the median, in interquartile ranges."""
+    """(K,) -> sigmoid of the distance of each value below the median, in interquartile ranges."""
     low, middle, high = torch.quantile(values, values.new_tensor((0.25, 0.5, 0.75)))
     return torch.sigmoid(sharpness / (high - low).clamp_min(1e-6) * (middle - values))
 
@@ -285,7 +286,7 @@ def pose_of(encoding: np.ndarray) -> np.ndarray:
 def focal_of(points: Tensor, iterations: int) -> float:
     """Focal length in pixels of a point map (H, W, 3), by Weiszfeld iterations from the least-squares value.
 
-    0 where the best one is negative. Computed where the points are.
+    0 if the best value is negative. Computed on the device of the points.
     """
     height, width = points.shape[:2]
     column = torch.arange(width, device=points.device, dtype=points.dtype) - width // 2
@@ -306,7 +307,7 @@ def rays_of(pose: np.ndarray, focal: float, size: tuple[int, int]) -> np.ndarray
     column, row = np.meshgrid(np.arange(width), np.arange(height))
     matrix = np.array([[focal, 0, width // 2], [0, focal, height // 2], [0, 0, 1]])
     directions = np.stack((column, row, np.ones_like(row)), axis=-1) @ np.linalg.inv(matrix).T
-    # The translation is added before normalising, as the weights were trained.
+    # The translation is added before normalising, as in the training of the weights.
     directions = directions @ pose[:3, :3].T + pose[:3, 3]
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True) + 1e-8
     centre = np.broadcast_to(pose[:3, 3], directions.shape)

@@ -4,12 +4,13 @@
     python benchmarks/node.py [--checkpoint F] [--device D] [--size N] [--rates HZ ...] [--frames N] [--json FILE]
 
 Three processes, as on a robot: a camera (this one), the node, and a subscriber that records when each message arrives.
-The node runs twice, once with all outputs subscribed to and once with the transform alone, and receives one rate after
-the other. Latencies run from the image's stamp, taken right before the camera publishes it, to the arrival at the
-subscriber, which handles one message after the other. The last output of a frame is the last of all outputs except the
-trajectories, which are not published for every frame. The node runs live: while it processes a frame, a newer image
-replaces the waiting one, which counts as dropped, as does an image that never reaches the node.
-The second table is from the node's diagnostics: medians of the parts of its work over the latest 200 frames. The
+The node runs twice, once with subscriptions to all outputs and once to the transform alone. Each run covers all rates,
+one after another. Latencies are measured from the image's stamp, taken just before the camera publishes it, to the
+arrival at the subscriber, which handles messages one at a time. The last output of a frame is the last of all outputs
+except the trajectories, which are not published for every frame. The node runs live: while it processes a frame, a
+newer image replaces the waiting one. Replaced images, and images that never reach the node, count as dropped.
+
+The second table is from the node's diagnostics: median times of the parts of its work over the latest 200 frames. The
 node's own share is everything outside the stream: conversion of the image, copies to host memory, messages.
 """
 
@@ -55,14 +56,14 @@ OUTPUTS = {"all": (*TOPICS, "tf"), "tf": ("tf",)}
 RATES = (10.0, 30.0, 60.0)  # Hz
 # Frames before the measured ones. The first frames skip the ray branch, and a GPU reaches a steady state only later.
 WARM_UP = METHOD.router_last_frame + 5
-IMAGES = 16  # different ones
-IDLE_LIMIT = 3.0  # seconds without an output after which the missing outputs of a frame are given up
+IMAGES = 16  # different images
+IDLE_LIMIT = 3.0  # seconds without an output after which the wait for missing outputs ends
 STAGES = {"convert": "convert", "publish": "publish", "node": "node", "whole frame": "frame"}  # diagnostics -> field
 
 
 @dataclass(frozen=True)
 class Received:
-    """What the subscriber has received."""
+    """Messages that the subscriber has received."""
 
     arrivals: dict[str, dict[int, int]]  # by topic: stamp of the image -> time of arrival, both nanoseconds
     diagnostics: dict[str, str]  # values of the last message
@@ -70,7 +71,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Run:
-    """One rate."""
+    """Figures of one rate."""
 
     subscribed: str
     asked_hz: float
@@ -103,7 +104,7 @@ class Parts:
 
 
 class ArrivalRecorder(OutputSubscriber):
-    """Records arrival times; replies to the stamp of an image with Received, once all its outputs have arrived."""
+    """Records arrival times. Replies to a request, the stamp of an image, once all its outputs have arrived."""
 
     def __init__(self, node: Node, subscribed: str) -> None:
         outputs = OUTPUTS[subscribed]
@@ -113,7 +114,7 @@ class ArrivalRecorder(OutputSubscriber):
         super().__init__(node, NODE, outputs, f"{NAMESPACE}/image", raw=True)
 
     def is_connected(self) -> bool:
-        """As in the base class, and no other outputs are subscribed to."""
+        """As in the base class. In addition, no other outputs have subscribers."""
         return super().is_connected() and self.diagnostics.subscribed_outputs == self.outputs
 
     def receive(self, topic: str, message: bytes) -> None:
@@ -149,7 +150,7 @@ def camera_messages(width: int, height: int) -> list[Image]:
 
 
 def measure(subscribed: str, messages: list[Image], args: argparse.Namespace) -> tuple[list[Run], Parts]:
-    """All rates, with these outputs subscribed to. Raises Raymap3rError if a process ends early."""
+    """Measure all rates, with subscriptions to these outputs. Raises Raymap3rError if a process ends early."""
     parameters = {"checkpoint": args.checkpoint, "device": args.device, "image_size": args.size}
     more = [argument for parameter in args.parameter for argument in ("-p", parameter)]
     recorder = partial(ArrivalRecorder, subscribed=subscribed)
@@ -168,7 +169,7 @@ def measure(subscribed: str, messages: list[Image], args: argparse.Namespace) ->
 
 
 def _send(harness: Harness, publisher: Any, messages: list[Image], rate: float, frames: int) -> list[int]:
-    """Send the warm-up and then `frames` images; the stamps in nanoseconds."""
+    """Send the warm-up and then `frames` images. Return the stamps in nanoseconds."""
     stamps = []
     for message in paced(itertools.islice(back_and_forth(messages), WARM_UP + frames), rate):
         now = harness.camera.get_clock().now()
@@ -213,7 +214,7 @@ def run(args: argparse.Namespace) -> None:
     machine = common.machine(device)
     set_up_dds(own_domain=True)
     width, height = args.camera
-    size = f"a long edge of {args.size}" if args.size else "the size of its training"
+    size = f"a long edge of {args.size}" if args.size else "the size used in training"
     print(f"{args.checkpoint} on {machine.device}, torch {machine.torch}; camera {width}x{height}, network at {size}")
     for parameter in args.parameter:
         print(f"with {parameter}")
@@ -297,7 +298,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--camera", type=_pixels, default=(640, 480), metavar="WxH", help="size of the images (default: 640x480)"
     )
-    parser.add_argument("--rates", nargs="+", type=_rate, default=RATES, metavar="HZ", help="(default: 10 30 60)")
+    parser.add_argument(
+        "--rates", nargs="+", type=_rate, default=RATES, metavar="HZ", help="rates of the images (default: 10 30 60)"
+    )
     parser.add_argument(
         "--frames",
         type=common.positive,

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Measure what each precision, and each way to run the network, changes along a stream, against plain float32.
+"""Measure how results along a stream change with precision and execution mode, against plain float32.
 
     python benchmarks/parity_precision.py [--checkpoint F | --preset P] [--frames N] [--json FILE]
 
-`stored as mixed` and `stored as float16` are rows for weights in a file that `raymap3r convert --dtype` wrote. Weights
-that are float16 already, as the shipped ones, first get random digits below those that float16 keeps.
+`stored as mixed` and `stored as float16` are rows for weights in a file that `raymap3r convert --dtype` wrote. If the
+weights are float16 values, as the shipped ones are, they first get random digits that rounding to float16 removes.
 
-All run the same rendered sequence side by side, with the options of a live robot (smoothing, a reset every 100
-frames). Position errors are in per cent of the length of the path that plain float32 sees. The last row is plain
-float32 too, with one pixel of the first image one level brighter: what is under it means nothing.
+All modes run the same rendered sequence with the default options (smoothing, a reset every 100 frames). Position
+errors are in percent of the path length in plain float32. The last row is plain float32 again, with one pixel of the
+first image changed by one level; smaller deviations than in this row have no meaning.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Mode:
 
     precision: str
     execution: str
-    changed: bool = False  # one pixel of the first image
+    changed: bool = False  # one pixel of the first image differs
     stored: str = "float32"  # type of the weights in the file, see `stored_dtype`
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """Name in tables."""
         stored = "" if self.stored == "float32" else f", stored as {self.stored}"
         return f"{self.precision} {self.execution}{stored}" + (f", {CONTROL}" if self.changed else "")
 
@@ -58,49 +58,51 @@ REFERENCE = Mode("float32", "plain")
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one mode is from the reference, over a stream."""
+    """Deviation of one mode from the reference, over a stream."""
 
-    drift_worst_percent: float  # error of the position, of the path's length; largest of all frames
+    drift_worst_percent: float  # position error, relative to the path length; maximum over frames
     drift_final_percent: float  # at the last frame
     rotation_worst_deg: float
     rotation_final_deg: float
-    depth_median_percent: float  # median over frames of the median relative error of a frame's pixels
+    depth_median_percent: float  # median over frames of each frame's median relative error
     depth_worst_percent: float  # of the worst frame
-    mask_iou: float  # of the moving pixels of all frames together; 1 where neither shows any
-    unhealthy_frames: int  # frames that were not finite; they keep the last pose, and count for nothing else
+    mask_iou: float  # over all frames together; 1 if neither marks a pixel
+    unhealthy_frames: int  # frames that are not finite; they keep the last pose and have no depth or mask error
 
 
 @dataclass
 class Record:
-    """What one mode says of a stream."""
+    """Results of one mode over a stream."""
 
     poses: list[np.ndarray] = field(default_factory=list)
-    depth_errors: list[float] = field(default_factory=list)  # median of a frame, relative
+    depth_errors: list[float] = field(default_factory=list)  # median relative error of each frame
     both: int = 0  # pixels that both masks mark
     either: int = 0
     unhealthy: int = 0
 
-    def take(self, result: StepResult, reference: StepResult) -> None:
-        """The next frame, and the same of the reference."""
-        ours, theirs = (one.numpy("pose", "depth", "dynamic_mask", "healthy") for one in (result, reference))
-        if not theirs["healthy"]:
-            raise Raymap3rError(f"frame {reference.frame}: plain float32 itself is not finite; use other weights")
-        if not ours["healthy"]:
+    def add(self, result: StepResult, reference: StepResult) -> None:
+        """Add the results of the next frame, from this mode and from the reference."""
+        own, expected = (one.numpy("pose", "depth", "dynamic_mask", "healthy") for one in (result, reference))
+        if not expected["healthy"]:
+            raise Raymap3rError(f"frame {reference.frame}: plain float32 is not finite; use other weights")
+        if not own["healthy"]:
             self.unhealthy += 1
             self.poses.append(self.poses[-1] if self.poses else np.eye(4))
             return
-        self.poses.append(ours["pose"])
-        depth = theirs["depth"]
-        self.depth_errors.append(float(np.median(np.abs(ours["depth"] - depth) / np.maximum(np.abs(depth), 1e-6))))
-        self.both += int(np.count_nonzero(ours["dynamic_mask"] & theirs["dynamic_mask"]))
-        self.either += int(np.count_nonzero(ours["dynamic_mask"] | theirs["dynamic_mask"]))
+        self.poses.append(own["pose"])
+        depth = expected["depth"]
+        self.depth_errors.append(float(np.median(np.abs(own["depth"] - depth) / np.maximum(np.abs(depth), 1e-6))))
+        self.both += int(np.count_nonzero(own["dynamic_mask"] & expected["dynamic_mask"]))
+        self.either += int(np.count_nonzero(own["dynamic_mask"] | expected["dynamic_mask"]))
 
     def deviation(self, reference: Record) -> Deviation:
-        """From a reference that looked at the same frames. Raises Raymap3rError where its camera stands still."""
+        """Compare with a reference over the same frames. Raises Raymap3rError if its camera does not move."""
         poses, truth = checked_poses(self.poses, "measured"), checked_poses(reference.poses, "reference")
         path = path_length(truth)
         if not path > 0:
-            raise Raymap3rError("the camera stands still in plain float32; there is no path to compare with")
+            raise Raymap3rError(
+                "the camera does not move in plain float32, so there is no path to compare with; use other weights"
+            )
         drift = 100 * np.linalg.norm(poses[:, :3, 3] - truth[:, :3, 3], axis=1) / path
         rotation = angles(poses, truth)
         errors = self.depth_errors or [np.nan]
@@ -117,12 +119,12 @@ class Record:
 
 
 def path_length(poses: np.ndarray) -> float:
-    """Sum of the steps of a path (T, 4, 4), metres."""
+    """Length of a path (T, 4, 4) in metres."""
     return float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
 
 
 def angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Degrees (T,) between the rotations of poses (T, 4, 4)."""
+    """Angles (T,) in degrees between the rotations of poses (T, 4, 4)."""
     # From the chord |A - B| = sqrt(8) sin(angle / 2), which keeps small angles exact where an arc cosine loses them.
     chord = np.linalg.norm(first[:, :3, :3] - second[:, :3, :3], axis=(1, 2))
     return np.degrees(2 * np.arcsin(np.clip(chord / np.sqrt(8), 0, 1)))
@@ -131,7 +133,7 @@ def angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def compare(
     checkpoint: str, modes: Sequence[Mode], frames: int, long_edge: int, device: torch.device
 ) -> tuple[dict[Mode, Deviation], float]:
-    """Run all modes beside the reference; their deviations, and the length of the reference's path, metres."""
+    """Run all modes and the reference. Return the deviations, and the length of the reference's path in metres."""
     keys = {mode: (common.variant(mode.precision, mode.execution), mode.stored) for mode in (REFERENCE, *modes)}
     network = load_network(checkpoint)
     add_lost_digits(network)
@@ -152,27 +154,27 @@ def compare(
             image = brighter_pixel(frame.image) if mode.changed and index == 0 else frame.image
             results[mode] = stream.step(image)
         for mode, result in results.items():
-            records[mode].take(result, results[REFERENCE])
+            records[mode].add(result, results[REFERENCE])
     reference = records.pop(REFERENCE)
     deviations = {mode: record.deviation(reference) for mode, record in records.items()}
     return deviations, path_length(checked_poses(reference.poses, "reference"))
 
 
 def add_lost_digits(network: Network) -> None:
-    """Give weights that are all float16 numbers random digits that rounding to float16 takes off again."""
+    """Add random digits, which rounding to float16 removes, to weights that are all float16 values."""
     weights = [parameter.data for parameter in network.parameters()]
     if not all(torch.equal(weight.half().float(), weight) for weight in weights):
         return
     generator = torch.Generator().manual_seed(0)
     for weight in weights:
-        step = torch.exp2(torch.floor(torch.log2(weight.abs().clamp_min(2.0**-14))) - 10)  # between float16 numbers
+        step = torch.exp2(torch.floor(torch.log2(weight.abs().clamp_min(2.0**-14))) - 10)  # between float16 values
         finer = weight + step * (torch.rand(weight.shape, generator=generator) - 0.5)
-        # Below a power of two steps are smaller, and half of one may lead too far.
+        # Below a power of two, the steps are smaller and half a step may be too large.
         weight.copy_(torch.where(finer.half() == weight, finer, weight))
 
 
 def as_stored(network: Network, stored: str) -> Network:
-    """The network that a file with weights stored in this way gives."""
+    """Return the network as read from a file with weights of type `stored`."""
     if stored == "float32":
         return network
     rounded = copy.deepcopy(network)
@@ -182,7 +184,7 @@ def as_stored(network: Network, stored: str) -> Network:
 
 
 def brighter_pixel(image: np.ndarray) -> np.ndarray:
-    """A copy with the middle pixel one level off."""
+    """Return a copy with the middle pixel changed by one level."""
     changed = image.copy()
     middle = changed.shape[0] // 2, changed.shape[1] // 2
     changed[middle] = np.where(changed[middle] < 255, changed[middle] + 1, 254)
@@ -190,7 +192,7 @@ def brighter_pixel(image: np.ndarray) -> np.ndarray:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure what is asked, print and write it."""
+    """Measure all modes, print the table and write the file."""
     device = choose_device(args.device)
     common.check_targets(args.json)
     if not 2 <= args.frames <= SUITES[SUITE].frames:
@@ -234,11 +236,13 @@ def _parser() -> argparse.ArgumentParser:
     common.add_network_arguments(parser)
     common.add_common_arguments(parser)
     parser.add_argument(
-        "--frames", type=common.positive, default=300, metavar="N", help="of the stream (default: 300)"
+        "--frames", type=common.positive, default=300, metavar="N", help="frames of the stream (default: 300)"
     )
-    parser.add_argument("--size", type=common.positive, default=0, metavar="N", help="long edge, pixels")
-    precisions = f"default: all: {', '.join(common.PRECISIONS)}"
-    executions = f"default: all; on a CPU plain: {', '.join(common.EXECUTIONS)}"
+    parser.add_argument(
+        "--size", type=common.positive, default=0, metavar="N", help="long edge, pixels (default: as trained)"
+    )
+    precisions = f"(default: all: {', '.join(common.PRECISIONS)})"
+    executions = f"{', '.join(common.EXECUTIONS)} (default: all but auto; on a CPU plain)"
     parser.add_argument(
         "--precision", nargs="+", choices=common.PRECISIONS, default=common.PRECISIONS, metavar="X", help=precisions
     )

@@ -3,10 +3,10 @@
 
     python benchmarks/scaling.py [--over frames ...] [--checkpoint F | --preset P] [--json FILE] [--csv FILE]
 
-Over frames: one long stream, resets and all, in tenths; both should be flat. Over anything else: several sizes side by
-side, each stream with the options of a live robot but of one size. Networks with another number of state tokens are
-untrained. A slope over frames is a straight line through the medians of a hundred equal parts; an exponent b is that
-of the power law a x^b through all sizes.
+Over frames: one long stream with its resets, in tenths; time and memory should stay constant. Over pixels, state
+tokens and streams: several sizes in turns, with the default options. Networks with another number of state tokens are
+untrained. The slope over frames is fitted to the medians of a hundred equal parts. An exponent is the b of the power
+law a x^b, fitted to all sizes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
-from common import Contestant, Latency
+from common import Candidate, Latency
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network, NetworkConfig, choose_device, load_network, untrained_network
@@ -31,15 +31,15 @@ from raymap3r_ros.streaming import StreamOptions
 
 TITLES = {"frames": "frames", "pixels": "pixels", "streams": "streams", "state": "state tokens"}
 TENTHS = 10
-PARTS = 100  # of a long stream, for its slope
-SIZES = (0.5, 0.75, 1.0, 1.5)  # long edges, of the one that the network was trained on
-STATES = (0.5, 1, 2, 4)  # state tokens, of those that it has
+PARTS = 100  # of a long stream, for the fit of the slope
+SIZES = (0.5, 0.75, 1.0, 1.5)  # long edges, relative to the one that the network was trained on
+STATES = (0.5, 1, 2, 4)  # state tokens, relative to the network's own number
 STREAMS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one size, or in one tenth of a long stream."""
+    """Measurements at one size, or in one tenth of a long stream."""
 
     over: str
     value: int  # last frame of the tenth; pixels, state tokens, streams
@@ -47,7 +47,7 @@ class Point:
     memory_mb: float  # highest, see `common.memory_kind`
 
     def flat(self) -> dict[str, Any]:
-        """Everything in one dictionary, for JSON and CSV."""
+        """All values in one dictionary, for JSON and CSV."""
         return {
             "over": self.over,
             "value": self.value,
@@ -58,7 +58,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Trend:
-    """What the points of one kind say together; NaN what such points do not say."""
+    """Trend over all points of one kind. Fields that do not apply to the kind are NaN."""
 
     over: str
     time_exponent: float = np.nan  # of the median
@@ -66,12 +66,12 @@ class Trend:
     first_tenth_ms: float = np.nan  # median
     last_tenth_ms: float = np.nan
     slope_ms_per_1000_frames: float = np.nan
-    slope_error: float = np.nan  # one standard error of it
+    slope_error: float = np.nan  # its standard error
     memory_growth_mb: float = np.nan  # from the second tenth to the last
 
 
 def over_frames(network: Network, options: StreamOptions, frames: int, warmup: int) -> tuple[list[Point], Trend]:
-    """One stream of so many frames after a warm-up."""
+    """Measure one stream of `frames` frames after a warm-up."""
     device = next(network.parameters()).device
     size = common.image_size(network.config)
     step = common.engine_step(network, options, size, 1, True)
@@ -81,7 +81,7 @@ def over_frames(network: Network, options: StreamOptions, frames: int, warmup: i
     points: list[Point] = []
     for tenth in np.array_split(np.arange(frames), TENTHS):
         common.reset_peak(device)
-        step(0)  # whose memory is fetched anew
+        step(0)  # untimed: memory is allocated again after `reset_peak`
         for index in tenth:
             latencies.append(common.timed(step, int(index), device)[0])
         latency = Latency.of(latencies[-len(tenth) :])
@@ -93,16 +93,16 @@ def over_frames(network: Network, options: StreamOptions, frames: int, warmup: i
         last_tenth_ms=points[-1].latency.median_ms,
         slope_ms_per_1000_frames=1000 * per_frame,
         slope_error=1000 * error,
-        # The first tenth may still hold what the warm-up needed.
+        # The first tenth may still hold memory of the warm-up.
         memory_growth_mb=points[-1].memory_mb - points[1].memory_mb,
     )
     return points, trend
 
 
 def slope(latencies: Sequence[float]) -> tuple[float, float]:
-    """Milliseconds per frame by which the frames of a stream become slower, and its standard error.
+    """Growth of the frame time in milliseconds per frame, and its standard error.
 
-    From medians of many parts, to which single slow frames do not matter.
+    Fitted to the medians of many parts, which single slow frames do not affect.
     """
     parts = np.array_split(np.asarray(latencies), min(PARTS, len(latencies)))
     middles = np.cumsum([len(part) for part in parts]) - [(len(part) + 1) / 2 for part in parts]
@@ -112,7 +112,7 @@ def slope(latencies: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Case:
-    """One size of something."""
+    """One size to measure."""
 
     value: int
     build: Callable[[], common.Step]
@@ -120,7 +120,7 @@ class Case:
 
 
 def pixel_cases(network: Network, options: StreamOptions) -> list[Case]:
-    """Images of several sizes."""
+    """Cases with images of several sizes."""
     config, cases = network.config, []
     for share in SIZES:
         long_edge = round(config.image_size * share / config.patch_size) * config.patch_size
@@ -131,13 +131,13 @@ def pixel_cases(network: Network, options: StreamOptions) -> list[Case]:
 
 
 def stream_cases(network: Network, options: StreamOptions) -> list[Case]:
-    """Batches of several streams."""
+    """Cases with batches of several streams."""
     size = common.image_size(network.config)
     return [Case(count, _builder(lambda: network, options, size, count), count) for count in STREAMS]
 
 
 def state_cases(config: NetworkConfig, options: StreamOptions, device: torch.device) -> list[Case]:
-    """Untrained networks with several numbers of state tokens; each is made when its turn to be built comes."""
+    """Cases with untrained networks of several numbers of state tokens, each created when its case is built."""
     size, cases = common.image_size(config), []
     for share in STATES:
         shaped = dataclasses.replace(config, state_tokens=max(1, round(share * config.state_tokens)))
@@ -166,12 +166,12 @@ def _builder(
 def over_cases(
     over: str, cases: Sequence[Case], samples: int, warmup: int, device: torch.device
 ) -> tuple[list[Point], Trend]:
-    """Several sizes of something, side by side."""
-    contestants = [Contestant(case.build) for case in cases]
-    common.take_turns(contestants, samples, warmup, device)
+    """Measure several sizes in turns."""
+    candidates = [Candidate(case.build) for case in cases]
+    common.take_turns(candidates, samples, warmup, device)
     points = [
-        Point(over, case.value, Latency.of(contestant.latencies, case.streams), contestant.peak / 1e6)
-        for case, contestant in zip(cases, contestants, strict=True)
+        Point(over, case.value, Latency.of(candidate.latencies, case.streams), candidate.peak / 1e6)
+        for case, candidate in zip(cases, candidates, strict=True)
     ]
     values = [point.value for point in points]
     return points, Trend(
@@ -182,12 +182,12 @@ def over_cases(
 
 
 def exponent(sizes: Sequence[float], figures: Sequence[float]) -> float:
-    """b of the power law a size^b that fits best, in logarithms."""
+    """The b of the power law a size^b, fitted in logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(figures), 1)[0])
 
 
 def report(points: Sequence[Point], trend: Trend) -> None:
-    """Print one kind."""
+    """Print the table and the trend of one kind."""
     print()
     common.print_table(
         (TITLES[trend.over], "median ms", "p95", "p99", "frames/s", "memory MB"),
@@ -214,14 +214,14 @@ def report(points: Sequence[Point], trend: Trend) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure what is asked, print and write it."""
+    """Measure each kind, print the tables and write the files."""
     device = choose_device(args.device)
     common.check_targets(args.json, args.csv)
     warmup = common.warmup_frames(args.warmup, device)
     slow = device.type == "cpu"
     frames, samples = args.frames or (300 if slow else 10_000), args.samples or (20 if slow else 100)
     if frames < TENTHS:
-        raise OptionError(f"frames is {frames}; allowed: {TENTHS} and more")
+        raise OptionError(f"frames is {frames}; allowed: {TENTHS} or more")
     options = StreamOptions(precision=args.precision, execution=args.execution)
     machine, memory = common.machine(device), common.memory_kind(device)
     checkpoint = args.preset or args.checkpoint
@@ -238,7 +238,7 @@ def run(args: argparse.Namespace) -> None:
             points, trend = over_frames(network, options, frames, warmup)
         else:
             if over == "state":
-                network = None  # its memory is not theirs
+                network = None  # release its memory before the untrained networks are measured
                 cases = state_cases(config, options, device)
             else:
                 cases = (pixel_cases if over == "pixels" else stream_cases)(network, options)
@@ -254,17 +254,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     common.add_network_arguments(parser)
     common.add_common_arguments(parser)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the points there")
-    grows = f"what grows (default: all: {', '.join(TITLES)})"
-    parser.add_argument("--over", nargs="+", choices=TITLES, default=tuple(TITLES), metavar="X", help=grows)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the points to this file")
+    kinds = f"size to vary (default: all: {', '.join(TITLES)})"
+    parser.add_argument("--over", nargs="+", choices=TITLES, default=tuple(TITLES), metavar="X", help=kinds)
     for name, choices, default in (
         ("precision", common.PRECISIONS, "float32"),
         ("execution", common.EXECUTIONS, StreamOptions.execution),
     ):
         help_text = f"{', '.join(choices)} (default: {default})"
         parser.add_argument(f"--{name}", choices=choices, default=default, metavar="X", help=help_text)
-    parser.add_argument("--frames", type=common.positive, metavar="N", help="long stream (default: 300; GPU: 10000)")
-    parser.add_argument("--samples", type=common.positive, metavar="N", help="other sizes (default: 20; GPU: 100)")
+    parser.add_argument(
+        "--frames", type=common.positive, metavar="N", help="frames of the long stream (default: 300; GPU: 10000)"
+    )
+    parser.add_argument(
+        "--samples", type=common.positive, metavar="N", help="timed frames of each other size (default: 20; GPU: 100)"
+    )
     common.add_warmup_argument(parser)
     return parser
 

@@ -5,8 +5,8 @@
 
 Three processes: a camera (this one), the node in every-frame mode, and a subscriber to every output. The camera keeps
 two frames in flight, so that the node is never idle and may not drop any. The clip is played back and forth with
-stamps at 30 Hz. Every few seconds it samples the resident memory of the node's process, its GPU memory, the median
-latency from an image's publication to its pose, frames dropped and lost, and errors.
+stamps at 30 Hz. Every few seconds the camera samples the resident memory of the node's process, its GPU memory, the
+median latency from an image's publication to its pose, frames dropped and lost, and errors.
 
 Writes soak.csv and soak.png. The exit status is 1 if `find_problems` finds a trend, the diagnostics contain an error,
 or a frame has no pose, odometry or transform.
@@ -56,7 +56,7 @@ NODE = f"{NAMESPACE}/raymap3r"
 CAMERA_FRAME = "soak_camera"
 START = 1_700_000_000  # seconds; the first stamp
 RATE = 30  # Hz of the stamps
-IMAGES = 48  # different ones
+IMAGES = 48  # different images
 MAP_POINTS = 100_000  # reached within the warm-up, so that removal of points is covered as well
 IN_FLIGHT = 2  # frames
 STALL_LIMIT = 60.0  # seconds without a pose after which the run fails
@@ -64,7 +64,7 @@ WARM_UP = 0.25  # share of the samples that is ignored: caches and maps fill up
 EVERY_FRAME = ("pose", "odometry", "tf")  # reliable outputs, published for each frame
 
 # Limits of `find_problems`. The trajectories (200 bytes a frame, up to 200,000 frames) and the map grow by design, and
-# the memory of an allocator varies; a single leaked message has kilobytes.
+# the memory of an allocator varies; a single leaked message takes kilobytes.
 MEMORY_ALLOWANCE = 16.0  # MiB, and ...
 MEMORY_PER_FRAME = 512 / 2**20  # ... MiB for each frame after the warm-up
 LATENCY_GROWTH = 0.5  # of the median; the load of the machine varies
@@ -130,7 +130,7 @@ def _trend(samples: Sequence[SoakSample], name: str) -> float:
 
 
 class MessageCounter(OutputSubscriber):
-    """Subscribes to every output; replies to any request with the number of messages by topic."""
+    """Subscribes to every output. The reply to any request is the number of messages by topic."""
 
     def __init__(self, node: Node) -> None:
         self._counts: Counter[str] = Counter()
@@ -201,7 +201,7 @@ def _sample(camera: Camera, process_id: int, start: float) -> SoakSample:
 
 
 def soak(args: argparse.Namespace) -> tuple[list[SoakSample], list[str]]:
-    """Play the clip; the samples, and all problems except trends. Raises Raymap3rError."""
+    """Play the clip. Return the samples, and all problems except trends. Raises Raymap3rError."""
     parameters = {
         "checkpoint": args.checkpoint,
         "device": args.device,
@@ -217,7 +217,7 @@ def soak(args: argparse.Namespace) -> tuple[list[SoakSample], list[str]]:
         harness.wait_until_connected()
         samples, sent = _play(camera, harness, messages, args)
         counts = _final_counts(harness, sent)
-        problems = [f"{sent - counts[topic]} of {sent} frames came without {topic}" for topic in EVERY_FRAME
+        problems = [f"{sent - counts[topic]} of {sent} frames have no {topic}" for topic in EVERY_FRAME
                     if counts[topic] != sent]  # fmt: skip
         problems += [f"error in the diagnostics: {text}" for text in camera.diagnostics.errors]
         if status := harness.stop_node():
@@ -228,7 +228,7 @@ def soak(args: argparse.Namespace) -> tuple[list[SoakSample], list[str]]:
 def _play(
     camera: Camera, harness: Harness, messages: list[Image], args: argparse.Namespace
 ) -> tuple[list[SoakSample], int]:
-    """Send images for the frames or seconds of the arguments; the samples and the number of images."""
+    """Send images for the frames or seconds in the arguments. Return the samples and the number of images."""
     samples: list[SoakSample] = []
     start = due = time.monotonic()
     sent = 0
@@ -254,7 +254,7 @@ def _play(
 
 
 def _final_counts(harness: Harness, sent: int) -> Counter[str]:
-    """The subscriber's counts, once they are complete or do not change any more."""
+    """Return the subscriber's counts, once they are complete or two seconds have passed."""
     counts: Counter[str] = Counter()
     for _ in range(20):
         counts = harness.request()
@@ -339,7 +339,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frames", type=common.positive, default=100_000, help="images to play (default: %(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=0.0, help="end after S seconds (default: 0, never)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, metavar="S", help="end after S seconds (default: 0, no limit)"
+    )
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between samples (default: %(default)s)")
     parser.add_argument(
         "--images", type=common.positive, default=IMAGES, help="images in the clip (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""The benchmarks: the baseline does the same work, the figures are what they say, and every script runs."""
+"""The benchmarks: the baseline does the same work, the figures are computed correctly, and every script runs."""
 
 import csv
 import dataclasses
@@ -33,7 +33,7 @@ def scripts(benchmark_script):
 
 @pytest.fixture(scope="module")
 def tiny(tiny_config: NetworkConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a network that takes no time."""
+    """A file with a tiny network."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_network(untrained_network(tiny_config), path)
     return path
@@ -55,24 +55,24 @@ def images(network):
 
 
 @pytest.mark.parametrize("rule", ["raymap3r", "ttt3r", "cut3r"])
-def test_the_naive_mode_gives_the_same_answers(scripts, network, images, rule: str):
+def test_the_naive_mode_gives_the_same_results(scripts, network, images, rule: str):
     rays = rule == "raymap3r"
     options = StreamOptions(update_rule=rule, smoothing="off", reset_interval=0, token_pooling="raster")
     stream, naive = Stream(network, options), scripts.naive.NaiveStream(network, rule)
     for frame, image in enumerate(images):
-        ours, theirs = stream.step(image, motion=rays), naive.step(image)
-        np.testing.assert_allclose(theirs.pose, ours.pose, atol=1e-4)
-        np.testing.assert_allclose(theirs.depth, ours.depth, rtol=1e-4)
-        np.testing.assert_allclose(theirs.points, ours.points, atol=1e-3)
-        np.testing.assert_allclose(theirs.confidence, ours.confidence, rtol=1e-3)
+        expected, result = stream.step(image, motion=rays), naive.step(image)
+        np.testing.assert_allclose(result.pose, expected.pose, atol=1e-4)
+        np.testing.assert_allclose(result.depth, expected.depth, rtol=1e-4)
+        np.testing.assert_allclose(result.points, expected.points, atol=1e-3)
+        np.testing.assert_allclose(result.confidence, expected.confidence, rtol=1e-3)
         if rays and frame >= METHOD.warmup_frames:
-            np.testing.assert_allclose(theirs.staticness, ours.staticness, atol=2e-3)
+            np.testing.assert_allclose(result.staticness, expected.staticness, atol=2e-3)
         else:
-            assert theirs.staticness is None
+            assert result.staticness is None
 
 
-def test_the_answers_depend_on_the_rule(scripts, network, images):
-    """Otherwise the test above would say little."""
+def test_the_results_depend_on_the_rule(scripts, network, images):
+    """Otherwise the test above would prove little."""
     naive = [scripts.naive.NaiveStream(network, rule) for rule in ("raymap3r", "ttt3r", "cut3r")]
     for image in images:
         depths = [stream.step(image).depth for stream in naive]
@@ -88,15 +88,15 @@ def test_the_naive_mode_uses_the_fused_kernel_where_the_public_code_does(
     modules = attention_modules(naive.network)
     called, fused = count_fused_calls(modules, monkeypatch)
     kept: list[set[str]] = []  # names of the attentions whose logits each branch keeps
-    answer = naive._answer
+    run_branch = naive._run_branch
 
-    def note_logits(*args):
-        result = answer(*args)
+    def record_logits(*args):
+        result = run_branch(*args)
         kept.append({name for name, module in modules.items() if module in result.logits})
         assert len(kept[-1]) == len(result.logits)
         return result
 
-    monkeypatch.setattr(naive, "_answer", note_logits)
+    monkeypatch.setattr(naive, "_run_branch", record_logits)
     for image in images[: METHOD.warmup_frames + 2]:
         naive.step(image)
 
@@ -112,7 +112,7 @@ def test_the_naive_mode_uses_the_fused_kernel_where_the_public_code_does(
     assert len(in_decoder) == 4 * network.config.decoder_depth and kept == [explicit] * branches
 
 
-def test_the_naive_mode_leaves_the_network_alone(scripts, network, images, monkeypatch: pytest.MonkeyPatch):
+def test_the_naive_mode_does_not_change_the_network(scripts, network, images, monkeypatch: pytest.MonkeyPatch):
     scripts.naive.NaiveStream(network).step(images[0])
     modules = attention_modules(network)
     called, fused = count_fused_calls(modules, monkeypatch)
@@ -128,7 +128,7 @@ def attention_modules(network: Network) -> dict[str, Attention]:
 def count_fused_calls(
     modules: dict[str, Attention], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Counter[str], Counter[str]]:
-    """Calls of each attention by name, and calls of the fused kernel within them; both grow from now on."""
+    """Calls of each attention by name, and calls of the fused kernel within them, counted from this call on."""
     called, fused, running = Counter(), Counter(), []
     kernel = F.scaled_dot_product_attention
 
@@ -154,12 +154,12 @@ def count_fused_calls(
 
 def test_the_naive_mode_runs_all_heads_in_both_branches_on_the_same_weights(scripts, network, images):
     naive = scripts.naive.NaiveStream(network)
-    for given, taken in zip(network.parameters(), naive.network.parameters(), strict=True):
-        assert torch.equal(given, taken)
+    for given, used in zip(network.parameters(), naive.network.parameters(), strict=True):
+        assert torch.equal(given, used)
         if given.ndim == 4:
-            assert taken.is_contiguous()  # whatever way the network's convolutions lie
+            assert used.is_contiguous()  # for any memory layout of the network's convolutions
         else:
-            assert given.data_ptr() == taken.data_ptr()
+            assert given.data_ptr() == used.data_ptr()
     calls = []
     for name in ("self_head", "world_head", "rgb_head", "pose_head"):
         getattr(naive.network, name).register_forward_hook(lambda *_, name=name: calls.append(name))
@@ -171,7 +171,7 @@ def test_the_naive_mode_runs_all_heads_in_both_branches_on_the_same_weights(scri
         assert len(set(calls)) == 5 and len(calls) == 5 * branches
 
 
-def test_host_geometry_agrees_with_the_streams_own(scripts):
+def test_host_geometry_agrees_with_the_stream(scripts):
     encoding = torch.tensor([0.1, -0.2, 0.3, 0.9, 0.1, -0.3, 0.2])
     pose = cameras.pose_matrix(encoding)
     np.testing.assert_allclose(scripts.naive.pose_of(encoding.numpy()), pose, atol=1e-6)
@@ -195,29 +195,29 @@ def test_host_geometry_agrees_with_the_streams_own(scripts):
 # --- the figures ------------------------------------------------------------------------------------------------
 
 
-def test_contestants_take_turns_and_only_timed_frames_count(scripts):
+def test_candidates_take_turns_and_only_timed_frames_count(scripts):
     log: list[tuple[str, int]] = []
 
-    def contestant(name: str):
+    def candidate(name: str):
         def step(index: int):
             log.append((name, index))
             return SimpleNamespace(timings={"a": 0.001, "b": 0.0})
 
-        return scripts.common.Contestant(lambda: step)
+        return scripts.common.Candidate(lambda: step)
 
-    pair = [contestant("A"), contestant("B")]
+    pair = [candidate("A"), candidate("B")]
     rounds = scripts.common.ROUNDS
     frames = 3 * rounds + 1
     scripts.common.take_turns(pair, frames, warmup=3, device=CPU)
     turns = [name for (name, _), (before, _) in zip(log[1:], log, strict=False) if name != before]
     assert "".join(turns) == "BA" * rounds + "B"  # after A's warm-up
     for name, one in zip("AB", pair, strict=True):
-        assert [index for who, index in log if who == name] == list(range(3 + frames + rounds))
+        assert [index for logged, index in log if logged == name] == list(range(3 + frames + rounds))
         assert len(one.latencies) == len(one.stages) == frames
         medians = one.stage_medians()
         assert medians["a"] == 0.001 and medians["b"] == 0
         assert medians["rest"] == pytest.approx(np.median(one.latencies) - 0.001)
-        assert one.peak > 1e6  # this process is larger than that
+        assert one.peak > 1e6  # this process uses more memory
 
 
 def test_latency_of_known_times(scripts):
@@ -226,22 +226,22 @@ def test_latency_of_known_times(scripts):
     assert latency.frames_per_second == pytest.approx(2 * 1000 / 51)  # the mean of 1..101 is 51 ms
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process cannot be reset")
-def test_peak_memory_is_of_what_ran_since_its_reset(scripts):
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process can be reset on Linux only")
+def test_peak_memory_is_measured_since_the_reset(scripts):
     if "since it began" in scripts.common.memory_kind(CPU):
         pytest.skip("the peak cannot be reset here")
-    gc.collect()  # nothing large may go meanwhile
+    gc.collect()  # nothing large may be freed in between
     scripts.common.reset_peak(CPU)
     before = scripts.common.peak_memory(CPU)
     block = np.ones(100_000_000, np.uint8)
     during = scripts.common.peak_memory(CPU)
     del block
-    assert scripts.common.peak_memory(CPU) >= during - 1e6  # a peak stays
+    assert scripts.common.peak_memory(CPU) >= during - 1e6  # the peak remains after the memory is freed
     scripts.common.reset_peak(CPU)
     assert during - before > 90e6 and during - scripts.common.peak_memory(CPU) > 90e6
 
 
-def test_each_row_is_compared_with_the_mode_that_does_the_same(scripts):
+def test_each_row_has_the_baseline_that_does_the_same_work(scripts):
     setting = scripts.engine.Setting("net", 64)
     without_rays = {"ttt3r": "ttt3r", "ttsa3r": "ttt3r", "filt3r": "cut3r", "cut3r": "cut3r"}
     for rule in scripts.engine.RULES:
@@ -250,14 +250,14 @@ def test_each_row_is_compared_with_the_mode_that_does_the_same(scripts):
             expected = "raymap3r" if motion == "on" else without_rays.get(rule, "raymap3r")
             assert (baseline.mode, baseline.rule, baseline.precision) == ("naive", expected, "float32")
             assert baseline.motion == ("on" if expected == "raymap3r" else "off")
-    asked = {"precision": ("float32", "bfloat16"), "streams": (1, 2, 4)}
-    rows = scripts.engine.combinations(setting, asked)
+    varied = {"precision": ("float32", "bfloat16"), "streams": (1, 2, 4)}
+    rows = scripts.engine.combinations(setting, varied)
     assert len(set(rows)) == 6 and {row.rule for row in rows} == {"raymap3r"}
     rows = scripts.engine.combinations(setting, {"rule": ("raymap3r", "cut3r"), "motion": ("auto", "off")})
     assert [(row.rule, row.motion) for row in rows] == [("raymap3r", "on"), ("raymap3r", "off"), ("cut3r", "off")]
-    suited = scripts.engine.suited(setting, torch.device("cuda"), 8)
-    assert len(set(suited)) == len(suited) > 10
-    assert {row.streams for row in suited} == {1, 2, 4, 8} and {row.size for row in suited} == {64, 48, 32}
+    rows = scripts.engine.default_settings(setting, torch.device("cuda"), 8)
+    assert len(set(rows)) == len(rows) > 10
+    assert {row.streams for row in rows} == {1, 2, 4, 8} and {row.size for row in rows} == {64, 48, 32}
 
 
 def test_deviation_of_known_paths(scripts):
@@ -281,7 +281,7 @@ def test_deviation_of_known_paths(scripts):
     assert deviation.mask_iou == 0.75
 
 
-def test_a_frame_that_is_not_finite_is_counted_and_nothing_else(scripts):
+def test_a_frame_that_is_not_finite_is_only_counted(scripts):
     parity = scripts.parity_precision
 
     def result(depth: float, healthy: bool, moving: int = 2):
@@ -294,16 +294,16 @@ def test_a_frame_that_is_not_finite_is_counted_and_nothing_else(scripts):
         return SimpleNamespace(frame=0, numpy=lambda *names: {name: arrays[name] for name in names})
 
     record = parity.Record()
-    record.take(result(2.2, True, moving=3), result(2.0, True))
-    record.take(result(np.nan, False), result(2.0, True))
+    record.add(result(2.2, True, moving=3), result(2.0, True))
+    record.add(result(np.nan, False), result(2.0, True))
     assert record.unhealthy == 1 and len(record.poses) == 2
     assert record.depth_errors == [pytest.approx(0.1)]
     assert (record.both, record.either) == (2, 3)
     with pytest.raises(scripts.parity_precision.Raymap3rError, match="frame 0"):
-        record.take(result(2.0, True), result(np.nan, False))
+        record.add(result(2.0, True), result(np.nan, False))
 
 
-def test_digits_that_float16_loses(scripts):
+def test_digits_that_float16_removes(scripts):
     parity = scripts.parity_precision
     shipped, finer = load_network(), load_network()
     parity.add_lost_digits(finer)
@@ -314,14 +314,14 @@ def test_digits_that_float16_loses(scripts):
         changed += int((fine != weight).sum())
     assert changed > 0.99 * sum(weight.numel() for weight in rounded.values())
     before = {key: value.clone() for key, value in finer.state_dict().items()}
-    parity.add_lost_digits(finer)  # now they are float32 numbers
+    parity.add_lost_digits(finer)  # no effect: the weights are no longer float16 values
     assert all(torch.equal(before[key], value) for key, value in finer.state_dict().items())
 
 
-def test_a_slope_and_a_power_are_found(scripts):
+def test_a_slope_and_an_exponent_are_found(scripts):
     rng = np.random.default_rng(0)
     times = 5 + 0.002 * np.arange(5000) + rng.normal(0, 0.05, 5000)
-    times[::100] += 50  # now and then a slow frame
+    times[::100] += 50  # some slow frames
     found, error = scripts.scaling.slope(list(times))
     assert found == pytest.approx(0.002, abs=4 * error) and error < 1e-5
     assert scripts.scaling.exponent([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
@@ -335,7 +335,7 @@ def run(script: ModuleType, *arguments: object) -> None:
 
 
 def finite_rows(path: Path, part: str = "rows") -> list[dict]:
-    """What a script wrote, every number of it finite."""
+    """Read the rows that a script wrote, and check that all numbers are finite."""
     rows = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in {path}"))[part]
     for row in rows:
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, int | float))
@@ -355,7 +355,7 @@ def test_engine_runs(scripts, tiny, tmp_path, capsys):
         assert 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["torch"] == torch.__version__ and row["device"] and row["memory_mb"] > 0
         assert row["stage_encode_ms"] > 0
-        # Rays are asked where the rule needs them, though nobody looks at what moves.
+        # The ray branch runs if the rule needs it, although no dynamic map is requested.
         assert (row.get("stage_ray_branch_ms", 0) > 0) == (row["rule"] == "raymap3r")
         base = rows[0 if row["rule"] == "raymap3r" else 1]
         assert row["ratio_to_naive"] == pytest.approx(row["frames_per_second"] / base["frames_per_second"])
@@ -366,7 +366,7 @@ def test_engine_runs(scripts, tiny, tmp_path, capsys):
     assert "naive raymap3r" in printed and "filt3r bfloat16" in printed and torch.__version__ in printed
 
 
-def test_engine_without_wishes_measures_the_everyday_row_and_the_least(scripts, tiny, tmp_path):
+def test_engine_without_options_measures_the_default_settings_and_those_with_the_least_work(scripts, tiny, tmp_path):
     target = tmp_path / "engine.json"
     run(scripts.engine, "--checkpoint", tiny, "--frames", 2, "--warmup", 7, "--json", target)
     assert [(row["mode"], row["rule"], row["motion"]) for row in finite_rows(target)] == [
@@ -386,9 +386,9 @@ def test_parity_precision_runs(scripts, tiny, tmp_path, capsys):
     for row in rows:
         assert row["drift_worst_percent"] >= row["drift_final_percent"] >= 0 and 0 <= row["mask_iou"] <= 1
         assert row["unhealthy_frames"] == 0 and row["path_m"] > 0
-    # Eight bits of mantissa against eleven.
+    # bfloat16 has eight bits of mantissa, float16 eleven.
     assert rows[0]["depth_median_percent"] > rows[1]["depth_median_percent"] > 0
-    # What is stored in float32 is not wrong.
+    # `mixed` stores some weights in float32, which are exact.
     assert rows[3]["depth_median_percent"] > rows[2]["depth_median_percent"] > 0
     assert "bfloat16 plain" in capsys.readouterr().out
 
@@ -428,7 +428,7 @@ def test_scaling_runs(scripts, tiny, tmp_path, capsys):
         ("scaling", ["--csv", "."], ".: cannot be written"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(scripts, capsys, name: str, arguments: list[str], message: str):
+def test_unusable_arguments_are_one_line(scripts, capsys, name: str, arguments: list[str], message: str):
     assert getattr(scripts, name).main(arguments) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"{name}.py: error: ") and message in line and line.count("\n") == 1

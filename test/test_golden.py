@@ -1,4 +1,4 @@
-"""Parity with the public code, on the golden case of the reference data; and the checker itself."""
+"""Parity with the public code on golden values of the reference data, and the checker."""
 
 import shutil
 from pathlib import Path
@@ -32,11 +32,11 @@ def test_a_wrong_array_and_an_unknown_one_fail(checker, shared: Path, tmp_path: 
     with np.load(path) as file:
         arrays = dict(file)
     arrays["const_gate"] = arrays["const_gate"] + 1e-3
-    arrays["surprise"] = np.zeros(3)
+    arrays["unknown"] = np.zeros(3)
     path.chmod(0o644)
     np.savez(path, **arrays)
     report = checker.check(case)
-    assert report.failed == ["stage_gate const_gate", "stage_gate surprise"]
+    assert report.failed == ["stage_gate const_gate", "stage_gate unknown"]
 
 
 def test_nan_never_passes(checker):

@@ -1,4 +1,4 @@
-"""The mask decision on a real video, and the benchmark that measures it."""
+"""The dynamic mask on a real video, and the benchmark that measures it."""
 
 import cv2
 import numpy as np
@@ -11,13 +11,13 @@ def longboard(benchmark_script):
 
 
 def _iou(printed: str, name: str) -> float:
-    """The first figure of a table's row."""
+    """The first value in a row of a table."""
     row = next(line for line in printed.splitlines() if line.startswith(f"{name}  "))
     return float(row[len(name) :].split()[0])
 
 
-def test_our_mask_shows_the_mover_and_the_published_one_does_not(longboard, shared, tmp_path, capsys):
-    picture = tmp_path / "seen.png"
+def test_our_mask_finds_the_moving_object_and_the_published_one_does_not(longboard, shared, tmp_path, capsys):
+    picture = tmp_path / "masks.png"
     arguments = ["--clips", str(shared / "clips"), "--stride", "8", "--picture", str(picture)]
     assert longboard.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -28,19 +28,19 @@ def test_our_mask_shows_the_mover_and_the_published_one_does_not(longboard, shar
     assert cv2.imread(str(picture)).shape == (6 * 144, 3 * 256, 3)  # six rows of panels, a column per frame
 
 
-def test_without_the_clip_it_says_so_and_is_content(longboard, tmp_path, capsys):
+def test_without_the_clip_the_benchmark_is_skipped(longboard, tmp_path, capsys):
     assert longboard.main(["--clips", str(tmp_path)]) == 0
     assert "skipped" in capsys.readouterr().out
 
 
-def test_colors_give_their_levels_back(longboard):
+def test_colors_are_converted_back_to_levels(longboard):
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     colors = cv2.cvtColor(cv2.applyColorMap(levels[0], cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(longboard.color_levels(colors[None], cv2.COLORMAP_INFERNO), levels)
 
 
 @pytest.mark.parametrize("offset", (8.0, 21.0, 60.0))
-def test_the_offset_comes_back_from_depths_drawn_with_a_known_one(longboard, offset):
+def test_a_known_offset_is_found_from_drawn_depths(longboard, offset):
     rng = np.random.default_rng(0)
     main = rng.uniform(0, 200, (60, 80)) + offset
     rays = main * rng.uniform(0.8, 1.3, main.shape)

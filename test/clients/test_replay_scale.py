@@ -1,4 +1,4 @@
-"""The sensor for the metric scale in a replay: which topic of the bag is played, and that the node receives it."""
+"""The sensor for the metric scale in a replay: its topic is found in the bag, played and received by the node."""
 
 import json
 import sys

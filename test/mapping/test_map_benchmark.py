@@ -1,11 +1,11 @@
-"""The benchmark of the static map runs, and writes what it prints."""
+"""The benchmark of the static map runs and writes its results."""
 
 import json
 
 import pytest
 
 
-def test_benchmark_prints_and_writes_its_figures(benchmark_script, tmp_path, capsys):
+def test_benchmark_prints_and_writes_its_results(benchmark_script, tmp_path, capsys):
     script = benchmark_script("static_map")
     file = tmp_path / "map.json"
     arguments = ["--device", "cpu", "--sizes", "32x24", "--voxels", "0", "0.1", "--frames", "4", "--json", str(file)]
@@ -19,7 +19,7 @@ def test_benchmark_prints_and_writes_its_figures(benchmark_script, tmp_path, cap
 
 
 @pytest.mark.parametrize("arguments", [["--sizes", "64"], ["--voxels", "-1"], ["--frames", "0"]])
-def test_arguments_that_make_no_sense(benchmark_script, arguments):
+def test_unusable_arguments(benchmark_script, arguments):
     with pytest.raises(SystemExit) as stopped:
         benchmark_script("static_map").main(arguments)
     assert stopped.value.code == 2
