@@ -1,4 +1,4 @@
-"""What all tests share. The environment is set here, before any test module imports rclpy or torch."""
+"""Fixtures of all tests. Sets the environment before any test module imports rclpy or torch."""
 
 import importlib
 import importlib.util
@@ -19,7 +19,7 @@ def claim_domain() -> tuple[int, socket.socket]:
     """A ROS domain that no other test run on this machine uses, and the lock that keeps it until the run ends."""
     start = os.getpid()
     for offset in range(100):
-        domain = 1 + (start + offset) % 100  # above 101, DDS ports meet Linux' ephemeral ones
+        domain = 1 + (start + offset) % 100  # above 101, DDS ports overlap the ephemeral ports of Linux
         lock = socket.socket(socket.AF_UNIX)
         try:
             lock.bind(f"\0raymap3r_ros_test_domain_{domain}")
@@ -33,22 +33,22 @@ def claim_domain() -> tuple[int, socket.socket]:
 _domain, _domain_lock = claim_domain()
 os.environ["ROS_DOMAIN_ID"] = str(_domain)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-# Without it rclpy puts a value of the wrong type onto the wire as garbage, silently.
+# Otherwise rclpy silently sends a value of the wrong type as garbage.
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
 _log_dir = tempfile.TemporaryDirectory(prefix="raymap3r_ros_test_log_", ignore_cleanup_errors=True)
 os.environ.setdefault("ROS_LOG_DIR", _log_dir.name)
-# Small networks do not gain from more threads, and threads that wait for each other suffer on a busy machine.
+# Small networks do not benefit from more threads, which slow each other down on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: many tests wait for the processes that they have started, or for messages."""
+    """One more than the number of cores, because many tests wait for processes or messages."""
     return min(4, len(os.sched_getaffinity(0)) + 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The longest files first: one that begins when all others are done would run alone.
+    # Run the longest files first, so that none of them runs alone at the end.
     first = ("test_golden.py", "test_demo.py", "test_player.py")
     items.sort(key=lambda item: item.path.name not in first)
 
@@ -66,7 +66,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def benchmark_script(root: Path) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a script of benchmarks/ by its name, as a module that can import those beside it."""
+    """Imports a script of benchmarks/ by its name. The script can import its neighbours."""
     folder = str(root / "benchmarks")
     sys.path.insert(0, folder)
     yield importlib.import_module
@@ -75,16 +75,16 @@ def benchmark_script(root: Path) -> Iterator[Callable[[str], ModuleType]]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference data beside the checkout (golden values, recorded clips); skips where it is absent."""
+    """The folder of reference data beside the checkout (golden values, recorded clips); skips if it is missing."""
     for path in (ROOT.parent / "shared", ROOT / "shared"):
         if path.is_dir():
             return path
-    pytest.skip(f"the reference data are not here: no folder {ROOT.parent / 'shared'}")
+    pytest.skip(f"the reference data are missing: no folder {ROOT.parent / 'shared'}")
 
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """A network that takes no time."""
+    """Configuration of a tiny network."""
     from raymap3r_ros.network import NetworkConfig
 
     return NetworkConfig(
@@ -110,7 +110,7 @@ def tiny_config():
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """The same random numbers in every run."""
+    """Seed torch, so that every run uses the same random numbers."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
 

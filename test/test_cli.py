@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ def images(tmp_path):
 
 
 def error_of(capsys, *arguments: object) -> str:
-    """The one line that a failing command prints."""
+    """Run a command that fails; return the line that it prints."""
     assert cli.main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -54,7 +54,7 @@ def test_version(capsys):
 
 
 def test_run_and_help_need_no_ros(images, tmp_path):
-    """In a process of its own, in which importing rclpy is an error."""
+    """In a separate process, in which importing rclpy is an error."""
     code = (
         "import sys; sys.modules['rclpy'] = None\n"
         "from raymap3r_ros.cli import main\n"
@@ -82,7 +82,7 @@ def test_list_of_commands_needs_neither_ros_nor_torch(root):
     assert all(f"    {name} " in done.stdout for name in cli.COMMANDS)
 
 
-def test_options_of_the_stream_are_those_of_the_dataclass():
+def test_options_of_the_stream_equal_the_dataclass():
     assert read_stream_options(parse_run()) == StreamOptions()
     assert read_options(parse_run(), CloudOptions) == CloudOptions()
     args = parse_run(
@@ -112,7 +112,7 @@ def test_replay_passes_the_preset_as_single_parameters(monkeypatch):
     monkeypatch.setattr(replay, "run", lambda *_, parameters, **__: given.update(parameters) or 0)
     arguments = ["--preset", "published", "--smoothing", "tied", "--mask-high", "5", "--tf-mode", "map"]
     assert cli.main(["replay", "bag", "--out", "out", *arguments]) == 0
-    # Without `preset`: the node cannot know that `smoothing` was given.
+    # Without `preset`, because the node cannot distinguish `smoothing` on the command line from its default.
     assert given == {
         "router": "published", "reset_alignment": "published", "token_pooling": "raster", "mask.kind": "published",
         "mask.high": 5.0, "tf_mode": "map",
@@ -204,7 +204,7 @@ def test_values_out_of_range_are_one_clear_line(images, tmp_path, capsys, argume
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d", "0,1,2,3", "nan,1,2,3"])
-def test_intrinsics_that_are_none(capsys, text):
+def test_unusable_intrinsics(capsys, text):
     with pytest.raises(SystemExit) as stopped:
         parse_run("--intrinsics", text)
     assert stopped.value.code == 2
@@ -235,13 +235,13 @@ def test_convert_keeps_the_weights(tmp_path, capsys):
 def test_convert_of_something_else(tmp_path, capsys, shared):
     (tmp_path / "a.pth").write_bytes(b"no weights")
     assert "a.pth" in error_of(capsys, "convert", tmp_path / "a.pth", tmp_path / "b.safetensors")
-    sample = shared / "golden" / "ckpt_format_sample.pth"  # the public file's form without its tensors
+    sample = shared / "golden" / "ckpt_format_sample.pth"  # the form of the public file, without tensors
     assert "missing" in error_of(capsys, "convert", sample, tmp_path / "b.safetensors")
     assert "must end in .safetensors" in error_of(capsys, "convert", tmp_path / "a.pth", tmp_path / "b.bin")
     assert not (tmp_path / "b.safetensors").exists()
 
 
-def test_demo_without_ros_says_what_is_missing(capsys, monkeypatch):
+def test_demo_without_ros_reports_what_is_missing(capsys, monkeypatch):
     ros_rooms = ("raymap3r_ros.node", "raymap3r_ros.clients", "raymap3r_ros.commands.demo")
     for name in [name for name in sys.modules if name.startswith(ros_rooms)]:
         monkeypatch.delitem(sys.modules, name)

@@ -72,7 +72,7 @@ def test_every_parameter_is_in_one_table_with_its_default():
     found = Counter()
     for row in [*rows_with("parameter", "default", "allowed"), *rows_with("name", "default")]:
         name = re.match(r"`([\w.]+)`", row.get("parameter") or row["name"])[1]
-        found[name] += "parameter" in row  # the other tables explain some parameters again
+        found[name] += "parameter" in row  # other tables repeat some parameters
         default = OPTIONS[name].default
         shown = default if isinstance(default, str) and default else json.dumps(default)
         assert row["default"] == f"`{shown}`", name
@@ -158,7 +158,7 @@ def test_every_topic_and_service_is_in_one_table_with_its_type_and_qos(contract)
 
 
 def test_topics_in_the_prose_exist(contract):
-    known = {*contract[0], "~/change_state", "~/set_parameters"}  # the latter two: of every managed node
+    known = {*contract[0], "~/change_state", "~/set_parameters"}  # the last two: services of every managed node
     for page, text in PAGES.items():
         for span in spans(text):
             if re.fullmatch(r"~/[a-z_]+", span):
@@ -201,7 +201,7 @@ def parses(arguments):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_of_the_package_are_understood(page, capsys):
+def test_commands_of_the_package_are_valid(page, capsys):
     shown = commands(PAGES[page], "raymap3r")
     shown += [shlex.split(span)[1:] for span in spans(PAGES[page]) if span.startswith("raymap3r ")]
     for arguments in shown:
@@ -280,7 +280,7 @@ def test_services_and_parameters_in_ros2_calls_exist(page, contract):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_parameter_files_hold_parameters(page):
+def test_parameter_files_contain_parameters(page):
     def walk(values, prefix=""):
         for name, value in values.items():
             if isinstance(value, dict):

@@ -111,7 +111,7 @@ def assert_quiet(process):
     assert "Traceback" not in text and "exception" not in text.lower() and "[ERROR]" not in text, text
 
 
-def test_two_nodes_share_a_process_and_end_in_order(start, camera, clip, root):
+def test_two_nodes_share_a_process_and_end_cleanly(start, camera, clip, root):
     process = start(root / "examples" / EXAMPLE, "--ros-args", "-r", "__ns:=/shared", "-p", "device:=cpu")
     depths, odometry = [], []
     camera.create_subscription(Image, "/shared/raymap3r/depth_static", depths.append, qos_profile_sensor_data)
@@ -137,7 +137,7 @@ def test_two_nodes_share_a_process_and_end_in_order(start, camera, clip, root):
     assert any(one[1] in distances and one[2] in speeds - {"nan"} for one in logged)
 
 
-def test_a_stream_that_cannot_start_is_an_exit_status(start, root):
+def test_a_stream_that_cannot_start_ends_with_an_exit_status(start, root):
     process = start(root / "examples" / EXAMPLE, "--ros-args", "-p", "checkpoint:=/nowhere/weights.safetensors")
     assert process.end() == 1
     assert process.lines("configure failed: checkpoint '/nowhere/weights.safetensors' is not a file")

@@ -1,4 +1,4 @@
-"""The package's description: setup.py, package.xml and what is installed say the same."""
+"""The description of the package: setup.py, package.xml and the installed files agree."""
 
 import ast
 import importlib.metadata
@@ -11,7 +11,7 @@ import pytest
 
 import raymap3r_ros
 
-# The package.xml dependency of each import that is not named like its package; None: comes by pip only.
+# The package.xml dependency of each import with another name than its package; None: from pip only.
 ROSDEP_KEYS = {
     "numpy": "python3-numpy",
     "cv2": "python3-opencv",
@@ -24,7 +24,7 @@ ROSDEP_KEYS = {
     "safetensors": None,
     "rosbags": None,
 }
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}  # on PyPI, where not named like the import
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}  # names on PyPI that differ from the import
 
 
 @pytest.fixture(scope="module")

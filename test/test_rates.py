@@ -1,4 +1,4 @@
-"""Rates as they are printed and stored."""
+"""Rates in printed and stored form."""
 
 import pytest
 

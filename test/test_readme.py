@@ -1,4 +1,4 @@
-"""README.md and the pages that it links keep up with the package. Checks common to all pages are in test_docs.py."""
+"""README.md and its linked pages agree with the package. Checks of all pages are in test_docs.py."""
 
 import re
 from pathlib import Path

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-# From the ground up. Rooms of one floor are siblings. Modules beside the rooms (errors, options, ...) are below all.
+# From the lowest floor to the highest. Rooms of one floor are siblings. Modules beside the rooms (errors, options)
+# are below all floors.
 FLOORS = (
     ("geometry",),
     ("network",),

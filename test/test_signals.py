@@ -1,4 +1,4 @@
-"""Signals are those of a process of its own."""
+"""Stop signals, each in a separate process."""
 
 import subprocess
 import sys
@@ -44,10 +44,10 @@ def run(code):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("code", [ELSEWHERE, BEFORE], ids=["of another thread", "before the wait"])
+@pytest.mark.parametrize("code", [ELSEWHERE, BEFORE], ids=["another thread", "before the wait"])
 def test_a_signal_wakes_the_main_thread(code, name):
     assert run(code.format(name=name)) == (0, "woken\n", "")
 
 
-def test_it_can_be_told_by_hand():
+def test_it_can_be_set_by_hand():
     assert run(BY_HAND) == (0, "woken\n", "")

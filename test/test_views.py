@@ -1,4 +1,4 @@
-"""The layouts for RViz and Foxglove show topics that the node has, in the way that it publishes them."""
+"""The layouts for RViz and Foxglove show topics of the node with compatible QoS and types."""
 
 import json
 import re
@@ -31,7 +31,7 @@ OFFERED = {
     **{f"{NODE}/{name}": topic for name, topic in {**TOPICS, **MAP_TOPICS}.items()},
     "/diagnostics": (DiagnosticArray, QoSProfile(depth=1)),
 }
-LOOKED_AT = {"rgb", "dynamic_mask", "dynamic_map", "depth", "points", "static_map", "trajectory", "trajectory_raw"}
+SHOWN = {"rgb", "dynamic_mask", "dynamic_map", "depth", "points", "static_map", "trajectory", "trajectory_raw"}
 
 RVIZ_TYPES = {
     "rviz_default_plugins/Image": Image,
@@ -57,7 +57,7 @@ def foxglove(root):
 
 
 def displays_in(group):
-    """Every display, those in groups too, and whether it is on."""
+    """Every display, including those in groups, and whether it is enabled."""
     for display in group["Displays"]:
         yield display, display["Enabled"]
         if "Displays" in display:
@@ -92,14 +92,14 @@ def test_rviz_subscribes_to_what_the_node_publishes(displays):
         wanted = profile(display["Topic"])
         compatibility, reason = qos_check_compatible(offered, wanted)
         assert compatibility != QoSCompatibility.ERROR, f"{display['Name']}: {reason}"
-        # As it is offered: who opens RViz late gets the map at once, and no image waits for one that is lost.
+        # As offered: RViz receives the latched map immediately, and no image waits for a lost one.
         assert wanted.durability == offered.durability, display["Name"]
         assert wanted.reliability == offered.reliability, display["Name"]
 
 
-def test_rviz_shows_all_that_people_look_at(displays):
+def test_rviz_shows_all_main_outputs(displays):
     shown = {display["Topic"]["Value"] for display, on in displays if on and "Topic" in display}
-    assert {f"{NODE}/{name}" for name in (*LOOKED_AT, "odometry")} <= shown
+    assert {f"{NODE}/{name}" for name in (*SHOWN, "odometry")} <= shown
     hidden = {display["Topic"]["Value"] for display, on in displays if not on and "Topic" in display}
     assert f"{NODE}/occupancy" in hidden - shown
     assert ("rviz_default_plugins/TF", True) in [(display["Class"], on) for display, on in displays]
@@ -107,11 +107,11 @@ def test_rviz_shows_all_that_people_look_at(displays):
         assert display.get("Value", display["Enabled"]) == display["Enabled"], display["Name"]
 
 
-def test_rviz_looks_from_the_world_frame(rviz):
+def test_rviz_uses_the_world_frame(rviz):
     assert rviz["Visualization Manager"]["Global Options"]["Fixed Frame"] == NodeOptions().world_frame
 
 
-def test_clouds_in_rviz_are_coloured_by_fields_that_they_have(displays):
+def test_clouds_in_rviz_are_coloured_by_existing_fields(displays):
     fields = {field.name for field in POINT_FIELDS}
     transformers = {"RGB8": {"rgb"}, "Intensity": None}
     clouds = [display for display, _ in displays if display["Class"] == "rviz_default_plugins/PointCloud2"]
@@ -121,13 +121,13 @@ def test_clouds_in_rviz_are_coloured_by_fields_that_they_have(displays):
         assert needed <= fields, cloud["Name"]
 
 
-def test_panes_and_overlay_of_rviz_name_displays_that_are_there(rviz, displays):
+def test_panes_and_overlay_of_rviz_name_existing_displays(rviz, displays):
     names = {display["Name"] for display, _ in displays}
     assert len(names) == len(displays)
     panes = {name for name, value in rviz["Window Geometry"].items() if isinstance(value, dict)}
     pictures = {display["Name"] for display, _ in displays if display["Class"].endswith(("/Image", "/Camera"))}
     assert panes == pictures | {panel["Class"].partition("/")[2] for panel in rviz["Panels"]}
-    # Qt keeps the names of the panes in UTF-16, each with its place.
+    # Qt stores the names of the panes in UTF-16, each with its position.
     state = bytes.fromhex(rviz["Window Geometry"]["QMainWindow State"])
     assert all(name.encode("utf-16-be") in state for name in panes)
 
@@ -145,7 +145,7 @@ def test_panes_and_overlay_of_rviz_name_displays_that_are_there(rviz, displays):
 FOXGLOVE_SCENE_TYPES = (PointCloud2, Path, CameraInfo, OccupancyGrid, Image)
 
 
-def test_foxglove_shows_topics_of_the_node_in_panels_that_can(foxglove):
+def test_foxglove_shows_topics_of_the_node_in_panels_of_their_type(foxglove):
     for name, panel in foxglove["configById"].items():
         for topic in panel.get("topics", {}):
             assert OFFERED[topic][0] in FOXGLOVE_SCENE_TYPES, name
@@ -159,18 +159,18 @@ def test_foxglove_shows_topics_of_the_node_in_panels_that_can(foxglove):
             assert OFFERED[panel["topicToRender"]][0] is DiagnosticArray, name
 
 
-def test_foxglove_shows_all_that_people_look_at(foxglove):
+def test_foxglove_shows_all_main_outputs(foxglove):
     panels = foxglove["configById"]
     scene = panels["3D!scene"]
     shown = {topic for topic, settings in scene["topics"].items() if settings["visible"]}
     shown |= {panel["imageMode"]["imageTopic"] for name, panel in panels.items() if name.startswith("Image!")}
-    assert {f"{NODE}/{name}" for name in LOOKED_AT} <= shown
+    assert {f"{NODE}/{name}" for name in SHOWN} <= shown
     assert scene["topics"][f"{NODE}/occupancy"]["visible"] is False
     assert scene["followTf"] == NodeOptions().world_frame
     assert {name.partition("!")[0] for name in panels} >= {"3D", "Image", "Plot", "DiagnosticSummary"}
 
 
-def test_clouds_in_foxglove_are_coloured_by_fields_that_they_have(foxglove):
+def test_clouds_in_foxglove_are_coloured_by_existing_fields(foxglove):
     fields = {field.name for field in POINT_FIELDS}
     settings = [
         one
@@ -181,17 +181,17 @@ def test_clouds_in_foxglove_are_coloured_by_fields_that_they_have(foxglove):
     assert {one["colorField"] for one in settings} == {"rgb", "dynamic"} <= fields
 
 
-def test_foxglove_plots_values_that_the_node_tells(foxglove):
+def test_foxglove_plots_values_of_the_diagnostics(foxglove):
     monitor = Monitor()
     monitor.published(0.1, 0.05, {})
     status = monitor.status(NODE, "active", {})
-    told = {item.key: item.value for item in status.values}
+    published = {item.key: item.value for item in status.values}
     paths = [path["value"] for panel in foxglove["configById"].values() for path in panel.get("paths", [])]
     assert len(paths) == 6
     for path in paths:
         found = re.fullmatch(r'/diagnostics\.status\[:\]\{name=="(.+)"\}\.values\[:\]\{key=="(.+)"\}\.value', path)
         assert found[1] == status.name
-        assert float(told[found[2]]) >= 0
+        assert float(published[found[2]]) >= 0
 
 
 def test_foxglove_finds_the_status_of_the_node(foxglove):

@@ -1,4 +1,4 @@
-"""What the tests of the clients share: a stream node beside a probe, and bags to play into it."""
+"""Fixtures of the tests of the clients: a stream node with a probe, and bags to play into it."""
 
 import importlib.util
 import itertools
@@ -17,7 +17,7 @@ from raymap3r_ros.synthetic.export import export_sequence  # noqa: E402
 _spec = importlib.util.spec_from_file_location("client_bench", Path(__file__).parents[1] / "node" / "conftest.py")
 node_bench = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(node_bench)
-node_bench.numbers = itertools.count(2000)  # every name once in a process
+node_bench.numbers = itertools.count(2000)  # node names must be unique in a process
 make_bench = node_bench.make_bench
 
 

@@ -1,4 +1,4 @@
-"""The demo as a user starts it: clips over DDS through three processes."""
+"""The demo as started by a user: clips over DDS through three processes."""
 
 import argparse
 import subprocess
@@ -32,7 +32,7 @@ def test_clip_played_as_a_camera_loses_no_frame(shared, tmp_path):
     assert f"frames     in {frames}   out {frames}   dropped 0" in done.stdout, done.stdout
     for check in (
         "ok    every output was received\n",
-        "ok    every stamp is that of an image\n",
+        "ok    every stamp is an image's stamp\n",
         f"ok    TF equals ~/pose ({frames} transforms)\n",
         "ok    every depth is finite (0 are not)\n",
         "ok    the node ended cleanly (status 0)\n",
@@ -110,7 +110,7 @@ class TestChecks:
     def test_foreign_stamp(self):
         recorded = self.recorded()
         recorded.stamps["depth"].append(21)
-        assert self.failures(recorded) == ["every stamp is that of an image, except of depth"]
+        assert self.failures(recorded) == ["every stamp is an image's stamp, except of depth"]
 
     def test_transform_that_differs(self):
         recorded = self.recorded()

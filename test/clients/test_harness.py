@@ -1,4 +1,4 @@
-"""The harness: the parts of it that the programs on it do not test."""
+"""Parts of the harness that the tests of the demo and the benchmarks do not cover."""
 
 import itertools
 import os

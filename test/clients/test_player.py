@@ -1,4 +1,4 @@
-"""Bags played into the node over DDS: what is sent, and what comes back."""
+"""Bags played into the node over DDS: the messages sent and the outputs received."""
 
 import itertools
 import sys
@@ -83,7 +83,7 @@ def test_compressed_images_without_camera_info(active_bench, replay_into, tmp_pa
     assert sorted(playback.poses) == [0, 1, 2] and playback.worlds == {0}
 
 
-def test_every_image_size_starts_a_new_world(active_bench, replay_into, tmp_path):
+def test_a_change_of_image_size_starts_a_new_world(active_bench, replay_into, tmp_path):
     sizes = [(64, 48)] * 2 + [(48, 64)] * 3
     messages = [
         (i / 10, "/image", raw(i / 10, picture(i, *size)[..., 0].copy(), "mono8")) for i, size in enumerate(sizes)
@@ -111,7 +111,7 @@ def test_every_pass_of_a_loop_starts_a_new_world(active_bench, replay_into, tmp_
         assert playback.poses[index] == playback.poses[index + 3] == playback.poses[index + 6]
 
 
-def test_a_part_of_the_bag_at_its_rate(active_bench, replay_into, tmp_path):
+def test_part_of_a_bag_is_played_at_its_rate(active_bench, replay_into, tmp_path):
     bag = open_bag(images_bag(tmp_path / "bag", 20))
     options = ReplayOptions(rate=2.0, start=0.15, duration=1.0)
     frames = replay_into(active_bench(bag), bag, options).frames
@@ -136,12 +136,12 @@ def test_refused_images_do_not_block_the_replay(active_bench, replay_into, tmp_p
     assert report.frames_unanswered == 0 and report.complete
 
 
-def test_bag_faster_than_the_node_waits_for_it(active_bench, replay_into, monkeypatch, tmp_path):
-    go_on, waiting = threading.Event(), []
+def test_playback_faster_than_the_node_waits_for_it(active_bench, replay_into, monkeypatch, tmp_path):
+    proceed, waiting = threading.Event(), []
     get, put = FrameQueue.get, FrameQueue.put
 
     def slow_get(queue):
-        assert go_on.wait(LIMIT)
+        assert proceed.wait(LIMIT)
         return get(queue)
 
     def counted_put(queue, frame):
@@ -159,11 +159,11 @@ def test_bag_faster_than_the_node_waits_for_it(active_bench, replay_into, monkey
     thread.start()
     try:
         bench.wait(lambda: len(waiting) >= player.MAX_IN_FLIGHT, "a full window")
-        heard = len(bench.statuses)
-        bench.wait(lambda: len(bench.statuses) > heard, "more diagnostics")
+        received = len(bench.statuses)
+        bench.wait(lambda: len(bench.statuses) > received, "more diagnostics")
         assert waiting == list(range(1, player.MAX_IN_FLIGHT + 1))
     finally:
-        go_on.set()
+        proceed.set()
         thread.join(LIMIT)
     (playback,) = done
     assert len(playback.poses) == count and playback.counts["frames lost"] == 0
@@ -206,12 +206,12 @@ def test_transforms_of_the_node_are_not_forwarded_from_the_bag(active_bench, rep
     bench = active_bench(bag)
     moving, static = set(), set()
 
-    def note(edges):
+    def record(edges):
         return lambda message: edges.update((t.header.frame_id, t.child_frame_id) for t in message.transforms)
 
-    bench.probe.create_subscription(TFMessage, "/tf", note(moving), 100)
+    bench.probe.create_subscription(TFMessage, "/tf", record(moving), 100)
     latched = rclpy.qos.QoSProfile(depth=10, durability=rclpy.qos.DurabilityPolicy.TRANSIENT_LOCAL)
-    bench.probe.create_subscription(TFMessage, "/tf_static", note(static), latched)
+    bench.probe.create_subscription(TFMessage, "/tf_static", record(static), latched)
     replay_into(bench, bag)
     bench.wait(lambda: len(static) == 2 and len(moving) == 2, "all transforms")
     assert static == {("base", "lidar"), ("base", "arm")}
@@ -231,15 +231,15 @@ def test_paused_and_stepped_sim_time(make_bench):
         bench.wait(lambda: bench.node.get_clock().now().nanoseconds == stamp.nanoseconds, f"sim time {time}")
 
     def more_diagnostics():
-        heard = len(bench.statuses)
-        bench.wait(lambda: len(bench.statuses) >= heard + 2, "two more diagnostics")
+        received = len(bench.statuses)
+        bench.wait(lambda: len(bench.statuses) >= received + 2, "two more diagnostics")
 
     more_diagnostics()  # before the first clock message
     set_clock(0.0)
     bench.send(0, 0.0)
     bench.wait_for("pose", 1)
-    more_diagnostics()  # the clock stands still
-    bench.send(1, 0.1)  # a camera that is ahead of it
+    more_diagnostics()  # the clock is paused
+    bench.send(1, 0.1)  # a stamp ahead of the clock
     bench.wait_for("pose", 2)
     set_clock(0.2)
     bench.send(2, 0.2)
@@ -256,4 +256,4 @@ def test_paused_and_stepped_sim_time(make_bench):
     without_stamp = conversions.image_message(Header(frame_id="camera"), picture(3), "rgb8")
     bench.publish(without_stamp)
     bench.wait_for("pose", 5)
-    assert bench.times("pose")[-1] == 0.0  # the sim time of its receipt
+    assert bench.times("pose")[-1] == 0.0  # the sim time at which it was received

@@ -33,10 +33,10 @@ def test_the_command_reports_and_scores(rendered, tmp_path, capfd):
     assert 0 < world["score"]["ate"] < world["score"]["ate_constant"]
     lines = (tmp_path / "trajectory.txt").read_text().splitlines()
     assert len(lines) == 13 and (tmp_path / "report.txt").read_text() in printed
-    assert cli.main(arguments) == 2  # there is a report already
+    assert cli.main(arguments) == 2  # a report exists already
 
 
-def test_ctrl_c_ends_in_order_with_the_report_so_far(tmp_path, capfd, monkeypatch):
+def test_ctrl_c_ends_cleanly_with_the_report_so_far(tmp_path, capfd, monkeypatch):
     poses = []
 
     def interrupt_after_two(*pose):
@@ -63,7 +63,7 @@ def error_of(capsys, *arguments):
     return text
 
 
-def test_what_cannot_be_played_is_one_clear_line(tmp_path, capsys):
+def test_unusable_input_is_one_clear_line(tmp_path, capsys):
     bag = write_bag(tmp_path / "bag", [(0.0, "/tf", transforms(transform(0, "a", "b")))])
     assert error_of(capsys, bag).endswith("no image topic with messages in this bag; its topics: /tf\n")
     assert "there is no such file or folder" in error_of(capsys, tmp_path / "nothing")
@@ -77,13 +77,13 @@ def test_what_cannot_be_played_is_one_clear_line(tmp_path, capsys):
     assert "is a file" in error_of(capsys, tmp_path / "images", "--out", tmp_path / "file")
 
 
-def test_parameters_for_a_node_that_runs_already_are_refused(tmp_path):
+def test_parameters_for_a_running_node_are_refused(tmp_path):
     bag = images_bag(tmp_path / "bag")
     with pytest.raises(OptionError, match="device: the node /eye is already running"):
         replay.run(bag, ReplayOptions(rate=0.0), tmp_path / "out", node="/eye", parameters={"device": "cpu"})
 
 
-def test_overwrite_keeps_files_of_others(tmp_path):
+def test_overwrite_keeps_unrelated_files(tmp_path):
     kept = ["notes.md", "report_json", "report_txt", "trajectory_mine.txt", "trajectory_txt"]
     for name in ["report.json", "report.txt", "trajectory.txt", "trajectory_2.txt", *kept]:
         (tmp_path / name).touch()

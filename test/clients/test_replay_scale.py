@@ -1,4 +1,4 @@
-"""The sensor for the metric scale in a replay: which topic of the bag is played, and that the node receives it."""
+"""The sensor for the metric scale in a replay: its topic is found in the bag, played and received by the node."""
 
 import json
 import sys
@@ -82,7 +82,7 @@ def test_ambiguous_topic_for_the_scale_of_a_running_node_is_refused(active_bench
         InputError, match=r"with --range; of type sensor_msgs/msg/Range the bag has: /sonar/0, /sonar/1$"
     ):
         replay_into(bench, bag)
-    assert bench.told["frames in"] == "0"
+    assert bench.facts()["frames in"] == "0"
 
 
 def test_topic_of_another_scale_source_is_not_played(active_bench, replay_into, tmp_path, caplog):

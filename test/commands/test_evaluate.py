@@ -1,4 +1,4 @@
-"""`raymap3r evaluate` as a user meets it."""
+"""`raymap3r evaluate` on the command line."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ SHORT = ["--sequences", "2", "--frames", "7", "--device", "cpu"]
 
 
 def error_of(capsys, *arguments: object) -> str:
-    """The one line that a failing command prints."""
+    """Run a command that fails; return the line that it prints."""
     assert cli.main(["evaluate", *map(str, arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -85,7 +85,7 @@ def test_the_same_command_gives_the_same_numbers(weights, tmp_path, capsys):
     assert rows[0] == rows[1]
 
 
-def test_ablations_are_lines_of_their_own(weights, capsys):
+def test_ablations_have_one_line_each(weights, capsys):
     arguments = ["synthetic", "--suite", "static", "--rules", "cut3r", *SHORT, "--sequences", "1", "--ablations"]
     assert cli.main(["evaluate", *arguments, "--checkpoint", str(weights)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -94,7 +94,7 @@ def test_ablations_are_lines_of_their_own(weights, capsys):
 
 
 def test_a_recorded_folder(weights, tmp_path, capsys):
-    """A folder in TUM's layout, with masks as `raymap3r render` writes them."""
+    """A folder in TUM's layout, with masks in the format of `raymap3r render`."""
     folder = tmp_path / "sequence"
     rng = np.random.default_rng(0)
     lists = {"rgb": [], "depth": [], "mask": []}
@@ -133,7 +133,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
     assert rows["ate_constant"]["low"] is None  # one sequence has no spread
 
 
-def test_all_rules_run_unless_some_are_named():
+def test_all_rules_run_by_default():
     parser = cli.build_parser(["evaluate"])
     args = parser.parse_args(["evaluate", "synthetic"])
     assert args.rules == tuple(RULES)
@@ -144,7 +144,7 @@ def test_all_rules_run_unless_some_are_named():
     assert parser.parse_args(["evaluate", "synthetic"]).intrinsics == "given"  # parsers do not share their defaults
 
 
-def test_selections_that_are_none(weights, tmp_path, capsys):
+def test_unusable_selections(weights, tmp_path, capsys):
     base = ["synthetic", "--checkpoint", weights, "--device", "cpu"]
     assert "invalid choice: 'sturdy'" in usage_error_of(capsys, *base, "--suite", "sturdy")
     assert "invalid choice: 'mars'" in usage_error_of(capsys, *base, "--world", "mars")
@@ -156,7 +156,7 @@ def test_selections_that_are_none(weights, tmp_path, capsys):
     assert "such as 320x240" in usage_error_of(capsys, *base, "--render-size", "big")
 
 
-def test_a_data_set_that_is_not_there(weights, tmp_path, capsys):
+def test_a_missing_data_set(weights, tmp_path, capsys):
     missing = error_of(capsys, "sintel", tmp_path / "no", "--checkpoint", weights)
     assert str(tmp_path / "no") in missing and "no such folder" in missing
     assert str(tmp_path) in error_of(capsys, "davis", tmp_path, "--checkpoint", weights)

@@ -1,4 +1,4 @@
-"""Controls of dynamic maps, on scenes in which it is known what each of them can see."""
+"""Controls of dynamic maps, on scenes with known results for each control."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def background(slope: float) -> np.ndarray:
 
 
 def sequence(name: str, slope: float, *, ray_slope: float | None = None, bright: bool = False) -> SequenceRun:
-    """A tilted wall, with a box 3.5 m away that goes to the right; `bright`: the box is brighter than all else."""
+    """A tilted wall, and a box 3.5 m away that moves to the right. `bright`: the box is brighter than the rest."""
     samples = []
     for frame in range(4):
         moving = np.zeros(SIZE, bool)
@@ -29,12 +29,12 @@ def sequence(name: str, slope: float, *, ray_slope: float | None = None, bright:
         image = np.random.default_rng(frame).integers(0, 100, (*SIZE, 3)).astype(np.uint8)
         if bright:
             image[moving] += 120
-        # The network's metre is half a true one.
+        # The network's unit of length is half a metre.
         samples.append(SampledFrame(frame, image, depth / 2, rays / 2, moving, depth, static, moving))
     return SequenceRun("suite", "", name, 4, np.empty((0, 4, 4)), {}, {}, samples)
 
 
-def test_each_control_sees_what_it_can():
+def test_scores_of_each_control():
     runs = [sequence("tilted", 4), sequence("straight", 0)]
     for values in baselines.map_controls(runs, MASK):
         assert list(values) == [
@@ -47,13 +47,13 @@ def test_each_control_sees_what_it_can():
         for blind in (baselines.OTHER_RAYS, baselines.CONSTANT):
             assert values[blind]["mask_iou"] < values[baselines.NETWORK]["mask_iou"]
         assert values[baselines.OTHER_RAYS]["motion_auc"] < 0.9
-        # Colours are random, so the best threshold flags nearly everything: IoU as the share, AUC as chance.
+        # Colours are random, so the best threshold marks nearly everything: IoU equals the share, AUC is at chance.
         for colour in ("saturation alone", "brightness alone"):
             assert values[colour]["mask_iou"] == pytest.approx(20 * 15 / (48 * 64), abs=0.03)
             assert values[colour]["motion_auc"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_constant_background_is_enough_where_all_sequences_see_the_same():
+def test_a_constant_background_is_enough_if_all_sequences_show_the_same():
     runs = [sequence("one", 4, ray_slope=0), sequence("two", 4, ray_slope=0)]
     for values in baselines.map_controls(runs, MASK):
         assert values[baselines.CONSTANT]["mask_iou"] > 0.99
@@ -61,7 +61,7 @@ def test_a_constant_background_is_enough_where_all_sequences_see_the_same():
         assert values[baselines.OTHER_RAYS] == values[baselines.NETWORK]
 
 
-def test_a_bright_mover_is_found_by_brightness_alone():
+def test_a_bright_moving_object_is_found_by_brightness_alone():
     runs = [sequence("one", 4, bright=True), sequence("two", 2, bright=True)]
     for values in baselines.map_controls(runs, MASK):
         assert values["brightness alone"]["mask_iou"] > 0.9 and values["brightness alone"]["motion_auc"] > 0.99
@@ -71,7 +71,7 @@ def test_controls_without_truth_are_left_out():
     run = sequence("davis", 4)
     samples = [
         SampledFrame(s.frame, s.image, s.depth, s.ray_depth, s.mask, None, None, s.moving) for s in run.samples
-    ]  # masks alone are known
+    ]  # with true masks only
     masks = SequenceRun("davis", "", "davis", 4, run.truth, {}, {}, samples)
     (values,) = baselines.map_controls([masks], MASK)
     assert set(values) == {baselines.NETWORK, "saturation alone", "brightness alone"}
@@ -82,7 +82,7 @@ def test_controls_without_truth_are_left_out():
     assert baselines.map_controls([empty], MASK) == [{}]
 
 
-def test_where_nothing_moves_there_is_no_best_threshold():
+def test_a_static_sequence_has_no_best_threshold():
     run = sequence("static", 4)
     still = [
         SampledFrame(

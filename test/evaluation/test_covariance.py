@@ -46,7 +46,7 @@ def pose(rotation_vector=(0.0, 0.0, 0.0), position=(0.0, 0.0, 0.0)):
 def drawn(
     model: ErrorModel, suite: str, frames: int, rng: np.random.Generator, factor: float = 1.0
 ) -> EvaluatedSequence:
-    """A sequence whose errors come from the model, `factor` times as large."""
+    """A sequence with errors drawn from the model and multiplied by `factor`."""
     confidence = rng.uniform(1.0, 6.0, frames)
     depth = np.full(frames, 2.0)
     travel = np.cumsum(rng.uniform(0.0, 0.1, frames))
@@ -70,12 +70,12 @@ def test_normalized_errors_of_the_model_and_of_twice_as_large_errors():
     assert right.squared == pytest.approx(1, abs=0.03)
     wrong = spread(MODEL, drawn(MODEL, "a", 5000, rng, factor=2).poses)
     assert wrong.squared == pytest.approx(4, abs=0.12)
-    assert wrong.within_one == pytest.approx(0.383, abs=0.01)  # of a normal variable within half of its deviation
+    assert wrong.within_one == pytest.approx(0.383, abs=0.01)  # half a standard deviation
 
 
-def test_a_fit_finds_the_model_that_errors_were_drawn_from():
+def test_a_fit_recovers_the_model_of_drawn_errors():
     rng = np.random.default_rng(1)
-    # A suite that is ten times as long counts no more than the others, and a fit of all must still be the model.
+    # A suite that is ten times as long has the same weight as the others; a fit of all must still recover the model.
     found = fit_model([drawn(MODEL, "a", 1000, rng), drawn(MODEL, "a", 500, rng), drawn(MODEL, "b", 10_000, rng)])
     for travel in (0.3, 1.0, 5.0, 50.0, 400.0):
         for confidence in (1.0, 5.0):
@@ -85,7 +85,7 @@ def test_a_fit_finds_the_model_that_errors_were_drawn_from():
         np.testing.assert_allclose(found.step_variances(3.0, travel), MODEL.step_variances(3.0, travel), rtol=0.25)
 
 
-def test_suites_count_alike_in_a_fit():
+def test_suites_have_equal_weight_in_a_fit():
     rng = np.random.default_rng(2)
     flat = ErrorModel(*(VarianceModel(0.1, 0.001, 0.01, (1.0, 1.0, 1.0)) for _ in range(4)))
     large = drawn(flat, "large errors, few frames", 400, rng, factor=3)
@@ -100,23 +100,23 @@ def test_variances_grow_with_travel_and_shrink_with_confidence(model):
     for variances in (model.pose_variances, model.step_variances):
         assert (np.diff(variances(3.0, travel), axis=0) > 0).all()
         assert (np.diff(variances(np.linspace(1, 20, 100), 1.0), axis=0) < 0).all()
-        np.testing.assert_array_equal(variances(0.5, 1.0), variances(1.0, 1.0))  # no network is less sure than 1
+        np.testing.assert_array_equal(variances(0.5, 1.0), variances(1.0, 1.0))  # the lowest confidence is 1
 
 
-def test_travel_is_way_and_turn():
+def test_travel_adds_distance_and_rotation():
     path = np.stack(
         (pose(), pose(position=(3, 0, 4)), pose((0, 0.5, 0), (3, 0, 4)), pose((0, 0.5 + np.pi, 0), (3, 0, 4)))
     )
     np.testing.assert_allclose(travels(path), [5, 2 * 0.5, 2 * np.pi])
 
 
-def test_errors_are_in_the_cameras_axes_whatever_the_worlds():
+def test_errors_are_in_camera_axes_for_any_pair_of_worlds():
     truth = np.stack([pose((0, 0.3 * t, 0.1 * t), (0.2 * t, 0, 0.1 * t)) for t in range(5)])
     shift, turn = np.array([0.01, -0.02, 0.03]), np.array([0.02, 0.01, -0.03])
     found = truth.copy()
-    # The third camera alone is seen off, by so much in its own axes.
+    # Only the third camera has an error, given in its own axes.
     found[3] = truth[3] @ pose(turn, shift)
-    elsewhere = pose((0.5, -1.0, 0.2), (4, 5, 6))  # the truth's world is another one
+    elsewhere = pose((0.5, -1.0, 0.2), (4, 5, 6))  # the ground truth has another world
     sequence = score_sequence("s", "n", found, elsewhere @ truth, np.full(5, 2.0), np.arange(5.0))
     back = Rotation.from_rotvec(turn).as_matrix().T
     np.testing.assert_allclose(sequence.poses.values[3], [*(back @ shift), *turn], atol=1e-12)
@@ -124,7 +124,7 @@ def test_errors_are_in_the_cameras_axes_whatever_the_worlds():
     assert sequence.poses.travel == pytest.approx([0, *np.cumsum(travels(found))])
     np.testing.assert_allclose(sequence.steps.values[2], sequence.poses.values[3], atol=1e-12)
     np.testing.assert_allclose(sequence.steps.values[[0, 1]], 0, atol=1e-12)
-    # The step back is off by the other way round.
+    # The step after it has the inverse error.
     true_step, step = np.linalg.inv(truth[3]) @ truth[4], np.linalg.inv(found[3]) @ truth[4]
     off = np.linalg.inv(true_step) @ step
     np.testing.assert_allclose(sequence.steps.values[3, 3:], Rotation.from_matrix(off[:3, :3]).as_rotvec(), atol=1e-12)
@@ -151,10 +151,10 @@ def test_rounded_model_survives_json():
             assert np.mean(np.square(group.axes)) == pytest.approx(1, abs=0.1)
 
 
-def test_the_shipped_weights_are_as_uncertain_as_the_model_says():
-    """Sequences that took no part in the fit, which was made on numbers 0, 3, 6 to 21 of each suite.
+def test_errors_of_the_shipped_weights_agree_with_the_model():
+    """On sequences that were not used in the fit, which used numbers 0, 3, 6 to 21 of each suite.
 
-    Many and short ones: within a sequence errors of poses are nearly the same from frame to frame.
+    The sequences are many and short, because pose errors hardly change from frame to frame within a sequence.
     """
     held_out = range(2, 24, 3)
     sequences = [synthetic_sequence("static", i, world="one_room", size=(48, 64), device="cpu") for i in held_out]
@@ -167,7 +167,7 @@ def test_the_shipped_weights_are_as_uncertain_as_the_model_says():
 
     assert 0.5 < mean_square("poses", lambda part: DEFAULT.pose_variances(part.confidence, part.travel)) < 2
     assert 0.5 < mean_square("steps", lambda part: DEFAULT.step_variances(part.confidence, part.travel)) < 2
-    # Twice the variance of a pose is not that of a step: the errors of neighbours are nearly the same.
+    # The variance of a step is not twice the variance of a pose: errors of neighbouring poses are nearly equal.
     assert mean_square("steps", lambda part: 2 * DEFAULT.pose_variances(part.confidence, 1.0)) < 0.5
 
 

@@ -1,4 +1,4 @@
-"""Each data set written small, in its true layout and units, and read back."""
+"""A small copy of each data set, written in its own layout and units, and read back."""
 
 import itertools
 import logging
@@ -38,7 +38,7 @@ def matrix_text(matrix):
 
 
 def pose_at(x, angle=0.0):
-    """Turned about z by `angle`, camera to world."""
+    """Camera-to-world pose at `x`, rotated about z by `angle`."""
     c, s = math.cos(angle), math.sin(angle)
     return np.array(((c, -s, 0, x), (s, c, 0, 2), (0, 0, 1, 3), (0, 0, 0, 1)), float)
 
@@ -87,7 +87,7 @@ def test_sintel(tmp_path, caplog):
     assert np.allclose(frames[1].pose, pose_at(2, 0.3))
     assert np.array_equal(frames[1].intrinsics, SINTEL_K)
     assert frames[0].moving.sum() == 1 and frames[0].moving[0, 1]
-    assert frames[2].moving is None  # as for the last frame, which has no optical flow to make a mask of
+    assert frames[2].moving is None  # as for the last frame, which has no optical flow for a mask
     assert frames[2].stamp == pytest.approx(2 / 24)
     assert DATASETS["sintel"].depth_cap == 70
 
@@ -133,9 +133,9 @@ def write_tum(folder, frames, rate=30.0, pose_rate=100.0, pose_from=0.0):
     write_text(folder / "groundtruth.txt", "# timestamp tx ty tz qx qy qz qw\n" + "\n".join(poses) + "\n")
 
 
-def test_tum_takes_every_third_of_the_frames_with_a_pose(tmp_path, caplog):
+def test_tum_uses_every_third_frame_with_a_pose(tmp_path, caplog):
     write_tum(tmp_path / "rgbd_dataset_freiburg3_walking_xyz", 300, pose_from=0.2)
-    write_tum(tmp_path / "rgbd_dataset_freiburg1_desk", 3)  # not one of the eight
+    write_tum(tmp_path / "rgbd_dataset_freiburg1_desk", 3)  # not one of the eight sequences
     sequence, frames = only("tum", tmp_path)
     assert sequence.name == "rgbd_dataset_freiburg3_walking_xyz" and "1 of 8 sequences" in caplog.text
     assert sequence.length == 90
@@ -162,7 +162,7 @@ def test_long_tum_ends_at_a_thousand(tmp_path):
 
 
 @pytest.mark.parametrize(("late", "has_depth"), [(0.019, True), (0.021, False)])
-def test_what_lies_within_two_hundredths_of_a_second_belongs_together(tmp_path, late, has_depth):
+def test_stamps_within_two_hundredths_of_a_second_are_associated(tmp_path, late, has_depth):
     write_tum(tmp_path, 2, rate=1)
     lines = [f"{1000 + index + late:.3f} depth/{1000 + index + 0.01:.6f}.png" for index in (1, 0)]  # in any order
     write_text(tmp_path / "depth.txt", "\n".join(lines))
@@ -172,7 +172,7 @@ def test_what_lies_within_two_hundredths_of_a_second_belongs_together(tmp_path, 
         assert [frame.depth[0, 0] for frame in frames] == pytest.approx([1, 5001 / 5000])
 
 
-def test_rendered_folders_bring_masks_static_depth_and_their_camera(tmp_path):
+def test_rendered_folders_have_masks_static_depth_and_intrinsics(tmp_path):
     for name in ("one_room-light-10", "one_room-light-02"):
         folder = tmp_path / name
         write_tum(folder, 4, rate=10, pose_rate=10)
@@ -194,7 +194,7 @@ def test_rendered_folders_bring_masks_static_depth_and_their_camera(tmp_path):
     assert only("tum_folder", tmp_path / "one_room-light-02")[0].length == 4
 
 
-def test_tum_folder_that_is_none(tmp_path):
+def test_unusable_tum_folder(tmp_path):
     with pytest.raises(InputError, match=r"no rgb\.txt here or one folder below"):
         open_dataset("tum_folder", tmp_path)
     write_tum(tmp_path, 2)
@@ -211,7 +211,7 @@ def test_tum_folder_that_is_none(tmp_path):
         open_dataset("tum_folder", tmp_path)
 
 
-def test_bonn_takes_110_images_and_the_camera_in_place_of_its_markers(tmp_path):
+def test_bonn_uses_110_images_and_poses_of_the_camera_instead_of_the_markers(tmp_path):
     write_tum(tmp_path / "rgbd_bonn_balloon2", 150, pose_from=2.0)
     sequence, frames = only("bonn", tmp_path)
     # Images 30 to 139 of the list; those before 60 have no pose here.
@@ -242,14 +242,14 @@ def write_scannet(folder, frames):
 
 def test_scannet(tmp_path):
     write_scannet(tmp_path / "scene0707_00", 20)
-    write_scannet(tmp_path / "scene0706_00", 1)  # of the training scenes
+    write_scannet(tmp_path / "scene0706_00", 1)  # a training scene
     sequence, frames = only("scannet", tmp_path)
     assert sequence.name == "scene0707_00"
-    # Every 3rd in the order of numbers, not of names; 3 has lost its pose.
+    # Every 3rd image in numerical order; number 3 has no pose.
     assert [frame.pose[0, 3] for frame in frames] == [0, 6, 9, 12, 15, 18]
     assert frames[1].depth[0, 0] == pytest.approx(1.506) and frames[1].depth.shape == (H, W)
     assert frames[1].image.shape == (H, W, 3) and np.abs(frames[1].image[0, 0].astype(int) - COLOUR).max() < 4
-    # The centre of 32 x 24 pixels stays the centre.
+    # The principal point stays in the centre of 32 x 24 pixels.
     assert np.allclose(frames[1].intrinsics, ((292.5, 0, 3.5), (0, 292.75, 2.5), (0, 0, 1)))
     assert frames[1].stamp == pytest.approx(0.2)
 
@@ -273,7 +273,7 @@ def test_kitti(tmp_path):
     drive = "2011_09_26_drive_0002_sync"
     values = np.zeros((H, W))
     values[1, 2] = 2560
-    for index in range(5, 125):  # the truth leaves out the first and last five images
+    for index in range(5, 125):  # the ground truth omits the first and last five images
         write_depth(tmp_path / f"val/{drive}/proj_depth/groundtruth/image_02/{index:010d}.png", values)
     for index in range(130):
         write_image(tmp_path / f"2011_09_26/{drive}/image_02/data/{index:010d}.png", (H, W), (index, 0, 0))
@@ -334,7 +334,7 @@ def write_davis(root, name, frames=2, labels=((0, 1, 2), (0, 0, 0))):
     for index in range(frames):
         write_image(root / f"JPEGImages/480p/{name}/{index:05d}.jpg", (2, 3))
         picture = Image.fromarray(np.array(labels, np.uint8), mode="P")
-        picture.putpalette([0, 0, 0, 0, 0, 1, 0, 128, 0])  # label 1 is almost black: only its index tells
+        picture.putpalette([0, 0, 0, 0, 0, 1, 0, 128, 0])  # label 1 is almost black and must be read by its index
         path = root / f"Annotations/480p/{name}/{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
@@ -349,7 +349,7 @@ def test_davis(tmp_path, caplog):
     assert len(frames) == camel.length == 2
     assert frames[1].moving.tolist() == [[False, True, True], [False, False, False]]
     assert frames[1].stamp == pytest.approx(1 / 24) and frames[1].depth is None and frames[1].pose is None
-    # With the lists of the data set only their sequences count.
+    # With the lists of the data set, only the listed sequences are used.
     write_text(tmp_path / "ImageSets/2017/train.txt", "bear\n")
     write_text(tmp_path / "ImageSets/2017/val.txt", "blackswan\n")
     assert [sequence.name for sequence in open_dataset("davis", tmp_path)] == ["bear"]
@@ -363,21 +363,21 @@ def test_davis(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_absent_data_sets_say_what_was_expected(tmp_path, name):
+def test_errors_for_missing_data_sets_describe_the_expected_layout(tmp_path, name):
     with pytest.raises(InputError, match="expected"):
         open_dataset(name, tmp_path)
     with pytest.raises(InputError, match="no such folder; expected the data set"):
         open_dataset(name, tmp_path / "nowhere")
 
 
-def test_unknown_names_and_forms():
+def test_unknown_names_and_lengths():
     with pytest.raises(OptionError, match="dataset is 'coco'; allowed values: sintel, tum"):
         open_dataset("coco", "x")
     with pytest.raises(OptionError, match="no long form; those that have one: tum, scannet"):
         open_dataset("kitti", "x", long=True)
 
 
-def test_frames_are_read_one_by_one_and_anew(tmp_path):
+def test_frames_are_read_one_by_one_each_time(tmp_path):
     write_tum(tmp_path, 5)
     (sequence,) = open_dataset("tum_folder", tmp_path)
     next(sequence.frames())
@@ -389,7 +389,7 @@ def test_frames_are_read_one_by_one_and_anew(tmp_path):
         next(frames)
 
 
-def test_maps_that_do_not_fit_are_refused(tmp_path):
+def test_maps_of_the_wrong_size_or_type_are_refused(tmp_path):
     write_tum(tmp_path, 1)
     (depth,) = (tmp_path / "depth").glob("*.png")
     write_depth(depth, np.ones((4, 6)))

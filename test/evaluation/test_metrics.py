@@ -1,4 +1,4 @@
-"""Depth, motion and reconstruction figures against small cases by hand and against brute force."""
+"""Depth, motion and reconstruction metrics against small cases computed by hand, and brute force."""
 
 import math
 
@@ -50,39 +50,39 @@ def test_one_factor_for_the_whole_sequence():
     score = depth_metrics((depth / 7 for depth in truth), iter(truth))
     assert score.scale == pytest.approx(7, rel=1e-5)
     assert score.abs_rel == pytest.approx(0, abs=1e-5) and score.delta1 == 1
-    # Each frame alone would be perfect; one factor for all is not.
+    # A factor per frame would fit exactly; one factor for all frames does not.
     varied = [depth * factor for depth, factor in zip(truth, (0.5, 1, 2), strict=True)]
     assert depth_metrics(varied, truth).abs_rel > 0.3
 
 
-def test_factor_is_the_robust_one():
+def test_factor_is_robust():
     rng = np.random.default_rng(1)
     truth = rng.uniform(1, 5, (40, 50))
     predicted = truth / 3 * np.exp(rng.normal(0, 0.1, truth.shape))
     assert depth_metrics([predicted], [truth]).scale == pytest.approx(best_factor(predicted, truth), rel=2e-3)
-    truth[:10] = 30  # a fifth of the truth is nonsense
+    truth[:10] = 30  # a fifth of the true values are outliers
     least_squares = (predicted * truth).sum() / np.square(predicted).sum()
     assert depth_metrics([predicted], [truth]).scale == pytest.approx(best_factor(predicted, truth), rel=2e-2)
     assert best_factor(predicted, truth) < 3.2 < 6 < least_squares
 
 
-def test_factor_does_not_stick_to_the_pixel_it_starts_at():
+def test_factor_leaves_the_starting_value():
     truth = np.linspace(1, 9, 101)[None] ** 2
-    predicted = truth + 10  # at the start the median pixel fits exactly
+    predicted = truth + 10  # the median pixel fits the starting value exactly
     start, best = np.median(truth) / np.median(predicted), best_factor(predicted, truth)
     assert abs(depth_metrics([predicted], [truth]).scale - best) < 0.2 * abs(
         start - best
-    )  # ten steps of a slow descent
+    )  # after ten steps of a slow descent
 
 
-def test_depth_below_zero_gets_the_factor_zero():
+def test_negative_depth_has_the_factor_zero():
     score = depth_metrics([np.full((2, 2), -1.0)], [np.ones((2, 2))])
     assert (score.scale, score.abs_rel, score.delta1) == (0, 1, 0)
 
 
 def test_prediction_is_resized_to_the_truth():
     ramp = np.tile(np.linspace(1, 3, 16, dtype=np.float32), (12, 1))
-    columns = (np.arange(32) + 0.5) / 2 - 0.5  # where the large image's pixels lie in the small one
+    columns = (np.arange(32) + 0.5) / 2 - 0.5  # positions of the large image's pixels in the small one
     truth = np.tile(1 + columns * 2 / 15, (24, 1))[:, 4:-4]
     padded = np.zeros((24, 32))
     padded[:, 4:-4] = truth  # bicubic needs two neighbours on each side
@@ -127,7 +127,7 @@ def test_auc_counts_pairs_and_halves_ties():
     assert motion_metrics(dynamic, moving, moving).auc == pytest.approx(expected)
 
 
-def test_motion_without_movers_or_without_statics():
+def test_motion_without_dynamic_or_static_pixels():
     flat, none = np.full((4, 4), 0.5), np.zeros((4, 4), bool)
     still = motion_metrics(flat, none, none)
     assert np.isnan([still.ratio, still.auc, still.iou]).all() and (still.false_alarm, still.share) == (0, 0)
@@ -152,7 +152,7 @@ def test_motion_map_must_be_finite():
         motion_metrics(np.zeros((4, 4)), np.zeros((4, 4), bool), np.zeros((4, 4), bool), np.full((4, 4), np.nan))
 
 
-def test_mean_over_a_sequence_skips_what_is_not_there():
+def test_mean_over_a_sequence_skips_missing_values():
     frames = [MotionScore(2, 0.5, 0.2, 0.1, 0.3), MotionScore(np.nan, np.nan, np.nan, 0.3, 0.0)]
     mean = sequence_motion(frames)
     assert mean == MotionScore(2, 0.5, 0.2, pytest.approx(0.2), pytest.approx(0.15))
@@ -172,7 +172,7 @@ def turn(axis: tuple[float, float, float], angle: float) -> np.ndarray:
 
 
 def corner(step: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-    """Points and normals of three walls of a metre that meet."""
+    """Points and normals of three adjacent walls of one metre."""
     u, v = (grid.ravel() for grid in np.meshgrid(*[np.arange(0.02, 1, step)] * 2))
     walls = [np.insert(np.stack((u, v), axis=1), axis, 0.0, axis=1) for axis in range(3)]
     return np.concatenate(walls), np.repeat(np.eye(3), len(u), axis=0)
@@ -184,10 +184,10 @@ def test_distance_of_two_walls():
     score = reconstruction_metrics(shifted, wall, icp_distance=0, voxel=0)
     assert (score.accuracy, score.completeness, score.chamfer) == pytest.approx((0.03, 0.03, 0.03))
     assert np.isnan(score.normal_consistency)
-    assert reconstruction_metrics(shifted, wall, voxel=0).chamfer < 1e-9  # ICP takes the shift out
+    assert reconstruction_metrics(shifted, wall, voxel=0).chamfer < 1e-9  # ICP removes the shift
 
 
-def test_missing_half_costs_completeness_only():
+def test_a_missing_half_affects_completeness_only():
     wall = np.stack([grid.ravel() for grid in np.mgrid[0:100, 0:10, 0:1]], axis=1) / 100
     score = reconstruction_metrics(wall[wall[:, 0] < 0.5], wall, icp_distance=0, voxel=0)
     assert score.accuracy == 0
@@ -195,7 +195,7 @@ def test_missing_half_costs_completeness_only():
     assert score.chamfer == pytest.approx(score.completeness / 2)
 
 
-def test_icp_finds_a_small_motion_and_turns_the_normals():
+def test_icp_finds_a_small_motion_and_rotates_the_normals():
     points, normals = corner()
     rotation = turn((1, 2, -1), math.radians(2))
     moved = points @ rotation.T + (0.01, -0.015, 0.01)
@@ -212,7 +212,7 @@ def test_normal_consistency_is_the_cosine():
     points, normals = corner()
     tilted = normals @ turn((1, 1, 1), 0.5).T
     score = reconstruction_metrics(points, points, predicted_normals=tilted, truth_normals=normals, voxel=0)
-    cosine = math.cos(0.5) + (1 - math.cos(0.5)) / 3  # a turn about the diagonal, seen along an axis
+    cosine = math.cos(0.5) + (1 - math.cos(0.5)) / 3  # a rotation about the diagonal, projected on an axis
     assert score.normal_consistency == pytest.approx(cosine)
     unknown = tilted.copy()
     unknown[::3] = np.nan
@@ -220,7 +220,7 @@ def test_normal_consistency_is_the_cosine():
     assert again.normal_consistency == pytest.approx(cosine)
 
 
-def test_crowded_places_do_not_weigh_more():
+def test_dense_regions_do_not_weigh_more():
     points, _ = corner()
     crowd = np.concatenate((points, np.tile((0.5, 0.5, 0.08), (5000, 1)), [[np.nan, 0, 0]]))
     dense = reconstruction_metrics(crowd, points, icp_distance=0, voxel=0)

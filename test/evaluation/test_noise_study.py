@@ -1,4 +1,4 @@
-"""The parts of the method on simulated predicted: bounds that ours keeps and the published behaviour does not."""
+"""Parts of the method on simulated predictions: bounds that ours meets and the published behaviour does not."""
 
 import dataclasses
 import math
@@ -24,38 +24,38 @@ def figures(rows: list[noise_study.SimulatedRow], metric: str, method: str) -> d
     return {row.case: row.value for row in rows if (row.metric, row.method) == (metric, method)}
 
 
-def test_depth_errors_are_what_they_say(scenes):
+def test_depth_errors_have_their_nominal_statistics(scenes):
     seen = scenes["static"]
     error = depth_error(40, noise_study.SIZE, torch.Generator().manual_seed(0))
     assert error.std().item() == pytest.approx(1, abs=0.1)
     beside = (error[:, :, 1:] * error[:, :, :-1]).mean() / error.square().mean()
-    assert 0.75 < beside < 0.95  # patches: all but what single pixels have of their own is shared with the next
+    assert 0.75 < beside < 0.95  # regions: neighbouring pixels share all but their own noise
     predicted = simulate_prediction(seen, 0.1, torch.Generator().manual_seed(0))
     off = (predicted.depth / seen.depth.flatten(0, 1)).log()
     assert off.std().item() == pytest.approx(0.1, rel=0.2)
-    # The two branches err apart: their contrast is noisier by the root of two.
+    # The errors of the branches are independent, so their contrast has sqrt(2) times the noise.
     contrast = (predicted.ray_depth / predicted.depth).log().flatten(1)
     assert (contrast - contrast.median(1, keepdim=True).values).std().item() == pytest.approx(0.1 * 2**0.5, rel=0.2)
 
 
-def test_the_mask_is_quiet_where_nothing_moves_and_the_published_one_is_not(scenes):
+def test_the_mask_is_empty_in_static_scenes_and_the_published_one_is_not(scenes):
     rows = noise_study.mask_rows({"static": scenes["static"]})
     alarms = figures(rows, "false alarms", "ours")
     assert len(alarms) == 3 and all(alarms[f"static, noise {noise} %"] < 0.01 for noise in (5, 10))
     assert all(value > 0.5 for value in figures(rows, "false alarms", "published").values())
 
 
-def test_the_mask_is_tight_on_movers_and_the_published_one_is_not(scenes):
+def test_the_mask_is_tight_on_moving_objects_and_the_published_one_is_not(scenes):
     rows = noise_study.mask_rows({"heavy": scenes["heavy"]})
     ours, published, best = (figures(rows, "IoU", method) for method in ("ours", "published", "best threshold"))
     for noise, bound in ((5, 0.8), (10, 0.75)):
         case = f"heavy, noise {noise} %"
         assert ours[case] > bound > published[case] + 0.1
-        assert ours[case] > best[case] - 0.05  # which knows the truth
+        assert ours[case] > best[case] - 0.05  # which is chosen with the ground truth
     assert all(value < 0.02 for value in figures(rows, "false alarms", "ours").values())
 
 
-def test_a_gate_by_motion_leaves_a_static_scene_alone(scenes):
+def test_a_motion_gate_does_not_gate_a_static_scene(scenes):
     rows = noise_study.gate_rows(scenes)
     static, movers = (
         {rule: figures(rows, f"tokens on {what}", rule) for rule in ("raymap3r", "motion_filter")}
@@ -90,7 +90,7 @@ def test_resets_keep_one_world_and_the_published_fit_does_not(resets):
 
 
 def test_without_any_error_the_chain_of_resets_is_exact(resets, monkeypatch):
-    """The bookkeeping of worlds and metres that the errors are measured against."""
+    """Checks the reference worlds and scales that the errors are relative to."""
     for name in ("_TURN", "_SHIFT", "_PULL"):
         monkeypatch.setattr(noise_study, name, 0.0)
     for name in ("_FACTOR", "_GHOST"):
@@ -99,7 +99,7 @@ def test_without_any_error_the_chain_of_resets_is_exact(resets, monkeypatch):
     assert turn.max() < 0.01 and position.max() < 1e-3 and scale.max() < 0.1
 
 
-def test_smoothing_never_costs_accuracy_and_takes_the_jitter(monkeypatch):
+def test_smoothing_removes_jitter_without_loss_of_accuracy(monkeypatch):
     monkeypatch.setattr(noise_study, "SMOOTH_FRAMES", 300)
     rows = noise_study.smoothing_rows(noise_study.camera_paths(SEQUENCES, "varied"))
     ate = {method: figures(rows, "ATE", method) for method in ("raw", "tied (ours)", "published")}
@@ -113,7 +113,7 @@ def test_smoothing_never_costs_accuracy_and_takes_the_jitter(monkeypatch):
         assert rpe["tied (ours)"][case] < 0.8 * rpe["raw"][case]
 
 
-def test_drift_and_jitter_have_the_size_that_was_asked_for():
+def test_drift_and_jitter_have_the_requested_size():
     path = torch.cumsum(torch.full((2, 2000, 3), 0.03), dim=1)
     jittered = noise_study.disturbed_path(path, 0.05, 0.0)
     assert (jittered - path).square().sum(-1).mean().sqrt().item() == pytest.approx(0.05, rel=0.05)
@@ -122,7 +122,7 @@ def test_drift_and_jitter_have_the_size_that_was_asked_for():
     assert (step.square().mean().sqrt() / mean).item() == pytest.approx(0.2, rel=0.3)
 
 
-def test_tables_hold_every_figure_and_the_picture_is_drawn(scenes, tmp_path):
+def test_tables_contain_every_value_and_the_picture_is_drawn(scenes, tmp_path):
     row = noise_study.SimulatedRow("mask", "heavy, noise 5 %", "ours", "IoU", 0.91234, 0.85, 0.95, 3, "")
     other = dataclasses.replace(row, method="published", value=math.nan)
     text = noise_study.format_rows([row, other])
@@ -132,7 +132,7 @@ def test_tables_hold_every_figure_and_the_picture_is_drawn(scenes, tmp_path):
     assert (tmp_path / "masks.png").stat().st_size > 10_000
 
 
-def test_the_same_figures_every_time():
+def test_values_are_reproducible():
     seen = noise_study.render_suite("static", 1, "varied", torch.tensor([1.0]))
     first, second = (figures(noise_study.mask_rows({"static": seen}), "false alarms", "ours") for _ in range(2))
     assert len(first) == 3 and first == second

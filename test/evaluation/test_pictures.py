@@ -1,4 +1,4 @@
-"""Pictures: what stands in them, read back from the figures and the files."""
+"""Pictures: their contents, read back from the figures and the files."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ RULES = ("raymap3r", "cut3r")
 
 
 def sequence(number: int, suite: str = "light", frames: int = 30) -> SequenceRun:
-    """A camera on an arc; `raymap3r` knows it exactly in a world of its own, `cut3r` never moves."""
+    """A camera on an arc. `raymap3r` predicts it exactly in another world, `cut3r` predicts a camera at rest."""
     angle = np.linspace(0, 2, frames)
     truth = np.tile(np.eye(4), (frames, 1, 1))
     # World z up: the camera's x is the world's x, its y points down, its z forward along the world's y.
@@ -34,12 +34,12 @@ def sequence(number: int, suite: str = "light", frames: int = 30) -> SequenceRun
     return SequenceRun(suite, "room", f"{suite}-{number}", frames, truth, poses, values, samples)
 
 
-def test_paths_lie_on_the_truth_seen_from_above():
+def test_paths_coincide_with_the_ground_truth_in_the_top_view():
     figure = pictures.trajectory_figure([sequence(0)], RULES, "room light")
     (axis,) = figure.axes
     lines = {line.get_label(): np.stack(line.get_data(), axis=1) for line in axis.lines}
     truth = sequence(0).truth[:, :3, 3]
-    # The first camera looks along the world's y, so the page's axes are the world's x and y.
+    # The first camera points along the world's y, so the page's axes are the world's x and y.
     np.testing.assert_allclose(lines["truth"], truth[:, :2], atol=1e-9)
     np.testing.assert_allclose(lines["raymap3r"], lines["truth"], atol=1e-6)
     np.testing.assert_allclose(lines["cut3r"], np.tile(truth[:, :2].mean(0), (30, 1)), atol=1e-6)

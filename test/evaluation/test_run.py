@@ -1,4 +1,4 @@
-"""The runner: against a world with exact answers, and its promises on a real (untrained) network."""
+"""The runner: on a world with exact predictions, and its guarantees on an untrained network."""
 
 import dataclasses
 import sys
@@ -31,7 +31,7 @@ RAW = StreamOptions(reset_interval=10, smoothing="off")
 
 
 def wall_sequence(length: int = 24, first: int = 0, **changes: object) -> PosedSequence:
-    """The wall's world with all its truth; `changes` replace fields of each frame."""
+    """The wall's world with full ground truth. `changes` replace fields of each frame."""
 
     def frames():
         static = np.full(wall.SIZE, wall.WALL, np.float32)
@@ -50,7 +50,7 @@ def wall_sequence(length: int = 24, first: int = 0, **changes: object) -> PosedS
 
 
 def noise_sequence(seed: int, length: int = 8) -> PosedSequence:
-    """Random images, with a truth that is as random."""
+    """Random images with random ground truth."""
 
     def frames():
         rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ def run_wall(network: torch.nn.Module | None = None, sequence: PosedSequence | N
     return run
 
 
-# --- a world with exact answers ---------------------------------------------------------------------------------
+# --- a world with exact predictions -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def exact():
 
 
 @pytest.mark.parametrize("rule", ["raymap3r", "cut3r"])
-def test_exact_answers_get_full_marks(exact, rule):
+def test_exact_predictions_have_no_error(exact, rule):
     values = exact.values[rule]
     for metric in ("ate", "ate_se3", "rpe_translation", "end_drift", "abs_rel_metric", "abs_rel_metric_static"):
         assert values[metric] < 1e-3, metric
@@ -99,7 +99,7 @@ def test_exact_answers_get_full_marks(exact, rule):
     assert values["unhealthy_frames"] == 0
 
 
-def test_controls_are_worse_than_exact_answers(exact):
+def test_controls_are_worse_than_exact_predictions(exact):
     truth = np.stack([wall.position(index) for index in range(24)])
     never_moved = np.sqrt(((truth - truth.mean(0)) ** 2).sum(1).mean())
     assert exact.values[CONSTANT_POSE]["ate_se3"] == pytest.approx(never_moved, rel=1e-4)
@@ -116,7 +116,7 @@ def test_samples_are_spread_over_the_frames_that_have_a_mask(exact):
 
 
 class Damaged(wall.WallNetwork):
-    """Depth a tenth too large, and positions that jump to and fro."""
+    """Depth that is 10 % too large, and positions that alternate."""
 
     def pose(self, decoded):
         pose = super().pose(decoded)
@@ -128,7 +128,7 @@ class Damaged(wall.WallNetwork):
         return points * (1 if decoded.levels[0][0, 0, 5] == 1 else 1.1), confidence
 
 
-def test_damage_is_seen_by_the_metrics_that_are_about_it():
+def test_damage_affects_the_metrics_that_measure_it():
     plain = rule_variants(dataclasses.replace(RAW, reset_interval=0), ("cut3r",))
     (run,) = run_sequences(Damaged(), [wall_sequence()], plain, EvaluationPlan(), suite="wall")
     values = run.values["cut3r"]
@@ -137,7 +137,7 @@ def test_damage_is_seen_by_the_metrics_that_are_about_it():
     assert values["abs_rel"] < 1e-3 and values["depth_scale"] == pytest.approx(1 / 1.1, rel=1e-3)
 
 
-def test_without_resets_joined_the_path_falls_apart():
+def test_without_alignment_of_resets_the_path_is_wrong():
     """The control of the exact case: the wall's network changes its world at every reset."""
     off = dataclasses.replace(RAW, reset_alignment="off")
     (run,) = run_sequences(
@@ -155,10 +155,10 @@ def test_a_frame_without_finite_values_keeps_the_last_pose():
     assert values["abs_rel_metric"] < 1e-3
 
 
-# --- truth that is not there --------------------------------------------------------------------------------------
+# --- missing ground truth -----------------------------------------------------------------------------------------
 
 
-def test_only_what_the_truth_allows_is_judged():
+def test_only_metrics_with_ground_truth_are_computed():
     run = run_wall(sequence=wall_sequence(pose=None, static_depth=None))
     assert not len(run.truth) and CONSTANT_POSE not in run.values
     assert {"abs_rel", "abs_rel_static", "mask_iou"} <= set(run.values["cut3r"])
@@ -201,14 +201,14 @@ def alone(network):
 
 
 @pytest.mark.parametrize("plan", [{"batch": 2}, {"workers": 2}])
-def test_a_batch_and_threads_give_what_single_streams_give(network, alone, plan):
+def test_batches_and_threads_equal_single_streams(network, alone, plan):
     runs = run_noise(network, **plan)
     assert [run.name for run in runs] == [run.name for run in alone] == ["noise-0", "noise-1"]
     for run, expected in zip(runs, alone, strict=True):
         assert run.values.keys() == expected.values.keys()
         for name, values in expected.values.items():
             for metric, value in values.items():
-                # A mask may flip single pixels on which two sums of different order disagree.
+                # Sums in another order may flip single pixels of a mask.
                 assert run.values[name][metric] == pytest.approx(value, rel=1e-2, abs=1e-3, nan_ok=True), metric
         for rule in RULES:
             np.testing.assert_allclose(run.poses[rule], expected.poses[rule], atol=1e-4)
@@ -243,13 +243,13 @@ def test_variants_that_cannot_differ_run_once(network, monkeypatch):
         same = [np.array_equal(run.poses["0"], run.poses[name]) for name in ("4", "7")]
         return len(calls), same
 
-    assert count(4) == (4, [True, True])  # the reset after four frames is at a fifth one
-    # At the reset the frame is decoded once more, and the frame after it lies in the new segment; both streams ask
-    # the rays at the sixth frame.
+    assert count(4) == (4, [True, True])  # a reset after four frames would need a fifth frame
+    # At the reset, the frame is decoded twice, and the next frame is in the new segment. Both streams run the ray
+    # branch at the sixth frame.
     assert count(6) == (2 * 6 + 1 + 2, [False, True])
 
 
-def test_the_shared_encoder_knows_another_image(network):
+def test_the_shared_encoder_detects_another_image(network):
     shared = SharedEncoder(network)
     for image in (torch.zeros(1, 3, 48, 64), torch.ones(1, 3, 48, 64), torch.ones(2, 3, 48, 64)):
         torch.testing.assert_close(shared.encode_image(image), network.encode_image(image))
@@ -262,7 +262,7 @@ def test_a_plan_limits_frames_and_maps():
     assert few.values["cut3r"]["depth_pixels"] == 6 * 48 * 64
     assert {sample.frame % 4 for sample in few.samples} == {0}
     assert few.frames == len(few.truth) == 24
-    # The path does not depend on which maps are looked at.
+    # The trajectory does not depend on the frames that are scored.
     whole = run_wall()
     for rule in ("raymap3r", "cut3r"):
         np.testing.assert_allclose(few.poses[rule], whole.poses[rule], atol=1e-6)
@@ -274,7 +274,7 @@ def test_lengths_may_differ_between_batches():
     assert [run.frames for run in runs] == [8, 8, 9, 8]
 
 
-def test_what_cannot_be_run_is_told():
+def test_unusable_runs_are_refused():
     variants = rule_variants(RAW)
     with pytest.raises(InputError, match="wall: nothing to run: 0 sequences"):
         list(run_sequences(wall.WallNetwork(), [], variants, EvaluationPlan(), suite="wall"))
@@ -304,7 +304,7 @@ def test_an_error_in_one_batch_ends_the_others():
     assert sum(seen) < 150
 
 
-def test_ablations_are_of_known_options_and_begin_with_their_base():
+def test_ablations_have_distinct_options_and_start_with_their_base():
     variants = ablation_variants(StreamOptions(image_size=64))
     assert [variant.name for variant in variants] == list(ABLATIONS) and variants[0].name == BASE
     assert {variant.baseline for variant in variants} == {BASE}
@@ -317,7 +317,7 @@ def test_ablations_are_of_known_options_and_begin_with_their_base():
 
 @pytest.mark.parametrize("size", [(120, 160), (480, 640), (375, 1242), (100, 60), (64, 64)])
 def test_the_visible_crop_is_the_image_of_the_network(size):
-    """Coordinates of pixels, taken through the stream's own resize and crop, are those of the part cut out."""
+    """Pixel coordinates after the stream's resize and crop equal those of the visible crop."""
     framing = frame_image(size[1], size[0], 80, 8)
     rows, columns = np.indices(size)
     ramp = np.stack((255 * rows / size[0], 255 * columns / size[1], 0 * rows), axis=-1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Rendered sequences as the evaluation sees them."""
+"""Rendered sequences in the form that the evaluation uses."""
 
 import numpy as np
 
@@ -6,19 +6,19 @@ from raymap3r_ros.evaluation import sequences
 from raymap3r_ros.synthetic import suite_sequence
 
 
-def test_rendered_frames_pass_through_and_start_anew():
+def test_rendered_frames_are_passed_through_from_the_start_each_time():
     sequence = sequences.synthetic_sequence("light", 1, world="varied", size=(24, 32), device="cpu")
     rendered = suite_sequence("light", 1, world="varied", size=(24, 32))
     assert (sequence.name, sequence.length) == (rendered.name, rendered.length)
     first = next(sequence.frames())
-    for ours, theirs, _ in zip(sequence.frames(), rendered.frames(), range(3), strict=False):
-        assert np.array_equal(ours.image, theirs.image) and ours.image.shape == (24, 32, 3)
-        assert np.array_equal(ours.moving, theirs.moving)
-        assert np.array_equal(ours.pose, theirs.pose) and np.array_equal(ours.intrinsics, theirs.intrinsics)
-        assert ours.stamp == theirs.stamp
-        seen = theirs.depth > 0
-        assert np.array_equal(ours.depth[seen], theirs.depth[seen])
-        assert np.array_equal(ours.static_depth > 0, theirs.static_depth > 0)
+    for frame, expected, _ in zip(sequence.frames(), rendered.frames(), range(3), strict=False):
+        assert np.array_equal(frame.image, expected.image) and frame.image.shape == (24, 32, 3)
+        assert np.array_equal(frame.moving, expected.moving)
+        assert np.array_equal(frame.pose, expected.pose) and np.array_equal(frame.intrinsics, expected.intrinsics)
+        assert frame.stamp == expected.stamp
+        seen = expected.depth > 0
+        assert np.array_equal(frame.depth[seen], expected.depth[seen])
+        assert np.array_equal(frame.static_depth > 0, expected.static_depth > 0)
     assert np.array_equal(first.image, next(sequence.frames()).image)
 
 

@@ -1,4 +1,4 @@
-"""The shipped weights are as good as they are said to be; nothing broken passes."""
+"""The shipped weights are as accurate as documented, and a damaged network fails the same checks."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from raymap3r_ros.streaming import StreamOptions
 SUITES = ("static", "heavy")
 INDICES = (2, 11)
 FRAMES = 30
-# Metric of a suite -> the worst mean over its sequences that passes; the figures of docs/weights.md are better.
+# Metric of a suite -> limit of the mean over its sequences; the values in docs/weights.md are better.
 BOUNDS = {
     ("static", "ate_relative"): 0.42,
     ("static", "abs_rel_metric"): 0.07,
@@ -29,7 +29,7 @@ BOUNDS = {
 
 
 def measured(network: Network, *suites: str) -> dict[tuple[str, str], float]:
-    """The figures of these suites that BOUNDS names."""
+    """Values of the metrics in BOUNDS for these suites."""
     figures = {}
     for suite in suites:
         sequences = [synthetic_sequence(suite, i, world="one_room", size=(48, 64), device="cpu") for i in INDICES]
@@ -43,7 +43,7 @@ def measured(network: Network, *suites: str) -> dict[tuple[str, str], float]:
     return {key: figures[key] for key in BOUNDS if key[0] in suites}
 
 
-def test_they_are_small_and_tell_where_they_come_from():
+def test_weights_are_small_and_contain_their_provenance():
     path = shipped_weights()[DEFAULT_CHECKPOINT]
     assert path.stat().st_size < 30e6
     network = load_network()
@@ -51,7 +51,7 @@ def test_they_are_small_and_tell_where_they_come_from():
     assert {"options", "steps", "frames", "hours", "hardware", "code", "date"} <= network.manifest.keys()
 
 
-def test_they_are_good_in_their_room():
+def test_weights_meet_the_bounds_in_their_room():
     figures = measured(load_network(), *SUITES)
     worse = {key: value for key, value in figures.items() if not value < BOUNDS[key]}
     assert not worse, f"allowed: {BOUNDS}"
@@ -59,7 +59,7 @@ def test_they_are_good_in_their_room():
 
 @pytest.mark.parametrize("part", ["decoder.state_blocks", "ray_encoder", "pose_head"])
 def test_a_broken_network_does_not_pass(part: str):
-    """Each part of the network matters to one of the bounds at least: turn its weights around."""
+    """Each part of the network affects at least one of the bounds: reverse the order of its weights."""
     network = load_network()
     network.load_state_dict(
         {key: value.flip(0) if key.startswith(part) else value for key, value in network.state_dict().items()}
@@ -68,17 +68,17 @@ def test_a_broken_network_does_not_pass(part: str):
     assert any(not value < BOUNDS[key] for key, value in figures.items()), figures
 
 
-def test_a_still_memory_does_not_pass(monkeypatch: pytest.MonkeyPatch):
-    """Without what the first frames wrote there is nothing that a pose can be told against."""
+def test_a_constant_state_does_not_pass(monkeypatch: pytest.MonkeyPatch):
+    """Without the state that earlier frames wrote, a pose has no reference."""
     network = load_network()
-    write = type(network).decode
+    decode = type(network).decode
 
-    def forgetful(self, *args, **kwargs):
-        decoded = write(self, *args, **kwargs)
+    def without_memory(self, *args, **kwargs):
+        decoded = decode(self, *args, **kwargs)
         state = None if decoded.state is None else self.initial_state(len(decoded.state)).clone()
         return dataclasses.replace(decoded, state=state)
 
-    monkeypatch.setattr(type(network), "decode", forgetful)
+    monkeypatch.setattr(type(network), "decode", without_memory)
     with torch.inference_mode():
         figures = measured(network, "static")
     assert any(not value < BOUNDS[key] for key, value in figures.items()), figures

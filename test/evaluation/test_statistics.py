@@ -15,7 +15,7 @@ from raymap3r_ros.evaluation.statistics import (
 )
 
 
-def test_interval_is_that_of_the_normal_distribution_for_many_values():
+def test_interval_of_many_values_equals_the_normal_distribution():
     values = np.random.default_rng(1).normal(3, 2, 400)
     interval = bootstrap_mean(values)
     half = 1.96 * values.std() / 20
@@ -29,14 +29,14 @@ def test_interval_is_that_of_the_normal_distribution_for_many_values():
 def test_interval_agrees_with_scipy_on_few_skewed_values():
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(2).exponential(1, 12)
-    ours = bootstrap_mean(values, samples=20_000)
-    theirs = stats.bootstrap(
+    interval = bootstrap_mean(values, samples=20_000)
+    expected = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=20_000, random_state=0
     ).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
-def test_sequences_without_a_figure_are_left_out():
+def test_sequences_without_a_value_are_left_out():
     values = np.array([1.0, np.nan, 3.0, 5.0])
     assert bootstrap_mean(values) == bootstrap_mean(values[[0, 2, 3]])
     assert bootstrap_mean(values).mean == 3
@@ -52,7 +52,7 @@ def test_same_seed_same_interval():
     assert bootstrap_mean(values, seed=1) != bootstrap_mean(values)
 
 
-def test_pairing_takes_the_difficulty_of_the_sequences_out():
+def test_pairing_removes_the_difficulty_of_the_sequences():
     rng = np.random.default_rng(4)
     difficulty = rng.normal(10, 5, 30)
     a = difficulty - 0.5 + rng.normal(0, 0.2, 30)
@@ -67,7 +67,7 @@ def test_pairing_takes_the_difficulty_of_the_sequences_out():
 
 
 def test_probability_by_counting():
-    # The mean of two draws from {-1, 3} is below 0 where both are -1: one case of four.
+    # The mean of two draws from {-1, 3} is below 0 if both are -1: one case of four.
     _, below = paired_bootstrap(np.array([0.0, 3.0]), np.array([1.0, 0.0]), samples=20_000)
     assert below == pytest.approx(0.25, abs=0.02)
     _, same = paired_bootstrap(np.arange(5.0), np.arange(5.0))
@@ -82,7 +82,7 @@ def test_pairs_with_a_gap_are_left_out():
 
 
 @pytest.mark.parametrize("values", [np.array([1.0, np.inf]), np.zeros((2, 2))])
-def test_what_is_no_figure_per_sequence_is_refused(values):
+def test_anything_but_one_value_per_sequence_is_refused(values):
     with pytest.raises(InputError, match="one number per sequence"):
         bootstrap_mean(values)
 
@@ -101,7 +101,7 @@ def test_no_correlation_without_spread(x, y):
     assert np.isnan(spearman(np.array(x, float), np.array(y, float)))
 
 
-def test_missing_library_tells_how_to_install_it(monkeypatch):
+def test_error_for_a_missing_library_contains_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "evo", None)
     with pytest.raises(Raymap3rError, match=r"evo is not installed.*pip install evo scipy matplotlib"):
         optional_module("evo")

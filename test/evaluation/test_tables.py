@@ -1,4 +1,4 @@
-"""Rows and tables, against means and probabilities worked out by hand."""
+"""Rows and tables against means and probabilities computed by hand."""
 
 import csv
 import dataclasses
@@ -54,9 +54,9 @@ def test_a_row_is_the_mean_over_sequences_with_its_interval(runs):
 
 def test_better_is_a_probability_against_the_baseline(runs):
     rows = tables.make_rows(runs, VARIANTS, KEYS)
-    assert row_of(rows, "raymap3r", "ate").better == 1  # half a metre less in every sequence, however they vary
+    assert row_of(rows, "raymap3r", "ate").better == 1  # half a metre less in every sequence
     assert row_of(rows, "raymap3r", "ate").baseline == "cut3r"
-    assert row_of(rows, "raymap3r", "mask_iou").better == 1  # here more is better
+    assert row_of(rows, "raymap3r", "mask_iou").better == 1  # for this metric, more is better
     for rule, metric in (("cut3r", "ate"), ("random walk", "ate"), ("raymap3r", "moving_share")):
         row = row_of(rows, rule, metric)
         assert math.isnan(row.better) and row.baseline == ""
@@ -67,12 +67,12 @@ def test_better_is_a_probability_against_the_baseline(runs):
     assert row_of(tables.make_rows(swapped, VARIANTS, KEYS), "raymap3r", "ate").better == 0
 
 
-def test_what_is_no_variant_is_a_control(runs):
+def test_other_names_than_variants_are_controls(runs):
     row = row_of(tables.make_rows(runs, VARIANTS, KEYS), "random walk", "ate")
     assert (row.kind, row.value, row.settings) == ("control", 7, "")
 
 
-def test_figures_that_no_sequence_has_make_no_row(runs):
+def test_metrics_without_values_have_no_row(runs):
     rows = tables.make_rows(runs, VARIANTS, KEYS)
     assert not [row for row in rows if row.metric == "false_alarm"]
     runs[0].values["raymap3r"]["false_alarm"] = 0.25
@@ -114,7 +114,7 @@ def test_correlation_is_over_moving_sequences_of_all_suites():
     assert all(-1 <= row.low <= row.value <= row.high <= 1 for row in rows if row.n == 6)
 
 
-def test_the_terminal_table_marks_the_best_and_names_what_it_shows(runs):
+def test_the_terminal_table_marks_the_best_value_and_has_a_title(runs):
     for run in runs:
         run.values["random walk"]["end_drift"] = 0.5
     text = tables.format_tables(tables.make_rows(runs, VARIANTS, KEYS))
@@ -127,12 +127,12 @@ def test_the_terminal_table_marks_the_best_and_names_what_it_shows(runs):
     assert "3.000  (" in cells["cut3r"] and cells["cut3r"].rstrip().endswith("-")
     assert "7.000  (7.000, 7.000)" in cells["random walk"] and "*" not in cells["random walk"]
     assert "0.650*" in motion and "0.400 " in motion
-    # All lines of a table begin their columns at the same places.
+    # Columns are aligned in all lines of a table.
     start = lines[1].index("ATE")
     assert all(line[start - 1] == " " and line[start].isdigit() for line in lines[2:] if line)
 
 
-def test_csv_and_json_hold_the_same_rows(runs, tmp_path):
+def test_csv_and_json_contain_the_same_rows(runs, tmp_path):
     rows = tables.make_rows(runs, VARIANTS, KEYS)
     tables.write_csv(tmp_path / "a.csv", rows)
     tables.write_tables(tmp_path / "a.json", {"command": "x"}, rows, runs)

@@ -1,4 +1,4 @@
-"""Path errors against closed forms and against minimisation by brute force."""
+"""Trajectory errors against closed forms and numerical minimisation."""
 
 import logging
 import math
@@ -51,14 +51,14 @@ def test_a_similarity_is_undone():
     assert score.ate == pytest.approx(0, abs=1e-9)
     assert score.rpe_translation == pytest.approx(0, abs=1e-9)
     assert score.rpe_rotation == pytest.approx(0, abs=1e-5)
-    # Without scale the best is the turn undone: what stays is 1.5 times the distance to the mean.
+    # Without scale, the best fit removes the rotation; the rest is 1.5 times the distance to the mean.
     assert score.ate_se3 == pytest.approx(1.5 * spread(truth))
     assert score.ate_constant == pytest.approx(spread(truth))
     assert score.relative == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_ate_is_the_least_that_any_alignment_reaches(scaled):
+def test_ate_is_the_minimum_over_all_alignments(scaled):
     truth = hand_held()
     predicted = moved(truth, 1.4, (1, 0.2, -0.4), (1, 2, 3))
     predicted[:, :3, 3] += np.random.default_rng(1).normal(0, 0.2, (40, 3))
@@ -75,19 +75,19 @@ def test_ate_is_the_least_that_any_alignment_reaches(scaled):
 
 def test_rpe_is_the_error_of_single_steps():
     truth = hand_held()
-    # Frame n turned by n degrees too many about its own axis: every step is wrong by one degree.
+    # Frame n has a rotation error of n degrees about its own axis, so every step has an error of one degree.
     level = poses(truth[:, :3, 3])
     turned = poses(truth[:, :3, 3], Rotation.from_rotvec(np.outer(np.arange(40), (0, 0, 1)), degrees=True))
     assert trajectory_metrics(turned, level, stamps(40)).rpe_rotation == pytest.approx(1, abs=1e-6)
 
     predicted = truth.copy()
-    predicted[20:, :3, 3] += (0, 0.3, 0.4)  # one step of 39 is wrong by half a metre
+    predicted[20:, :3, 3] += (0, 0.3, 0.4)  # one step of 39 has an error of half a metre
     score = trajectory_metrics(predicted, truth, stamps(40))
     steps = np.linalg.inv(truth[:-1]) @ truth[1:]
     scaled = predicted.copy()
     scaled[:, :3, 3] *= score.scale
-    theirs = np.linalg.inv(scaled[:-1]) @ scaled[1:]
-    errors = (np.linalg.inv(steps) @ theirs)[:, :3, 3]
+    predicted_steps = np.linalg.inv(scaled[:-1]) @ scaled[1:]
+    errors = (np.linalg.inv(steps) @ predicted_steps)[:, :3, 3]
     assert score.rpe_translation == pytest.approx(math.sqrt(np.square(errors).sum(1).mean()))
     assert score.rpe_translation == pytest.approx(0.5 / math.sqrt(39), rel=0.1)
 
@@ -113,7 +113,7 @@ def test_a_straight_road_is_scored():
     assert score.ate_se3 == pytest.approx((along + noise).std(), rel=1e-9)
 
 
-def test_a_camera_that_never_moves_is_the_measure():
+def test_a_prediction_at_rest_has_the_spread_of_the_path_as_error():
     truth = hand_held()
     score = trajectory_metrics(poses(np.full((40, 3), 7.0)), truth, stamps(40))
     assert score.ate == score.ate_se3 == pytest.approx(spread(truth))
@@ -123,7 +123,7 @@ def test_a_camera_that_never_moves_is_the_measure():
     assert score.rpe_translation == pytest.approx(math.sqrt(np.square(steps).mean()))
 
 
-def test_a_truth_that_never_moves_fits_no_scale():
+def test_a_ground_truth_at_rest_fits_no_scale():
     predicted = hand_held()
     score = trajectory_metrics(predicted, poses(np.zeros((40, 3))), stamps(40))
     assert np.isnan(score.scale) and np.isnan(score.relative)
@@ -131,7 +131,7 @@ def test_a_truth_that_never_moves_fits_no_scale():
     assert score.ate_constant == 0
 
 
-def test_single_precision_is_accepted_and_nothing_is_said(capsys, caplog):
+def test_single_precision_is_accepted_without_messages(capsys, caplog):
     truth = hand_held()
     with caplog.at_level(logging.INFO):
         score = trajectory_metrics(truth.astype(np.float32), truth, stamps(40))
@@ -159,7 +159,7 @@ def test_unusable_poses_are_refused():
         trajectory_metrics(truth[:, :3], truth, stamps(5))
 
 
-def test_random_walk_goes_as_far_in_other_directions():
+def test_random_walk_has_the_same_steps_in_other_directions():
     truth = hand_held(200)
     walk = random_walk(truth, seed=5)
     steps, own = (np.diff(path[:, :3, 3], axis=0) for path in (walk, truth))
@@ -192,7 +192,7 @@ def test_tum_quaternion_is_x_y_z_w(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["1 2 3\n", "a b c d e f g h\n", "0 0 0 0 0 0 0 0\n", "nan 0 0 0 0 0 0 1\n"])
-def test_what_is_no_trajectory_is_refused(tmp_path, text):
+def test_a_malformed_trajectory_is_refused(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(InputError, match=r"a\.txt"):
         read_tum(tmp_path / "a.txt")

@@ -1,4 +1,4 @@
-"""Distortion removed, against scenes drawn and points projected by other means."""
+"""Rectification against drawn scenes and points projected by OpenCV."""
 
 from types import SimpleNamespace
 
@@ -24,16 +24,16 @@ LENSES = {
 
 
 def scene(x, y):
-    """(..., 3) uint8 colours, smooth, in the direction (x, y, 1)."""
+    """Smooth colours (..., 3) uint8 as a function of the direction (x, y, 1)."""
     waves = [np.sin(7 * x + 2 * y), np.cos(8 * y - x), np.sin(5 * x + 6 * y)]
     return np.round(127 + 100 * np.stack(waves, axis=-1)).astype(np.uint8)
 
 
 def seen_through(model, distortion, matrix=MATRIX, size=SIZE):
-    """The scene as the camera sees it: the direction of each pixel by OpenCV's iterative inversion of the lens."""
+    """The image of the scene through a lens; pixel directions are from OpenCV's iterative undistortion."""
     columns, rows = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     pixels = np.stack([columns, rows], axis=-1).reshape(-1, 1, 2).astype(np.float64)
-    # Undocumented defaults stop after five steps, at tenths of a pixel.
+    # The undocumented default stops after five steps, with errors of tenths of a pixel.
     steps = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-10)
     distortion = np.array(distortion)
     if model == "equidistant":
@@ -53,7 +53,7 @@ def worst(a, b):
 
 
 def where_from(matrix, size, model, distortion, raw_matrix=MATRIX):
-    """(h, w, 2) pixel of the raw image that each pixel of the rectified one shows."""
+    """(h, w, 2) pixel of the raw image for each pixel of the rectified image."""
     columns, rows = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     x, y = (columns - matrix[0, 2]) / matrix[0, 0], (rows - matrix[1, 2]) / matrix[1, 1]
     points = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 1, 3)
@@ -62,20 +62,20 @@ def where_from(matrix, size, model, distortion, raw_matrix=MATRIX):
 
 
 @pytest.mark.parametrize("lens", LENSES)
-def test_rectified_image_is_what_a_pinhole_camera_sees_at_every_pixel(lens):
+def test_rectified_image_equals_the_image_of_a_pinhole_camera(lens):
     model, distortion = LENSES[lens]
     raw = seen_through(model, distortion)
     calibration = Calibration(MATRIX, SIZE, distortion, model)
-    for _ in range(2):  # with maps made and with maps kept
+    for _ in range(2):  # first with new maps, then with cached maps
         image, matrix = calibration.rectify(raw)
         assert image.shape == raw.shape
-        # Bilinear interpolation at 1/32 pixel; this bound is a fifth of a pixel of the steepest wave.
+        # Bilinear interpolation at 1/32 pixel. This bound is a fifth of a pixel of the steepest wave.
         assert worst(image, seen_by_pinhole(matrix, SIZE)) <= 4
-    assert worst(raw, seen_by_pinhole(matrix, SIZE)) > 20  # there was something to correct
+    assert worst(raw, seen_by_pinhole(matrix, SIZE)) > 20  # the distortion is visible
 
 
 @pytest.mark.parametrize("lens", LENSES)
-def test_points_are_where_the_intrinsics_say(lens):
+def test_points_are_projected_by_the_intrinsics(lens):
     model, distortion = LENSES[lens]
     points = np.random.default_rng(0).uniform((-0.45, -0.3, 1), (0.4, 0.35, 1), (20, 1, 3))
     project = cv2.fisheye.projectPoints if model == "equidistant" else cv2.projectPoints
@@ -91,7 +91,7 @@ def test_points_are_where_the_intrinsics_say(lens):
 
 
 @pytest.mark.parametrize("lens", LENSES)
-def test_nothing_unseen_is_shown_and_nothing_seen_is_wasted(lens):
+def test_rectified_image_has_no_empty_border_and_the_widest_view(lens):
     model, distortion = LENSES[lens]
     _, matrix = Calibration(MATRIX, SIZE, distortion, model).rectify(np.zeros((150, 200, 3), np.uint8))
     assert matrix[0, 0] / matrix[1, 1] == pytest.approx(150 / 152)
@@ -99,14 +99,14 @@ def test_nothing_unseen_is_shown_and_nothing_seen_is_wasted(lens):
     source = where_from(matrix, SIZE, model, distortion)
     room = np.array([source.min(axis=(0, 1)) + 0.5, np.array(SIZE) - 0.5 - source.max(axis=(0, 1))])
     assert -0.01 < room.min() < 0.2
-    # OpenCV's own choice with alpha 0 has a zoom for each axis; ours lies about between them.
+    # OpenCV's choice with alpha 0 has a zoom for each axis; ours is approximately between them.
     if model != "equidistant":
         best, _ = cv2.getOptimalNewCameraMatrix(MATRIX, np.array(distortion), SIZE, 0)
         zooms = best[[0, 1], [0, 1]] / MATRIX[[0, 1], [0, 1]]
         assert zooms.min() - 0.05 < matrix[0, 0] / MATRIX[0, 0] < zooms.max() + 0.05
 
 
-def test_fisheye_is_not_zoomed_out_beyond_what_perspective_bears():
+def test_fisheye_is_not_zoomed_out_beyond_a_useful_perspective():
     wide = np.array([[100.0, 0, 159.5], [0, 100, 119.5], [0, 0, 1]])  # 183 degrees across
     _, matrix = Calibration(wide, (320, 240), (0.01, 0, 0, 0), "equidistant").rectify(
         np.zeros((240, 320, 3), np.uint8)
@@ -119,7 +119,7 @@ def test_fisheye_is_not_zoomed_out_beyond_what_perspective_bears():
 
 
 def test_polynomial_that_folds_back_is_zoomed_in_to_where_it_is_valid():
-    # r (1 - 0.3 r^2) has its maximum at r = 1.054: the corner of this image, at 1.3, is on the way back.
+    # r (1 - 0.3 r^2) has its maximum at r = 1.054: the corner of this image, at 1.3, is beyond it.
     wide = np.array([[100.0, 0, 99.5], [0, 100, 74.5], [0, 0, 1]])
     calibration = Calibration(wide, SIZE, (-0.3, 0, 0, 0, 0))
     _, matrix = calibration.rectify(np.zeros((150, 200, 3), np.uint8))
@@ -128,14 +128,14 @@ def test_polynomial_that_folds_back_is_zoomed_in_to_where_it_is_valid():
     assert (np.diff(source[..., 0], axis=1) > 0).all() and (np.diff(source[..., 1], axis=0) > 0).all()
 
 
-def test_nonsense_coefficients_make_calibration_useless(caplog):
+def test_a_calibration_with_implausible_coefficients_is_ignored(caplog):
     image = np.zeros((150, 200, 3), np.uint8)
     same, matrix = Calibration(MATRIX, SIZE, (1e9, -1e12, 0, 0, 0)).rectify(image)
     assert same is image and matrix is None
     assert "folds the image of 200x150 pixels: calibration ignored; calibrate the camera again" in caplog.text
 
 
-def test_without_distortion_the_image_is_left_alone():
+def test_without_distortion_the_image_is_unchanged():
     image = seen_by_pinhole(MATRIX, SIZE)
     same, matrix = Calibration(MATRIX, SIZE, (0, 0, 0, 0, 0)).rectify(image)
     assert same is image
@@ -159,13 +159,13 @@ def test_window_and_binning_of_the_sensor(lens, bins, window):
     image = binned(sensor[top : top + height, left : left + width], *bins)
     calibration = Calibration(MATRIX, SIZE, distortion, model, window=window, binning=bins)
     straight, matrix = calibration.rectify(image)
-    # Averages of a curved wave are not its value in the middle; half a pixel off would be 3 levels and more.
+    # The average of a curved wave differs from its middle value; an error of half a pixel would be 3 levels or more.
     error = straight.astype(float) - seen_by_pinhole(matrix, image.shape[1::-1])
     assert np.abs(error).mean() < 1
 
 
 @pytest.mark.parametrize("size", [(400, 300), (100, 75), (67, 50)])
-def test_plain_scaling_of_the_image_is_understood(size):
+def test_plain_scaling_of_the_image_is_supported(size):
     raw = seen_through("plumb_bob", BARREL)
     image = cv2.resize(raw, size, interpolation=cv2.INTER_AREA if size[0] < 200 else cv2.INTER_LINEAR)
     straight, matrix = Calibration(MATRIX, SIZE, BARREL).rectify(image)
@@ -182,7 +182,7 @@ def test_change_of_image_size_makes_new_maps():
         assert worst(image, seen_by_pinhole(matrix, size)) <= 8
 
 
-def test_another_shape_of_image_makes_calibration_useless_with_one_warning(caplog):
+def test_a_calibration_for_another_aspect_ratio_is_ignored_with_one_warning(caplog):
     calibration = Calibration(MATRIX, SIZE, BARREL)
     image = np.zeros((90, 160, 3), np.uint8)
     for _ in range(3):
@@ -192,7 +192,7 @@ def test_another_shape_of_image_makes_calibration_useless_with_one_warning(caplo
     assert calibration.rectify(seen_by_pinhole(MATRIX, SIZE))[1] is not None
 
 
-def test_unknown_model_is_told_and_left_uncorrected(caplog):
+def test_unknown_model_is_reported_and_not_corrected(caplog):
     image = seen_by_pinhole(MATRIX, SIZE)
     for model, distortion in (("fancy", (0.1, 0.2)), ("thin_prism_fisheye", (0.1,) * 8), ("equidistant", (0.1,) * 5)):
         same, matrix = Calibration(MATRIX, SIZE, distortion, model).rectify(image)
@@ -204,7 +204,7 @@ def test_unknown_model_is_told_and_left_uncorrected(caplog):
 
 
 def info(**changes):
-    """As rosbags and rclpy give it."""
+    """A CameraInfo message as from rosbags or rclpy."""
     values = {
         "width": 200,
         "height": 150,
@@ -246,9 +246,9 @@ def test_camera_info_with_window_and_binning():
     straight, matrix = calibration.rectify(image)
     assert worst(straight, seen_by_pinhole(matrix, (80, 60))) <= 6
     rectified = read_camera_info(info(binning_x=2, binning_y=2, roi=roi(20, 10, 160, 120)), rectified=True)
-    # A pixel's centre: (99 - 20 + 1/2) / 2 - 1/2.
+    # Pixel centres: (99 - 20 + 1/2) / 2 - 1/2.
     np.testing.assert_allclose(rectified.rectify(image)[1], [[70, 0, 39.25], [0, 70, 31.75], [0, 0, 1]])
-    # Drivers that bin, and calibrated so, may tell the size after binning: a plain scaling, by 1.
+    # Drivers that bin, and were calibrated with binning, may report the size after binning: a plain scaling by 1.
     np.testing.assert_array_equal(read_camera_info(info(binning_x=2, binning_y=2, d=[])).rectify(sensor)[1], MATRIX)
 
 

@@ -1,4 +1,4 @@
-"""CameraInfo messages: taken in once, applied to every image."""
+"""CameraInfo messages: read once, applied to every image."""
 
 import threading
 
@@ -39,7 +39,7 @@ def camera(reports):
     return CameraCalibration(reports.append)
 
 
-def test_before_the_first_message_and_without_calibration_the_image_is_as_it_is(camera, reports):
+def test_before_the_first_message_and_without_calibration_the_image_is_unchanged(camera, reports):
     picture = image()
     for message in (None, info(k=[0.0] * 9, d=[])):
         if message is not None:
@@ -63,7 +63,7 @@ def test_distortion_is_removed_and_the_intrinsics_belong_to_the_result(camera, r
     assert reports == []
 
 
-def test_images_rectified_before_go_with_p(reports):
+def test_rectified_images_use_the_projection_matrix(reports):
     camera = CameraCalibration(reports.append, rectified=True)
     camera.update(info())
     picture = image()
@@ -72,7 +72,7 @@ def test_images_rectified_before_go_with_p(reports):
     np.testing.assert_array_equal(matrix, np.reshape(P, (3, 4))[:, :3])
 
 
-def test_messages_that_say_the_same_are_read_once(camera, monkeypatch):
+def test_equal_messages_are_read_once(camera, monkeypatch):
     read, made = [], []
     read_camera_info, make_maps = calibration.read_camera_info, cv2.initUndistortRectifyMap
     monkeypatch.setattr(
@@ -108,10 +108,10 @@ def test_message_that_does_not_fit_is_one_error_and_then_ignored(camera, reports
     (text,) = reports
     assert text.startswith("calibration is for 200x150, the image is 160x90, which is not a plain scaling")
     assert "give the calibration of this image" in text
-    assert camera.apply(image())[1] is not None  # another size, for which it is good
+    assert camera.apply(image())[1] is not None  # another size, which the calibration fits
 
 
-def test_message_that_makes_no_sense_is_one_error_and_ends_the_calibration_before_it(camera, reports):
+def test_invalid_message_is_one_error_and_removes_the_earlier_calibration(camera, reports):
     camera.update(info())
     assert camera.apply(image())[1] is not None
     for seconds in range(4):
@@ -124,7 +124,7 @@ def test_message_that_makes_no_sense_is_one_error_and_ends_the_calibration_befor
     assert len(reports) == 1
 
 
-def test_returned_intrinsics_are_the_callers_own(camera):
+def test_returned_intrinsics_are_a_copy(camera):
     camera.update(info(d=[]))
     camera.apply(image())[1][:] = 0
     np.testing.assert_array_equal(camera.apply(image())[1], np.reshape(K, (3, 3)))
@@ -148,7 +148,7 @@ def test_calibrations_may_change_while_images_are_rectified(camera, reports):
     try:
         for _ in range(10):
             straight, matrix = camera.apply(picture)
-            # Image and intrinsics are always of one and the same calibration.
+            # Image and intrinsics always belong to the same calibration.
             assert any(np.array_equal(straight, other) and np.array_equal(matrix, its) for other, its in expected)
     finally:
         stop.set()

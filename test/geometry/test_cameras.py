@@ -9,7 +9,7 @@ from raymap3r_ros.geometry import cameras
 
 
 def rotation_about(axis: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Rotation matrix by the exponential of the cross-product matrix."""
+    """Rotation matrix as the exponential of the cross-product matrix."""
     x, y, z = (axis / axis.norm() * math.radians(degrees)).tolist()
     return torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)).float()
 
@@ -27,7 +27,7 @@ def test_quaternions_equal_the_matrix_exponential():
         half = math.radians(degrees) / 2
         expected = torch.cat((torch.tensor([math.cos(half)]), unit * math.sin(half)))
         torch.testing.assert_close(cameras.quaternion(rotation), expected, atol=1e-5, rtol=0)
-        encoding = torch.cat((torch.tensor([1.0, 2, 3]), 4 * expected))  # any length is a rotation
+        encoding = torch.cat((torch.tensor([1.0, 2, 3]), 4 * expected))  # a quaternion of any length
         torch.testing.assert_close(cameras.pose_matrix(encoding)[:3, :3], rotation, atol=1e-5, rtol=0)
 
 
@@ -45,7 +45,7 @@ def test_the_angle_between_rotations_keeps_small_angles(degrees: float):
     assert angle.item() == pytest.approx(degrees, abs=5e-5, rel=1e-4)
 
 
-def test_focal_length_of_an_exact_pinhole_and_of_a_disturbed_one():
+def test_focal_length_of_an_exact_and_of_a_disturbed_pinhole():
     size, focal = (36, 50), 41.0
     pixels = cameras.pixel_grid(size, torch.device("cpu")) - torch.tensor([25.0, 18.0])
     depth = 1 + torch.rand(2, *size, 1, generator=torch.Generator().manual_seed(0))
@@ -60,7 +60,7 @@ def test_focal_length_of_an_exact_pinhole_and_of_a_disturbed_one():
     )
 
 
-def test_one_wild_point_breaks_the_mean_but_not_the_median():
+def test_one_outlier_breaks_the_mean_but_not_the_median():
     size = (36, 50)
     pixels = cameras.pixel_grid(size, torch.device("cpu")) - torch.tensor([25.0, 18.0])
     points = torch.cat((pixels / 41.0, torch.ones(*size, 1)), dim=-1)[None]
@@ -69,7 +69,7 @@ def test_one_wild_point_breaks_the_mean_but_not_the_median():
     assert cameras.median_focal_from_points(points, 4096).item() == pytest.approx(41.0, abs=1e-3)
 
 
-def test_rays_carry_the_translation_in_their_direction_as_in_training():
+def test_rays_include_the_translation_in_their_direction_as_in_training():
     pose = random_poses(1)
     intrinsics = torch.tensor([[[30.0, 0, 20], [0, 32.0, 10], [0, 0, 1]]])
     rays = cameras.ray_map(pose, intrinsics, (24, 40))
@@ -80,7 +80,7 @@ def test_rays_carry_the_translation_in_their_direction_as_in_training():
     torch.testing.assert_close(rays[0, row, column, 3:], moved / moved.norm(), atol=1e-6, rtol=0)
 
 
-def test_points_go_through_poses():
+def test_points_are_transformed_by_poses():
     poses = random_poses(3)
     points = torch.randn(3, 4, 5, 3)
     expected = torch.einsum("bij,bhwj->bhwi", poses[:, :3, :3], points) + poses[:, None, None, :3, 3]

@@ -20,7 +20,7 @@ def pose(position=(0, 0, 0), turn=None):
     return matrix
 
 
-def test_first_camera_looks_along_x_of_the_world():
+def test_first_camera_points_along_x_of_the_world():
     world = poses.world_pose(pose())
     forward, right, down = world[:3, 2], world[:3, 0], world[:3, 1]
     np.testing.assert_array_equal(forward, [1, 0, 0])
@@ -33,7 +33,7 @@ def test_first_camera_looks_along_x_of_the_world():
 @pytest.mark.parametrize(
     ("optical", "ros"), [((0, 0, 2), (2, 0, 0)), ((1, 0, 0), (0, -1, 0)), ((0, 3, 0), (0, 0, -3))]
 )
-def test_motion_is_turned_into_rep_103_axes(optical, ros):
+def test_motion_is_converted_to_rep_103_axes(optical, ros):
     np.testing.assert_allclose(poses.world_pose(pose(optical))[:3, 3], ros)
 
 
@@ -54,7 +54,7 @@ def test_twist_is_in_the_childs_own_axes():
     before, after = np.eye(4), np.eye(4)
     before[:3, :3] = turn
     after[:3, :3] = turn @ rotation((0, 1, 0), 0.2)
-    after[:3, 3] = [0, 0.5, 0]  # along the child's own x, nearly: it is turned by 90 degrees about z
+    after[:3, 3] = [0, 0.5, 0]  # nearly along the child's own x: the child is rotated by 90 degrees about z
     linear, angular = poses.twist(before, after, 0.1)
     np.testing.assert_allclose(linear, after[:3, :3].T @ [0, 5, 0], atol=1e-12)
     np.testing.assert_allclose(angular, [0, 2, 0], atol=1e-9)

@@ -1,4 +1,4 @@
-"""ROS 2 bags that the tests themselves recorded."""
+"""Reading ROS 2 bags that the tests recorded."""
 
 import shutil
 import sqlite3
@@ -32,7 +32,7 @@ MATRIX = np.array([[40.0, 0, 24], [0, 41, 16], [0, 0, 1]])
 
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_bag_gives_images_with_their_own_stamps(tmp_path, plugin, compressed):
+def test_bag_images_have_their_header_stamps(tmp_path, plugin, compressed):
     bag = camera_bag(tmp_path / "bag", plugin=plugin, make=compressed_message if compressed else None)
     recording = open_recording(bag)
     frames = list(recording)
@@ -135,7 +135,7 @@ def test_calibration_beside_the_image_is_found(tmp_path, image_topic, info_topic
     assert all(frame.intrinsics is given for frame in open_recording(bag, intrinsics=given))
 
 
-def test_uncalibrated_camera_gives_no_intrinsics(tmp_path):
+def test_uncalibrated_camera_has_no_intrinsics(tmp_path):
     bag = write_bag(
         tmp_path / "bag",
         [
@@ -147,7 +147,7 @@ def test_uncalibrated_camera_gives_no_intrinsics(tmp_path):
     assert frame.intrinsics is None
 
 
-def test_rectified_image_goes_with_the_projection_matrix(tmp_path):
+def test_rectified_image_uses_the_projection_matrix(tmp_path):
     projection = np.array([[33.0, 0, 23], [0, 33, 15], [0, 0, 1]])
     info = info_message(1, MATRIX, distortion=(-0.3, 0.1, 0, 0, 0), projection=projection)
     frames = {}
@@ -194,7 +194,7 @@ def test_broken_messages_in_the_middle_are_skipped_and_counted(tmp_path, caplog)
     assert "message 0 of /b: not a known image format" in caplog.text
 
 
-def test_damaged_bag_gives_what_lies_before_the_damage(tmp_path, caplog):
+def test_damaged_bag_is_read_up_to_the_damage(tmp_path, caplog):
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     bag = write_bag(
         tmp_path / "bag", [("/a", 1 + index, image_message(1 + index, noise, "rgb8")) for index in range(60)]
@@ -269,7 +269,7 @@ def test_bag_with_a_file_missing(tmp_path):
 
 
 @pytest.mark.parametrize(("error", "reason"), [(AssertionError(), "AssertionError"), (KeyError("what"), "'what'")])
-def test_an_error_without_a_text_is_told_by_its_kind(tmp_path, monkeypatch, caplog, error, reason):
+def test_an_error_without_a_text_is_reported_by_its_type(tmp_path, monkeypatch, caplog, error, reason):
     bag = camera_bag(tmp_path / "bag")
 
     def fail(*_):

@@ -1,4 +1,4 @@
-"""Pictures: what is asserted is what a person must be able to read off them."""
+"""Pictures: the tests check what a person reads from them."""
 
 import cv2
 import numpy as np
@@ -37,13 +37,13 @@ def test_row_shows_image_depth_dynamic_map_and_mask():
     near, far, unknown = colors[90, 40], colors[90, 200], colors[10, 200]
     assert near[0] > 150 > near[2] and far[2] > far[0]  # red near, blue far
     assert tuple(unknown) == preview.UNKNOWN
-    assert dynamic[90, 100].sum() < 20 and dynamic[90, 300].sum() > 500  # dark still, bright moving
+    assert dynamic[90, 100].sum() < 20 and dynamic[90, 300].sum() > 500  # dark: static, bright: dynamic
     assert (overlay[90, 100] == image[0, 0]).all()
     assert int(overlay[90, 300, 0]) - overlay[90, 300, 2] > 50  # tinted red
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (33, 61), (384, 512)])
-def test_rows_are_even_for_any_shape_and_need_no_motion(size):
+def test_rows_have_even_sizes_for_any_shape_and_need_no_motion(size):
     row = preview.draw_panels(np.zeros((*size, 3), np.uint8), np.ones(size), None, None, "")
     assert row.shape[0] % 2 == row.shape[1] % 2 == 0
     assert (panels_of(row)[2] == preview.BACKGROUND).all()
@@ -67,7 +67,7 @@ def test_depth_may_be_unknown_everywhere_and_constant():
         preview.draw_panels(image, np.full_like(depth, value), dynamic_map, mask, "")
 
 
-def test_warning_is_seen_in_the_caption_also_with_the_font_of_an_old_pillow(monkeypatch):
+def test_warning_is_visible_in_the_caption_also_with_the_font_of_an_old_pillow(monkeypatch):
     image, depth, dynamic_map, mask = scene()
 
     def warning_pixels() -> int:
@@ -77,13 +77,13 @@ def test_warning_is_seen_in_the_caption_also_with_the_font_of_an_old_pillow(monk
         return int((np.abs(caption - preview.WARNING).sum(axis=2) < 60).sum())
 
     assert warning_pixels() > 300
-    # Pillow before 10.1 has the bitmap font only, and takes no size.
+    # Pillow before 10.1 has a bitmap font only, without a size.
     monkeypatch.setattr(ImageFont, "load_default", lambda: ImageFont.load_default_imagefont())
     assert warning_pixels() > 300
     preview.load_font.cache_clear()
 
 
-def test_range_of_depth_colours_is_steady_and_follows_cuts():
+def test_range_of_depth_colours_is_stable_and_follows_cuts():
     rng = np.random.default_rng(0)
     depth_range = preview.DepthRange()
     first = depth_range.update(rng.uniform(1, 5, (40, 40)))
@@ -95,7 +95,7 @@ def test_range_of_depth_colours_is_steady_and_follows_cuts():
     assert depth_range.update(np.full((4, 4), np.nan)) == cut
 
 
-def test_map_from_above_has_forward_up_and_right_right():
+def test_top_view_shows_forward_up_and_right_to_the_right():
     positions = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2.0]])
     points = np.array([[2.0, -1, 2], [-2.0, 1, 0]])
     colors = np.array([[255, 0, 255], [0, 255, 0]], np.uint8)
@@ -115,7 +115,7 @@ def test_map_from_above_has_forward_up_and_right_right():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_map_and_sheet_of_very_little(count):
+def test_top_view_and_sheet_of_few_frames(count):
     positions, nothing = np.zeros((count, 3)), np.zeros((0, 3))
     preview.draw_map(positions, nothing, nothing.astype(np.uint8), (120, 90))
     image, depth, dynamic_map, mask = scene()
@@ -157,7 +157,7 @@ def test_video_can_be_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("fps", [1e-3, 6.6666667, 14.285714, 23.976, 59.94, 1000])
-def test_video_takes_any_rate(tmp_path, fps, caplog):
+def test_video_supports_any_rate(tmp_path, fps, caplog):
     with VideoFile(tmp_path, "preview", fps) as video:
         for picture in pictures(3):
             video.write(picture)

@@ -1,4 +1,4 @@
-"""Videos, folders of images and new formats, against frames that the tests themselves encoded."""
+"""Videos, folders of images and new formats, against frames that the tests encoded."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ from raymap3r_ros.io import formats, open_recording
 
 
 @pytest.mark.parametrize(("name", "code"), [("a.mp4", "mp4v"), ("a.avi", "MJPG")])
-def test_video_gives_frames_in_rgb_with_the_containers_times(tmp_path, name, code):
+def test_video_frames_are_rgb_with_the_containers_times(tmp_path, name, code):
     recording = open_recording(write_video(tmp_path / name, code=code))
     frames = list(recording)
     assert (recording.kind, recording.length, recording.rate) == ("video", 10, 20.0)
@@ -34,7 +34,7 @@ def test_video_with_stride_and_limit_keeps_stamps(tmp_path):
     frames = list(recording)
     assert [index_of(frame.image) for frame in frames] == [0, 3, 6]
     assert np.allclose([frame.stamp for frame in frames], [0, 0.15, 0.3])
-    assert len(list(recording)) == 3  # may be read again
+    assert len(list(recording)) == 3  # can be read again
 
 
 def test_recorded_clip_has_its_65_frames_at_30_hz(shared):
@@ -53,7 +53,7 @@ def test_video_that_ends_early_is_reported(tmp_path, caplog):
     recording = open_recording(cut)
     assert [index_of(frame.image) for frame in recording] == list(range(8))
     assert (recording.length, recording.skipped) == (12, 0)
-    assert "ended after 8 frames; its header says 12" in caplog.text
+    assert "ended after 8 frames; 12 according to its header" in caplog.text
 
 
 def test_broken_video_frame_in_the_middle_is_skipped_and_counted(tmp_path, caplog):
@@ -71,7 +71,7 @@ def test_broken_video_frame_in_the_middle_is_skipped_and_counted(tmp_path, caplo
     assert "ended after" not in caplog.text
 
 
-def test_images_come_in_natural_order_with_given_rate_and_intrinsics(tmp_path):
+def test_images_are_in_natural_order_with_given_rate_and_intrinsics(tmp_path):
     names = ["frame10.png", "frame9.PNG", "frame1.bmp", "frame2.tif", "frame11.webp"]
     for name in names:
         index = int("".join(filter(str.isdigit, name)))
@@ -137,7 +137,7 @@ def test_folder_without_images(tmp_path):
         open_recording(tmp_path)
 
 
-def test_file_that_is_no_video(tmp_path, capfd):
+def test_file_that_is_not_a_video(tmp_path, capfd):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"no video" * 100)
     with pytest.raises(InputError, match="not a video that OpenCV can read"):
@@ -164,7 +164,7 @@ def test_images_of_different_sizes_are_refused_before_work_begins(tmp_path):
     assert len(list(open_recording(tmp_path, max_frames=1))) == 1
 
 
-def test_topic_of_something_that_is_no_bag(tmp_path):
+def test_topic_of_an_input_that_is_not_a_bag(tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / "1.png")
     with pytest.raises(InputError, match="not a bag, so it has no topic '/image'"):
         open_recording(tmp_path, topic="/image")

@@ -1,4 +1,4 @@
-"""Files read back by other means than those that wrote them."""
+"""Written files, read back by independent readers."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def turn(axis: int, degrees: float) -> np.ndarray:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("degrees", [0, 1e-3, 30, 120, 179.9, 180, -90, 270])
-def test_trajectory_holds_position_and_quaternion_of_the_pose(tmp_path, axis, degrees):
+def test_trajectory_contains_position_and_quaternion_of_the_pose(tmp_path, axis, degrees):
     pose = np.eye(4, dtype=np.float32)
     pose[:3, :3] = turn(axis, degrees)
     pose[:3, 3] = 1.25, -2.5, 1000.125
@@ -54,7 +54,7 @@ def test_stamps_keep_their_nanoseconds_and_numbers_every_digit(tmp_path):
     assert [[float(value) for value in line.split()[1:]] for line in lines] == numbers.tolist()
 
 
-def test_stamps_in_seconds_are_good_to_the_microsecond(tmp_path):
+def test_stamps_in_seconds_are_exact_to_the_microsecond(tmp_path):
     """As a float, seconds since 1970 have digits beyond their accuracy."""
     write_trajectory(tmp_path / "t.txt", [1_700_000_000.1, 1_700_000_000.000001], np.stack([np.eye(4)] * 2))
     lines = (tmp_path / "t.txt").read_text().splitlines()[1:]
@@ -104,7 +104,7 @@ def test_ply_parsed_by_hand(tmp_path, count):
         assert vertex[3:] == tuple(color)
 
 
-def test_json_refuses_what_json_does_not_have(tmp_path):
+def test_values_that_json_cannot_represent_are_refused(tmp_path):
     write_json(tmp_path / "a.json", {"rate": 1.5, "size": (3, 4)})
     assert json.loads((tmp_path / "a.json").read_text()) == {"rate": 1.5, "size": [3, 4]}
     with pytest.raises(ValueError):
@@ -113,7 +113,7 @@ def test_json_refuses_what_json_does_not_have(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_interrupted_write_leaves_the_old_file_and_no_half_one(tmp_path, error):
+def test_interrupted_write_keeps_the_old_file_and_leaves_no_partial_file(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(error), whole_file(path) as partial:

@@ -14,7 +14,7 @@ from raymap3r_ros.synthetic import Recipe, random_scenes, render
 
 @pytest.fixture(scope="session")
 def worlds():
-    """Six rooms and grounds with furniture and movers, seen for 16 s from 0.5 to 1.9 m above the floor."""
+    """Six rooms and outdoor scenes with furniture and moving objects, for 16 s, from 0.5 to 1.9 m above the floor."""
     generator = torch.Generator().manual_seed(11)
     scenes = random_scenes(generator, 6, Recipe(presence=0.3))
     seen = render(scenes, (torch.arange(FRAMES) * PERIOD).expand(6, -1), SIZE, generator, with_images=False)

@@ -1,4 +1,4 @@
-"""A room of known shape, seen by exact cameras: depth by casting rays, distances to its surfaces in closed form."""
+"""A room of known shape with exact cameras: depth by ray casting, distances to its surfaces in closed form."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from raymap3r_ros.synthetic.raycast import Solids, hit
 
 SIZE = (72, 96)  # H, W
 FOCAL = 60.0
-HALF = (2.5, 2.0, 1.25)  # of the room, whose floor is z = 0
-BOX = ((0.3, 0.3, 0.4), (1.2, 0.0, 0.4))  # half sizes and centre of what may stand in it
+HALF = (2.5, 2.0, 1.25)  # half sizes of the room; the floor is z = 0
+BOX = ((0.3, 0.3, 0.4), (1.2, 0.0, 0.4))  # half sizes and centre of an optional box
 POLE = ((0.05, 0.05, 1.25), (1.0, 1.0, 1.25))
 RED, GREY = (250, 20, 10), (120, 120, 120)
 
 
 @dataclass(frozen=True)
 class View:
-    """One frame, as `StaticMap.integrate` takes it. World: z up, metres."""
+    """One frame with the arguments of `StaticMap.integrate`. World: z up, metres."""
 
     points: Tensor
     image: Tensor
@@ -64,8 +64,8 @@ def intrinsics() -> Tensor:
     return torch.tensor([[FOCAL, 0, SIZE[1] // 2], [0, FOCAL, SIZE[0] // 2], [0, 0, 1]])
 
 
-def look(pose: Tensor, *, box: bool = False, pole: bool = False) -> View:
-    """What a camera sees of the room, the box being red and all else grey."""
+def view(pose: Tensor, *, box: bool = False, pole: bool = False) -> View:
+    """The view of the room from a pose. The box is red, the rest grey."""
     direction = (rays() @ pose[:3, :3].mT).reshape(1, 1, -1, 3)
     origin = pose[:3, 3].reshape(1, 1, 3)
     depth = hit(_solid("box", HALF, (0, 0, HALF[2])), origin, direction, inside=True)[0]
@@ -91,7 +91,7 @@ def _solid(shape: str, half, centre) -> Solids:
 
 
 def walk(count: int, turns: float = 0.15) -> list[Tensor]:
-    """Poses on an arc in the back of the room that look at the box's place and beyond."""
+    """Poses on an arc at the back of the room that point at the place of the box and beyond."""
     poses = []
     for step in range(count):
         angle = 2 * math.pi * turns * (step / max(count - 1, 1) - 0.5)
@@ -112,5 +112,5 @@ def distance_to_box(points: np.ndarray, half=BOX[0], centre=BOX[1]) -> np.ndarra
 
 
 def distance_to_pole(points: np.ndarray) -> np.ndarray:
-    """(n,) metres to its side."""
+    """(n,) metres to the side of the pole."""
     return np.abs(np.linalg.norm(points[:, :2] - POLE[1][:2], axis=1) - POLE[0][0])

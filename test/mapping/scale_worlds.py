@@ -1,4 +1,4 @@
-"""Worlds whose unit of length is known to the test only, and the sensors and camera paths in them."""
+"""Worlds with a unit of length that the estimator must find, and the sensors and camera paths in them."""
 
 from types import SimpleNamespace
 
@@ -22,14 +22,14 @@ def point_map(depth, intrinsics):
 
 
 def as_seen(points, moving=None, motion=True):
-    """The maps of a result in which all of these points (H, W, 3) are confident. `motion`: it was estimated."""
+    """The maps of a result with high confidence at all points (H, W, 3). `motion`: whether motion was estimated."""
     moving = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device) if moving is None else moving
     confidence = torch.full(points.shape[:2], 5.0, device=points.device)
     return SimpleNamespace(points=points, confidence=confidence, dynamic_mask=moving, motion=motion)
 
 
 def depth_noise(generator, frames, correlated=0.07, single=0.02):
-    """Factors (F, H, W) on depth: an error shared by a region, and one per pixel."""
+    """Factors (F, H, W) on depth: one error per region, and one per pixel."""
     coarse = torch.randn(frames, 1, 6, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, SIZE, mode="bicubic", align_corners=True)[:, 0]
     return torch.exp(correlated * smooth + single * torch.randn(frames, *SIZE, generator=generator))
@@ -41,7 +41,7 @@ def wall(distance, size=SIZE, focal=66.0):
 
 
 def drive(speed, turn, rate=50.0):
-    """Base poses (T, 4, 4) at `rate` from speeds (T,) m/s and rates of turn (T,) rad/s."""
+    """Base poses (T, 4, 4) at `rate` Hz from speeds (T,) m/s and angular velocities (T,) rad/s."""
     yaw = np.cumsum(turn) / rate
     poses = np.tile(np.eye(4), (len(yaw), 1, 1))
     poses[:, 0, 0] = poses[:, 1, 1] = np.cos(yaw)
@@ -52,7 +52,7 @@ def drive(speed, turn, rate=50.0):
 
 
 def ride(metric, truth, odometry, mount=None, jitter=0.005, seed=0):
-    """Estimates at 10 Hz, from odometry at 50 Hz that comes after the images."""
+    """Estimates at 10 Hz, from odometry at 50 Hz that arrives after the images."""
     generator = np.random.default_rng(seed)
     cameras = truth @ BASE_FROM_CAMERA
     start = np.linalg.inv(cameras[0])
@@ -63,7 +63,7 @@ def ride(metric, truth, odometry, mount=None, jitter=0.005, seed=0):
             seen = start @ cameras[index]
             seen[:3, 3] = seen[:3, 3] / HIDDEN + generator.normal(0, jitter / HIDDEN, 3)
             if mount is not None:
-                metric.mount_camera(mount)  # with every image, as after a look-up in tf2
+                metric.mount_camera(mount)  # for every image, as after a lookup in tf2
             estimates.append(metric.update(stamp, seen, None))
         metric.add_odometry(stamp, pose)
     return estimates

@@ -1,4 +1,4 @@
-"""The metric scale of a stream: options, what it needs of a frame, new worlds, new sources."""
+"""The metric scale of a stream: options, required parts of a frame, new worlds, new sources."""
 
 import math
 import os
@@ -58,7 +58,7 @@ def test_fixed_scale_is_the_option():
 
 
 @pytest.mark.parametrize("source", ["range", "height"])
-def test_a_look_does_not_synchronise_with_the_device(source):
+def test_a_measurement_does_not_synchronise_with_the_device(source):
     """On the meta device there are no values: reading one on the host raises."""
     metric = MetricScale(ScaleOptions(source=source, camera_height=1.0))
     metric.add_range(RangeReading(0.1, 1.0, 0.1, 4.0, BEAM))
@@ -73,7 +73,7 @@ def test_frames_without_a_motion_estimate_are_not_measured(source):
     assert metric.look(as_seen(wall(2.0)), 1.5) is not None
 
 
-def test_a_new_world_begins_unknown():
+def test_the_scale_is_unknown_at_the_start_of_a_new_world():
     metric = MetricScale(ScaleOptions(source="odometry", value=1.5))
     path = drive(np.full(1500, 0.5), np.zeros(1500))
     assert ride(metric, path, path)[-1].known
@@ -82,7 +82,7 @@ def test_a_new_world_begins_unknown():
     assert (estimate.factor, estimate.known, estimate.observations) == (1.5, False, 0)
 
 
-def test_range_measures_nothing_before_the_first_reading():
+def test_range_has_no_measurement_before_the_first_reading():
     metric = MetricScale(ScaleOptions(source="range"))
     assert metric.look(as_seen(wall(2.0)), 1.5) is None
     assert not metric.update(0.0, np.eye(4), None).known

@@ -1,4 +1,4 @@
-"""The grid of the ground: of a mapped room with known walls, and of points made for the purpose."""
+"""The occupancy grid of a mapped room with known walls, and of constructed points."""
 
 import sys
 from pathlib import Path
@@ -39,14 +39,14 @@ def ros_from_first(first: np.ndarray, scale: float) -> np.ndarray:
 
 
 def test_floor_of_a_room_is_free_and_its_walls_are_occupied():
-    """Mapped as a node maps it: in the frame of the first camera, in units that are not metres."""
+    """Mapped as in a node: in the frame of the first camera, in units other than metres."""
     scale = 2.5
     poses = rooms.walk(24)
     poses += [rooms.camera((0.8, 0.0, 1.3), (0.8 + np.cos(a), np.sin(a), 0.9)) for a in np.linspace(0, 6.3, 24)]
     first = poses[0].double()
     static_map = StaticMap(0.06 / scale)
     for pose in poses:
-        view = rooms.look(pose, box=True)
+        view = rooms.view(pose, box=True)
         own = (first.inverse() @ pose.double()).float()
         own[:3, 3] /= scale
         view.but(points=view.points / scale, pose=own).into(static_map)
@@ -64,7 +64,7 @@ def test_floor_of_a_room_is_free_and_its_walls_are_occupied():
     off = np.maximum(np.abs(x - box_at_x) - box_x, np.abs(y - box_at_y) - box_y)  # metres outside the box
     floor = inside & (off > 0.15)
     assert (grid.cells[floor] == OCCUPIED).mean() < 0.002
-    seen = floor & (x > 0)  # the cameras saw little of the rest, and not all behind the box
+    seen = floor & (x > 0)  # the cameras see little of the rest, and not everything behind the box
     assert (grid.cells[seen] == FREE).mean() > 0.95
     assert (grid.cells[off < -0.05] == OCCUPIED).all()
     wall = ((np.abs(np.abs(y) - half_y) < 0.06) & (x > 0) & (x < half_x)) | (
@@ -75,32 +75,32 @@ def test_floor_of_a_room_is_free_and_its_walls_are_occupied():
 
 
 def ground(*things: tuple[float, float, float]) -> np.ndarray:
-    """A floor 4 m x 2 m at z = -1, and points besides."""
+    """A floor of 4 m x 2 m at z = -1, and additional points."""
     x, y = np.meshgrid(np.arange(-2, 2, 0.05) + 0.025, np.arange(-1, 1, 0.05) + 0.025)
     return np.concatenate((np.stack((x, y, np.full_like(x, -1)), axis=-1).reshape(-1, 3), np.reshape(things, (-1, 3))))
 
 
-def test_heights_decide():
-    things = {-0.95: FREE, -0.8: OCCUPIED, 0.45: OCCUPIED, 0.55: FREE, -1.1: FREE}  # of z, over free ground
+def test_cells_are_classified_by_height():
+    things = {-0.95: FREE, -0.8: OCCUPIED, 0.45: OCCUPIED, 0.55: FREE, -1.1: FREE}  # by z, above free ground
     points = ground(*[(0.52 + 0.1 * index, 0.52, z) for index, z in enumerate(things)])
     grid = occupancy_grid(points, 0.05, np.eye(4), OccupancyOptions(resolution=0.05))
     assert grid.floor == pytest.approx(-1)
     assert [cell(grid, 0.52 + 0.1 * index, 0.52) for index in range(len(things))] == list(things.values())
     assert (grid.cells != UNKNOWN).all() and (grid.cells == OCCUPIED).sum() == 2
-    # No ground below: points that are too high or too low are no evidence.
+    # Without ground below, points that are too high or too low are no evidence.
     apart = occupancy_grid(np.array([[0, 0, 0.0], [1, 1, 3], [1, 2, -3], [3, 3, 1]]), 0.05, np.eye(4), OPTIONS, 0.0)
     assert cell(apart, 0, 0) == FREE and (apart.cells == FREE).sum() <= 4 and cell(apart, 3, 3) == OCCUPIED
     assert cell(apart, 1, 1) == UNKNOWN and cell(apart, 1, 2) == UNKNOWN
 
 
-def test_a_given_floor_is_taken():
+def test_a_given_floor_is_used():
     points = ground((0.5, 0.5, 0.0))
     grid = occupancy_grid(points, 0.05, np.eye(4), OPTIONS, floor=-2.0)
     assert grid.floor == -2.0 and (grid.cells == OCCUPIED).mean() > 0.99  # the ground is a metre above it
 
 
 def test_cells_are_never_finer_than_voxels_and_a_floor_has_no_holes():
-    """A floor of voxels at any angle to the cells, with means anywhere in them."""
+    """A floor of voxels, rotated against the cells, with points at random positions in the voxels."""
     rng = np.random.default_rng(0)
     x, y = np.meshgrid(np.arange(-3, 3, 0.1), np.arange(-3, 3, 0.1))
     points = np.stack((x, y, np.full_like(x, -0.5)), axis=-1).reshape(-1, 3)
@@ -115,7 +115,7 @@ def test_cells_are_never_finer_than_voxels_and_a_floor_has_no_holes():
     assert (grid.cells.ravel()[deep] == FREE).all()
 
 
-def test_a_stray_point_does_not_make_the_grid_boundless():
+def test_an_outlier_does_not_enlarge_the_grid_without_limit():
     points = ground((0.5, 0.5, -0.5), (1e6, -1e6, -0.5), (np.nan, 0, 0))
     grid = occupancy_grid(points, 0.05, np.eye(4), OPTIONS)
     assert grid.cropped and grid.cells.shape == (MAX_SIDE, MAX_SIDE) and grid.resolution == 0.1

@@ -10,15 +10,15 @@ from raymap3r_ros.mapping.scale.estimator import robust_centre
 from raymap3r_ros.mapping.scale.method import MAX_RATE
 
 
-def test_centre_is_the_majoritys():
-    """Three tenths of the values on one side drag the mean and even the median, not the centre."""
+def test_centre_is_the_value_of_the_majority():
+    """30 % of the values on one side shift the mean and even the median, but not the centre."""
     generator = np.random.default_rng(0)
     values = generator.normal(0.3, 0.05, 400)
     values[:120] -= generator.uniform(0.2, 1.5, 120)
     centre, spread = robust_centre(values, np.ones(400))
     assert abs(centre - 0.3) < 0.012 < abs(np.median(values) - 0.3) < abs(values.mean() - 0.3)
     assert 0.04 < spread < 0.1
-    # A weight is a number of copies.
+    # A weight is equivalent to a number of copies.
     weights = generator.integers(1, 4, 400)
     assert robust_centre(values, weights) == pytest.approx(
         robust_centre(values.repeat(weights), np.ones(weights.sum()))
@@ -45,7 +45,7 @@ def test_unknown_before_enough_evidence():
     assert not estimator.estimate(10.0).known
 
 
-def test_observations_that_disagree_are_no_evidence():
+def test_inconsistent_observations_are_no_evidence():
     generator = np.random.default_rng(1)
     estimator = ScaleEstimator()
     for stamp in np.arange(0, 60, 0.1):
@@ -55,7 +55,7 @@ def test_observations_that_disagree_are_no_evidence():
     assert estimate.confidence < 0.5
 
 
-def test_confidence_is_the_chance_to_be_right():
+def test_confidence_is_the_probability_of_an_accurate_scale():
     """Over 300 runs with errors that are correlated over a second: the share within 5 % agrees with the confidence."""
     generator = np.random.default_rng(2)
     confidences, hits = [], []
@@ -75,7 +75,7 @@ def test_confidence_is_the_chance_to_be_right():
     assert confidences[order[:100]].mean() < 0.5 < 0.7 < confidences[order[200:]].mean()
 
 
-def test_confidence_fades_while_nothing_comes():
+def test_confidence_decreases_without_observations():
     estimator = ScaleEstimator()
     for stamp in np.arange(0, 30, 0.2):
         estimator.add(Observation(stamp, 0.5 + 0.1 * math.sin(7 * stamp), 0.03))
@@ -88,7 +88,7 @@ def test_confidence_fades_while_nothing_comes():
 
 
 def test_drift_is_followed_without_jumps():
-    """The network's metre grows by 20 % in 200 s; a fifth of the observations is wrong by more."""
+    """The unit of length grows by 20 % in 200 s; a fifth of the observations has a larger error."""
     generator = np.random.default_rng(3)
     estimator = ScaleEstimator()
     before = None
@@ -115,11 +115,11 @@ def test_no_jump_after_a_pause():
     before = 1.0
     for stamp in (1060.0, 2000.0, 2000.5):
         after = estimator.estimate(stamp).factor
-        assert before < after < before * 1.011, "what hangs on the factor jumps"
+        assert before < after < before * 1.011, "the scale jumps"
         before = after
 
 
-def test_a_lasting_change_wins_a_passing_one_does_not():
+def test_a_lasting_change_is_followed_and_a_short_one_is_not():
     estimator = ScaleEstimator()
 
     def feed(start, seconds, value):
@@ -129,6 +129,6 @@ def test_a_lasting_change_wins_a_passing_one_does_not():
         return math.log(estimate.factor)
 
     assert feed(0, 30, 0.0) == pytest.approx(0.0, abs=0.01)
-    assert feed(30, 6, -0.5) == pytest.approx(0.0, abs=0.03)  # someone stands before the sensor
+    assert feed(30, 6, -0.5) == pytest.approx(0.0, abs=0.03)  # a person stands in front of the sensor
     assert feed(36, 20, 0.0) == pytest.approx(0.0, abs=0.02)
     assert feed(56, 100, 0.3) == pytest.approx(0.3, abs=0.02)

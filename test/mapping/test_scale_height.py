@@ -1,4 +1,4 @@
-"""Metric scale from the height above the floor: tilted cameras, tables, walls, furniture and movers."""
+"""Metric scale from the height above the floor: tilted cameras, tables, walls, furniture and moving objects."""
 
 import math
 import sys
@@ -37,12 +37,12 @@ def test_height_above_a_bare_floor(pitch, roll, up_known):
     )
     up = tuple((turn_z.mT @ turn_x @ torch.tensor((0.0, -1.0, 0.0))).tolist())
     height, roughness = floor_height(rays * depth[..., None] / HIDDEN, up if up_known else None).tolist()
-    assert height * HIDDEN == pytest.approx(0.7, rel=0.025)  # the wall's lowest rows lie in the floor's band
+    assert height * HIDDEN == pytest.approx(0.7, rel=0.025)  # the lowest rows of the wall are within the floor's band
     assert roughness < 0.02
 
 
 def test_no_floor_no_height():
-    assert floor_height(wall(2.0)).isnan().all()  # nothing but a wall
+    assert floor_height(wall(2.0)).isnan().all()  # only a wall
     assert floor_height(wall(2.0), up=(0.0, -1.0, 0.0)).isnan().all()
     assert floor_height(torch.full((*SIZE, 3), torch.nan)).isnan().all()
     assert floor_height(torch.zeros(*SIZE, 3)).isnan().all()
@@ -54,7 +54,7 @@ def test_no_floor_no_height():
     assert floor_height(ground, confidence=torch.ones(SIZE)).isnan().all()
 
 
-def test_a_table_is_not_taken_for_the_floor_around_it():
+def test_a_table_is_not_mistaken_for_the_floor_around_it():
     rays = wall(1.0)
     y = rays[..., 1:2].clamp_min(1e-3)
     floor, table = 1.2 / y, 0.5 / y
@@ -66,7 +66,7 @@ def test_a_table_is_not_taken_for_the_floor_around_it():
 
 @pytest.mark.parametrize(("up_known", "tolerance"), [(True, 0.04), (False, 0.1)])
 def test_height_finds_the_scale(worlds, up_known, tolerance):
-    """In all worlds: furniture, movers, noise, and an upward direction that is off by a degree or not known."""
+    """In all worlds: furniture, moving objects, noise, and an up direction with an error of a degree or unknown."""
     _, seen = worlds
     errors = []
     for world in range(6):
@@ -76,7 +76,7 @@ def test_height_finds_the_scale(worlds, up_known, tolerance):
         metric = MetricScale(ScaleOptions(source="height", camera_height=1.0))
         for frame in range(0, FRAMES, 2):
             pose = seen.pose[world, frame].double()
-            # The cameras of these worlds rise and sink: their unit of length is made the height of the moment.
+            # The cameras of these worlds move up and down, so the unit of length is set to the current height.
             unit = HIDDEN * pose[2, 3].item()
             if up_known:
                 metric.source.up = tuple((pose[2, :3] + tilt[frame]).tolist())

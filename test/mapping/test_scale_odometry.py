@@ -15,11 +15,11 @@ from raymap3r_ros.mapping.scale import MetricScale, ScaleOptions
 from raymap3r_ros.mapping.scale.sources.odometry import OdometrySource
 
 
-def test_odometry_finds_the_scale_in_spite_of_slip():
+def test_odometry_finds_the_scale_despite_slip():
     seconds = np.arange(0, 60, 0.02)
     speed, turn = 0.5 + 0.2 * np.sin(0.3 * seconds), 0.5 * np.sin(0.4 * seconds)
     truth = drive(speed, turn)
-    # Wheels spin for a second in every five, and always slip by a little.
+    # Wheels spin for one second in five, and always slip a little.
     slips = 1.01 + 0.8 * (seconds % 5 < 1)
     odometry = drive(speed * slips, 0.9 * turn)
     metric = MetricScale(ScaleOptions(source="odometry"))
@@ -31,7 +31,7 @@ def test_odometry_finds_the_scale_in_spite_of_slip():
     assert not estimates[20].known and estimates[20].factor == 1.0
 
 
-def test_a_turning_camera_does_not_fool_the_odometry():
+def test_curves_do_not_bias_the_scale():
     """Curves of half a metre radius: the camera, in front, travels a fifth farther than the base."""
     seconds = np.arange(0, 60, 0.02)
     speed, turn = np.full(len(seconds), 0.4), 0.8 * np.sign(np.sin(0.5 * seconds))
@@ -80,11 +80,11 @@ def test_odometry_that_pauses_or_restarts():
             found += source.observe(stamp, at(2 * stamp), None, ScaleOptions())
         return found
 
-    # 1 m/s, and the network sees 2: half a metre is through every half second.
+    # 1 m/s, and 2 units/s in the prediction: an observation every half second.
     found = pass_by(np.arange(0, 3, 0.02))
     assert len(found) == 5
     assert [o.log_scale for o in found] == pytest.approx([math.log(0.5)] * 5, rel=0.05)
-    # A second without odometry is not bridged; then its stamps are set back, as by a bag that starts over.
+    # A gap of a second is not bridged. Then the stamps jump back, as in a bag that restarts.
     found = pass_by(np.arange(4, 4.45, 0.02))
     assert found == []
     source.reset()

@@ -1,4 +1,4 @@
-"""Metric scale from a range sensor: beams, dropouts, readings of nothing, and sensors that point elsewhere."""
+"""Metric scale from a range sensor: beams, dropouts, readings without an echo, and sensors that point elsewhere."""
 
 import math
 import sys
@@ -28,7 +28,7 @@ def ahead(points, beam=BEAM, confidence=None, moving=None):
 @pytest.mark.parametrize("size", [SIZE, (288, 512), (512, 384), (37, 53)])
 @pytest.mark.parametrize("beam", [0.0, BEAM, 1.2])
 def test_distance_to_a_wall(size, beam):
-    """The nearest ray is the axis; the median ray in the cone is longer, by less than 1 / cos of half the beam."""
+    """The axis is the shortest ray; the median ray in the cone is longer by a factor below 1 / cos(beam / 2)."""
     distance, uncertainty = ahead(wall(2.0, size, focal=0.8 * max(size)), beam).tolist()
     assert distance == pytest.approx(2.0, rel=0.01)
     assert 0 <= uncertainty <= 1 / math.cos(max(beam, MIN_BEAM) / 2) - 1
@@ -56,13 +56,13 @@ def test_no_distance_where_the_beam_is_moving_or_unknown():
 
 
 @pytest.mark.parametrize("distance", [math.inf, -math.inf, math.nan, 0.1, 4.0, -1.0])
-def test_readings_that_measured_nothing_are_left_out(distance):
+def test_invalid_readings_are_left_out(distance):
     source = RangeSource()
     source.add(RangeReading(1.0, distance, 0.1, 4.0, BEAM))
     assert source.observe(1.0, np.eye(4), np.array((2.0, 0.01)), OPTIONS) == []
 
 
-def test_readings_are_those_of_the_images_time():
+def test_readings_are_matched_to_the_time_of_the_image():
     source = RangeSource()
     source.add(RangeReading(1.0, 2.0, 0.1, 4.0, BEAM))
     assert (
@@ -72,11 +72,11 @@ def test_readings_are_those_of_the_images_time():
     (found,) = source.observe(1.5, np.eye(4), np.array((1.0, 0.01)), OPTIONS)
     assert (found.stamp, found.log_scale) == (1.04, pytest.approx(math.log(3.0)))
     source.add(RangeReading(2.0, 2.0, 0.1, 4.0, BEAM))
-    assert source.observe(2.0, np.eye(4), np.array((1.0, 0.01)), OPTIONS)[0].stamp == 2.0  # none near 1.5
+    assert source.observe(2.0, np.eye(4), np.array((1.0, 0.01)), OPTIONS)[0].stamp == 2.0  # no reading near 1.5
 
 
 def ranger(z, degrees=0.0):
-    """Pose of a sensor in the camera's optical frame: `z` metres ahead, looking so far to the right."""
+    """Pose of a sensor in the camera's optical frame: `z` metres ahead, rotated to the right by `degrees`."""
     pose = np.eye(4)
     pose[:3, :3] = Rotation.from_euler("y", degrees, degrees=True).as_matrix() @ OPTICAL.T
     pose[:3, 3] = 0.1, 0.05, z
@@ -84,7 +84,7 @@ def ranger(z, degrees=0.0):
 
 
 def test_range_sensor_with_an_offset():
-    """A wall 4 m from the camera, 2 of the network's metres; closed form."""
+    """A wall 4 m from the camera, which is 2 network units; closed form."""
     for z in (-0.5, 0.0, 1.0):
         metric = MetricScale(ScaleOptions(source="range"))
         metric.mount_ranger(ranger(z))
@@ -117,7 +117,7 @@ def true_range(depth, intrinsics, beam):
 
 @pytest.mark.parametrize(("beam", "tolerance"), [(BEAM, 0.08), (0.06, 0.06)])
 def test_range_sensor_finds_the_scale(worlds, beam, tolerance):
-    """In all worlds: dropouts, readings of nothing, three tenths of the others wrong."""
+    """In all worlds: dropouts, readings without an echo, and 30 % outliers among the others."""
     _, seen = worlds
     generator = np.random.default_rng(4)
     errors = []

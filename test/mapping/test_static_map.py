@@ -1,4 +1,4 @@
-"""The static map of rooms with known surfaces: what is in it, what leaves it, and when."""
+"""The static map of rooms with known surfaces: which points are added and removed, and when."""
 
 import math
 import sys
@@ -59,13 +59,13 @@ def test_slope_of_a_plane_is_the_tangent_of_its_angle(degrees, steep):
 def test_pixels_between_two_objects_are_left_out():
     depth = torch.full(rooms.SIZE, 4.0)
     depth[:, :40] = 1.0
-    depth[:, 40:43] = torch.tensor([1.75, 2.5, 3.25])  # what a network puts between them
+    depth[:, 40:43] = torch.tensor([1.75, 2.5, 3.25])  # depths that a network predicts between them
     kept = keep(depth)
     assert not kept[:, 39:44].any()
     assert kept[:, :39].all() and kept[:, 44:].all()
 
 
-def test_unknown_unsure_and_moving_pixels_are_left_out():
+def test_invalid_uncertain_and_dynamic_pixels_are_left_out():
     depth = torch.full(rooms.SIZE, 2.0)
     depth[0, 0], depth[0, 10], depth[0, 20] = torch.nan, -1, torch.inf
     confidence = torch.full(depth.shape, 5.0)
@@ -78,14 +78,14 @@ def test_unknown_unsure_and_moving_pixels_are_left_out():
     wide = keep(depth, confidence, mask, PixelOptions(mask_margin=0.04))  # 4 pixels
     assert not wide[30, 26:35].any() and not wide[26:35, 30].any()
     assert wide[30, [25, 35]].all() and wide[[25, 35], 30].all()
-    assert mask.sum() == 1  # the mask itself is left alone
+    assert mask.sum() == 1  # the mask itself is unchanged
 
 
 # --- merging ---------------------------------------------------------------------------------------------------
 
 
 def points_view(points, colors) -> rooms.View:
-    """A frame of any points, one row of pixels, whose camera sees nothing of them: nothing is carved."""
+    """A frame of arbitrary points in one row of pixels, outside the view of the camera: no points are removed."""
     points = torch.as_tensor(points, dtype=torch.float32)[None]
     return rooms.View(
         points=points,
@@ -97,7 +97,7 @@ def points_view(points, colors) -> rooms.View:
     )
 
 
-def test_voxels_hold_the_mean_of_their_points():
+def test_voxels_contain_the_mean_of_their_points():
     static_map = StaticMap(1.0)
     points_view([[0.1, 0.2, 0.3], [0.5, 0.4, 0.9], [-0.1, 0.2, 0.3]], [[0, 0, 0], [10, 20, 30], [7, 7, 7]]).into(
         static_map, EVERY_PIXEL
@@ -110,7 +110,7 @@ def test_voxels_hold_the_mean_of_their_points():
     assert points.dtype == np.float32 and colors.dtype == np.uint8 and len(static_map) == 3
 
 
-def test_many_frames_of_random_points_are_sums_over_a_dictionary():
+def test_many_frames_of_random_points_equal_sums_in_a_dictionary():
     rng = np.random.default_rng(0)
     static_map, truth = StaticMap(0.25), {}
     for _ in range(30):
@@ -125,14 +125,14 @@ def test_many_frames_of_random_points_are_sums_over_a_dictionary():
 
 
 @pytest.mark.parametrize("size", [0.5, 0.4, 0.1])
-def test_voxels_of_another_size_are_sums_over_a_dictionary_too(size):
-    """None is split: each goes with its mean into one of the new size, and what comes later joins it there."""
+def test_voxels_of_another_size_equal_sums_in_a_dictionary(size):
+    """Voxels are not split: each moves with its mean into a voxel of the new size, which later points extend."""
     rng = np.random.default_rng(0)
     static_map, old_size = StaticMap(0.25), np.float32(0.25)
     size = float(np.float32(size))
-    truth = {}  # by voxel: its points and colours, and in which frames it was seen
+    truth = {}  # by voxel: points and colours, and the frames in which it was observed
 
-    def take_in(frame, voxel_size):
+    def add_frame(frame, voxel_size):
         points = rng.uniform((-2, -1, 0.01), (2, 1, 1), (200, 3)).astype(np.float32)
         colors = rng.integers(0, 256, (200, 3))
         points_view(points, colors).into(static_map, EVERY_PIXEL)
@@ -142,8 +142,8 @@ def test_voxels_of_another_size_are_sums_over_a_dictionary_too(size):
             seen.add(frame)
 
     for frame in range(15):
-        take_in(frame, old_size)
-    # Of voxels that become one, the evidence is that of the best known.
+        add_frame(frame, old_size)
+    # Merged voxels have the maximum of their evidence.
     evidence = {}
     before, truth = truth, {}
     for entries, seen in before.values():
@@ -157,7 +157,7 @@ def test_voxels_of_another_size_are_sums_over_a_dictionary_too(size):
     assert found == evidence
 
     for frame in range(15, 20):
-        take_in(frame, np.float32(size))
+        add_frame(frame, np.float32(size))
     points, colors = static_map.arrays()
     assert len(points) == len(truth)
     for key, point, color in zip(keys_of(static_map, size), points, colors, strict=True):
@@ -166,11 +166,11 @@ def test_voxels_of_another_size_are_sums_over_a_dictionary_too(size):
 
 
 def keys_of(static_map, size):
-    """The voxels, each as the multiples of its edge at which it begins."""
+    """Indices of the voxels."""
     return [tuple(np.floor(point / np.float32(size))) for point in positions(static_map)]
 
 
-def test_points_given_out_do_not_change_with_later_frames():
+def test_returned_points_do_not_change_with_later_frames():
     static_map = StaticMap(1.0)
     points_view([[0.1, 0.2, 0.3]], [[1, 1, 1]]).into(static_map, EVERY_PIXEL)
     points, colors = static_map.arrays()
@@ -179,26 +179,26 @@ def test_points_given_out_do_not_change_with_later_frames():
     assert np.allclose(positions(static_map), [[0.5, 0.55, 0.6]])
 
 
-def test_map_of_a_still_room_lies_on_its_surfaces():
-    views = [rooms.look(pose, box=True) for pose in rooms.walk(20)]
+def test_map_of_a_static_room_is_on_its_surfaces():
+    views = [rooms.view(pose, box=True) for pose in rooms.walk(20)]
     static_map = mapped(views, 0.0)
     first_depth = views[0].points[..., 2].median()
     assert static_map.voxel_size == pytest.approx(float(first_depth) / rooms.FOCAL, rel=0.1)
     points, colors = static_map.arrays()
     box, room = rooms.distance_to_box(points), rooms.distance_to_room(points)
     away = np.minimum(box, room)
-    assert np.quantile(away, 0.9) < 1e-4  # exact, but for the voxels in a corner, which hold two surfaces
+    assert np.quantile(away, 0.9) < 1e-4  # exact, except for voxels in a corner, which contain two surfaces
     assert away.max() < static_map.voxel_size
     red = colors[:, 0] > colors[:, 1] + 60
     assert red.sum() > 200 and (box[red] < static_map.voxel_size).all()
-    # Nothing is missing: what a camera in between sees is there.
-    seen = rooms.look(rooms.walk(41)[21], box=True).world.numpy()
+    # The map is complete: it contains the view of a camera in between.
+    seen = rooms.view(rooms.walk(41)[21], box=True).world.numpy()
     missing, _ = cKDTree(points).query(seen)
     assert (missing < 2 * static_map.voxel_size).mean() > 0.98
 
 
-def test_a_large_image_is_thinned_but_all_of_it_is_seen_in_time():
-    """A wall straight ahead: voxels of a pixel, which one frame of this resolution cannot fill."""
+def test_a_large_image_is_subsampled_but_completed_over_time():
+    """A wall straight ahead, with voxels of the size of a pixel, which a single subsampled frame cannot fill."""
     height, width = 400, 600
     step = math.ceil(math.sqrt(height * width / FRAME_PIXELS))
     assert step == 2
@@ -227,68 +227,68 @@ def box_voxels(static_map: StaticMap) -> int:
     return int(((rooms.distance_to_box(points) < VOXEL) & (rooms.distance_to_room(points) > VOXEL)).sum())
 
 
-def test_a_box_that_is_taken_away_leaves_no_ghost_and_nothing_else_goes():
+def test_only_the_points_of_a_removed_box_are_removed():
     poses = rooms.walk(30)
-    static_map = mapped(rooms.look(pose, box=True) for pose in poses)
+    static_map = mapped(rooms.view(pose, box=True) for pose in poses)
     before = box_voxels(static_map)
     assert before > 400
     room = positions(static_map)[rooms.distance_to_box(positions(static_map)) > VOXEL]
     for pose in poses:
-        rooms.look(pose).into(static_map)
+        rooms.view(pose).into(static_map)
     assert box_voxels(static_map) < 0.02 * before
     lost, _ = cKDTree(positions(static_map)).query(room)
     assert (lost < 1e-6 + VOXEL).all()
-    # The floor where it stood is there too.
+    # The floor below the box is mapped too.
     points = positions(static_map)
     under = (np.abs(points[:, :2] - rooms.BOX[1][:2]) < 0.25).all(axis=1) & (points[:, 2] < VOXEL)
     assert under.sum() > 0.8 * (0.5 / VOXEL) ** 2
 
 
-def test_long_standing_things_vanish_as_fast_as_any_and_glimpses_take_nothing_away():
+def test_old_points_are_removed_as_fast_as_new_ones_and_not_by_few_frames():
     pose = rooms.walk(1)[0]
-    static_map = mapped([rooms.look(pose, box=True)] * (5 * MAX_EVIDENCE))
+    static_map = mapped([rooms.view(pose, box=True)] * (5 * MAX_EVIDENCE))
     before = box_voxels(static_map)
     for _ in range(MAX_EVIDENCE // 2):
-        rooms.look(pose).into(static_map)
+        rooms.view(pose).into(static_map)
     assert box_voxels(static_map) == before
     for _ in range(MAX_EVIDENCE):
-        rooms.look(pose).into(static_map)
-    assert box_voxels(static_map) < 0.06 * before  # from one place, the lowest cannot be told from the floor
+        rooms.view(pose).into(static_map)
+    assert box_voxels(static_map) < 0.06 * before  # the lowest points are within the tolerance of the floor
 
 
-@pytest.mark.parametrize("seen", ["away", "moving", "unsure"])
-def test_what_is_not_seen_through_with_certainty_stays(seen):
+@pytest.mark.parametrize("case", ["outside", "dynamic", "uncertain"])
+def test_points_are_kept_without_certain_free_space(case):
     pose = rooms.walk(1)[0]
-    static_map = mapped([rooms.look(pose, box=True)] * 3)
+    static_map = mapped([rooms.view(pose, box=True)] * 3)
     before = box_voxels(static_map)
     view = {
-        "away": rooms.look(rooms.camera((-1.4, 0, 1.3), (-2, 0, 0.5))),
-        "moving": rooms.look(pose).but(dynamic_mask=rooms.look(pose, box=True).image[..., 1] < 100),
-        "unsure": rooms.look(pose).but(confidence=torch.full(rooms.SIZE, 1.2)),
-    }[seen]
+        "outside": rooms.view(rooms.camera((-1.4, 0, 1.3), (-2, 0, 0.5))),
+        "dynamic": rooms.view(pose).but(dynamic_mask=rooms.view(pose, box=True).image[..., 1] < 100),
+        "uncertain": rooms.view(pose).but(confidence=torch.full(rooms.SIZE, 1.2)),
+    }[case]
     for _ in range(30):
         view.into(static_map)
     assert box_voxels(static_map) == before
 
 
-def test_a_mover_under_its_mask_leaves_nothing_and_harms_nothing_behind_it():
-    """The box now moves: it is in front of a room that is known already."""
+def test_a_masked_moving_object_adds_no_points_and_removes_none_behind_it():
+    """The box moves in front of a room that is mapped already."""
     pose = rooms.walk(1)[0]
-    static_map = mapped([rooms.look(pose)] * 3)
+    static_map = mapped([rooms.view(pose)] * 3)
     before = positions(static_map)
-    mover = rooms.look(pose, box=True)
+    mover = rooms.view(pose, box=True)
     mover = mover.but(dynamic_mask=mover.image[..., 1] < 100)
     for _ in range(30):
         mover.into(static_map)
     points, colors = static_map.arrays()
-    moved, _ = cKDTree(points).query(before)  # means shift where the mask hides some of a voxel's pixels
+    moved, _ = cKDTree(points).query(before)  # means shift if the mask covers some pixels of a voxel
     assert len(points) == len(before) and moved.max() < VOXEL / 2
     assert (colors == rooms.GREY).all()
 
 
 @pytest.mark.parametrize("suite", ["light", "heavy"])
-def test_movers_of_a_rendered_world_leave_nothing(suite):
-    """Against the same world rendered without anything that can move."""
+def test_moving_objects_of_a_rendered_world_add_no_points(suite):
+    """Compared with the same world rendered without moving objects."""
     sequence = suite_sequence(suite, 3, size=(48, 64))
     matrix = torch.tensor(sequence.intrinsics, dtype=torch.float32)
     rows, columns = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
@@ -310,7 +310,7 @@ def test_movers_of_a_rendered_world_leave_nothing(suite):
 
 
 def noisy(view: rooms.View, generator: torch.Generator) -> rooms.View:
-    """2 % of depth, 5 mm and 0.2 degrees."""
+    """The view with noise of 2 % of depth, 5 mm and 0.2 degrees."""
     turn = math.radians(0.2) * torch.randn(3, generator=generator)
     skew = torch.zeros(3, 3)
     skew[[2, 0, 1], [1, 2, 0]], skew[[1, 2, 0], [2, 0, 1]] = turn, -turn
@@ -321,19 +321,19 @@ def noisy(view: rooms.View, generator: torch.Generator) -> rooms.View:
     return view.but(points=view.points * factor[..., None], pose=pose)
 
 
-def test_noise_does_not_wear_the_room_away():
+def test_noise_does_not_erode_the_room():
     generator = torch.Generator().manual_seed(0)
     poses = rooms.walk(100)
-    static_map = mapped(rooms.look(pose, box=True, pole=True) for pose in poses[::10])
+    static_map = mapped(rooms.view(pose, box=True, pole=True) for pose in poses[::10])
     before = positions(static_map)
     pole = rooms.distance_to_pole(before) < VOXEL
     assert pole.sum() > 50
     for pose in poses:
-        noisy(rooms.look(pose, box=True, pole=True), generator).into(static_map)
+        noisy(rooms.view(pose, box=True, pole=True), generator).into(static_map)
     lost, _ = cKDTree(positions(static_map)).query(before)
     assert (lost < VOXEL).mean() > 0.999
     assert (lost[pole] < VOXEL).mean() > 0.99
-    # And it stays a map of the surfaces, thicker only by three standard deviations of the noise at 4 m.
+    # The points stay on the surfaces, within three standard deviations of the noise at 4 m.
     points = positions(static_map)
     away = np.minimum(rooms.distance_to_room(points), rooms.distance_to_box(points))
     away = np.minimum(away, rooms.distance_to_pole(points))
@@ -344,14 +344,14 @@ def test_noise_does_not_wear_the_room_away():
 
 
 def corridor(step: int, rng: np.random.Generator) -> rooms.View:
-    """2000 points around a camera that moves on by a metre each step, along x."""
+    """2000 points around a camera that moves by a metre along x in each step."""
     points = rng.uniform((-0.5, -1, 0.5), (0.5, 1, 2.5), (2000, 3))
     view = points_view(points, np.full((2000, 3), step))
     view.pose[0, 3] = step
     return view
 
 
-def test_beyond_the_bound_the_oldest_leave_first():
+def test_beyond_the_limit_the_oldest_points_are_removed_first():
     rng = np.random.default_rng(0)
     static_map = StaticMap(0.05, max_points=6000)
     for step in range(12):
@@ -359,11 +359,11 @@ def test_beyond_the_bound_the_oldest_leave_first():
         assert len(static_map) <= 6000
     points, colors = static_map.arrays()
     assert len(points) >= (1 - EVICTION) * 6000
-    assert np.bincount(colors[:, 0], minlength=12)[:8].sum() == 0  # 2000 points a step: three steps fit
+    assert np.bincount(colors[:, 0], minlength=12)[:8].sum() == 0  # 2000 points per step: three steps fit
     assert np.bincount(colors[:, 0])[10:].min() > 1800
 
 
-def test_of_the_same_age_the_farthest_leave_first_and_the_bound_may_change():
+def test_of_the_same_age_the_farthest_are_removed_first_and_the_limit_may_change():
     rng = np.random.default_rng(0)
     static_map = StaticMap(0.05)
     points = rng.uniform((-3, -3, 0.1), (3, 3, 3), (4000, 3))
@@ -378,7 +378,7 @@ def test_of_the_same_age_the_farthest_leave_first_and_the_bound_may_change():
     assert kept.max() == pytest.approx(distance[len(kept) - 1], rel=1e-3)
 
 
-def test_of_a_whole_scene_everything_stays_in_larger_voxels():
+def test_a_whole_scene_is_kept_in_larger_voxels():
     rng = np.random.default_rng(1)
     static_map = StaticMap(0.01, max_points=2000, whole_scene=True)
     for step in range(20):
@@ -394,7 +394,7 @@ def test_of_a_whole_scene_everything_stays_in_larger_voxels():
 # --- odds and ends ---------------------------------------------------------------------------------------------
 
 
-def test_stray_points_and_missing_ones_do_no_harm():
+def test_outliers_and_invalid_points_are_ignored():
     static_map = StaticMap(0.1)
     assert [len(part) for part in static_map.arrays()] == [0, 0]
     points_view([[np.nan, 0, 1], [0, np.inf, 1], [1e30, 0, 1], [1, 2, 3]], np.zeros((4, 3))).into(
@@ -408,8 +408,8 @@ def test_stray_points_and_missing_ones_do_no_harm():
     assert len(automatic) == 0 and automatic.voxel_size == 0
 
 
-def test_clearing_forgets_the_points_and_a_size_taken_from_them():
-    view = rooms.look(rooms.walk(1)[0])
+def test_clearing_removes_the_points_and_a_voxel_size_derived_from_them():
+    view = rooms.view(rooms.walk(1)[0])
     for voxel_size in (0.0, 0.1):
         static_map = mapped([view], voxel_size)
         assert len(static_map) > 100 and static_map.voxel_size > 0
@@ -420,7 +420,7 @@ def test_clearing_forgets_the_points_and_a_size_taken_from_them():
 
 
 def test_two_maps_of_the_same_frames_are_the_same():
-    views = [rooms.look(pose, box=True) for pose in rooms.walk(5)]
+    views = [rooms.view(pose, box=True) for pose in rooms.walk(5)]
     first, second = mapped(views).arrays(), mapped(views).arrays()
     assert all(np.array_equal(*pair) for pair in zip(first, second, strict=True))
 

@@ -35,7 +35,7 @@ def test_travel_does_not_depend_on_the_world():
 
 
 def test_pose_covariance_is_in_the_axes_of_the_header():
-    """A camera that looks along x of the world: its own z is x of the world, its x is -y, its y is -z."""
+    """A camera that points along x of the world: its own z is x of the world, its x is -y, its y is -z."""
     covariance = uncertainty.pose_covariance(
         DEFAULT, poses.world_pose(pose()), np.eye(4), confidence=3.0, travelled=2.0
     )
@@ -46,8 +46,8 @@ def test_pose_covariance_is_in_the_axes_of_the_header():
     np.testing.assert_allclose(np.diag(metric), of_camera * ([2.5**2] * 3 + [1] * 3))
 
 
-def test_covariances_are_carried_from_the_camera_to_the_robots_base():
-    """Against errors drawn at the camera, and what they do to the pose of a base that the camera is mounted on."""
+def test_covariances_are_transformed_from_the_camera_to_the_base():
+    """Against errors drawn at the camera, and the resulting errors of a base that the camera is mounted on."""
     rng = np.random.default_rng(0)
     base = pose((3, -1, 0), rotation((0, 0, 1), 2.0)).astype(np.float64)
     base_from_camera = poses.world_pose(pose())
@@ -78,11 +78,11 @@ def test_covariances_are_carried_from_the_camera_to_the_robots_base():
         np.testing.assert_allclose(covariance, covariance.T)
         assert np.linalg.eigvalsh(covariance).min() > 0
         units = np.outer(np.sqrt(np.diag(drawn)), np.sqrt(np.diag(drawn)))
-        # Every entry as a correlation, so that metres and radians are held to the same bound.
+        # Compare entries as correlations, so that metres and radians have the same bound.
         np.testing.assert_allclose(covariance / units, drawn / units, atol=0.1)
 
 
-def test_a_camera_that_has_gone_farther_is_less_sure_of_its_place():
+def test_position_uncertainty_grows_with_the_travelled_distance():
     traces = [
         np.trace(uncertainty.pose_covariance(DEFAULT, np.eye(4), np.eye(4), 3.0, metres))
         for metres in (0, 0.1, 1, 10, 100)

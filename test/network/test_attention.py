@@ -14,7 +14,7 @@ from raymap3r_ros.network.attention import (
 
 
 def rotate_by_definition(x: np.ndarray, position: tuple[int, int], base: float = 100.0) -> np.ndarray:
-    """One head vector turned pair by pair, as complex numbers."""
+    """One head vector, rotated pair by pair as complex numbers."""
     quarter = len(x) // 4
     out = np.empty_like(x)
     for half, coordinate in enumerate(position):
@@ -25,7 +25,7 @@ def rotate_by_definition(x: np.ndarray, position: tuple[int, int], base: float =
     return out
 
 
-def test_rotation_is_the_complex_product_at_every_position_also_minus_one():
+def test_rotation_is_the_complex_product_at_every_position_including_minus_one():
     positions = [(-1, -1), (0, 0), (3, 1), (17, 40)]
     x = torch.randn(1, 2, len(positions), 12, dtype=torch.float64).float()
     turned = rotate(x, rotary_table(torch.tensor(positions), 12, 100.0))
@@ -56,7 +56,7 @@ def test_half_precision_is_rotated_in_float32():
 
 def test_positions_are_row_and_column():
     assert grid_positions(2, 3).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
-    # 28 tokens: the root is 5, odd, so the grid is 6 wide.
+    # 28 tokens: the root is 5, which is odd, so the grid has 6 columns.
     assert state_positions(28)[[0, 5, 6, 27]].tolist() == [[0, 0], [0, 5], [1, 0], [4, 3]]
     assert state_positions(768)[-1].tolist() == [767 // 28, 767 % 28]
 
@@ -74,7 +74,7 @@ def test_attention_equals_the_explicit_matrix():
         torch.testing.assert_close(attention(*args), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_kept_queries_and_keys_are_those_that_were_used():
+def test_returned_queries_and_keys_are_those_that_were_used():
     attention, kept = CrossAttention(16, 4), []
     x, memory = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
     attention(x, memory, keep=kept)

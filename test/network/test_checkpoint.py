@@ -1,4 +1,4 @@
-"""Weights files: the public form, our own, broken ones and malicious ones."""
+"""Weights files: the public form, the own format, broken and malicious files."""
 
 import argparse
 import dataclasses
@@ -46,7 +46,7 @@ TINY = NetworkConfig(
 
 
 def public_tensors(config: NetworkConfig) -> dict[str, torch.Tensor]:
-    """Tensors in the public form; each is one number, repeated, so that even the full network is a small file."""
+    """Tensors in the public form. Each repeats one number, so that even the full network is a small file."""
     return {
         key: torch.tensor(float(index)).expand(shape)
         for index, (key, shape) in enumerate(public_shapes(config).items())
@@ -55,7 +55,7 @@ def public_tensors(config: NetworkConfig) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def tiny_is_public(monkeypatch: pytest.MonkeyPatch):
-    """Let the loader expect a tiny network in public files."""
+    """Make the loader expect a tiny network in public files."""
     monkeypatch.setitem(PRESETS, "cut3r_512_dpt", TINY)
 
 
@@ -88,7 +88,7 @@ def test_the_public_form_is_read_with_an_omegaconf_object_beside_the_tensors(sha
         load_network(path)
 
 
-def test_weights_arrive_in_the_right_places(tmp_path: Path, tiny_is_public: None):
+def test_weights_are_loaded_into_the_right_parameters(tmp_path: Path, tiny_is_public: None):
     tensors = {key: torch.randn(shape) for key, shape in public_shapes(TINY).items()}
     path = tmp_path / "public.pth"
     torch.save({"model": {"module." + key: value for key, value in tensors.items()}, "args": None}, path)
@@ -112,10 +112,10 @@ def test_weights_arrive_in_the_right_places(tmp_path: Path, tiny_is_public: None
 
 
 class UnknownConfig:
-    """An object of a class that no other machine has."""
+    """An object of a class that exists only here."""
 
 
-def test_an_unknown_object_beside_the_tensors_is_skipped_with_a_note(tmp_path: Path, tiny_is_public: None, caplog):
+def test_an_unknown_object_beside_the_tensors_is_skipped_with_a_warning(tmp_path: Path, tiny_is_public: None, caplog):
     path = tmp_path / "public.pth"
     torch.save({"model": public_tensors(TINY), "args": UnknownConfig(), "other": argparse.Namespace(a=1)}, path)
     assert load_network(path).trained
@@ -123,7 +123,7 @@ def test_an_unknown_object_beside_the_tensors_is_skipped_with_a_note(tmp_path: P
     assert f"skipped objects that are not tensors ({__name__}.UnknownConfig)" in record.getMessage()
 
 
-def test_all_mismatches_come_in_one_error():
+def test_all_mismatches_are_in_one_error():
     tensors = public_tensors(TINY)
     del tensors["enc_norm.bias"], tensors["pose_retriever.mem"]
     tensors["spare"] = torch.zeros(1)
@@ -137,7 +137,7 @@ def test_all_mismatches_come_in_one_error():
     assert "1 misshapen: dec_norm.weight is (9,), expected (16,)" in message
 
 
-def test_files_that_are_no_checkpoint_are_named(tmp_path: Path):
+def test_files_that_are_not_checkpoints_are_reported(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"'/nowhere/x\.pth' is not a file, nor weights that come with"):
         load_network("/nowhere/x.pth")
     text = tmp_path / "notes.pth"
@@ -215,7 +215,7 @@ def test_copy_with_metadata_keeps_every_tensor(tmp_path: Path):
     assert first.keys() == second.keys()
     assert all(second[key].dtype == value.dtype and torch.equal(second[key], value) for key, value in first.items())
     assert load_network(target).manifest == {"steps": "12", "name": "b", "covariance": "{}"}
-    copy_with_metadata(target, target, {"name": "c"})  # onto itself
+    copy_with_metadata(target, target, {"name": "c"})  # in place
     assert load_network(target).manifest["name"] == "c"
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
@@ -247,7 +247,7 @@ print(peak() - before)
 @pytest.mark.parametrize(
     ("work", "limit"),
     [
-        # Of a file of 260 MB: a conversion holds a few tensors at a time, a network holds all of them once.
+        # Relative to a file of 260 MB. A conversion holds a few tensors at a time, a network all of them once.
         ('convert_checkpoint("public.pth", "ours.safetensors", "float16")', 0.4),
         ('convert_checkpoint("public.pth", "ours.safetensors", "float32")', 0.4),
         ('load_network("public.pth")', 1.3),
@@ -265,7 +265,7 @@ def test_memory_does_not_grow_beyond_the_file(tmp_path: Path, work: str, limit: 
     assert size > 2e8 and int(result.stdout) < limit * size
 
 
-def test_weights_that_do_not_fit_half_precision_are_refused_and_the_old_file_stays(tmp_path: Path):
+def test_weights_outside_half_precision_are_refused_and_the_old_file_is_kept(tmp_path: Path):
     network = untrained_network(TINY)
     path = tmp_path / "weights.safetensors"
     save_network(network, path)
@@ -276,7 +276,7 @@ def test_weights_that_do_not_fit_half_precision_are_refused_and_the_old_file_sta
     assert path.read_bytes() == before
 
 
-def test_broken_files_of_our_own_kind_are_named(tmp_path: Path):
+def test_broken_files_in_the_own_format_are_reported(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"\xff" * 64)
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):

@@ -7,7 +7,7 @@ from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import choose_device
 
 
-def test_a_device_that_is_there_is_taken_and_another_refused_with_those_there_are():
+def test_an_available_device_is_used_and_others_are_refused_with_a_list():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(OptionError, match="device is 'cuda:99'; on this machine there are: auto, cpu"):

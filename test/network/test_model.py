@@ -65,8 +65,8 @@ def test_every_output_has_its_shape_and_is_finite(head_type: str, size: tuple[in
     torch.testing.assert_close(pose[:, 3:].norm(dim=1), torch.ones(batch))
 
 
-def test_the_head_is_that_of_the_published_order():
-    """Each fusion doubles the map and then mixes the channels of each pixel; on planes."""
+def test_the_head_has_the_published_order():
+    """Each fusion doubles the map and then mixes the channels of each pixel, in the contiguous (NCHW) layout."""
     network = untrained_network(SMALL).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in network.self_head.parameters():
@@ -101,7 +101,7 @@ def test_hooks_follow_the_depth():
     assert SMALL.hook_layers == (0, 2, 3, 5)
 
 
-def test_without_the_state_the_same_image_side_comes_out_and_the_last_state_block_rests():
+def test_without_the_state_the_image_side_is_equal_and_the_last_state_block_is_skipped():
     network = untrained_network(SMALL).eval()
     tokens, pose_token, state = torch.randn(1, 15, 48), torch.randn(1, 1, 32), network.initial_state(1)
     runs = []
@@ -122,7 +122,7 @@ def test_untrained_weights_depend_on_the_seed_alone():
 def test_the_public_preset_has_the_parameters_of_the_paper():
     with torch.device("meta"):
         network = Network(PRESETS["cut3r_512_dpt"])
-    # 793,307,858 in the file, less the unused: two mask tokens and one residual unit of each of three heads.
+    # 793,307,858 in the file, minus the unused: two mask tokens and one residual unit of each of three heads.
     unused = 2 * 1024 + 3 * 2 * (256 * 256 * 9 + 256)
     assert sum(p.numel() for p in network.parameters()) == 793_307_858 - unused
 
@@ -136,6 +136,6 @@ def test_the_public_preset_has_the_parameters_of_the_paper():
         ({"decoder_depth": 1}, "the heads need at least 2 layers"),
     ],
 )
-def test_contradictions_are_named(change: dict, message: str):
+def test_contradictory_configurations_are_refused(change: dict, message: str):
     with pytest.raises(OptionError, match=message):
         dataclasses.replace(SMALL, **change)

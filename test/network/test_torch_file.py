@@ -1,4 +1,4 @@
-"""Files of `torch.save`: tensors are read, all else is skipped or refused, and nothing is imported or called."""
+"""Files of `torch.save`: tensors are read, the rest is skipped or refused, and nothing is imported or called."""
 
 import builtins
 import collections
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 
 def read(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The "model" entry of a file as tensors, and the names of what was skipped."""
+    """The "model" entry of a file as tensors, and the names of the skipped objects."""
     with open_torch_file(path) as file:
         return {key: file.read(record) for key, record in file.content["model"].items()}, file.skipped
 
@@ -60,14 +60,14 @@ FORMS = ["hydra_main.pth", "hydra_main_legacy.pth", "namespace.pth", "omegaconf_
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_research_code_is_read(shared: Path, form: str):
+def test_every_form_of_published_file_is_read(shared: Path, form: str):
     path = shared / "checkpoint_forms" / form
     tensors, skipped = read(path)
     assert {key: value.tolist() for key, value in tensors.items()} == {
         "module.enc_norm.weight": [[0, 1, 2], [3, 4, 5]],
         "module.dec_norm.bias": [[1, 2, 3], [4, 5, 6]],
     }
-    assert not skipped  # configuration objects of omegaconf and argparse are no surprise
+    assert not skipped  # configuration objects of omegaconf and argparse are expected
     with pytest.raises(
         CheckpointError, match=r"does not hold this network\. 1246 missing: dec_blocks\.0\.attn.*2 missh"
     ):
@@ -75,7 +75,7 @@ def test_every_form_of_research_code_is_read(shared: Path, form: str):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_values_are_those_of_torch_itself(tmp_path: Path, zipped: bool):
+def test_values_equal_those_of_torch_load(tmp_path: Path, zipped: bool):
     big = torch.arange(60, dtype=torch.float32)
     content = {
         "plain": torch.randn(3, 4),
@@ -108,7 +108,7 @@ class _Config:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_stands_beside_the_tensors_is_skipped(tmp_path: Path, protocol: int, zipped: bool):
+def test_objects_other_than_tensors_are_skipped(tmp_path: Path, protocol: int, zipped: bool):
     net = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.ones(3)).sum().backward()
@@ -134,19 +134,19 @@ def test_what_stands_beside_the_tensors_is_skipped(tmp_path: Path, protocol: int
 
 
 def test_an_unknown_class_is_neither_imported_nor_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its module writes a file when it is imported, and its class when it is made."""
+    """The module creates a folder when imported; the class ends the process when restored."""
     canary = tmp_path / "canary"
-    (tmp_path / "surprise.py").write_text(
+    (tmp_path / "unknown.py").write_text(
         f"import os\nos.mkdir({str(canary)!r})\n"
         "class Config:\n    def __setstate__(self, state):\n        raise SystemExit\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    program = b"\x80\x02}(X\x04\x00\x00\x00argscsurprise\nConfig\n)\x81}bX\x05\x00\x00\x00model}u."
+    program = b"\x80\x02}(X\x04\x00\x00\x00argscunknown\nConfig\n)\x81}bX\x05\x00\x00\x00model}u."
     for write in (archive, legacy):
         with open_torch_file(write(tmp_path / "file.pth", program)) as file:
-            assert file.skipped == ("surprise.Config",)
-            assert file.content["args"].name == "surprise.Config"
-    assert not canary.exists() and "surprise" not in sys.modules
+            assert file.skipped == ("unknown.Config",)
+            assert file.content["args"].name == "unknown.Config"
+    assert not canary.exists() and "unknown" not in sys.modules
 
 
 # --------------------------------------------------------------------------------------------------- what is refused
@@ -166,7 +166,7 @@ class Call:
 
 
 def touch(path: str) -> None:
-    """A function of a module that is not closed to files of weights by its name."""
+    """A function of a module that is not blocked by its name."""
     Path(path).mkdir()
 
 
@@ -187,7 +187,7 @@ GADGETS = {
     "default factory": lambda canary: collections.defaultdict(os.getcwd),
     "open": lambda canary: Call(open, str(canary), "w"),
     "nested pickle": lambda canary: Call(torch.storage._load_from_bytes, pickle.dumps(Call(touch, str(canary)))),
-    "download": lambda canary: Call(torch.hub.load, "nobody/nothing", "x"),
+    "download": lambda canary: Call(torch.hub.load, "owner/nothing", "x"),
     "pickle in numpy": lambda canary: Call(np.load, str(canary), None, True),
     "builtin type with a callback": lambda canary: Call(builtins.sorted, [1], Call(touch, str(canary))),
     "bytes of any length": lambda canary: Call(bytearray, 2**45),
@@ -219,7 +219,7 @@ def test_a_malicious_file_is_refused_and_nothing_runs(tmp_path: Path, gadget: st
 
 
 class Keyed:
-    """Stands in a dictionary's key for an attack, which need not be hashable itself."""
+    """Wraps an attack, which may not be hashable, as the key of a dictionary."""
 
     def __init__(self, attack):
         self.attack = attack
@@ -250,7 +250,7 @@ def text(value: str) -> bytes:
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        # A name that leads out of a harmless class, by dots or by a module that is a path.
+        # A name that leaves a harmless class, by dots or by a module that is a path.
         (text("collections") + text("OrderedDict.__init__.__globals__") + b"\x93.", "it names"),
         (text("omegaconf.dictconfig") + text("os.system") + b"\x93.", "it names"),
         (text("pathlib") + text("os.system") + b"\x93.", "it names"),
@@ -262,19 +262,19 @@ def text(value: str) -> bytes:
         (text("code") + text("InteractiveInterpreter") + b"\x93.", "it names"),
         (b"(S'mkdir x'\nios\nsystem\n.", "it names"),  # INST
         (b"(cos\nsystem\nS'mkdir x'\no.", "it names"),  # OBJ
-        # What stands for a class, called twice, and attributes of what is a class.
+        # The stand-in of a class, called twice, and attributes of a class.
         (b"cargparse\nNamespace\n)\x81)R.", "it calls something"),
         (b"X\x01\x00\x00\x00x)R.", "it calls something"),
         (b"cargparse\nNamespace\nX\x01\x00\x00\x00xR.", "it calls something"),
-        # Codes of copyreg's registry, which are looked up beside all names, and buffers from outside.
+        # Codes of copyreg's registry, which bypass the lookup of names, and external buffers.
         (b"\x82\x01.", "it uses EXT1|its pickle uses EXT1"),
         (b"\x83\x01\x00.", "its pickle uses EXT2"),
         (b"\x84\x01\x00\x00\x00.", "its pickle uses EXT4"),
         (b"\x97.", "its pickle uses NEXT_BUFFER"),
     ],
 )
-def test_programs_by_hand_are_refused(tmp_path: Path, program: bytes, reason: str):
-    list(pickletools.genops(program))  # a program, not damage
+def test_handwritten_programs_are_refused(tmp_path: Path, program: bytes, reason: str):
+    list(pickletools.genops(program))  # a valid program, not a damaged one
     for write in (archive, legacy):
         with pytest.raises(CheckpointError, match=f"is refused: ({reason}).*Nothing in it was executed"):
             load_network(write(tmp_path / "evil.pth", program))
@@ -291,14 +291,14 @@ def test_programs_by_hand_are_refused(tmp_path: Path, program: bytes, reason: st
         b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00((NN\x89tR.",
     ],
 )  # fmt: skip
-def test_programs_without_sense_are_named(tmp_path: Path, program: bytes):
+def test_meaningless_programs_are_reported(tmp_path: Path, program: bytes):
     for write in (archive, legacy):
         with pytest.raises(CheckpointError, match=r"odd\.pth"):
             load_network(write(tmp_path / "odd.pth", program))
 
 
-def test_programs_that_take_for_ever_end_soon(tmp_path: Path):
-    # Tuples of twice the same tuple: to hash one, to compare it or to print it takes 2^200 steps.
+def test_programs_with_exponential_cost_end_soon(tmp_path: Path):
+    # Nested tuples of twice the same tuple: hashing, comparing or printing one takes 2^200 steps.
     doubled = b"}K\x01" + b"2\x86" * 200
     start = time.perf_counter()
     for program in (
@@ -325,7 +325,7 @@ def sample(path: Path, zipped: bool = True) -> Path:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_damage_anywhere_gives_one_kind_of_error(tmp_path: Path, zipped: bool):
+def test_damage_at_any_position_gives_one_type_of_error(tmp_path: Path, zipped: bool):
     rng = np.random.default_rng(0)
     sound = sample(tmp_path / "sound.pth", zipped).read_bytes()
     path = tmp_path / "damaged.pth"
@@ -351,7 +351,7 @@ def test_damage_anywhere_gives_one_kind_of_error(tmp_path: Path, zipped: bool):
     assert refused > 30
 
 
-def test_changed_numbers_are_noticed(tmp_path: Path):
+def test_changed_values_are_detected(tmp_path: Path):
     """The zip form has a checksum of each storage."""
     path = sample(tmp_path / "file.pth")
     data = bytearray(path.read_bytes())
@@ -363,7 +363,7 @@ def test_changed_numbers_are_noticed(tmp_path: Path):
 
 
 def rewritten(source: Path, target: Path, change) -> Path:
-    """A copy of an archive in which `change` turns the bytes of each entry into others, or None to leave it out."""
+    """Copy an archive. `change` maps the bytes of each entry to new bytes, or to None to omit the entry."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():
             data = change(entry.filename.partition("/")[2], old.read(entry))
@@ -372,7 +372,7 @@ def rewritten(source: Path, target: Path, change) -> Path:
     return target
 
 
-def test_archives_that_contradict_themselves_are_named(tmp_path: Path):
+def test_inconsistent_archives_are_reported(tmp_path: Path):
     sound, path = sample(tmp_path / "sound.pth"), tmp_path / "file.pth"
     for name, data, message in (
         ("byteorder", b"big", "not little-endian"),
@@ -386,7 +386,7 @@ def test_archives_that_contradict_themselves_are_named(tmp_path: Path):
 
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path):
-    """`as_strided` would read what is in memory behind it."""
+    """`as_strided` would read memory beyond the storage."""
     path = tmp_path / "file.pth"
     torch.save({"model": {"x": torch.zeros(8)}}, path)
     for old, new in ((b"K\x08\x85", b"K\x09\x85"), (b"K\x01\x85", b"K\x02\x85")):  # shape, stride
@@ -395,7 +395,7 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path):
             read(changed)
 
 
-def test_bare_pickles_and_other_files_are_named(tmp_path: Path):
+def test_bare_pickles_and_other_files_are_reported(tmp_path: Path):
     path = tmp_path / "file.pth"
     for data, message in (
         (b"", "neither a zip archive nor a pickle"),

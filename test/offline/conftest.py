@@ -1,4 +1,4 @@
-"""What the tests of this room share."""
+"""Fixtures of the tests of offline runs."""
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ def network():
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """A folder of images over which a camera moves sideways."""
+    """A folder of images of a camera that moves sideways."""
     folder = tmp_path_factory.mktemp("images")
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (120, 220, 3), dtype=np.uint8), (0, 0), 4)
     for index in range(COUNT):

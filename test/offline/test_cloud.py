@@ -1,4 +1,4 @@
-"""The static scene that a recording is asked for."""
+"""Options of the static scene of a recording."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from raymap3r_ros.offline import CloudOptions
 from raymap3r_ros.options import option_fields
 
 
-def test_a_recording_chooses_its_pixels_as_every_map_does():
+def test_a_recording_selects_pixels_as_other_maps():
     names = [name for name, _ in option_fields(CloudOptions)]
     assert {name for name, _ in option_fields(PixelOptions)} | {"voxel_size", "max_points"} == set(names)
     assert CloudOptions().confidence_threshold == PixelOptions().confidence_threshold

@@ -1,4 +1,4 @@
-"""Runs shown in Rerun: the recording is read back by Rerun itself and compared with the files of the same run."""
+"""Runs shown in Rerun: the recording is read back with Rerun and compared with the files of the same run."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from raymap3r_ros.offline.rerun_view import RerunView
 from raymap3r_ros.streaming import StreamOptions
 
 COUNT, RATE = 8, 5
-SIZE = (48, 64)  # height, width, as the network sees the images
+SIZE = (48, 64)  # height, width of the network's input
 MOTION_FROM = 5  # index of the first frame with a mask: five frames warm up
 
 
@@ -41,7 +41,7 @@ def read(file):
 
 @pytest.fixture(scope="module")
 def run(images, network, tmp_path_factory):
-    """The folder of a run, and what its recording says."""
+    """The folder of a run, and the contents of its recording."""
     pytest.importorskip("rerun", reason="rerun-sdk is not installed: 170 MB, and only `run --view` needs it")
     folder = tmp_path_factory.mktemp("run")
     file = folder / "view" / "clip.rrd"
@@ -55,7 +55,7 @@ def run(images, network, tmp_path_factory):
 
 
 def rows(recorded, entity, component):
-    """Frames and values of a component that is there in many frames."""
+    """Frames and values of a component that is logged in many frames."""
     found = recorded[f"/{entity}"][component]
     return [frame for frame, _, _ in found], [value for _, _, value in found]
 
@@ -64,7 +64,7 @@ def buffers(recorded, entity, component, dtype):
     return [np.array(value[0], np.uint8).view(dtype).reshape(SIZE) for value in rows(recorded, entity, component)[1]]
 
 
-def test_poses_are_those_of_the_trajectory_file(run):
+def test_poses_equal_the_trajectory_file(run):
     folder, recorded = run
     written = np.loadtxt(folder / "trajectory.txt")
     frames, positions = rows(recorded, "world/camera", "Transform3D:translation")
@@ -74,7 +74,7 @@ def test_poses_are_those_of_the_trajectory_file(run):
     np.testing.assert_allclose(np.squeeze(positions), written[:, 1:4], atol=1e-6)
     turns = np.squeeze(rows(recorded, "world/camera", "Transform3D:mat3x3")[1])
     for turn, (x, y, z, w) in zip(turns, written[:, 4:], strict=True):
-        # Rerun keeps a matrix column by column.
+        # Rerun stores matrices in column-major order.
         expected = [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
             [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
@@ -86,7 +86,7 @@ def test_poses_are_those_of_the_trajectory_file(run):
     np.testing.assert_allclose(ways[-1][0][:COUNT], written[:, 1:4], atol=1e-6)
 
 
-def test_pinhole_image_and_depth_are_there_in_every_frame(run):
+def test_pinhole_image_and_depth_are_logged_in_every_frame(run):
     folder, recorded = run
     frames, matrices = rows(recorded, "world/camera/image", "Pinhole:image_from_camera")
     assert frames == list(range(COUNT))
@@ -108,7 +108,7 @@ def test_pinhole_image_and_depth_are_there_in_every_frame(run):
     assert {value[0] for value in rows(recorded, "world/camera/image/depth", "DepthImage:meter")[1]} == {1000.0}
 
 
-def test_what_moves_is_there_from_the_first_frame_that_knows_it(run):
+def test_motion_is_logged_from_the_first_frame_with_a_motion_estimate(run):
     folder, recorded = run
     known = list(range(MOTION_FROM, COUNT))
     assert rows(recorded, "dynamic_map", "EncodedImage:blob")[0] == known
@@ -122,7 +122,7 @@ def test_what_moves_is_there_from_the_first_frame_that_knows_it(run):
     assert "moving" in str(context) and "static" in str(context)
 
 
-def test_the_last_static_scene_is_that_of_the_file(run):
+def test_the_last_static_scene_equals_the_file(run):
     folder, recorded = run
     frames, clouds = rows(recorded, "world/static_scene", "Points3D:positions")
     assert frames == [0, COUNT - 1]
@@ -156,7 +156,7 @@ def test_a_run_that_fails_at_once_leaves_no_recording(images, network, tmp_path,
 
 @pytest.fixture
 def spawned(monkeypatch):
-    """No viewer is opened; gives the folders on the path when it would have been."""
+    """Opens no viewer; records the folders on the path at the time of the call."""
     rerun = pytest.importorskip("rerun", reason="rerun-sdk is not installed")
     monkeypatch.setenv("PATH", "/usr/bin")
     paths = []
@@ -166,7 +166,7 @@ def spawned(monkeypatch):
     return paths
 
 
-def test_a_viewer_that_goes_away_does_not_end_the_run(images, network, spawned, tmp_path, monkeypatch, caplog):
+def test_a_viewer_that_closes_does_not_end_the_run(images, network, spawned, tmp_path, monkeypatch, caplog):
     def flush(*_, **__):
         raise RuntimeError("no connection")
 
@@ -189,7 +189,7 @@ def test_a_viewer_that_does_not_start_is_one_clear_line(images, spawned, tmp_pat
     assert "error: Rerun's viewer cannot be started: No executable.\n" in capsys.readouterr().err
 
 
-def test_without_rerun_the_error_says_how_to_get_it(images, tmp_path, capsys, monkeypatch):
+def test_without_rerun_the_error_contains_the_install_command(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(Raymap3rError, match=r"--view needs it: pip install rerun-sdk$"):
         RerunView(None)

@@ -1,4 +1,4 @@
-"""The folder of a run: its files read back by other means than those that wrote them."""
+"""The folder of a run: its files, read back by independent readers."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from raymap3r_ros.offline.result_folder import prepare_folder, write_depth_files
 def test_folder_with_files_is_refused_unless_allowed(tmp_path):
     folder = tmp_path / "a" / "out"
     prepare_folder(folder)
-    prepare_folder(folder)  # empty subfolders of a run that failed early are no obstacle
+    prepare_folder(folder)  # empty subfolders of a run that failed early are accepted
     (folder / "notes.txt").write_text("not ours")
     with pytest.raises(InputError, match=r"holds files already; .* --overwrite"):
         prepare_folder(folder)
@@ -36,7 +36,7 @@ def test_folder_has_only_the_subfolders_that_are_written_to(tmp_path):
     assert [item.relative_to(tmp_path).as_posix() for item in tmp_path.rglob("*")] == ["depth", "depth/mine.png"]
 
 
-def test_depth_is_millimetres_and_zero_where_unknown(tmp_path):
+def test_depth_is_in_millimetres_and_zero_if_unknown(tmp_path):
     prepare_folder(tmp_path / "out")
     depth = np.array(
         [[1.0, 0.0004, 0.0006, 65.535], [65.536, 100.0, 0.0, -1.0], [np.nan, np.inf, 1.2344, 1.2346]], np.float32
@@ -51,7 +51,7 @@ def test_depth_is_millimetres_and_zero_where_unknown(tmp_path):
     assert np.array_equal(stored, depth, equal_nan=True)
 
 
-def test_mask_is_255_where_it_moves(tmp_path):
+def test_mask_is_255_on_dynamic_pixels(tmp_path):
     prepare_folder(tmp_path)
     mask = np.array([[True, False, True], [False, False, True]])
     write_mask_file(tmp_path, 0, mask)

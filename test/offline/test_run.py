@@ -1,4 +1,4 @@
-"""Whole runs: small recordings through the small untrained network, and what must be in the folder afterwards."""
+"""Complete runs: small recordings, a small untrained network, and the resulting files."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ COUNT = 8
 
 @pytest.fixture
 def stepped(monkeypatch):
-    """Results of the steps of every stream, in order; `before(index)` may be set to do something first."""
+    """Results of the steps of all streams, in order. `before(index)` can be replaced by a hook before each step."""
 
     class Steps(list):
         def before(self, index: int) -> None:
@@ -109,7 +109,7 @@ def test_everything_is_written_and_agrees_with_the_results(images, network, step
 
 
 def rays_encoded(network, images, folder, options, outputs):
-    """How many frames of a run go through the ray branch, and its summary."""
+    """Number of frames of a run that use the ray branch, and its summary."""
     calls = []
     hook = network.ray_encoder.register_forward_hook(lambda *_: calls.append(None))
     try:
@@ -189,7 +189,7 @@ EVERYTHING = {*ALWAYS, *FOLDERS, "static_scene.ply", "preview.png", "preview.mp4
         (NOTHING, ALWAYS),
     ],
 )
-def test_summary_lists_the_files_that_are_there_also_over_an_earlier_run(images, network, tmp_path, outputs, files):
+def test_summary_lists_the_existing_files_also_after_an_earlier_run(images, network, tmp_path, outputs, files):
     folder = tmp_path / "out"
     run_recording(open_recording(images, max_frames=4), network, folder, OPTIONS, progress=False)
     summary = run_recording(
@@ -205,8 +205,8 @@ def test_summary_lists_the_files_that_are_there_also_over_an_earlier_run(images,
     assert json.loads((folder / "summary.json").read_text())["files"] == summary.files
 
 
-def test_static_scene_without_motion_contains_what_moves(images, network, stepped, tmp_path):
-    """The mask covers the left half of every image where motion was estimated, as for the last frames."""
+def test_static_scene_without_motion_contains_moving_objects(images, network, stepped, tmp_path):
+    """The mask covers the left half of each image for which motion was estimated, which includes the last frames."""
 
     def mask(result):
         moving = result.dynamic_mask.clone()
@@ -225,7 +225,7 @@ def test_static_scene_without_motion_contains_what_moves(images, network, steppe
     assert points[0] < points[1]
 
 
-def test_without_scene_and_maps_nothing_of_them_is_computed_or_copied(images, network, tmp_path, monkeypatch):
+def test_without_scene_and_maps_they_are_neither_computed_nor_copied(images, network, tmp_path, monkeypatch):
     copied = set()
     numpy = StepResult.numpy
 
@@ -273,7 +273,7 @@ def test_slow_rates_keep_their_digits(images, network, tmp_path, monkeypatch):
 
 
 def test_maps_of_past_frames_are_not_kept_in_memory(images, network, tmp_path, monkeypatch):
-    """From a GPU all maps of a frame come in one buffer, which includes the pose."""
+    """On a GPU, all maps of a frame and the pose share one buffer."""
     buffers = []
 
     def packed(tensors):
@@ -289,7 +289,7 @@ def test_maps_of_past_frames_are_not_kept_in_memory(images, network, tmp_path, m
     assert len(kept) == COUNT and not any(buffer is not None for buffer in kept)
 
 
-def test_points_of_the_cloud_are_the_pixels_in_the_world(images, network, stepped, tmp_path):
+def test_points_of_the_cloud_are_the_pixels_in_world_coordinates(images, network, stepped, tmp_path):
     options = CloudOptions(confidence_threshold=1.0, max_slope=10_000.0, mask_margin=0.0, voxel_size=1e-4)
     run_recording(
         open_recording(images, max_frames=1), network, tmp_path / "out", OPTIONS, cloud_options=options,
@@ -308,7 +308,7 @@ def test_points_of_the_cloud_are_the_pixels_in_the_world(images, network, steppe
     assert np.abs(colors.astype(int) - points["rgb"][::100]).max() <= 2
 
 
-def test_intrinsics_are_handed_to_the_stream(images, network, tmp_path):
+def test_intrinsics_are_passed_to_the_stream(images, network, tmp_path):
     matrix = np.array([[150.0, 0, 79.5], [0, 150, 59.5], [0, 0, 1]])
     run_recording(
         open_recording(images, max_frames=2, intrinsics=matrix), network, tmp_path / "out", OPTIONS, progress=False
@@ -336,7 +336,7 @@ def test_second_ctrl_c_stops_at_once(images, network, stepped, tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     stepped.before = twice
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             run_recording(open_recording(images), network, tmp_path / "out", OPTIONS, progress=False)
@@ -360,14 +360,14 @@ def test_error_half_way_finishes_the_files_and_is_raised(images, network, steppe
 
 
 def test_frames_without_finite_values_are_left_out_and_counted(images, network, stepped, tmp_path, caplog):
-    def spoil(result):
+    def make_invalid(result):
         if result.frame not in (1, 4):
             return result
         return dataclasses.replace(
             result, healthy=torch.tensor(False), depth=result.depth * torch.nan, pose=result.pose * torch.nan
         )
 
-    stepped.after = spoil
+    stepped.after = make_invalid
     summary = run_recording(open_recording(images), network, tmp_path / "out", OPTIONS, progress=False)
     assert (summary.frames, summary.frames_unhealthy) == (COUNT - 2, 2)
     assert files_in(tmp_path / "out") == expected_files(COUNT - 2)
@@ -402,8 +402,8 @@ def test_runs_outside_the_main_thread(images, network, tmp_path):
     assert summaries[0].frames == 1
 
 
-def test_preview_shows_the_part_that_the_network_saw(images, network, stepped, tmp_path, monkeypatch):
-    """A panorama is cropped at both ends; the preview's image must be cut alike, at the recorded resolution."""
+def test_preview_shows_the_crop_of_the_network(images, network, stepped, tmp_path, monkeypatch):
+    """A panorama is cropped at both ends. The preview must have the same crop, at the recorded resolution."""
     wide = tmp_path / "wide"
     wide.mkdir()
     ramp = np.zeros((100, 380, 3), np.uint8)

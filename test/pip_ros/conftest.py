@@ -1,4 +1,4 @@
-"""These tests are about the overlay for pip environments, so they run only where it is what Python imports."""
+"""Tests of the overlay for pip environments. They run only if Python imports the overlay."""
 
 import importlib.metadata
 

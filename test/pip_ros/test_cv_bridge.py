@@ -1,4 +1,4 @@
-"""cv_bridge against OpenCV's own conversions and numbers worked out by hand."""
+"""cv_bridge against OpenCV's conversions and values computed by hand."""
 
 import array
 
@@ -15,7 +15,7 @@ BGR = RANDOM.integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
 
 def image(encoding, pixels, pad=0, big_endian=False):
-    """An Image message of `pixels`, each row followed by `pad` bytes of rubbish."""
+    """An Image message of `pixels`, each row followed by `pad` random bytes."""
     pixels = pixels.astype(pixels.dtype.newbyteorder(">" if big_endian else "<"))
     rows = [row.tobytes() + b"\xaa" * pad for row in pixels]
     msg = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=len(rows[0]))
@@ -45,7 +45,7 @@ TYPES = [
 @pytest.mark.parametrize(("encoding", "dtype", "channels"), TYPES, ids=[name for name, _, _ in TYPES])
 @pytest.mark.parametrize("pad", [0, 5, 64])
 @pytest.mark.parametrize("big_endian", [False, True], ids=["little", "big"])
-def test_passthrough_reads_what_was_written(encoding, dtype, channels, pad, big_endian):
+def test_passthrough_reads_written_images(encoding, dtype, channels, pad, big_endian):
     pixels = sample(dtype, channels)
     found = BRIDGE.imgmsg_to_cv2(image(encoding, pixels, pad, big_endian))
     assert found.dtype == np.dtype(dtype) and found.dtype.isnative and found.flags.c_contiguous
@@ -110,7 +110,7 @@ def test_depths_are_scaled_only_between_8_and_16_bits():
     np.testing.assert_array_equal(BRIDGE.imgmsg_to_cv2(image("16UC1", every), "8UC1"), exact)
     small = np.arange(256, dtype=np.uint8).reshape(16, 16)
     np.testing.assert_array_equal(BRIDGE.imgmsg_to_cv2(image("mono8", small), "mono16"), small * np.uint16(257))
-    # Depth in millimetres keeps its numbers on the way to another type.
+    # Depth in millimetres keeps its values in another type.
     np.testing.assert_array_equal(BRIDGE.imgmsg_to_cv2(image("16UC1", every), "32FC1"), every.astype(np.float32))
     metres = np.array([[-1.0, 0.4, 0.5, 1.5, 1e9, np.nan]], np.float32)
     np.testing.assert_array_equal(BRIDGE.imgmsg_to_cv2(image("32FC1", metres), "16UC1"), [[0, 0, 0, 2, 65535, 0]])
@@ -138,7 +138,7 @@ def test_yuv422(encoding, order):
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
 def test_bayer(pattern, bits):
-    # One flat colour seen through the filter must come back everywhere (away from the border).
+    # A uniform colour behind the filter must be recovered everywhere except at the border.
     scale = 1 if bits == 8 else 257
     rgb = {"r": 200 * scale, "g": 120 * scale, "b": 40 * scale}
     tile = np.array([rgb[letter] for letter in pattern], f"uint{bits}").reshape(2, 2)
@@ -167,7 +167,7 @@ def test_bayer(pattern, bits):
         ("32FC0", "passthrough", "Unrecognized image encoding"),
     ],
 )
-def test_conversions_that_make_no_sense(source, target, why):
+def test_invalid_conversions_are_refused(source, target, why):
     msg = Image(height=4, width=4, encoding=source, step=16 * 4, data=array.array("B", bytes(16 * 16)))
     with pytest.raises(CvBridgeError, match=why):
         BRIDGE.imgmsg_to_cv2(msg, target)
@@ -203,7 +203,7 @@ def test_a_conversion_is_a_copy(target):
     assert bytes(msg.data) == BGR.tobytes()
 
 
-def test_arrays_that_are_no_image():
+def test_arrays_that_are_not_images():
     with pytest.raises(TypeError, match="numpy array"):
         BRIDGE.cv2_to_imgmsg([[1, 2]])
     for shape, dtype in ((3, "u1"), ((2, 2), bool), ((2, 2), "i8"), ((0, 2), "u1"), ((2, 2, 2, 2), "u1")):
@@ -238,7 +238,7 @@ def test_compressed_color():
     np.testing.assert_allclose(BRIDGE.compressed_imgmsg_to_cv2(jpg, "rgb8"), smooth[..., ::-1], atol=4)
 
 
-def test_compressed_that_cannot_be_used():
+def test_unusable_compressed_images():
     grey = compressed(cv2.imencode(".png", sample("uint8", 1))[1].tobytes())
     with pytest.raises(CvBridgeError, match="passthrough"):
         BRIDGE.compressed_imgmsg_to_cv2(grey, "rgb8")

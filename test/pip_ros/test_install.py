@@ -1,4 +1,4 @@
-"""pip_ros/install.py: what it does before it installs anything, in bare environments. No network is needed."""
+"""Checks of pip_ros/install.py before it installs anything, in bare environments. No network is needed."""
 
 import os
 import runpy
@@ -24,7 +24,7 @@ def bare_python(tmp_path_factory):
 
 @pytest.fixture
 def install(bare_python, tmp_path):
-    """Runs install.py with only the named packages importable; gives exit status and all output."""
+    """Runs install.py with only the named packages importable; returns exit status and output."""
 
     def run(packages=(), python=bare_python, **environment):
         for name in packages:
@@ -42,19 +42,19 @@ def install(bare_python, tmp_path):
     return run
 
 
-def test_a_distribution_is_left_alone(install, bare_python):
+def test_a_distribution_is_not_changed(install, bare_python):
     before = sorted(bare_python.parents[1].rglob("*"))
     status, output = install(NEEDED, ROS_DISTRO="jazzy")
     assert status == 0 and "ROS 2 jazzy supplies every ROS package" in output
     assert sorted(bare_python.parents[1].rglob("*")) == before
 
 
-def test_packages_built_from_source_are_left_alone(install):
+def test_packages_built_from_source_are_not_changed(install):
     status, output = install(NEEDED)
     assert status == 0 and "none is installed" in output
 
 
-def test_a_distribution_by_half(install):
+def test_an_incomplete_distribution(install):
     status, output = install([name for name in NEEDED if name not in ("cv_bridge", "tf2_ros")], ROS_DISTRO="jazzy")
     assert status and "sudo apt install ros-jazzy-tf2-ros ros-jazzy-cv-bridge" in output
 
@@ -64,7 +64,7 @@ def test_the_wrong_python_for_a_distribution(install):
     assert status and "does not find its rclpy" in output and "PYTHON=/usr/bin/python3" in output
 
 
-def test_packages_by_half_without_a_distribution(install):
+def test_incomplete_packages_without_a_distribution(install):
     status, output = install(["tf2_ros"])
     assert status and "tf2_ros is here, but not rclpy" in output
 
@@ -102,7 +102,7 @@ def test_rclpy_starts_without_a_home(environment, tmp_path):
     assert done.stdout.strip() == str(tmp_path / f"ros_log_{os.getuid()}")
 
 
-def test_python_started_by_that_of_another_environment(tmp_path):
+def test_python_started_from_another_environment(tmp_path):
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "_ROS_WHEELS_BOOTSTRAP_COMPLETE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", "import rclpy; rclpy.init()"], env=environment, capture_output=True, text=True

@@ -34,7 +34,7 @@ def packed(big_endian=False):
 
 
 @pytest.mark.parametrize("big_endian", [False, True], ids=["little", "big"])
-def test_reads_what_struct_packed(big_endian):
+def test_reads_a_cloud_packed_with_struct(big_endian):
     cloud = packed(big_endian)
     before = bytes(cloud.data)
     points = point_cloud2.read_points(cloud)
@@ -57,7 +57,7 @@ def test_reads_a_part():
     np.testing.assert_array_equal(xyz[2], [3, 4, 5])
 
 
-def test_reading_what_is_not_there():
+def test_reading_missing_fields_and_points():
     with pytest.raises(ValueError, match=r"no field \['w'\]"):
         point_cloud2.read_points(packed(), ["x", "w"])
     with pytest.raises(ValueError, match="different datatypes"):
@@ -76,7 +76,7 @@ def test_reading_what_is_not_there():
         ([PointField(name="x", datatype=PointField.INT8, count=1)] * 2, "same name"),
     ],
 )
-def test_fields_that_cannot_be(fields, why):
+def test_invalid_fields_are_refused(fields, why):
     with pytest.raises(ValueError, match=why):
         point_cloud2.dtype_from_fields(fields)
 
@@ -91,7 +91,7 @@ def test_dtype_from_fields():
 
 
 @pytest.mark.parametrize("form", ["list", "structured"])
-def test_writes_what_struct_unpacks(form):
+def test_writes_a_cloud_that_struct_unpacks(form):
     points = POINTS
     if form == "structured":
         points = np.zeros(3, point_cloud2.dtype_from_fields(FIELDS, STEP))
@@ -148,4 +148,4 @@ def test_a_large_cloud_is_quick():
     point_cloud2.create_cloud(Header(), FIELDS, points[:10], STEP)
     start = time.perf_counter()
     point_cloud2.create_cloud(Header(), FIELDS, points, STEP)
-    assert time.perf_counter() - start < 0.25  # byte by byte it takes seconds
+    assert time.perf_counter() - start < 0.25  # a loop over bytes takes seconds

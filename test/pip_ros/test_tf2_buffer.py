@@ -1,4 +1,4 @@
-"""tf2_ros.Buffer against transforms worked out with 4 x 4 matrices."""
+"""tf2_ros.Buffer against transforms computed with 4 x 4 matrices."""
 
 import threading
 import time
@@ -40,7 +40,7 @@ def message(parent, child, stamp, axis=(0, 0, 1), angle=0.0, translation=(0, 0, 
 
 
 def to_matrix(msg):
-    """The (4, 4) matrix of a TransformStamped, by the quaternion's rotation of the three axes."""
+    """The (4, 4) matrix of a TransformStamped, from the three axes rotated by the quaternion."""
     r, t = msg.transform.rotation, msg.transform.translation
     q = np.array([r.x, r.y, r.z])
     result = np.eye(4)
@@ -97,7 +97,7 @@ def test_interpolates_equal_and_nearly_equal_rotations(buffer):
         np.testing.assert_allclose(found, matrix((0, 0, 1), 0.3, (0, 0, 0)), atol=2e-8)
 
 
-def test_stamps_may_come_in_any_order(buffer):
+def test_stamps_may_arrive_in_any_order(buffer):
     for stamp in (5, 3, 4, 1, 2):
         buffer.set_transform(message("a", "b", stamp, translation=(stamp, 0, 0)), "test")
     for stamp in np.arange(1, 5.01, 0.25):
@@ -119,14 +119,14 @@ def test_time_zero_is_the_latest_common_time(buffer):
     assert buffer.get_latest_common_time("base", "camera") == Time()
 
 
-def test_a_message_time_will_do(buffer):
+def test_a_message_time_is_accepted(buffer):
     buffer.set_transform(message("a", "b", 1.25, translation=(1, 0, 0)), "test")
     assert buffer.lookup_transform("a", "b", at(1.25).to_msg()).transform.translation.x == 1
     with pytest.raises(TypeError, match="time"):
         buffer.lookup_transform("a", "b", 1.25)
 
 
-def test_static_transforms_hold_at_every_time_and_survive_clear(buffer):
+def test_static_transforms_are_valid_at_every_time_and_survive_clear(buffer):
     buffer.set_transform_static(message("base", "camera", 5, translation=(1, 2, 3)), "test")
     buffer.set_transform(message("map", "base", 5), "test")
     for stamp in (Time(), at(0.001), at(1e6)):
@@ -162,7 +162,7 @@ def test_cache_time():
             buffer.set_transform(message("a", "b", stamp), "test")
         assert buffer.can_transform("a", "b", at(130 - cache))
         assert not buffer.can_transform("a", "b", at(130 - cache - 1))
-        buffer.set_transform(message("a", "b", 105), "test")  # older than what is kept
+        buffer.set_transform(message("a", "b", 105), "test")  # older than the cache
         assert not buffer.can_transform("a", "b", at(105))
 
 
@@ -202,7 +202,7 @@ def test_a_loop_is_refused(buffer):
     ],
     ids=["self", "no parent", "no child", "nan", "too long", "zero quaternion"],
 )
-def test_useless_transforms_are_ignored(buffer, wrong):
+def test_invalid_transforms_are_ignored(buffer, wrong):
     buffer.set_transform(wrong, "test")
     with pytest.raises(tf2_ros.LookupException):
         buffer.lookup_transform("a", "b", Time())
@@ -239,7 +239,7 @@ def test_waits_for_a_transform(buffer):
     timer.join()
 
 
-def test_waits_no_longer_than_asked(buffer):
+def test_waits_no_longer_than_the_timeout(buffer):
     start = time.monotonic()
     assert not buffer.can_transform("a", "b", Time(), Duration(seconds=0.2))
     with pytest.raises(tf2_ros.LookupException):
@@ -247,7 +247,7 @@ def test_waits_no_longer_than_asked(buffer):
     assert 0.35 < time.monotonic() - start < 5
 
 
-def test_forgets_when_time_jumps_back(buffer):
+def test_clears_the_buffer_when_time_jumps_back(buffer):
     buffer.set_transform(message("a", "b", 5), "test")
     buffer._time_jumped(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(seconds=-4)))
     assert not buffer.can_transform("a", "b", Time())
@@ -265,7 +265,7 @@ def test_writers_and_readers_in_threads(buffer):
                 found = buffer.lookup_transform("a", "b", Time())
                 stamp = Time.from_msg(found.header.stamp).nanoseconds / 1e9
                 assert found.transform.translation.x == pytest.approx(stamp - 1, abs=1e-6)
-            except Exception as error:  # collected: an exception in a thread fails no test
+            except Exception as error:  # collected, because an exception in a thread does not fail a test
                 failures.append(error)
                 return
 
@@ -282,8 +282,8 @@ def test_writers_and_readers_in_threads(buffer):
     assert not failures
 
 
-def test_a_look_up_is_quick(buffer):
-    """A node looks up several transforms per frame: this must not be felt at 30 Hz."""
+def test_a_lookup_is_fast(buffer):
+    """A node looks up several transforms per frame, at 30 Hz."""
     for stamp in range(1000):
         buffer.set_transform(message("map", "odom", 100 + stamp / 100), "test")
         buffer.set_transform(message("odom", "base", 100 + stamp / 100), "test")

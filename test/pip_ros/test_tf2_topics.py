@@ -1,4 +1,4 @@
-"""tf2_ros over DDS: /tf and /tf_static between two nodes, and the type that other ROS 2 machines expect."""
+"""tf2_ros over DDS: /tf and /tf_static between two nodes, and the message type of other ROS 2 machines."""
 
 import time
 
@@ -9,7 +9,7 @@ from geometry_msgs.msg import TransformStamped
 from rclpy.duration import Duration
 from rclpy.time import Time
 
-# Upstream's tf2_msgs/msg/TFMessage: with another hash no ROS 2 machine would take our messages.
+# Hash of the upstream tf2_msgs/msg/TFMessage. With another hash, other ROS 2 machines would not receive the messages.
 TYPE_HASH = "RIHS01_e369d0f05a23ae52508854b66f6aa0437f3449d652e8cbf22d5abe85d020f087"
 WAIT = Duration(seconds=20)
 
@@ -44,25 +44,25 @@ def test_round_trip(nodes):
     static.sendTransform([transform("base", "lidar", 0, 200), transform("base", "camera", 0, 300)])
     moving = tf2_ros.TransformBroadcaster(sender)
     buffer = tf2_ros.Buffer(node=receiver)
-    listener = tf2_ros.TransformListener(buffer, receiver, spin_thread=True)
+    transforms = tf2_ros.TransformListener(buffer, receiver, spin_thread=True)
     try:
         wait_for(lambda: moving.pub_tf.get_subscription_count() > 0, "subscriber of /tf")
         moving.sendTransform(transform("map", "base", 1, 1))
         moving.sendTransform((transform("map", "base", 2, 2), transform("map", "person", 2, -5)))
-        # The static ones were sent before anyone listened; of two for one frame the later one holds.
+        # The static transforms were sent before the subscription. The later of two for the same frame is valid.
         found = buffer.lookup_transform("map", "camera", Time(nanoseconds=1_500_000_000), WAIT)
         assert found.transform.translation.x == 301.5
         assert buffer.lookup_transform("lidar", "person", Time(), WAIT).transform.translation.x == -207
     finally:
-        listener.unregister()
+        transforms.unregister()
 
 
-def test_shutdown_under_a_spinning_listener(ros):
+def test_shutdown_while_a_transform_listener_spins(ros):
     node = ros.create_node("receiver")
-    listener = tf2_ros.TransformListener(tf2_ros.Buffer(), node, spin_thread=True)
+    transforms = tf2_ros.TransformListener(tf2_ros.Buffer(), node, spin_thread=True)
     ros.shutdown()
-    listener.dedicated_listener_thread.join(20)
-    assert not listener.dedicated_listener_thread.is_alive()
+    transforms.dedicated_listener_thread.join(20)
+    assert not transforms.dedicated_listener_thread.is_alive()
 
 
 def test_type_hash_is_upstreams(nodes):

@@ -28,38 +28,38 @@ def cameras(network: Network, count: int, options: StreamOptions | None = None) 
     return [Stream(network, options, METHOD_SOON) for _ in range(count)]
 
 
-def steady_cameras(together: BatchScheduler, count: int) -> list[Stream]:
+def steady_cameras(scheduler: BatchScheduler, count: int) -> list[Stream]:
     """Streams whose next frames may run in a batch."""
-    streams = cameras(together.network, count)
+    streams = cameras(scheduler.network, count)
     for seed, stream in enumerate(streams):
         for image in frames(STEADY, seed):
-            together.step(stream, image)
+            scheduler.step(stream, image)
     return streams
 
 
-def wait_for_waiting(together: BatchScheduler, count: int) -> None:
+def wait_for_waiting(scheduler: BatchScheduler, count: int) -> None:
     """Return as soon as `count` frames wait for the network."""
     deadline = time.monotonic() + LIMIT
-    while together.waiting != count:
-        assert time.monotonic() < deadline, f"{together.waiting} frames wait, expected {count}"
+    while scheduler.waiting != count:
+        assert time.monotonic() < deadline, f"{scheduler.waiting} frames wait, expected {count}"
         time.sleep(1e-4)
 
 
-def at_once(together: BatchScheduler, *calls: Callable[[], Any], waiting: int | None = None) -> list[Future]:
+def at_once(scheduler: BatchScheduler, *calls: Callable[[], Any], waiting: int | None = None) -> list[Future]:
     """Make each call in its own thread, so that they wait for the network in this order, then free the network.
 
-    `waiting` is the number of calls that get as far as waiting, if not all do.
+    `waiting` is the number of calls that reach the wait, if not all do.
     """
     with ThreadPoolExecutor(len(calls)) as pool:
-        with together.paused():
+        with scheduler.paused():
             futures = []
             for place, call in enumerate(calls):
                 futures.append(pool.submit(call))
                 if waiting is None:
-                    wait_for_waiting(together, place + 1)
-            wait_for_waiting(together, len(calls) if waiting is None else waiting)
+                    wait_for_waiting(scheduler, place + 1)
+            wait_for_waiting(scheduler, len(calls) if waiting is None else waiting)
         return futures
 
 
-def stepping(together: BatchScheduler, stream: Stream, image: np.ndarray, **how: Any) -> Callable[[], StepResult]:
-    return lambda: together.step(stream, image, **how)
+def stepping(scheduler: BatchScheduler, stream: Stream, image: np.ndarray, **how: Any) -> Callable[[], StepResult]:
+    return lambda: scheduler.step(stream, image, **how)

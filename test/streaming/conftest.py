@@ -1,4 +1,4 @@
-"""Fixtures of tests of the stream."""
+"""Fixtures of the tests of the stream."""
 
 import pytest
 from torch import Tensor
@@ -13,13 +13,13 @@ def network(tiny_config: NetworkConfig):
 
 @pytest.fixture
 def batches(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of images in every call of the network, in order."""
+    """The number of images in each call of the network, in order."""
     sizes: list[int] = []
     encode = network.encode_image
 
-    def noted(planes: Tensor) -> Tensor:
+    def recorded(planes: Tensor) -> Tensor:
         sizes.append(len(planes))
         return encode(planes)
 
-    monkeypatch.setattr(network, "encode_image", noted)
+    monkeypatch.setattr(network, "encode_image", recorded)
     return sizes

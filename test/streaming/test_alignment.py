@@ -1,4 +1,4 @@
-"""Similarity transforms are recovered in spite of noise and moving objects."""
+"""Similarity transforms are recovered despite noise and moving objects."""
 
 import math
 
@@ -44,10 +44,10 @@ def test_weightless_points_do_not_count():
 
 
 def from_one_camera(noise: float, seed: int = 0, movers: float = 0.0) -> tuple[torch.Tensor, ...]:
-    """Clouds (1, N, 3) of one frame in the new and in the old world, weights without movers, and the two poses.
+    """Clouds (1, N, 3) of one frame in the new and in the old segment, weights without movers, and the two poses.
 
-    A depth is off by a part that its whole quarter of the image shares and a part of its own; the share `movers` of
-    the points is where the two memories disagree by a factor of 1.6.
+    The error of a depth has a part shared by its quarter of the image and an independent part. For the share `movers`
+    of the points, the two predictions differ by a factor of 1.6.
     """
     generator = torch.Generator().manual_seed(seed)
     poses = cameras.pose_matrix(torch.randn(2, 7, generator=generator))
@@ -71,9 +71,9 @@ def errors(kind: str, noise: float, movers: float = 0.0, weighted: bool = True) 
         after, before, weight, after_pose, before_pose = from_one_camera(noise, seed, movers)
         weight = weight if weighted else torch.ones_like(weight)
         fit, _ = align_segments(kind, after, before, weight, after_pose, before_pose, torch.ones(1))
-        joined = fit.apply_to_pose(after_pose)
-        turn = cameras.rotation_angle(*(cameras.quaternion(pose[:, :3, :3]) for pose in (joined, before_pose)))
-        shift = (joined[:, :3, 3] - before_pose[:, :3, 3]).norm(dim=-1)
+        aligned = fit.apply_to_pose(after_pose)
+        turn = cameras.rotation_angle(*(cameras.quaternion(pose[:, :3, :3]) for pose in (aligned, before_pose)))
+        shift = (aligned[:, :3, 3] - before_pose[:, :3, 3]).norm(dim=-1)
         rows.append(torch.cat((turn, shift, (fit.scale / 1.7).log().abs())))
     return torch.stack(rows).mean(0)
 
@@ -86,7 +86,7 @@ def test_errors_of_depth_neither_turn_nor_shift_the_world():
 
 
 def test_the_scale_does_not_shrink_with_the_noise_of_the_clouds():
-    """Twenty resets with 10 % of noise in every depth: Umeyama's own scale would be lost, ours stays."""
+    """Twenty resets with 10 % noise in each depth: the scale of Umeyama's method shrinks, ours does not."""
     generator = torch.Generator().manual_seed(1)
     pose, weight, rays = torch.eye(4)[None], torch.ones(1, 5000), cloud(5000)
     scales = {"robust": 1.0, "published": 1.0}
@@ -99,31 +99,31 @@ def test_the_scale_does_not_shrink_with_the_noise_of_the_clouds():
 
 
 @pytest.mark.parametrize("kind", ["robust", "published"])
-def test_what_moves_takes_no_part(kind: str):
-    free, kept_out, taken_in = (
+def test_weights_exclude_moving_objects(kind: str):
+    without, excluded, included = (
         errors(kind, 0.02, movers, weighted) for movers, weighted in ((0.0, True), (0.6, True), (0.6, False))
     )
-    assert kept_out[2] < free[2] + 0.02 < 0.05 and taken_in[2] > 0.1
+    assert excluded[2] < without[2] + 0.02 < 0.05 and included[2] > 0.1
 
 
-def test_poses_go_through_and_back():
+def test_poses_are_transformed_and_back():
     truth = some_similarity()
     pose = cameras.pose_matrix(torch.randn(1, 7, generator=torch.Generator().manual_seed(3)))
     moved = truth.apply_to_pose(pose)
     torch.testing.assert_close(truth.invert_on_pose(moved), pose, atol=1e-5, rtol=0)
-    # A point ahead of the camera is at the same place, whichever way it goes.
+    # A point ahead of the camera has the same position both ways.
     ahead = torch.tensor([[[0.1, 0.2, 1.5]]])
     there = truth.apply(cameras.transform_points(pose, ahead))
     torch.testing.assert_close(there, cameras.transform_points(moved, ahead * truth.scale), atol=1e-5, rtol=0)
 
 
-def test_movers_of_a_third_that_nobody_noticed_cost_little():
+def test_undetected_moving_objects_on_a_third_of_the_points_have_little_effect():
     assert errors("robust", 0.02, 0.33, weighted=False)[2] < 0.03 < 0.1 < errors("published", 0.02, 0.33, False)[2]
 
 
 @pytest.mark.parametrize("kind", ["robust", "published"])
 @pytest.mark.parametrize("broken", ["nan", "no weight"])
-def test_clouds_that_say_nothing_are_joined_by_their_poses_and_reported(kind: str, broken: str):
+def test_unusable_clouds_are_aligned_by_their_poses_and_reported(kind: str, broken: str):
     after = cloud()
     before = after * math.nan if broken == "nan" else after
     weight = torch.zeros(1, 2000) if broken == "no weight" else torch.ones(1, 2000)

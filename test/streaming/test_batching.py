@@ -1,4 +1,4 @@
-"""Several cameras on one network: each result is that of a stream on its own."""
+"""Several cameras on one network: the results equal those of separate streams."""
 
 import dataclasses
 import gc
@@ -30,7 +30,7 @@ TENSORS = [field.name for field in dataclasses.fields(StepResult) if field.type 
 
 def assert_close(first: StepResult, second: StepResult, tolerance: float = 1e-5) -> None:
     for name in TENSORS:
-        # The gate divides by the quartile distance of a few tokens, which makes much of a rounding error.
+        # The gate divides by the interquartile range of a few tokens, which amplifies rounding errors.
         allowed = 10 * tolerance if name == "gate" else tolerance
         torch.testing.assert_close(
             getattr(first, name), getattr(second, name), atol=allowed, rtol=allowed, equal_nan=True
@@ -51,8 +51,10 @@ def assert_close(first: StepResult, second: StepResult, tolerance: float = 1e-5)
     ],
     ids=lambda options: options.update_rule,
 )
-def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: list[int], options: StreamOptions):
-    """With starts and resets at different frames, different image sizes, and intrinsics from some frame on."""
+def test_each_camera_has_the_results_of_a_separate_stream(
+    network: Network, batches: list[int], options: StreamOptions
+):
+    """With starts and resets at different frames, different image sizes, and intrinsics that start later."""
     images = [frames(14, 1), frames(14, 2), frames(14, 3, (32, 24)), frames(14, 4)]
     starts = (0, 3, 1, 0)
     intrinsics = np.array([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]])
@@ -67,13 +69,13 @@ def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: lis
         for camera, stream in enumerate(alone)
     ]
     batches.clear()
-    together, streams = BatchScheduler(network), cameras(network, 4, options)
+    scheduler, streams = BatchScheduler(network), cameras(network, 4, options)
     for index in range(17):
         here = [camera for camera in range(4) if 0 <= index - starts[camera] < 14]
         results = at_once(
-            together,
+            scheduler,
             *(
-                stepping(together, streams[camera], images[camera][index - starts[camera]], **arguments(camera, at))
+                stepping(scheduler, streams[camera], images[camera][index - starts[camera]], **arguments(camera, at))
                 for camera in here
                 for at in [index - starts[camera]]
             ),
@@ -84,53 +86,53 @@ def test_each_camera_gets_what_it_would_get_alone(network: Network, batches: lis
 
 
 def test_only_frames_with_equal_plan_and_size_share_a_batch(network: Network, batches: list[int]):
-    together = BatchScheduler(network, patience=0)
-    streams = steady_cameras(together, 7)
+    scheduler = BatchScheduler(network, patience=0)
+    streams = steady_cameras(scheduler, 7)
     streams[2].options = StreamOptions(update_rule="cut3r")  # another plan
     streams[3].reset()  # not steady
-    images = [frames(1, seed, (32, 24) if seed == 4 else (24, 32))[0] for seed in range(7)]  # one of another size
+    images = [frames(1, seed, (32, 24) if seed == 4 else (24, 32))[0] for seed in range(7)]  # one has another size
     for image in frames(STEADY, 4, (32, 24)):
-        together.step(streams[4], image)
+        scheduler.step(streams[4], image)
     how = [{}, {}, {}, {}, {}, {"motion": False}, {"intrinsics": np.diag((30.0, 30.0, 1.0))}]
     batches.clear()
-    calls = [stepping(together, *call, **kind) for *call, kind in zip(streams, images, how, strict=True)]
-    for result in at_once(together, *calls):
+    calls = [stepping(scheduler, *call, **kind) for *call, kind in zip(streams, images, how, strict=True)]
+    for result in at_once(scheduler, *calls):
         result.result()
     assert batches == [2, 1, 1, 1, 1, 1]
 
 
-def test_cameras_whose_raw_images_differ_in_size_stay_in_their_worlds_in_one_batch(
+def test_cameras_with_raw_images_of_different_sizes_keep_their_worlds_in_one_batch(
     network: Network, batches: list[int]
 ):
     images = [frames(STEADY + 3, seed, size) for seed, size in enumerate([(24, 32), (48, 64)])]
     expected = [[stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, 2))]
-    together, streams = BatchScheduler(network), cameras(network, 2)
+    scheduler, streams = BatchScheduler(network), cameras(network, 2)
     batches.clear()
     for index in range(STEADY + 3):
-        calls = [stepping(together, stream, own[index]) for stream, own in zip(streams, images, strict=True)]
-        for camera, result in enumerate(at_once(together, *calls)):
+        calls = [stepping(scheduler, stream, own[index]) for stream, own in zip(streams, images, strict=True)]
+        for camera, result in enumerate(at_once(scheduler, *calls)):
             assert_close(result.result(), expected[camera][index])
     assert batches == [1] * 2 * STEADY + [2] * 3
 
 
-def test_cameras_that_run_free_get_what_they_would_get_alone(network: Network, batches: list[int]):
+def test_unsynchronised_cameras_have_the_results_of_separate_streams(network: Network, batches: list[int]):
     count, length = 3, 16
     images = [frames(length, seed) for seed in range(count)]
     expected = [
         [stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, count))
     ]
     batches.clear()
-    together, streams, barrier = BatchScheduler(network), cameras(network, count), threading.Barrier(count)
+    scheduler, streams, barrier = BatchScheduler(network), cameras(network, count), threading.Barrier(count)
 
     def run(camera: int) -> list[StepResult]:
         barrier.wait(LIMIT)
-        return [together.step(streams[camera], image) for image in images[camera]]
+        return [scheduler.step(streams[camera], image) for image in images[camera]]
 
     with ThreadPoolExecutor(count) as pool:
         results = list(pool.map(run, range(count)))
-    for ours, theirs in zip(results, expected, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            # The batches differ from run to run, and so do the rounding errors.
+    for camera_results, camera_expected in zip(results, expected, strict=True):
+        for one, other in zip(camera_results, camera_expected, strict=True):
+            # The batches differ between runs, and therefore the rounding errors too.
             assert_close(one, other, tolerance=1e-4)
     assert sum(batches) == count * length and max(batches) > 1
 
@@ -155,31 +157,31 @@ class Rerun:
 
 
 def test_recorded_batches_do_not_overwrite_results_and_states(network: Network):
-    """Batches of changing cameras: the graph of one batch must not overwrite the results of another."""
+    """Batches of varying cameras: the graph of one batch must not overwrite the results of another."""
     images = [frames(12, seed) for seed in range(3)]
     expected = [[stream.step(image) for image in images[camera]] for camera, stream in enumerate(cameras(network, 3))]
     capture = Rerun()
-    together, streams = BatchScheduler(network, capture=capture), cameras(network, 3)
+    scheduler, streams = BatchScheduler(network, capture=capture), cameras(network, 3)
     groups = [(0, 1, 2), (0,), (1,), (2,), (1, 2), (0,), (0, 2), (1,)]
     kept: list[list[StepResult]] = [[], [], []]
     while min(map(len, kept)) < 12:
         for group in groups:
-            calls = [stepping(together, streams[camera], images[camera][len(kept[camera]) % 12]) for camera in group]
-            for camera, result in zip(group, at_once(together, *calls), strict=True):
+            calls = [stepping(scheduler, streams[camera], images[camera][len(kept[camera]) % 12]) for camera in group]
+            for camera, result in zip(group, at_once(scheduler, *calls), strict=True):
                 kept[camera].append(result.result())
-    for ours, theirs in zip(kept, expected, strict=True):
-        for one, other in zip(ours, theirs, strict=False):
+    for camera_results, camera_expected in zip(kept, expected, strict=True):
+        for one, other in zip(camera_results, camera_expected, strict=False):
             assert_close(one, other)
     assert capture.recorded == 3  # of one, two and three cameras
 
 
 def test_warm_up_records_every_batch_and_changes_nothing(network: Network, batches: list[int]):
     capture = Rerun()
-    together = BatchScheduler(network, capture=capture)
-    (stream,) = steady_cameras(together, 1)
+    scheduler = BatchScheduler(network, capture=capture)
+    (stream,) = steady_cameras(scheduler, 1)
     before = stream.snapshot()
     batches.clear()
-    together.warm_up(stream, 4, frames(1, 0)[0])
+    scheduler.warm_up(stream, 4, frames(1, 0)[0])
     assert capture.recorded == 3 and set(batches) == {2, 3, 4}
     after = stream.snapshot()
     assert after.frame == before.frame and torch.equal(after.state, before.state)
@@ -189,7 +191,7 @@ def test_warm_up_records_every_batch_and_changes_nothing(network: Network, batch
 
 
 class WallOfMany(wall.WallNetwork):
-    """Loses single images of a batch."""
+    """Returns NaN for single images of a batch."""
 
     def self_points(self, decoded, size):
         points, confidence = super().self_points(decoded, size)
@@ -197,14 +199,14 @@ class WallOfMany(wall.WallNetwork):
         return torch.where(lost[:, None, None, None], torch.nan, points), confidence
 
 
-def test_a_frame_with_nan_harms_neither_the_other_camera_nor_the_next_frame():
+def test_a_frame_with_nan_affects_neither_the_other_camera_nor_the_next_frame():
     network = WallOfMany()
-    together = BatchScheduler(network)
+    scheduler = BatchScheduler(network)
     streams = [Stream(network, StreamOptions(reset_interval=10), METHOD_SOON) for _ in range(2)]
     for frame in range(30):
         shown = frame, 40 + frame
-        calls = [stepping(together, stream, wall.image(at)) for stream, at in zip(streams, shown, strict=True)]
-        for first, at, future in zip((0, 40), shown, at_once(together, *calls), strict=True):
+        calls = [stepping(scheduler, stream, wall.image(at)) for stream, at in zip(streams, shown, strict=True)]
+        for first, at, future in zip((0, 40), shown, at_once(scheduler, *calls), strict=True):
             result = future.result()
             assert result.healthy.item() == (at != 64)
             if at != 64:
@@ -213,28 +215,28 @@ def test_a_frame_with_nan_harms_neither_the_other_camera_nor_the_next_frame():
 
 
 def test_only_the_caller_of_an_unusable_image_gets_the_error(network: Network):
-    together = BatchScheduler(network, patience=0)
-    streams = steady_cameras(together, 2)
+    scheduler = BatchScheduler(network, patience=0)
+    streams = steady_cameras(scheduler, 2)
     alone = Stream(network, method=METHOD_SOON)
     alone.restore(streams[1].snapshot())
     before = streams[0].snapshot()
     good, image = frames(2, 9)
     refused, result = at_once(
-        together, stepping(together, streams[0], good.astype(np.float32)), stepping(together, streams[1], image),
+        scheduler, stepping(scheduler, streams[0], good.astype(np.float32)), stepping(scheduler, streams[1], image),
         waiting=1,
     )  # fmt: skip
     with pytest.raises(InputError, match="RGB uint8"):
         refused.result()
     assert_close(result.result(), alone.step(image))
     assert streams[0].snapshot().frame == before.frame
-    assert together.step(streams[0], good).frame == before.frame
+    assert scheduler.step(streams[0], good).frame == before.frame
 
 
 def test_a_batch_without_memory_is_run_one_by_one_and_not_tried_again(
     network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    together = BatchScheduler(network, patience=0)
-    streams, alone = steady_cameras(together, 4), cameras(network, 4)
+    scheduler = BatchScheduler(network, patience=0)
+    streams, alone = steady_cameras(scheduler, 4), cameras(network, 4)
     for one, other in zip(alone, streams, strict=True):
         one.restore(other.snapshot())
     encode = network.encode_image
@@ -249,19 +251,19 @@ def test_a_batch_without_memory_is_run_one_by_one_and_not_tried_again(
     batches.clear()
     for index in range(2):
         images = [frames(1, 10 * index + seed)[0] for seed in range(4)]
-        calls = [stepping(together, stream, image) for stream, image in zip(streams, images, strict=True)]
-        results = [future.result() for future in at_once(together, *calls)]
+        calls = [stepping(scheduler, stream, image) for stream, image in zip(streams, images, strict=True)]
+        results = [future.result() for future in at_once(scheduler, *calls)]
         for stream, image, result in zip(alone, images, results, strict=True):
             assert_close(result, stream.step(image))
-    assert batches == [4, 1, 1, 1, 1] + 4 * [1] + [2, 2] + 4 * [1]  # between them the streams alone
+    assert batches == [4, 1, 1, 1, 1] + 4 * [1] + [2, 2] + 4 * [1]  # between them, separate streams
     assert [record.getMessage() for record in caplog.records] == [
         "4 cameras could not run as one batch and run one by one: OutOfMemoryError: CUDA out of memory"
     ]
 
 
 def test_an_error_reaches_its_caller_and_keeps_no_tensors_alive(network: Network, monkeypatch: pytest.MonkeyPatch):
-    together = BatchScheduler(network, patience=0)
-    streams = steady_cameras(together, 2)
+    scheduler = BatchScheduler(network, patience=0)
+    streams = steady_cameras(scheduler, 2)
     alone = Stream(network, method=METHOD_SOON)
     alone.restore(streams[1].snapshot())
     image = frames(1, 9)[0]
@@ -277,20 +279,20 @@ def test_an_error_reaches_its_caller_and_keeps_no_tensors_alive(network: Network
     gc.disable()
     try:
         lost, kept = at_once(
-            together, stepping(together, streams[0], np.zeros_like(image)), stepping(together, streams[1], image)
+            scheduler, stepping(scheduler, streams[0], np.zeros_like(image)), stepping(scheduler, streams[1], image)
         )
         assert_close(kept.result(), alone.step(image))
         with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
             lost.result()
         del lost, caught
-        assert len(seen) == 2 and all(tensor() is None for tensor in seen)  # in the batch and alone
+        assert len(seen) == 2 and all(tensor() is None for tensor in seen)  # in the batch and separately
     finally:
         gc.enable()
-    assert together.step(streams[0], image).frame == STEADY
+    assert scheduler.step(streams[0], image).frame == STEADY
 
 
 def test_a_stopped_thread_does_not_stop_the_others(network: Network, monkeypatch: pytest.MonkeyPatch):
-    together = BatchScheduler(network, patience=0)
+    scheduler = BatchScheduler(network, patience=0)
     streams = cameras(network, 3)
     encode = network.encode_image
 
@@ -300,11 +302,11 @@ def test_a_stopped_thread_does_not_stop_the_others(network: Network, monkeypatch
 
     monkeypatch.setattr(network, "encode_image", encode_once)
     images = frames(3, 0)
-    calls = [stepping(together, stream, image) for stream, image in zip(streams, images, strict=True)]
-    errors = [future.exception(LIMIT) for future in at_once(together, *calls)]
+    calls = [stepping(scheduler, stream, image) for stream, image in zip(streams, images, strict=True)]
+    errors = [future.exception(LIMIT) for future in at_once(scheduler, *calls)]
     # The leading thread was processing the first frame: first frames of streams run one by one.
     assert sorted(type(error) for error in errors if error is not None) == [KeyboardInterrupt]
-    assert [together.step(stream, image).frame for stream, image in zip(streams, images, strict=True)] == [
+    assert [scheduler.step(stream, image).frame for stream, image in zip(streams, images, strict=True)] == [
         0 if error is not None else 1 for error in errors
     ]
 

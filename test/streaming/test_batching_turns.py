@@ -15,11 +15,11 @@ from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import Stream
 from raymap3r_ros.streaming.batching import BatchScheduler
 
-FOREVER = 1e4  # patience: times the last round, which takes a few milliseconds; longer than LIMIT
+FOREVER = 1e4  # patience: times the last round, which takes a few milliseconds; this is longer than LIMIT
 
 
 class Turnstile:
-    """Stops every batch before the network until it is let through."""
+    """Stops every batch before the network until it is released."""
 
     def __init__(self, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
         self.inside, self._go = threading.Semaphore(0), threading.Semaphore(0)
@@ -42,20 +42,20 @@ def test_a_round_waits_for_a_camera_that_arrives_soon(
     network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ):
     """Two cameras with a common trigger, one of which stops."""
-    together = BatchScheduler(network, patience=0)
-    first, second = steady_cameras(together, 2)
+    scheduler = BatchScheduler(network, patience=0)
+    first, second = steady_cameras(scheduler, 2)
     image = frames(1, 9)[0]
-    together.patience = FOREVER
-    together.step(first, image)  # measures the duration of a round
+    scheduler.patience = FOREVER
+    scheduler.step(first, image)  # measures the duration of a round
     batches.clear()
 
     def arrive_while_busy(early: Stream, late: Stream) -> None:
         with monkeypatch.context() as slow:
             turnstile = Turnstile(network, slow)
-            one = pool.submit(together.step, early, image)
+            one = pool.submit(scheduler.step, early, image)
             assert turnstile.inside.acquire(timeout=LIMIT)
-            other = pool.submit(together.step, late, image)
-            wait_for_waiting(together, 1)
+            other = pool.submit(scheduler.step, late, image)
+            wait_for_waiting(scheduler, 1)
             turnstile.let_through(one)
             turnstile.let_through(other)
 
@@ -64,10 +64,10 @@ def test_a_round_waits_for_a_camera_that_arrives_soon(
         assert batches == [1, 1]
 
         # The device is free, but the other camera is expected.
-        early = pool.submit(together.step, first, image)
-        wait_for_waiting(together, 1)
+        early = pool.submit(scheduler.step, first, image)
+        wait_for_waiting(scheduler, 1)
         assert not early.done() and len(batches) == 2
-        late = pool.submit(together.step, second, image)
+        late = pool.submit(scheduler.step, second, image)
         early.result(LIMIT)
         late.result(LIMIT)
         assert batches == [1, 1, 2]
@@ -77,44 +77,44 @@ def test_a_round_waits_for_a_camera_that_arrives_soon(
         assert batches == [1, 1, 2, 1, 1]
 
         # One camera misses one round ...
-        together.patience = 0
-        pool.submit(together.step, first, image).result(LIMIT)
+        scheduler.patience = 0
+        pool.submit(scheduler.step, first, image).result(LIMIT)
         # ... and is no longer expected. A single camera does not wait.
-        together.patience = FOREVER
+        scheduler.patience = FOREVER
         for _ in range(3):
-            pool.submit(together.step, first, image).result(LIMIT)
+            pool.submit(scheduler.step, first, image).result(LIMIT)
         assert batches == [1, 1, 2, 1, 1, 1, 1, 1, 1]
 
 
 def test_cameras_that_keep_the_device_busy_stop_alternating(
     network: Network, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    together = BatchScheduler(network, patience=0)
-    first, second = steady_cameras(together, 2)
+    scheduler = BatchScheduler(network, patience=0)
+    first, second = steady_cameras(scheduler, 2)
     image = frames(1, 9)[0]
-    together.patience = FOREVER
-    together.step(first, image)
+    scheduler.patience = FOREVER
+    scheduler.step(first, image)
     batches.clear()
     turnstile = Turnstile(network, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(together.step, first, image)
+        running = pool.submit(scheduler.step, first, image)
         for stream in (second, first, second):
             assert turnstile.inside.acquire(timeout=LIMIT)
-            waiting = pool.submit(together.step, stream, image)
-            wait_for_waiting(together, 1)
+            waiting = pool.submit(scheduler.step, stream, image)
+            wait_for_waiting(scheduler, 1)
             turnstile.let_through(running)
             running = waiting
         # Now the first camera is expected to return soon.
-        again = pool.submit(together.step, first, image)
+        again = pool.submit(scheduler.step, first, image)
         assert turnstile.inside.acquire(timeout=LIMIT)
         turnstile.let_through(running, again)
     assert batches == [1, 1, 1, 2]
 
 
 def test_timings_contain_the_wait_for_other_cameras(network: Network):
-    together = BatchScheduler(network, patience=0)
-    streams = steady_cameras(together, 2)
+    scheduler = BatchScheduler(network, patience=0)
+    streams = steady_cameras(scheduler, 2)
     image = frames(1, 9)[0]
-    for future in at_once(together, *(stepping(together, stream, image) for stream in streams)):
+    for future in at_once(scheduler, *(stepping(scheduler, stream, image) for stream in streams)):
         assert list(future.result().timings) == ["preprocess", "wait", "network"]
-    assert list(together.step(streams[0], image).timings)[:3] == ["preprocess", "wait", "encode"]
+    assert list(scheduler.step(streams[0], image).timings)[:3] == ["preprocess", "wait", "encode"]

@@ -62,7 +62,7 @@ def assert_same(first: Estimate, second: Estimate) -> None:
         assert torch.equal(value, tensors(second)[name]), name
 
 
-def test_a_recorded_frame_is_the_frame(network: Network, images: np.ndarray):
+def test_a_recorded_frame_gives_the_same_results(network: Network, images: np.ndarray):
     """Starts, resets, with and without motion and intrinsics: the same numbers, and results are not overwritten."""
     options = StreamOptions(reset_interval=9)
     plain = Stream(network, options, METHOD_SOON)
@@ -89,7 +89,7 @@ def test_a_snapshot_does_not_share_the_recording(network: Network, images: np.nd
         assert_same(stream.step(image), expected)
 
 
-def test_what_cannot_be_recorded_runs_operation_by_operation(
+def test_frames_that_cannot_be_recorded_run_operation_by_operation(
     network: Network, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ):
     def refuse(body):
@@ -129,7 +129,7 @@ def test_after_the_warm_up_nothing_is_left_to_record(network: Network, images: n
     """All kinds of frames: with and without camera_info and subscribers, in any order."""
     stream, capture = recorded_stream(network, StreamOptions(ray_interval=ray_interval))
     warm_up(stream)
-    assert stream.snapshot() is None  # the first image starts a world
+    assert stream.snapshot() is None  # the first image starts a new world
     recorded = capture.recorded
     assert recorded == (6 if ray_interval > 1 else 4)
     intrinsics = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
@@ -162,7 +162,7 @@ def valueless_network():
         return Network(config).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("rule", ["raymap3r", "motion_filter", "ttsa3r"])  # together they use everything
+@pytest.mark.parametrize("rule", ["raymap3r", "motion_filter", "ttsa3r"])  # together they cover all operations
 def test_no_frame_synchronises_with_the_host(rule: str, valueless_network: Network, monkeypatch: pytest.MonkeyPatch):
     """Tensors on the meta device have no values: reading one on the host fails. Copies are listed."""
     router = "adaptive" if rule == "raymap3r" else "off"
@@ -187,7 +187,7 @@ def test_no_frame_synchronises_with_the_host(rule: str, valueless_network: Netwo
             assert estimate.depth.shape == (2, 48, 64) and after.state.shape == state.state.shape
 
 
-def test_what_waits_for_the_host_is_noticed():
+def test_synchronisation_with_the_host_is_detected():
     values = torch.empty(3, device="meta")
     with HostCopies() as watch:
         torch.ones(3).to("meta")
@@ -219,7 +219,7 @@ def test_packing_keeps_every_bit():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lowered_weights_give_what_autocast_gives(precision: str, images: np.ndarray):
+def test_weights_in_lower_precision_equal_autocast(precision: str, images: np.ndarray):
     options = StreamOptions(precision=precision)
     lowered = load_network("mini", precision=precision)
     assert lowered.decoder.image_blocks[0].mlp.fc1.weight.dtype == getattr(torch, precision)

@@ -10,7 +10,7 @@ SIZE = (96, 128)
 
 
 def scene(noise: float, scale: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Depths (1, H, W) of a slanted room by image and by rays, each with smooth and white relative noise."""
+    """Depths (1, H, W) of a slanted room from main and ray branch, each with smooth and white relative noise."""
     generator = torch.Generator().manual_seed(seed)
     room = 3 + 2 * torch.linspace(0, 1, SIZE[1]).expand(SIZE)[None]
 

@@ -1,4 +1,4 @@
-"""TTSA3R, FILT3R and the motion filter against numbers by hand, explicit matrices and a simulated measurement."""
+"""TTSA3R, FILT3R and the motion filter against hand-computed values, explicit matrices and simulations."""
 
 import math
 
@@ -36,11 +36,11 @@ def test_filt3r_by_hand():
     prior = 1.5 + 0.02 + 0.48 / (1 + math.exp(40))
     gain = prior / (prior + 1)
     torch.testing.assert_close(first, torch.full((2,), gain))
-    # A gain that was not cut leaves a variance equal to itself. Changes 8 and 1, running mean 0.95 + 0.05 x 4.5.
+    # With an unlimited gain, the variance equals the gain. Changes 8 and 1, running mean 0.95 + 0.05 x 4.5.
     mean = 0.95 + 0.05 * 4.5
     priors = [gain + 0.02 + 0.48 / (1 + math.exp(-20 * (change / mean - 3))) for change in (8, 1)]
     gains = [prior / (prior + 1) for prior in priors]
-    assert gains[0] > gains[1] + 0.1  # the token that jumped takes in more
+    assert gains[0] > gains[1] + 0.1  # the token that jumped has the larger gain
     torch.testing.assert_close(second, torch.tensor(gains))
     quiet = [gain + 0.02 for gain in gains]
     torch.testing.assert_close(third, torch.tensor([prior / (prior + 1) for prior in quiet]))
@@ -95,7 +95,7 @@ def test_static_share_is_the_attention_off_the_mask():
 
 
 def filtered_error(rule: str, share: torch.Tensor, frames: int = 300) -> torch.Tensor:
-    """Mean squared error (S,), and expected variance, of scalar states with FILT3R's process noise of 0.02 a frame.
+    """Mean squared error (S,), and expected variance, of scalar states with FILT3R's process noise of 0.02 per frame.
 
     Each is measured with variance 1, plus the variance of moving objects, 30 times that, on a share (S,) of it.
     """

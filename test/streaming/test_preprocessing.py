@@ -22,8 +22,8 @@ def test_sizes_of_the_trained_network(width: int, height: int, expected: tuple[i
 
 
 @pytest.mark.parametrize(("width", "height"), [(401, 303), (1280, 720), (90, 61), (333, 500)])
-def test_a_point_keeps_its_place_under_the_framed_intrinsics(width: int, height: int):
-    """A bright spot is drawn where a 3D point projects; it must be found where the framed intrinsics put the point."""
+def test_a_point_is_projected_correctly_by_the_framed_intrinsics(width: int, height: int):
+    """A bright spot drawn at the projection of a 3D point is found at its projection with the framed intrinsics."""
     intrinsics = np.array([[0.9 * width, 0, 0.48 * width], [0, 0.95 * width, 0.53 * height], [0, 0, 1]])
     for direction in ((0.1, -0.05, 1.0), (-0.2, 0.12, 1.0)):
         u, v, _ = intrinsics @ direction
@@ -39,7 +39,7 @@ def test_a_point_keeps_its_place_under_the_framed_intrinsics(width: int, height:
         np.testing.assert_allclose(found, expected[:2], atol=0.15)
 
 
-def test_an_image_of_the_right_size_is_not_touched():
+def test_an_image_of_the_right_size_is_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     assert np.array_equal(apply_framing(image, frame_image(64, 48, 64, 16)), image)
 
@@ -47,7 +47,7 @@ def test_an_image_of_the_right_size_is_not_touched():
 @pytest.mark.parametrize(
     ("width", "height", "edge"), [(640, 480, 512), (1280, 720, 512), (401, 303, 512), (300, 500, 512), (160, 120, 64)]
 )
-def test_the_filters_of_the_gpu_are_those_of_pillow(width: int, height: int, edge: int):
+def test_the_filters_on_the_gpu_equal_those_of_pillow(width: int, height: int, edge: int):
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (2, height // 8 + 1, width // 8 + 1, 3), np.uint8)
     images = np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_CUBIC) for one in coarse])
@@ -60,7 +60,7 @@ def test_the_filters_of_the_gpu_are_those_of_pillow(width: int, height: int, edg
         assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
-def test_the_gpu_only_crops_what_has_the_right_size():
+def test_the_gpu_only_crops_images_of_the_right_scale():
     images = np.random.default_rng(0).integers(0, 256, (1, 90, 128, 3), np.uint8)
     framing = frame_image(128, 90, 128, 16)
     assert np.array_equal(

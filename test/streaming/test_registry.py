@@ -1,4 +1,4 @@
-"""A new update rule is one function with one line above it; options, command line and tables then have it."""
+"""A new update rule is one function with a decorator. Options, command line and tables then include it."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import torch
 
 from raymap3r_ros import cli
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.evaluation.run import rule_variants
+from raymap3r_ros.evaluation.plan import rule_variants
 from raymap3r_ros.network import load_network
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.streaming import RULES, Stream, StreamOptions
@@ -35,7 +35,7 @@ def test_a_new_rule_runs_in_a_stream(careful: str, network):
     results = [stream.step(image, motion=False) for image in images]
     assert all(result.rule == careful and result.healthy for result in results)
     assert (results[0].gate == 1).all()
-    # Its gate is below one half, and follows the staticness from frame 6 on.
+    # Its gate is below one half, and follows the staticness from frame 6.
     assert all((result.gate < 0.5).all() for result in results[1:])
     assert results[6].gate.max() < results[5].gate.max()
 

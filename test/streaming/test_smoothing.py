@@ -1,4 +1,4 @@
-"""The smoothers: what they follow, what they damp, and whether errors accumulate."""
+"""The smoothers: motion is followed, jitter is damped, and errors do not accumulate."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_steady_motion_is_followed():
 
 
 def path(kind: str) -> torch.Tensor:
-    """(300, 3) metres at 10 frames/s: a swaying hand, a robot that stops and goes, or a standing one."""
+    """(300, 3) metres at 10 frames/s: a swaying hand, a robot that stops and starts, or a robot at rest."""
     time = torch.arange(300.0) / 10
     if kind == "hand":
         return torch.stack(((0.5 * time).sin(), 0.3 * (0.9 * time).cos(), 0.05 * (5 * time).sin()), dim=1)
@@ -36,7 +36,7 @@ def path(kind: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("jitter", [0.002, 0.02, 0.2])
 @pytest.mark.parametrize("kind", ["hand", "robot", "still"])
-def test_tied_is_nearer_to_the_truth_and_steadier_than_the_prediction_at_any_jitter(kind: str, jitter: float):
+def test_tied_is_closer_to_the_truth_and_smoother_than_the_prediction_at_any_jitter(kind: str, jitter: float):
     truth = path(kind)
     raw = truth + jitter * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
     tied, published = run(raw, 5.0, True), run(raw, 5.0, False)
@@ -46,7 +46,7 @@ def test_tied_is_nearer_to_the_truth_and_steadier_than_the_prediction_at_any_jit
 
     assert rms(tied - truth) < 1.02 * rms(raw - truth)
     assert rms((tied - truth).diff(dim=0)) < rms((raw - truth).diff(dim=0))
-    if jitter > 0.01:  # more than the hand's own motion from frame to frame
+    if jitter > 0.01:  # more than the motion of the hand between frames
         assert rms(tied - truth) < 0.9 * rms(raw - truth) < rms(published - truth)
         assert rms((tied - truth).diff(dim=0)) < 0.7 * rms((raw - truth).diff(dim=0))
 
@@ -54,7 +54,7 @@ def test_tied_is_nearer_to_the_truth_and_steadier_than_the_prediction_at_any_jit
 def test_a_steady_prediction_is_unchanged():
     truth = path("hand")
     off = (run(truth, 5.0, True) - truth).norm(dim=1)
-    assert off[:10].max() < 0.01 and off[10:].max() < 1e-3  # it starts with a line through its first frames
+    assert off[:10].max() < 0.01 and off[10:].max() < 1e-3  # it starts with a line fitted to the first frames
 
 
 def test_a_jump_is_followed_when_tied_and_never_when_published():

@@ -19,7 +19,7 @@ def explicit_logits(attention) -> torch.Tensor:
     return torch.stack([q @ k.mT / 2 for q, k in attention])  # (layers, B, heads, S, 1 + N)
 
 
-def test_projection_is_the_read_of_the_explicit_attention_without_the_pose_key(attention):
+def test_projection_equals_the_explicit_attention_without_the_pose_key(attention):
     delta = torch.linspace(0, 1, 24).view(2, 12)
     weights = explicit_logits(attention).softmax(-1)[..., 1:]
     weights = (weights / weights.sum(-1, keepdim=True)).mean((0, 2))
@@ -73,7 +73,7 @@ def test_rules_are_nested():
     static = gates.Evidence(attention, torch.ones(2, 7, 1))
     assert torch.equal(gates.cut3r(static), torch.ones_like(attention))
     assert torch.equal(gates.ttt3r(static), attention)
-    # In a static scene nothing is gated.
+    # In a static scene, no token is gated.
     torch.testing.assert_close(gates.raymap3r(static), attention)
 
 

@@ -58,7 +58,7 @@ def same(first: StepResult, second: StepResult) -> bool:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("smoothing", ["off", "tied"])
-def test_one_world_and_one_metre_hold_through_resets(rule: str, smoothing: str):
+def test_world_and_scale_are_kept_through_resets(rule: str, smoothing: str):
     network = wall.WallNetwork()
     stream = Stream(network, StreamOptions(update_rule=rule, smoothing=smoothing, reset_interval=10))
     for frame in range(41):
@@ -158,7 +158,7 @@ def test_the_motion_filter_gates_moving_objects_and_equals_filt3r_in_a_static_sc
     plain, ours = gates["filt3r", True], gates["motion_filter", True]
     assert torch.equal(gates["filt3r", False], gates["motion_filter", False])
     assert torch.equal(ours[:6], plain[:6]) and (ours[6:] < plain[6:]).all()
-    # Every token attends uniformly to the image: its dynamic share is that of the box.
+    # Every token attends uniformly to the image, so its dynamic share equals the share of the box.
     share = (16 * 16) / (48 * 64)
     variance = plain[5, 0] + 0.02  # an unclamped gain equals the posterior variance
     torch.testing.assert_close(ours[6, 0], variance / (variance + 1 + 30 * share**2), rtol=0.02, atol=0)
@@ -167,7 +167,7 @@ def test_the_motion_filter_gates_moving_objects_and_equals_filt3r_in_a_static_sc
 def test_gate_memory_is_reset_with_a_segment():
     stream = Stream(wall.WallNetwork(), StreamOptions(update_rule="filt3r", reset_interval=10))
     gates = torch.stack([stream.step(wall.image(frame)).gate for frame in range(21)])
-    # The frame of the reset is the new segment's first, the one after it its second.
+    # The frame of the reset is the first of the new segment, the next frame its second.
     torch.testing.assert_close(gates[11:21], gates[1:11])
 
 
@@ -202,7 +202,7 @@ def test_a_first_frame_with_nan_leaves_the_initial_state():
     torch.testing.assert_close(second.pose[:3, 3], torch.zeros(3))
 
 
-def test_intrinsics_are_estimated_or_taken_through_resize_and_crop():
+def test_intrinsics_are_estimated_or_transformed_by_resize_and_crop():
     stream = Stream(wall.WallNetwork(moving_box=False))
     result = stream.step(wall.image(0))
     expected = torch.tensor([[wall.FOCAL, 0, 32], [0, wall.FOCAL, 24], [0, 0, 1]])
@@ -254,7 +254,7 @@ def test_a_snapshot_restores_everything_bit_by_bit(network, options: StreamOptio
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_batch_gives_what_its_cameras_give_alone(network, rule: str):
+def test_a_batch_equals_separate_streams(network, rule: str):
     options = StreamOptions(update_rule=rule, reset_interval=8, router="adaptive")
     images = np.stack([frames(14, seed) for seed in (1, 2, 3)], axis=1)
     batch = Stream(network, options)

@@ -1,4 +1,4 @@
-"""Options refuse values that are not allowed, and list those that are."""
+"""Options refuse values that are not allowed, and list the allowed ones."""
 
 import pytest
 
@@ -23,12 +23,12 @@ from raymap3r_ros.streaming.stream_options import preset_options
         (lambda: MaskOptions(noise_floor=float("nan")), "noise_floor is nan; allowed range"),
     ],
 )
-def test_bad_values_are_named_with_what_is_allowed(make, message: str):
+def test_errors_contain_the_value_and_the_allowed_values(make, message: str):
     with pytest.raises(OptionError, match=message):
         make()
 
 
-def test_presets_are_defaults_and_given_options_win():
+def test_given_options_override_presets():
     assert preset_options("default") == StreamOptions()
     published = StreamOptions.published()
     switches = published.router, published.smoothing, published.reset_alignment, published.mask.kind

@@ -32,7 +32,7 @@ def image(frame: int) -> np.ndarray:
 
 
 class WallNetwork(nn.Module):
-    """Stands in for the network: same methods, geometry instead of weights."""
+    """Replaces the network: same methods, geometry instead of weights."""
 
     trained, source, precision = True, "a wall", "float32"
 

@@ -1,4 +1,4 @@
-"""Written sequences against the frames they were made of, by readers of other origin."""
+"""Exported sequences against their frames, read by independent readers."""
 
 import signal
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ RATE = 30.0
 
 @dataclass(frozen=True)
 class Sequence:
-    """What the export needs of a rendered sequence, with values that a renderer never gives."""
+    """The parts of a rendered sequence that the export uses, with values that a renderer never produces."""
 
     name: str = "made-up-00"
     length: int = 4
@@ -51,7 +51,7 @@ class Sequence:
 
 def rows_of(path: Path) -> list[list[str]]:
     lines = path.read_text().splitlines()
-    assert all(line.startswith("# ") for line in lines[:3])  # as TUM's own files begin
+    assert all(line.startswith("# ") for line in lines[:3])  # as in TUM's own files
     return [line.split() for line in lines[3:]]
 
 
@@ -82,7 +82,7 @@ def files_in(folder: Path) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- TUM RGB-D
 
 
-def test_tum_folder_holds_every_frame(tmp_path):
+def test_tum_folder_contains_every_frame(tmp_path):
     sequence = Sequence()
     folder = export_sequence(sequence, tmp_path / "out", "tum")
     assert folder == tmp_path / "out" / "made-up-00" and files_in(tmp_path / "out") == ["made-up-00"]
@@ -131,7 +131,7 @@ def test_tum_trajectory_is_read_by_evo(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- bag
 
 
-def test_bag_holds_every_frame(tmp_path):
+def test_bag_contains_every_frame(tmp_path):
     sequence = Sequence()
     folder = export_sequence(sequence, tmp_path, "bag")
     assert files_in(folder) == ["bag"]
@@ -178,10 +178,10 @@ def test_transform_and_odometry_in_a_bag_are_camera_to_world(tmp_path):
             rotation = Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_matrix()
             assert rotation == pytest.approx(frame.pose[:3, :3])
         assert not odometry.pose.covariance.any()
-        assert np.all(np.diag(odometry.twist.covariance.reshape(6, 6)) == 1e6)  # no velocity is claimed
+        assert np.all(np.diag(odometry.twist.covariance.reshape(6, 6)) == 1e6)  # the velocity is unknown
 
 
-def test_bag_plays_as_a_recording(tmp_path):
+def test_bag_is_read_as_a_recording(tmp_path):
     sequence = Sequence()
     folder = export_sequence(sequence, tmp_path)
     recording = open_recording(folder / "bag", topic="/camera/image_raw")
@@ -203,13 +203,13 @@ def test_frames_can_be_limited(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no memory")])
-def test_what_ends_early_leaves_nothing(tmp_path, error):
+def test_an_interrupted_export_leaves_nothing(tmp_path, error):
     with pytest.raises(type(error)):
         export_sequence(Sequence(fail_at=2, error=error), tmp_path)
     assert files_in(tmp_path) == []
 
 
-def test_what_ends_early_leaves_the_earlier_sequence(tmp_path):
+def test_an_interrupted_export_keeps_the_earlier_sequence(tmp_path):
     folder = export_sequence(Sequence(length=2), tmp_path)
     with pytest.raises(KeyboardInterrupt):
         export_sequence(Sequence(fail_at=1, error=KeyboardInterrupt()), tmp_path, overwrite=True)
@@ -226,7 +226,7 @@ def test_existing_sequence_is_kept_or_replaced_as_a_whole(tmp_path):
     assert not (folder / "bag").exists()
 
 
-def test_files_of_other_origin_are_never_replaced(tmp_path):
+def test_unrelated_files_are_never_replaced(tmp_path):
     folder = export_sequence(Sequence(), tmp_path, "tum")
     (folder / "notes.md").write_text("mine")
     with pytest.raises(InputError, match=r"made-up-00: holds notes\.md, which is not part of a sequence"):
@@ -237,7 +237,7 @@ def test_files_of_other_origin_are_never_replaced(tmp_path):
         export_sequence(Sequence("file"), tmp_path, overwrite=True)
 
 
-def test_remains_of_a_killed_run_do_not_get_in(tmp_path):
+def test_remains_of_a_killed_run_are_not_included(tmp_path):
     remains = tmp_path / ".made-up-00.partial" / "rgb"
     remains.mkdir(parents=True)
     (remains / "9.000000.png").write_bytes(b"half")
@@ -248,7 +248,7 @@ def test_remains_of_a_killed_run_do_not_get_in(tmp_path):
 
 @pytest.mark.parametrize("format", ["tum", "bag"])
 def test_full_disk_is_one_clear_line(tmp_path, monkeypatch, format):
-    """A file size limit stops writing as a full disk does: in the middle of a file."""
+    """A file size limit stops writing in the middle of a file, as a full disk does."""
     resource = pytest.importorskip("resource", reason="no limits on files on this system")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -283,7 +283,7 @@ def test_options_that_are_not_allowed(tmp_path, arguments, message):
 # ----------------------------------------------------------------------------------------------------- the command
 
 
-def test_command_writes_the_sequences_asked_for(tmp_path, capsys):
+def test_command_writes_the_selected_sequences(tmp_path, capsys):
     arguments = ["--world", "one_room", "--frames", "3", "--size", "64x48", "--device", "cpu", "--out", str(tmp_path)]
     assert cli.main(["render", "stopgo", "--index", "4", *arguments]) == 0
     (name,) = files_in(tmp_path)
@@ -327,7 +327,7 @@ def test_command_with_values_out_of_range(tmp_path, capsys, arguments, message):
 
 
 @pytest.mark.parametrize("arguments", [["--size", "64"], ["--size", "0x48"], ["--format", "zip"], ["--world", "moon"]])
-def test_command_with_values_that_are_none(tmp_path, capsys, arguments):
+def test_command_with_unusable_values(tmp_path, capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["render", "static", "--out", str(tmp_path), *arguments])
     assert stopped.value.code == 2

@@ -24,7 +24,7 @@ def cast(solids: Solids, origin: tuple, *directions: tuple, inside: bool = False
 def test_known_distances():
     ball = solid("ellipsoid", (1.0, 1.0, 1.0), (0.0, 0.0, 5.0))
     assert cast(ball, (0.0, 0.0, 0.0), (0, 0, 1), (0, 0, -1), (1, 0, 0.1)) == pytest.approx([4.0, FAR, FAR])
-    # A ray that meets the ball at 30 degrees off the line to its middle: x^2 + (z - 5)^2 = 1.
+    # A ray that hits the ball at 30 degrees from the line to its centre: x^2 + (z - 5)^2 = 1.
     slope = 0.1
     expected = (10 - math.sqrt(100 - 4 * (1 + slope**2) * 24)) / (2 * (1 + slope**2))
     assert cast(ball, (0.0, 0.0, 0.0), (slope, 0, 1)) == pytest.approx([expected], rel=1e-4)
@@ -46,7 +46,7 @@ def test_a_ray_along_a_plane_stays_finite():
 
 
 @pytest.mark.parametrize("shape", ["box", "ellipsoid", "cylinder"])
-def test_the_hit_is_the_first_point_of_the_turned_solid_on_the_ray(shape: str):
+def test_the_hit_is_the_first_point_of_the_rotated_solid_on_the_ray(shape: str):
     generator = torch.Generator().manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator)).Q
     if torch.linalg.det(rotation) < 0:
@@ -74,7 +74,7 @@ def test_the_hit_is_the_first_point_of_the_turned_solid_on_the_ray(shape: str):
     assert (depth - first)[both].abs().max() < 0.003
     p = (depth[both, None] * directions[both] - centre) @ rotation / half
     normal, face = raycast.normal(shape, p)
-    # Outward, and on the side that the ray came from.
+    # Outward, and towards the origin of the ray.
     towards = ((normal / half) @ rotation.T * directions[both]).sum(-1)
     assert (towards < 1e-4).all()
     assert face.max() == (5 if shape == "box" else 0) or shape == "box"

@@ -1,4 +1,4 @@
-"""Rendered sequences: one geometry from all views, truth that fits the pictures, suites that keep their word."""
+"""Rendered sequences: consistent geometry over views, ground truth that fits the images, documented suites."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ def world_points(seen, depth):
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_all_views_show_one_static_world(world: str):
-    """Points of frame 0, seen from frame 2: at their pixel stands that depth, or something nearer."""
+    """Points of frame 0, projected into frame 2: their pixel has the same depth or a smaller one."""
     _, seen = rendered(Recipe(world, presence=0.8))
     points = world_points(seen, seen.static_depth)[:, 0].flatten(1, 2)
     pose = seen.pose[:, 2]
@@ -42,22 +42,22 @@ def test_all_views_show_one_static_world(world: str):
     there = seen.static_depth[:, 2].flatten(1).gather(1, (row * SIZE[1] + column).clamp(0, SIZE[0] * SIZE[1] - 1))
     ratio = (there / own[..., 2])[inside]
     assert (ratio - 1).abs().median() < 0.01
-    assert (ratio > 1.15).float().mean() < 0.05  # nothing is seen through, but for edges
+    assert (ratio > 1.15).float().mean() < 0.05  # surfaces are opaque, except at edges
 
 
-def test_movers_stand_in_front_and_are_where_motion_is():
+def test_moving_objects_are_in_front_and_match_the_mask():
     _, seen = rendered(Recipe(presence=1.0, follow=1.0))
     assert 0.05 < seen.moving.float().mean() < 0.7
     assert (seen.depth <= seen.static_depth).all()
     assert (seen.moving == (seen.depth < seen.static_depth)).all()
     assert torch.isfinite(seen.depth).all() and (seen.depth > 0.05).all()
-    # The static world's points do not move with time, those of the movers do: look at one pixel for a moment.
+    # Static points do not change over time, points of moving objects do: compare pixels over a short time.
     _, alone = rendered(Recipe(presence=0.0))
     assert not alone.moving.any()
     assert torch.equal(alone.depth, alone.static_depth)
 
 
-def test_poses_are_rigid_and_cameras_look_level():
+def test_poses_are_rigid_and_cameras_are_level():
     _, seen = rendered(Recipe(), count=32, frames=8)
     rotation = seen.pose[..., :3, :3]
     assert torch.allclose(rotation @ rotation.mT, torch.eye(3).expand_as(rotation), atol=1e-5)
@@ -67,8 +67,8 @@ def test_poses_are_rigid_and_cameras_look_level():
     assert (seen.pose[..., 2, 3] > 0.2).all()
 
 
-def test_movers_look_like_the_world():
-    """Neither brightness, nor saturation, nor contrast tells a mover: a mean over many scenes differs little."""
+def test_moving_objects_have_the_appearance_of_the_world():
+    """Brightness and saturation do not identify moving objects: their means over many scenes differ little."""
     generator = torch.Generator().manual_seed(5)
     scenes = random_scenes(generator, 150, Recipe(presence=0.9, follow=0.8))
     seen = render(scenes, torch.tensor([[0.0]]).expand(150, 1), SIZE, generator)
@@ -81,15 +81,15 @@ def test_movers_look_like_the_world():
         assert gap < 0.5 * static.std(), (moving.mean(), static.mean(), static.std())
 
 
-def test_pictures_have_something_to_match():
+def test_images_have_texture():
     _, seen = rendered(Recipe("one_room", presence=0.0), count=16, frames=1)
     grey = seen.image.float().mean(-1)
-    assert grey.flatten(2).std(-1).min() > 8  # of 255
+    assert grey.flatten(2).std(-1).min() > 8  # of 255 levels
     assert (grey.flatten(2).mean(-1) > 20).all()
 
 
-def test_movers_of_the_one_room_have_known_sizes():
-    """Whatever the recipe: what is there is as large as in every other scene; in varied worlds it never is."""
+def test_moving_objects_of_the_one_room_have_constant_sizes():
+    """For any recipe, an object has the same size in all scenes of the room; in varied worlds, sizes differ."""
     generator = torch.Generator().manual_seed(0)
     for world, same in (("one_room", True), ("varied", False)):
         small, large = (random_scenes(generator, 20, Recipe(world, presence=0.9, size=size)) for size in (0.8, 1.6))
@@ -107,7 +107,7 @@ def test_one_room_is_one_place_and_varied_is_not():
         assert not torch.equal(scenes.mover_half[0], scenes.mover_half[1])
 
 
-def test_any_frame_can_be_asked_alone():
+def test_any_frame_can_be_rendered_alone():
     generator = torch.Generator().manual_seed(0)
     scenes = random_scenes(generator, 2, Recipe(presence=1.0))
     time = torch.tensor([[0.0, 0.7, 3.1]]).expand(2, -1)
@@ -125,7 +125,7 @@ def test_a_suite_keeps_its_share_of_moving_pixels(suite: str):
         sequence = suite_sequence(suite, index, world=world, size=(24, 32))
         frames = list(itertools.islice(dataclasses.replace(sequence, length=60).frames(), 0, 60, 6))
         share = np.mean([frame.moving.mean() for frame in frames])
-        slack = 0.15 if suite == "long" else 0.05  # chosen by looks at 8 of its frames, over its whole length
+        slack = 0.15 if suite == "long" else 0.05  # the sequences are selected by 8 frames over the whole length
         assert low - slack <= share <= high + slack, (world, index, share)
 
 
@@ -142,17 +142,17 @@ def test_a_sequence_is_the_same_each_time_and_different_from_all_others():
     assert not np.array_equal(other.pose, first[0].pose)
 
 
-def test_stopgo_has_a_mover_that_stops_and_one_that_starts():
+def test_stopgo_has_an_object_that_stops_and_one_that_starts():
     generator = torch.Generator().manual_seed(2)
     scenes = random_scenes(generator, 8, Recipe(presence=1.0, stopgo=True))
     seen = render(scenes, torch.tensor([[0.0, 5.5, 6.0]]).expand(8, -1), SIZE, generator, with_images=False)
     visible = seen.depth < seen.static_depth
-    assert (visible & ~seen.moving).any()  # what stands still does not move, though it hides the static world
+    assert (visible & ~seen.moving).any()  # an object at rest is not marked, although it is visible
     assert (seen.moving[:, 0].any() and seen.moving[:, 2].any()).item()
     assert torch.isfinite(scenes.stop).sum() == 8 and torch.isfinite(scenes.start).sum() == 8
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_refused():
     with pytest.raises(OptionError, match="heavy"):
         suite_sequence("crowded", 0)
     with pytest.raises(OptionError, match="0 to 23"):

@@ -1,4 +1,4 @@
-"""Training: exact targets, losses that vanish at the truth, runs that go on as if nothing had happened."""
+"""Training: exact targets, losses that are minimal at the ground truth, runs that continue after an interruption."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def batch():
 
 
 def test_targets_are_one_geometry(batch):
-    """Static points of frame 2, taken through its pose into frame 0: there they lie on the same static world."""
+    """Static points of frame 2, transformed to frame 0 by its pose, are on the same static world."""
     assert torch.allclose(batch.pose[:, 0], torch.eye(4).expand(4, 4, 4), atol=1e-5)
     again = batch.pose[:, 0] @ torch.linalg.inv(batch.world_pose[:, 0]) @ batch.world_pose[:, 2]
     assert torch.allclose(batch.pose[:, 2], again, atol=1e-5)
@@ -54,14 +54,14 @@ def test_targets_are_one_geometry(batch):
     assert batch.image.min() >= -1 and batch.image.max() <= 1
 
 
-def test_another_order_has_another_first_camera(batch):
+def test_a_permuted_batch_has_another_first_camera(batch):
     turned = batch.in_order(torch.tensor([2, 0, 1]))
     assert torch.equal(turned.image[:, 0], batch.image[:, 2])
     assert torch.allclose(turned.pose[:, 0], torch.eye(4).expand(4, 4, 4), atol=1e-5)
     assert torch.allclose(turned.pose[:, 1], torch.linalg.inv(batch.pose[:, 2]), atol=1e-4)
 
 
-def test_losses_are_least_at_the_truth(batch):
+def test_losses_are_minimal_at_the_ground_truth(batch):
     generator = torch.Generator().manual_seed(0)
     assert pose_loss(pose_encoding(batch.pose), batch.pose) < 1e-5
     flipped = pose_encoding(batch.pose)
@@ -74,7 +74,7 @@ def test_losses_are_least_at_the_truth(batch):
     far = batch.points * 1.5
     assert point_loss(batch.points, sure, batch.points) < point_loss(batch.points, unsure, batch.points) < 0
     assert point_loss(far, unsure, batch.points) < point_loss(far, sure, batch.points)
-    # Where confidence is 1, what is left is the mean relative error.
+    # With confidence 1, the loss is the mean relative error.
     one = torch.ones_like(sure)
     assert point_loss(far, one, batch.points).item() == pytest.approx(0.5, rel=1e-4)
 
@@ -85,10 +85,10 @@ def test_matching_tokens_are_those_that_show_the_same_point(batch):
     world = middle @ batch.pose[..., :3, :3].mT + batch.pose[..., None, :3, 3]
     # Features that depend on the point alone find their match, random ones do not.
     waves = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 4
-    telling = (world @ waves).sin()
-    random = torch.randn(telling.shape, generator=torch.Generator().manual_seed(1))
-    assert match_loss(telling, batch, patch) < 0.6 * match_loss(random, batch, patch)
-    assert F.normalize(telling, dim=-1).isfinite().all()
+    distinct = (world @ waves).sin()
+    random = torch.randn(distinct.shape, generator=torch.Generator().manual_seed(1))
+    assert match_loss(distinct, batch, patch) < 0.6 * match_loss(random, batch, patch)
+    assert F.normalize(distinct, dim=-1).isfinite().all()
 
 
 def test_ray_branch_does_not_change_the_main_branch(batch):
@@ -102,7 +102,7 @@ def test_ray_branch_does_not_change_the_main_branch(batch):
     assert with_rays.ray_points.shape == (2, 2, *size, 3) and plain.ray_points is None
 
 
-def test_sequences_grow_along_the_run():
+def test_sequence_length_grows_during_the_run():
     options = TrainOptions(steps=1000, longest=16, frames=64)
     lengths = [options.sequence_length(step) for step in range(0, 1000, 50)]
     assert lengths == sorted(lengths) and set(lengths) == {2, 4, 8, 16}
@@ -124,7 +124,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / trainer.STATE_FILE, weights_only=True)
 
 
-def test_an_interrupted_run_ends_like_a_whole_one(tmp_path: Path):
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path):
     train(SHORT, tmp_path / "whole", "x", CPU, report=lambda _: None)
 
     def interrupt(line: str) -> None:
@@ -134,7 +134,7 @@ def test_an_interrupted_run_ends_like_a_whole_one(tmp_path: Path):
     trainer_log = trainer._LOG_EVERY
     trainer._LOG_EVERY = 3
     try:
-        # The first line comes before the first step; a step later the run stops.
+        # The first line is printed before the first step. The run stops one step later.
         lines = []
         train(
             SHORT,
@@ -211,13 +211,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
     assert main([*arguments, "--steps", "1", "--frames", "4", "--longest", "2"]) == 0
     assert f"{name}.safetensors" in capsys.readouterr().out
     network = load_network(tmp_path / f"{name}.safetensors")
-    assert network.trained and network.manifest["about"] == f"knows {RECIPES[name][0]}"
+    assert network.trained and network.manifest["about"] == f"trained on {RECIPES[name][0]}"
     assert main([*arguments, "--frames", "1"]) == 2
     assert "frames" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_recipes_are_whole(name: str):
+def test_recipes_are_complete(name: str):
     text, options = RECIPES[name]
     assert text and options.frames % options.longest == 0
     assert options.sequence_length(0) == 2 and options.sequence_length(options.steps - 1) == options.longest
