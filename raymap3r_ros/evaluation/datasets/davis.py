@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     existing_file,
     numbered_files,
@@ -37,3 +38,6 @@ def _sequence(root: Path, folder: Path) -> PosedSequence:
             yield Frame(image, index / 24, moving=same_size(read_labels(mask) > 0, image, mask))
 
     return PosedSequence(folder.name, len(images), frames)
+
+
+DAVIS = Dataset("davis", "DAVIS 2017: JPEGImages/480p and Annotations/480p", load_davis, has_mask=True)

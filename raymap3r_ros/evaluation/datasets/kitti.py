@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     existing_file,
     numbered_files,
@@ -54,3 +55,11 @@ def _read_camera(path: Path) -> np.ndarray | None:
     if len(values) != 12:
         raise InputError(f"{path}: no line `P_rect_02:` with twelve numbers")
     return values.reshape(3, 4)[:, :3].copy()
+
+
+KITTI = Dataset(
+    "kitti",
+    "KITTI: val/<drive>_sync/proj_depth/groundtruth/image_02 and <date>/<drive>_sync/image_02/data",
+    load_kitti,
+    has_depth=True,
+)

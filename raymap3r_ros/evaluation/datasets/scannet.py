@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     MILLIMETRES,
     numbered_files,
@@ -61,3 +62,13 @@ def _sequence(folder: Path, chosen: slice) -> PosedSequence:
             yield Frame(image, int(path.stem) / 30, depth, None, None, pose, intrinsics)
 
     return PosedSequence(folder.name, len(tracked), frames)
+
+
+SCANNET = Dataset(
+    "scannet",
+    "ScanNet: scene0707_00 to scene0806_00, each with color, depth, pose, intrinsic",
+    load_scannet,
+    has_depth=True,
+    has_pose=True,
+    load_long=load_scannet_long,
+)

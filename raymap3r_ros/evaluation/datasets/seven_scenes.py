@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     MILLIMETRES,
     existing_file,
@@ -46,3 +47,12 @@ def _sequence(folder: Path) -> PosedSequence:
             yield Frame(image, stamp, depth, pose=pose, intrinsics=pinhole(*CAMERA))
 
     return PosedSequence(f"{folder.parent.name}-{folder.name}", len(names), frames)
+
+
+SEVEN_SCENES = Dataset(
+    "7scenes",
+    "7-Scenes: <scene>/TestSplit.txt and <scene>/seq-XX/frame-XXXXXX.{color,depth.proj}.png",
+    load_seven_scenes,
+    has_depth=True,
+    has_pose=True,
+)

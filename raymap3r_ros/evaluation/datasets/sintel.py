@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     existing_file,
     numbered_files,
@@ -73,3 +74,14 @@ def _tagged(path: Path) -> bytes:
     if data[:4] != np.float32(TAG).tobytes():
         raise InputError(f"{path}: does not begin with the tag {TAG} of Sintel's files")
     return data[4:]
+
+
+SINTEL = Dataset(
+    "sintel",
+    "MPI Sintel: training/{final,camdata_left,depth}",
+    load_sintel,
+    depth_cap=70.0,
+    has_depth=True,
+    has_pose=True,
+    has_mask=True,
+)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     existing_file,
     pinhole,
@@ -164,3 +165,33 @@ def _depth(path: Path | None, image: np.ndarray) -> np.ndarray | None:
 
 def _mask(path: Path | None, image: np.ndarray) -> np.ndarray | None:
     return None if path is None else same_size(read_grey(path) > 127, image, path)
+
+
+TUM = Dataset(
+    "tum",
+    "TUM RGB-D: rgbd_dataset_freiburg3_{sitting,walking}_{static,xyz,halfsphere,rpy}",
+    load_tum,
+    has_depth=True,
+    has_pose=True,
+    load_long=load_tum_long,
+)
+
+
+TUM_FOLDER = Dataset(
+    "tum_folder",
+    "a folder in the TUM RGB-D layout, or one of such folders: what `raymap3r render` writes",
+    load_tum_folder,
+    has_depth=True,
+    has_pose=True,
+    has_mask=True,
+)
+
+
+BONN = Dataset(
+    "bonn",
+    "Bonn RGB-D Dynamic: rgbd_bonn_{balloon2,crowd2,crowd3,person_tracking2,synchronous}",
+    load_bonn,
+    depth_cap=70.0,
+    has_depth=True,
+    has_pose=True,
+)
