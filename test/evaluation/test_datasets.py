@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.evaluation import datasets
 from raymap3r_ros.evaluation.datasets import DATASETS, open_dataset
 
 H, W = 6, 8
@@ -371,10 +372,20 @@ def test_errors_for_missing_data_sets_describe_the_expected_layout(tmp_path, nam
 
 
 def test_unknown_names_and_lengths():
-    with pytest.raises(OptionError, match="dataset is 'coco'; allowed values: sintel, tum"):
+    with pytest.raises(OptionError, match="dataset is 'coco'; allowed values: davis, kitti, scannet, 7scenes, sint"):
         open_dataset("coco", "x")
-    with pytest.raises(OptionError, match="no long form; those that have one: tum, scannet"):
+    with pytest.raises(OptionError, match=r"no long form; those that have one: scannet, tum$"):
         open_dataset("kitti", "x", long=True)
+
+
+def test_a_new_data_set_is_one_new_file(tmp_path, monkeypatch):
+    (tmp_path / "toy.py").write_text(
+        "from raymap3r_ros.evaluation.dataset import Dataset\n"
+        'TOY = Dataset("toy", "an empty folder", lambda root: [], has_mask=True)\n'
+    )
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+    found = datasets.find_datasets()
+    assert found.keys() == {*DATASETS, "toy"} and found["toy"].load(tmp_path) == []
 
 
 def test_frames_are_read_one_by_one_each_time(tmp_path):

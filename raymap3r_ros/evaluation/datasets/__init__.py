@@ -14,9 +14,14 @@ from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.sequences import PosedSequence
 
-DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset for dataset in find_in_package(__name__, lambda value: isinstance(value, Dataset))
-}
+
+def find_datasets() -> dict[str, Dataset]:
+    """Return the data sets of all modules in this package by their names."""
+    found = find_in_package(__name__, lambda value: isinstance(value, Dataset))
+    return {dataset.name: dataset for dataset in found}
+
+
+DATASETS = find_datasets()
 
 
 def open_dataset(name: str, root: Path, *, long: bool = False) -> list[PosedSequence]:
