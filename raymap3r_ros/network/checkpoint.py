@@ -305,6 +305,10 @@ def _public_weights(file: TorchFile) -> _Weights:
     records = _without_prefix(public_records(file))
     shapes = {key: torch.Size(record.shape) for key, record in records.items()}
     _require_match(shapes, public_shapes(config), str(file.path))
+    integers = [key for key, record in records.items() if not record.storage.dtype.is_floating_point]
+    if integers:
+        found = records[integers[0]].storage.dtype
+        raise CheckpointError(f"{file.path}: {integers[0]} contains {found}, expected floating-point numbers")
     ours = {key: shapes[public_name(key)] for key in _empty_network(config).state_dict()}
     if file.skipped:
         log.warning(
@@ -372,7 +376,7 @@ def _write_weights(
     text += b" " * (-len(text) % 8)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
             whole = Path(folder) / target.name
             with whole.open("wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text)
@@ -381,6 +385,8 @@ def _write_weights(
                     if not torch.isfinite(stored).all():
                         raise CheckpointError(f"weights do not fit into {dtypes[key]}, or are not finite: {key}")
                     file.write(stored.numpy().data)
+            if target.exists():
+                whole.chmod(target.stat().st_mode)
             whole.replace(target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
