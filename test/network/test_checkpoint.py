@@ -123,6 +123,32 @@ def test_an_unknown_object_beside_the_tensors_is_skipped_with_a_warning(tmp_path
     assert f"skipped objects that are not tensors ({__name__}.UnknownConfig)" in record.getMessage()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int64])
+def test_weights_that_are_not_floating_point_numbers_are_refused(tmp_path: Path, tiny_is_public: None, dtype):
+    tensors = {**public_tensors(TINY), "enc_norm.bias": torch.zeros(16, dtype=dtype)}
+    path = tmp_path / "public.pth"
+    torch.save({"model": tensors}, path)
+    with pytest.raises(CheckpointError, match=rf"public\.pth: enc_norm\.bias contains {dtype}, expected floating"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precision_are_read(tmp_path: Path, tiny_is_public: None, dtype):
+    tensors = {key: torch.randn(shape).to(dtype) for key, shape in public_shapes(TINY).items()}
+    path = tmp_path / "public.pth"
+    torch.save({"model": tensors}, path)
+    weight = load_network(path).image_encoder.norm.weight
+    assert weight.dtype == torch.float32 and torch.equal(weight, tensors["enc_norm.weight"].float())
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path):
+    path = tmp_path / "weights.safetensors"
+    save_network(untrained_network(TINY), path)
+    path.chmod(0o600)
+    save_network(untrained_network(TINY, seed=1), path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_all_mismatches_are_in_one_error():
     tensors = public_tensors(TINY)
     del tensors["enc_norm.bias"], tensors["pose_retriever.mem"]
