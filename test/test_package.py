@@ -5,6 +5,7 @@ import importlib.metadata
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,16 @@ def test_commands_are_installed():
     scripts = importlib.metadata.entry_points(group="console_scripts")
     values = {script.name: script.value for script in scripts if script.value.startswith("raymap3r_ros")}
     assert values == {"raymap3r": "raymap3r_ros.cli:main", "stream": "raymap3r_ros.node.__main__:main"}
+
+
+def test_modules_of_the_tests_have_unique_names(root):
+    """The pytest plugin of launch_testing, part of a ROS installation, imports test files by name, without folders."""
+    ours = [file for file in (root / "test").rglob("*.py") if file.stem not in ("conftest", "__init__")]
+    folders = defaultdict(list)
+    for file in ours:
+        folders[file.name].append(str(file.parent.relative_to(root)))
+    assert not {name: found for name, found in folders.items() if len(found) > 1}, "give each file a name of its own"
+    assert not {file.stem for file in ours} & sys.stdlib_module_names
 
 
 def test_share_is_installed(root):
