@@ -128,7 +128,7 @@ def require(package: str, executable: str, why: str, remedy: str) -> None:
         folder = Path(get_package_prefix(package), "lib", package)
     except PackageNotFoundError:
         folder = None
-    if not folder or not shutil.which(executable, path=folder):
+    if not folder or not shutil.which(executable, path=str(folder)):
         raise FileNotFoundError(
             f"{why}, but the executable {executable} of the ROS package {package} is not installed in this "
             f"environment; {remedy}"
