@@ -12,7 +12,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.node.dds_profile import config_file
-from raymap3r_ros.node.launching import declare, full_name, is_true, read, sim_time
+from raymap3r_ros.node.launching import BOOLEANS, command_prefix, declare, full_name, is_true, read, require, sim_time
 
 ARGUMENTS = {
     "image": ("image", "topic of the images; with image_transport:=compressed, /compressed is appended"),
@@ -36,6 +36,7 @@ ARGUMENTS = {
     "params_file": (str(config_file("stream.yaml")), "YAML file with the node's parameters"),
     "autostart": ("true", "configure and activate the node at start"),
     "use_sim_time": ("", "true: use the time of /clock; empty: from the parameter file"),
+    "prefix": ("", "command that starts the node's process, such as nice -n -5; see docs/troubleshooting.md"),
     "namespace": ("", "namespace of the node and of its topics"),
     "name": ("raymap3r", "name of the node"),
 }
@@ -47,15 +48,25 @@ OVERRIDES = {
     "points.static_only": bool,
     "points.stride": int,
 }
+CHOICES = {
+    "image_transport": ("raw", "compressed"),
+    "tf_mode": ("camera", "base", "odom", "map"),
+    "depth_encoding": ("32FC1", "16UC1"),
+    "points.static_only": BOOLEANS,
+    "use_sim_time": BOOLEANS,
+}
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments and the node."""
-    return LaunchDescription([*declare(ARGUMENTS), OpaqueFunction(function=_node)])
+    return LaunchDescription([*declare(ARGUMENTS, CHOICES), OpaqueFunction(function=_node)])
 
 
 def _node(context: LaunchContext) -> list[Action]:
-    values = read(context, ARGUMENTS)
+    values = read(context, ARGUMENTS, OVERRIDES)
+    if is_true(values["rviz"]):
+        remedy = "install it (see docs/viewing.md), or leave out rviz"
+        require("rviz2", "rviz2", f"rviz is {values['rviz']!r}", remedy)
     overrides = {
         # With types; otherwise YAML would parse a file name such as 7 as a number.
         name: ParameterValue(LaunchConfiguration(name), value_type=kind)
@@ -75,6 +86,7 @@ def _node(context: LaunchContext) -> list[Action]:
             ("wheel_odometry", values["wheel_odometry"]),
         ],
         "output": "screen",
+        **command_prefix(values["prefix"]),
     }
     # The node starts itself, so that no transition request can be lost.
     arguments = ["--autostart"] if is_true(values["autostart"]) else []

@@ -5,25 +5,33 @@ import importlib.metadata
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 import raymap3r_ros
 
-# The package.xml dependency of each import with another name than its package; None: from pip only.
-ROSDEP_KEYS = {
+# The key of package.xml that provides an import of another name; None: from pip only.
+KEYS = {
+    "tf2_ros": "tf2_ros_py",  # the key tf2_ros is the C++ library
     "numpy": "python3-numpy",
     "cv2": "python3-opencv",
     "PIL": "python3-pil",
     "tqdm": "python3-tqdm",
     "scipy": "python3-scipy",
     "matplotlib": "python3-matplotlib",
+    "yaml": "python3-yaml",
+    "pytest": "python3-pytest",
     "evo": None,
     "torch": None,
     "safetensors": None,
     "rosbags": None,
+    "rerun": None,
+    "raymap3r_pip_ros": None,  # of pip_ros/, in environments without a ROS distribution
 }
+NOT_IMPORTED = {"ros2launch"}  # keys of what is needed without an import: the command `ros2 launch`
+IMPORTERS = ("optional_module", "importorskip")  # functions that import the module that they are given
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}  # names on PyPI that differ from the import
 
 
@@ -41,6 +49,8 @@ def imports(files):
                 names.update(alias.name.partition(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.add(node.module.partition(".")[0])
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS:
+                names.add(ast.literal_eval(node.args[0]).partition(".")[0])
     return names - sys.stdlib_module_names - {"raymap3r_ros"}
 
 
@@ -55,21 +65,44 @@ def test_package_xml_is_of_an_ament_python_package(description, root):
     assert license_tag.text == "Apache-2.0" and (root / license_tag.get("file")).is_file()
 
 
-def test_every_import_is_declared(description, root):
-    used = imports([*(root / "raymap3r_ros").rglob("*.py"), *(root / "launch").glob("*.launch.py")])
-    declared = {tag.text for tag in description.iter("exec_depend")}
-    undeclared = {ROSDEP_KEYS.get(name, name) for name in used} - declared - {None}
-    assert not undeclared, f"imported, but not in package.xml: {sorted(undeclared)}"
+def keys_of(names):
+    return {KEYS.get(name, name) for name in names} - {None}
 
+
+def test_keys_of_package_xml_are_what_is_imported(description, root):
+    used = imports([*(root / "raymap3r_ros").rglob("*.py"), *(root / "launch").glob("*.launch.py")])
+    keys = {tag: [item.text for item in description.iter(tag)] for tag in ("exec_depend", "test_depend")}
+    assert set(keys["exec_depend"]) == keys_of(used) | NOT_IMPORTED
+    assert {tag.tag for tag in description if "depend" in tag.tag} == keys.keys()
+
+    tests = [*(root / "test").rglob("*.py"), *(root / "examples").glob("*.py"), *(root / "benchmarks").glob("*.py")]
+    ours = {file.stem for file in tests}
+    assert set(keys["test_depend"]) == keys_of(imports(tests) - ours) - set(keys["exec_depend"])
+    assert all(len(names) == len(set(names)) for names in keys.values()), "a key is declared twice"
+
+
+def test_imports_from_pip_are_in_setup_py(root):
+    used = imports([*(root / "raymap3r_ros").rglob("*.py"), *(root / "launch").glob("*.launch.py")])
+    from_pip = {name for name in used if (KEYS.get(name, name) or "python3-").startswith("python3-")}
     requirements = {re.match(r"[\w.-]+", item)[0] for item in importlib.metadata.requires("raymap3r_ros")}
-    by_pip = {DISTRIBUTIONS.get(name, name) for name in used & set(ROSDEP_KEYS)}
-    assert by_pip <= requirements, f"imported, but not in setup.py: {sorted(by_pip - requirements)}"
+    missing = {DISTRIBUTIONS.get(name, name) for name in from_pip} - requirements
+    assert not missing, f"imported, but not in setup.py: {sorted(missing)}"
 
 
 def test_commands_are_installed():
     scripts = importlib.metadata.entry_points(group="console_scripts")
     values = {script.name: script.value for script in scripts if script.value.startswith("raymap3r_ros")}
     assert values == {"raymap3r": "raymap3r_ros.cli:main", "stream": "raymap3r_ros.node.__main__:main"}
+
+
+def test_modules_of_the_tests_have_unique_names(root):
+    """The pytest plugin of launch_testing, part of a ROS installation, imports test files by name, without folders."""
+    ours = [file for file in (root / "test").rglob("*.py") if file.stem not in ("conftest", "__init__")]
+    folders = defaultdict(list)
+    for file in ours:
+        folders[file.name].append(str(file.parent.relative_to(root)))
+    assert not {name: found for name, found in folders.items() if len(found) > 1}, "give each file a name of its own"
+    assert not {file.stem for file in ours} & sys.stdlib_module_names
 
 
 def test_share_is_installed(root):

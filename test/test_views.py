@@ -121,6 +121,18 @@ def test_clouds_in_rviz_are_coloured_by_existing_fields(displays):
         assert needed <= fields, cloud["Name"]
 
 
+def test_rviz_does_not_truncate_the_range_of_float_images(displays):
+    """Since Jazzy, RViz truncates fixed limits and medians of several images to whole numbers, here metres."""
+    images = [display for display, _ in displays if display["Class"].endswith("/Image")]
+    for image in images:
+        if image["Topic"]["Value"] not in (f"{NODE}/rgb", f"{NODE}/dynamic_mask"):  # these have 8 bits, no range
+            limits = image["Min Value"], image["Max Value"]
+            exact = image["Median window"] == 1 if image["Normalize Range"] else limits == tuple(map(int, limits))
+            assert exact, image["Name"]
+    (depth,) = (image for image in images if image["Name"] == "Depth")
+    assert depth["Normalize Range"], "the same layout shows metres (32FC1) and millimetres (16UC1)"
+
+
 def test_panes_and_overlay_of_rviz_name_existing_displays(rviz, displays):
     names = {display["Name"] for display, _ in displays}
     assert len(names) == len(displays)

@@ -2,53 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import difflib
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch.action import Action
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction, SetEnvironmentVariable
-from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.launch_description_sources import (
+    PythonLaunchDescriptionSource,
+    get_launch_description_from_python_launch_file,
+)
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.utilities import prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
+from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node.dds_profile import profile_environment
 
 BOOLEANS = ["true", "false", "True", "False"]
+ADDED_BY_LAUNCH = ("launch-prefix", "launch-prefix-filter")  # by options of `ros2 launch`
 
 
-def declare(arguments: Mapping[str, tuple[str | None, str]]) -> list[Action]:
+def declare(
+    arguments: Mapping[str, tuple[str | None, str]], choices: Mapping[str, Sequence[str]] | None = None
+) -> list[Action]:
     """Declare arguments by name, with default (None: required) and description; set the Fast DDS profile.
 
     The profile is not set if the user has chosen a transport.
+
+    Args:
+        choices: allowed values of arguments; an argument whose default is true or false has these two.
     """
+    choices = {name: BOOLEANS for name, (default, _) in arguments.items() if default in BOOLEANS} | dict(choices or {})
     declared = [
         DeclareLaunchArgument(
             name,
             default_value=default,
             description=description,
-            choices=BOOLEANS if default in BOOLEANS else None,
+            # An optional argument is empty by default.
+            choices=[*([""] if default == "" else []), *choices[name]] if name in choices else None,
         )
         for name, (default, description) in arguments.items()
     ]
-    return [*declared, OpaqueFunction(function=_set_profile)]
+    return [_warn_of_unknown(arguments), *declared, OpaqueFunction(function=_set_profile)]
+
+
+def _warn_of_unknown(known: Collection[str]) -> Action:
+    """A warning for each argument that the launch file on the command line does not know.
+
+    If another launch file includes it, the arguments of the command line are those of the other file.
+    """
+
+    def warn(context: LaunchContext) -> None:
+        file = Path(getattr(context.locals, "current_launch_file_path", "")).name  # absent without `ros2 launch`
+        if file not in (Path(word).name for word in sys.argv):
+            return
+        for name in dict.fromkeys(word.partition(":=")[0] for word in context.argv if ":=" in word):
+            if name not in known and name not in ADDED_BY_LAUNCH:
+                near = difflib.get_close_matches(name, known, n=1)
+                nearest = f"nearest: {near[0]}; " if near else ""
+                get_logger(file).warning(
+                    f"argument {name!r} is not one of {file} and has no effect; {nearest}--show-args lists all"
+                )
+
+    return OpaqueFunction(function=warn)
 
 
 def _set_profile(context: LaunchContext) -> list[Action]:
     return [SetEnvironmentVariable(name, value) for name, value in profile_environment(context.environment).items()]
 
 
-def read(context: LaunchContext, arguments: Iterable[str]) -> dict[str, str]:
-    """The arguments as text. Raises FileNotFoundError if `params_file` is one of them and is not a file."""
+def read(
+    context: LaunchContext, arguments: Collection[str], kinds: Mapping[str, type] | None = None
+) -> dict[str, str]:
+    """The arguments as text.
+
+    Args:
+        kinds: types of arguments; int is checked here, bool by the choices of `declare`.
+
+    Raises FileNotFoundError if `params_file` is one of the arguments and is not a file, OptionError for other values
+    that cannot be used.
+    """
     values = {name: LaunchConfiguration(name).perform(context) for name in arguments}
     if "params_file" in values:
         file = Path(values["params_file"]).expanduser()
         if not file.is_file():
             raise FileNotFoundError(f"params_file is {values['params_file']!r}, which is not a file")
         values["params_file"] = str(file)
+    for name, kind in (kinds or {}).items():
+        if kind is int and values[name]:
+            try:
+                int(values[name])
+            except ValueError:
+                raise OptionError(f"{name} is {values[name]!r}; allowed: a whole number") from None
     return values
+
+
+def command_prefix(text: str) -> dict[str, str]:
+    """The keyword argument `prefix` of a node; none if `text` is empty, so that `--launch-prefix` has effect.
+
+    Raises OptionError if it is not a command that exists.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise OptionError(f"prefix is {text!r}: {error}") from None
+    if words and not shutil.which(words[0]):
+        raise OptionError(f"prefix is {text!r}: there is no command {words[0]!r}; install it, or correct its name")
+    return {"prefix": text} if words else {}
+
+
+def require(package: str, executable: str, why: str, remedy: str) -> None:
+    """Raise FileNotFoundError with `why` and `remedy` if a ROS package with this executable is not installed.
+
+    launch itself finds out only when it starts the program, while others are running already.
+    """
+    try:
+        folder = Path(get_package_prefix(package), "lib", package)
+    except PackageNotFoundError:
+        folder = None
+    if not folder or not shutil.which(executable, path=str(folder)):
+        raise FileNotFoundError(
+            f"{why}, but the executable {executable} of the ROS package {package} is not installed in this "
+            f"environment; {remedy}"
+        )
 
 
 def is_true(text: str) -> bool:
@@ -91,13 +175,19 @@ def mapper_beside(
         frame_description: description of that argument.
         worlds: parameters of the mapper for the frame of argument `world_frame`.
     """
+    arguments = {
+        item.name: item for item in get_launch_description_from_python_launch_file(str(stream)).get_launch_arguments()
+    }
+
+    def check(context: LaunchContext) -> None:
+        cameras = LaunchConfiguration("cameras", default="").perform(context)
+        if cameras:
+            raise ValueError(f"cameras is {cameras!r}; allowed beside a mapper: none, because it supports one camera")
+        remedy = "install it (see docs/slam.md) and source its workspace, or use stream.launch.py"
+        require(package, executable, f"the mapper of this launch file is {package}", remedy)
 
     def mapper(context: LaunchContext) -> list[Action]:
-        values = read(context, ("cameras", "namespace", "name", "world_frame", "frame_id", "use_sim_time"))
-        if values["cameras"]:
-            raise ValueError(
-                f"cameras is {values['cameras']!r}; allowed beside a mapper: none, because it supports one camera"
-            )
+        values = read(context, ("namespace", "name", "world_frame", "frame_id", "use_sim_time"))
         stream_node = full_name(context, values["namespace"], values["name"])
         return [
             Node(
@@ -117,10 +207,15 @@ def mapper_beside(
 
     return LaunchDescription(
         [
-            *(DeclareLaunchArgument(key, default_value=value) for key, value in defaults.items()),
+            _warn_of_unknown([*arguments, "frame_id"]),
+            *(
+                DeclareLaunchArgument(key, default_value=value, description=arguments[key].description)
+                for key, value in defaults.items()
+            ),
             DeclareLaunchArgument(
                 "frame_id", default_value=LaunchConfiguration("child_frame"), description=frame_description
             ),
+            OpaqueFunction(function=check),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(stream))),
             OpaqueFunction(function=mapper),
         ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pytest
 pytest.importorskip("launch_ros", reason="launch_ros comes with a ROS distribution")
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+from launch.launch_description_sources import get_launch_description_from_python_launch_file as load
 
+from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.options import option_fields
 from raymap3r_ros.synthetic import suite_sequence
 from raymap3r_ros.synthetic.export import export_sequence
 
@@ -24,7 +28,7 @@ from launch import LaunchDescription, LaunchService
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 arguments = [argument.split(":=", 1) for argument in sys.argv[2:]]
-service = LaunchService()
+service = LaunchService(argv=sys.argv[2:])
 source = PythonLaunchDescriptionSource(sys.argv[1])
 service.include_launch_description(
     LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments)])
@@ -43,12 +47,16 @@ def launch(root):
         pytest.skip("installed by pip, which does not put the executable into lib/raymap3r_ros")
     started = []
 
-    def make(*arguments, file="stream.launch.py"):
+    def make(*arguments, file="stream.launch.py", prefix=None):
         command = [sys.executable, "-c", LAUNCH, str(root / "launch" / file), *arguments]
+        environment = dict(os.environ)
+        if prefix:  # before all others, so that its packages are found first
+            environment["AMENT_PREFIX_PATH"] = f"{prefix}:{environment['AMENT_PREFIX_PATH']}"
         # A new session, so that a signal can go to the whole process group, as Ctrl-C in a terminal does.
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
         started.append(process)
         return process
 
@@ -74,6 +82,19 @@ def lines_until(process, text):
     raise AssertionError(f"launch ended without {text!r}: {''.join(lines)}")
 
 
+def package_in(prefix, name, executable=None):
+    """A ROS package in a folder; its executable prints its arguments and ends. None: the package has none."""
+    index = prefix / "share" / "ament_index" / "resource_index" / "packages"
+    index.mkdir(parents=True, exist_ok=True)
+    (index / name).touch()
+    if executable:
+        file = prefix / "lib" / name / executable
+        file.parent.mkdir(parents=True)
+        file.write_text('#!/bin/sh\necho "arguments: $*"\n')
+        file.chmod(0o755)
+    return prefix
+
+
 def test_launch_configures_and_activates(launch):
     process = launch("namespace:=launched", "image:=/eye/image_raw", "device:=cpu")
     lines_until(process, "active: newest frame of /eye/image_raw")
@@ -94,9 +115,104 @@ def test_missing_parameter_file_is_an_error(launch):
     assert "params_file is '/nowhere.yaml', which is not a file" in out
 
 
-def test_arguments_are_checked(launch):
-    out = launch("autostart:=perhaps").communicate(timeout=LIMIT)[0]
-    assert 'provided value "perhaps" is not valid' in out
+@pytest.mark.parametrize(
+    ("argument", "error"),
+    [
+        ("autostart:=perhaps", 'Argument "autostart" provided value "perhaps" is not valid'),
+        ("use_sim_time:=yes", 'Argument "use_sim_time" provided value "yes" is not valid'),
+        ("points.static_only:=1", 'Argument "points.static_only" provided value "1" is not valid'),
+        ("tf_mode:=robot", 'Argument "tf_mode" provided value "robot" is not valid'),
+        ("points.stride:=two", "points.stride is 'two'; allowed: a whole number"),
+        ("points.stride:=2.5", "points.stride is '2.5'; allowed: a whole number"),
+        ("prefix:=nise -n 5", "prefix is 'nise -n 5': there is no command 'nise'"),
+        ("prefix:=nice '-n", 'prefix is "nice \'-n": No closing quotation'),
+    ],
+)
+@pytest.mark.parametrize("file", ["stream.launch.py", "octomap.launch.py"])
+def test_arguments_are_checked_before_anything_starts(launch, tmp_path, file, argument, error):
+    prefix = package_in(tmp_path, "octomap_server", "octomap_server_node")
+    out = launch(argument, file=file, prefix=prefix).communicate(timeout=LIMIT)[0]
+    assert error in out and "process started" not in out
+
+
+@pytest.mark.parametrize(
+    ("file", "argument", "package", "error"),
+    [
+        ("stream", "rviz:=true", "rviz2", "rviz is 'true', but the executable rviz2 of the ROS package rviz2 is not"),
+        ("octomap", "rviz:=true", "rviz2", "rviz is 'true', but the executable rviz2 of the ROS package rviz2 is not"),
+        ("rtabmap", "", "rtabmap_slam", "rtabmap of the ROS package rtabmap_slam is not"),
+        ("nvblox", "", "nvblox_ros", "nvblox_node of the ROS package nvblox_ros is not"),
+        (
+            "octomap",
+            "",
+            "octomap_server",
+            "octomap_server_node of the ROS package octomap_server is not",
+        ),
+        ("octomap", "cameras:=front,rear", "none", "cameras is 'front,rear'; allowed beside a mapper: none"),
+    ],
+)
+def test_nothing_starts_if_another_program_is_missing(launch, tmp_path, file, argument, package, error):
+    prefix = package_in(tmp_path, package)
+    if package != "octomap_server":
+        package_in(prefix, "octomap_server", "octomap_server_node")
+    process = launch(*filter(None, [argument]), "device:=cpu", file=f"{file}.launch.py", prefix=prefix)
+    out = process.communicate(timeout=LIMIT)[0]
+    assert error in out and "process started" not in out
+
+
+def test_other_programs_start_beside_the_node(launch, tmp_path):
+    prefix = package_in(tmp_path, "octomap_server", "octomap_server_node")
+    package_in(prefix, "rviz2", "rviz2")
+    process = launch("rviz:=true", "image:=/eye/image_raw", "device:=cpu", file="octomap.launch.py", prefix=prefix)
+    out = lines_until(process, "active: newest frame of /eye/image_raw")
+    assert "cloud_in:=/raymap3r/points" in out and "rviz2-2]: process has finished cleanly" in out
+
+
+def test_unknown_arguments_are_warnings_with_the_nearest_name(launch, tmp_path):
+    prefix = package_in(tmp_path, "octomap_server")
+    arguments = ("imagee:=/a", "frame_id:=base", "checkpiont:=mini", "launch-prefix:=nice", "zzz:=1")
+    out = launch(*arguments, file="octomap.launch.py", prefix=prefix).communicate(timeout=LIMIT)[0]
+    warnings = [line for line in out.splitlines() if "WARNING" in line]
+    assert len(warnings) == 3
+    for warning, text in zip(
+        warnings,
+        (
+            "argument 'imagee' is not one of octomap.launch.py and has no effect; nearest: image;",
+            "argument 'checkpiont' is not one of octomap.launch.py and has no effect; nearest: checkpoint;",
+            "argument 'zzz' is not one of octomap.launch.py and has no effect; --show-args lists all",
+        ),
+        strict=True,
+    ):
+        assert text in warning
+
+
+def test_prefix_starts_the_node(launch):
+    process = launch("prefix:=nice -n 3", "image:=/eye/image_raw", "device:=cpu")
+    out = lines_until(process, "active: newest frame of /eye/image_raw")
+    pid = int(re.search(r"process started with pid \[(\d+)\]", out)[1])
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 3
+
+
+@pytest.mark.parametrize("file", ["rtabmap", "nvblox", "octomap"])
+def test_arguments_with_another_default_keep_their_descriptions(root, file):
+    stream, mapper = (
+        {item.name: item for item in load(str(root / "launch" / f"{name}.launch.py")).get_launch_arguments()}
+        for name in ("stream", file)
+    )
+    assert mapper.keys() == stream.keys() | {"frame_id"}
+    assert {name: mapper[name].description for name in stream} == {
+        name: item.description for name, item in stream.items()
+    }
+    assert all(mapper[name].description not in ("", "no description given") for name in mapper)
+
+
+def test_choices_are_those_of_the_parameters(root):
+    options = dict(option_fields(NodeOptions))
+    for item in load(str(root / "launch" / "stream.launch.py")).get_launch_arguments():
+        if item.name in options:
+            default, allowed = options[item.name].default, options[item.name].metadata["choices"]
+            expected = ["true", "false", "True", "False"] if isinstance(default, bool) else list(allowed)
+            assert (item.choices or [""]) == ["", *expected], item.name
 
 
 @pytest.fixture(scope="module")

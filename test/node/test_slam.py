@@ -5,6 +5,7 @@ The subscriptions are taken from the public sources of the mappers: rtabmap_ros 
 """
 
 import ast
+import os
 import re
 from collections import defaultdict
 from types import SimpleNamespace
@@ -138,13 +139,20 @@ def test_documented_arguments_exist(recipe, root):
 
 
 @pytest.mark.parametrize("mapper", MAPPERS)
-def test_launch_file_can_be_loaded(root, mapper):
+def test_launch_file_can_be_loaded(root, mapper, tmp_path, monkeypatch):
     """Loaded by launch itself, if it is installed."""
     launch_ros = pytest.importorskip("launch_ros.actions", reason="launch_ros comes with a ROS distribution")
     from launch.launch_description_sources import get_launch_description_from_python_launch_file as load
 
     from launch import LaunchContext
 
+    package, executable = EXECUTABLES[mapper]
+    index, folder = tmp_path / "share" / "ament_index" / "resource_index" / "packages", tmp_path / "lib" / package
+    index.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (index / package).touch()
+    (folder / executable).touch(0o755)
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path), prepend=os.pathsep)
     context, nodes = LaunchContext(), []
 
     def run(entities):
