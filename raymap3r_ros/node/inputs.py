@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import CallbackGroup
-from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
@@ -19,6 +18,7 @@ from raymap3r_ros.mapping.scale import RangeReading
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import QUEUE_DEPTH, FrameQueue, PutResult, WaitingFrame
+from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
 
@@ -36,7 +36,7 @@ class Inputs:
 
     def __init__(
         self,
-        node: LifecycleNode,
+        node: GuardedNode,
         session: Session,
         queue: FrameQueue,
         monitor: Monitor,
@@ -77,7 +77,9 @@ class Inputs:
         # Best effort also matches reliable publishers.
         sensors = QoSProfile(depth=QUEUE_DEPTH if every else 5, reliability=ReliabilityPolicy.BEST_EFFORT)
         subscribe = partial(self._node.create_subscription, callback_group=group)
-        losses = SubscriptionEventCallbacks(message_lost=self._on_messages_lost)
+        losses = SubscriptionEventCallbacks(
+            message_lost=self._node.guarded(self._on_messages_lost, "the event of lost images")
+        )
         kind, topic = (Image, "image")
         if options.image_transport == "compressed":
             kind, topic = (CompressedImage, "image/compressed")

@@ -16,6 +16,30 @@ LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpo
 MAX_PROBLEMS = 100  # kinds of problems that are remembered: damaged messages can cause new ones without end
 
 
+class Throttle:
+    """Decides which of several log lines about the same problem are written."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        """Number of problems that are remembered."""
+        return len(self._last)
+
+    def permits(self, problem: str) -> bool:
+        """Whether this problem was not logged in the last seconds.
+
+        Problems that differ only in numbers are the same.
+        """
+        problem, now = re.sub(r"\d+", "#", problem), time.monotonic()
+        if now - self._last.get(problem, -THROTTLE) < THROTTLE:
+            return False
+        if len(self._last) >= MAX_PROBLEMS:
+            self._last.clear()
+        self._last[problem] = now
+        return True
+
+
 class Reporter:
     """Reports events of one node to its log and its monitor. All methods may be called from any thread."""
 
@@ -23,11 +47,11 @@ class Reporter:
         self._logger = logger
         self._monitor = monitor
         self._logged_once: set[str] = set()
-        self._last_logged: dict[str, float] = {}
+        self._throttle = Throttle()
 
     def __len__(self) -> int:
         """Number of kinds of problems that are remembered."""
-        return len(self._logged_once) + len(self._last_logged)
+        return len(self._logged_once) + len(self._throttle)
 
     def forget(self) -> None:
         """Log again what is logged only once."""
@@ -43,11 +67,11 @@ class Reporter:
 
     def warn(self, text: str, once: bool = False) -> None:
         """Report something that the user should check, in the log and the diagnostics."""
-        text = _shortened(text)
+        text = shortened(text)
         self._monitor.warning(text)
         if once:
             self.warn_once(text)
-        elif self._may_log(text):
+        elif self._throttle.permits(text):
             self._logger.warning(text)
 
     def warn_once(self, text: str) -> None:
@@ -56,11 +80,18 @@ class Reporter:
             self._logged_once.add(text)
             self._logger.warning(text)
 
-    def fail(self, text: str, throttle: bool = False, details: str = "") -> None:
-        """Report an error in the log and the diagnostics; `details` are only logged."""
-        text = _shortened(text)
+    def fail(self, text: str, throttle: bool = False, details: str = "", problem: str = "") -> None:
+        """Report an error in the log and the diagnostics.
+
+        Args:
+            text: one line.
+            throttle: log the same problem only once in THROTTLE seconds.
+            details: more lines, only for the log.
+            problem: identifies the problem if `text` contains foreign text, which can differ each time.
+        """
+        text = shortened(text)
         self._monitor.error(text)
-        if not throttle or self._may_log(text):
+        if not throttle or self._throttle.permits(problem or text):
             self._logger.error(text + details)
 
     def refuse(self, error: InputError) -> None:
@@ -68,19 +99,7 @@ class Reporter:
         self._monitor.count("bad frames")
         self.warn(f"image skipped: {error}", once=isinstance(error, EncodingError))
 
-    def _may_log(self, text: str) -> bool:
-        """Whether this problem was not logged in the last seconds.
 
-        Texts that differ only in numbers are the same problem.
-        """
-        problem, now = re.sub(r"\d+", "#", text), time.monotonic()
-        if now - self._last_logged.get(problem, -THROTTLE) < THROTTLE:
-            return False
-        if len(self._last_logged) >= MAX_PROBLEMS:
-            self._last_logged.clear()
-        self._last_logged[problem] = now
-        return True
-
-
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """The start of a text that may be too long for the log."""
     return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
@@ -28,6 +26,7 @@ from raymap3r_ros.geometry import poses
 from raymap3r_ros.node import conversions, parameters
 from raymap3r_ros.node.diagnostics import Monitor
 from raymap3r_ros.node.frame_queue import FrameQueue, WaitingFrame
+from raymap3r_ros.node.guarded_node import GuardedNode, keep_reason
 from raymap3r_ros.node.inputs import Inputs
 from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.network_pool import NetworkPool
@@ -45,22 +44,7 @@ DEFAULT_FRAME = "camera_optical_frame"
 MAX_FAILURES = 3  # frames in a row without GPU memory, after which the node deactivates itself
 
 
-def _keep_reason(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
-    """Keep the exception of a transition for `on_error`: rclpy does not pass it on."""
-
-    @functools.wraps(transition)
-    def run(self: StreamNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(self, state)
-        except Exception as error:
-            self._error = f"{type(error).__name__}: {error}"
-            self.get_logger().debug(traceback.format_exc())
-            return TransitionCallbackReturn.ERROR
-
-    return run
-
-
-class StreamNode(LifecycleNode):
+class StreamNode(GuardedNode):
     """One camera stream.
 
     Callbacks only put messages into a queue. One worker thread, which exists while the node is active, runs the
@@ -92,7 +76,6 @@ class StreamNode(LifecycleNode):
         self._worker: threading.Thread | None = None
         self._inputs: Inputs | None = None
         self._idle_state = "unconfigured"  # of the life cycle, without a session
-        self._error = ""  # of the last transition
 
         # Images and the timer must not wait for a transition or a service in the default group.
         self._image_group = MutuallyExclusiveCallbackGroup()
@@ -155,6 +138,15 @@ class StreamNode(LifecycleNode):
         self._stop()
         self._release()
 
+    def report_failure(self, what: str, error: Exception, details: str) -> None:
+        """Report an exception of a callback in the log and the diagnostics."""
+        if isinstance(error, InputError):
+            self._reporter.warn(f"ignored by {what}: {error}")
+            return
+        problem = f"{what} {type(error).__name__}"
+        text = f"{what} failed: {type(error).__name__}: {error}"
+        self._reporter.fail(text, throttle=True, details=f"\n{details}", problem=problem)
+
     def destroy_node(self) -> None:
         """Remove the node from the graph, after `close`. Then another node can use its name."""
         super().destroy_node()
@@ -175,7 +167,7 @@ class StreamNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
 
-    @_keep_reason
+    @keep_reason
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and publish. The memory is as `deactivate` left it."""
         super().on_activate(state)
@@ -191,7 +183,7 @@ class StreamNode(LifecycleNode):
         )
         return TransitionCallbackReturn.SUCCESS
 
-    @_keep_reason
+    @keep_reason
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe and keep the memory."""
         self._stop()
@@ -199,7 +191,7 @@ class StreamNode(LifecycleNode):
         publishers.publish_trajectories(publishers.wanted(), self._session.settings.node)  # with their last poses
         return super().on_deactivate(state)
 
-    @_keep_reason
+    @keep_reason
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the network and its GPU memory."""
         self._release()
@@ -213,7 +205,9 @@ class StreamNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to unconfigured after a transition has raised an exception."""
-        self._reporter.fail(f"a transition from {state.label} failed ({self._error}): the node is unconfigured again")
+        self._reporter.fail(
+            f"a transition from {state.label} failed ({self.transition_error}): the node is unconfigured again"
+        )
         self.close()
         return TransitionCallbackReturn.SUCCESS
 
