@@ -14,6 +14,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.geometry.poses import MAX_DISTANCE, is_plausible
 from raymap3r_ros.mapping.scale import RangeReading
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
@@ -115,6 +116,12 @@ class Inputs:
         pose = conversions.pose_matrix(message.pose.pose)
         if not np.isfinite(pose).all():
             self._reporter.warn("wheel odometry ignored: its pose is not finite or its quaternion is 0")
+            return
+        if not is_plausible(pose):
+            position = ", ".join(f"{value:.4g}" for value in pose[:3, 3])
+            self._reporter.warn(
+                f"wheel odometry ignored: its position is ({position}) m; allowed: up to {MAX_DISTANCE:g}"
+            )
             return
         self._session.localizer.add_odometry(conversions.seconds(message.header.stamp), pose)
 
