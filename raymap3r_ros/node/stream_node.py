@@ -340,6 +340,8 @@ class StreamNode(GuardedNode):
                 # Their last poses, and for late subscribers.
                 publishers = self._session.publishers
                 publishers.publish_trajectories(publishers.wanted(), self._session.settings.node)
+            if self._inputs is not None:
+                self._inputs.check_silence()
         message = DiagnosticArray(status=[self.status()])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
