@@ -13,6 +13,7 @@ from raymap3r_ros.node.diagnostics import Monitor
 
 THROTTLE = 5.0  # seconds between two log lines about the same problem
 LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpoint has an error in every tensor
+LONGEST_END = 300  # of these at the end
 MAX_PROBLEMS = 100  # kinds of problems that are remembered: damaged messages can cause new ones without end
 
 
@@ -48,6 +49,7 @@ class Reporter:
         self._monitor = monitor
         self._logged_once: set[str] = set()
         self._throttle = Throttle()
+        self._standing = ""  # kind of the last text of `stand`
 
     def __len__(self) -> int:
         """Number of kinds of problems that are remembered."""
@@ -60,6 +62,10 @@ class Reporter:
     def count(self, name: str) -> None:
         """Add one to a counter of the diagnostics, see `diagnostics.COUNTS`."""
         self._monitor.count(name)
+
+    def debug(self, text: str) -> None:
+        """Log an event that is part of normal operation."""
+        self._logger.debug(text)
 
     def info(self, text: str) -> None:
         """Log an event that is no problem."""
@@ -79,6 +85,16 @@ class Reporter:
         if text not in self._logged_once and len(self._logged_once) < MAX_PROBLEMS:
             self._logged_once.add(text)
             self._logger.warning(text)
+
+    def stand(self, text: str) -> None:
+        """Report what holds at the moment, "" if nothing: in the diagnostics, and in the log when it begins."""
+        if text:
+            self._monitor.warning(text)
+            kind = re.sub(r"[\d.e+]+", "#", text)
+            if kind != self._standing and self._throttle.permits(kind):
+                self._logger.warning(text)
+            text = kind
+        self._standing = text
 
     def fail(self, text: str, throttle: bool = False, details: str = "", problem: str = "") -> None:
         """Report an error in the log and the diagnostics.
@@ -101,5 +117,5 @@ class Reporter:
 
 
 def shortened(text: str) -> str:
-    """The start of a text that may be too long for the log."""
-    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    """A text that may be too long for the log without its middle: an error names the remedy at its end."""
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - LONGEST_END]} ... {text[-LONGEST_END:]}"

@@ -35,6 +35,7 @@ from raymap3r_ros.node.publishers import MOTION_TOPICS
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.saving import Saved, save
 from raymap3r_ros.node.session import Session, Settings, open_session
+from raymap3r_ros.node.stamps import clock_problem
 from raymap3r_ros.node.summary import FrameSummary, summarize
 from raymap3r_ros.streaming import Stream, StreamOptions, WorldChange
 from raymap3r_ros.streaming.batching import step_of
@@ -61,9 +62,6 @@ class StreamNode(GuardedNode):
         super().__init__("raymap3r", **node_arguments)
         self._pool = pool
         self._frame_prefix = frame_prefix
-        parameters.declare(self, NodeOptions, StreamOptions)
-        self.add_on_set_parameters_callback(self._check_parameters)
-
         self._monitor = Monitor()
         self._reporter = Reporter(self.get_logger(), self._monitor)
         # One for the node's life: it never frees its service and its callbacks on the node's clock.
@@ -76,6 +74,11 @@ class StreamNode(GuardedNode):
         self._worker: threading.Thread | None = None
         self._inputs: Inputs | None = None
         self._idle_state = "unconfigured"  # of the life cycle, without a session
+
+        parameters.declare(self, NodeOptions, StreamOptions)
+        for line in parameters.unknown_overrides(self):
+            self.get_logger().warning(line)
+        self.add_on_set_parameters_callback(self._check_parameters)
 
         # Images and the timer must not wait for a transition or a service in the default group.
         self._image_group = MutuallyExclusiveCallbackGroup()
@@ -189,12 +192,14 @@ class StreamNode(GuardedNode):
         self._stop()
         publishers = self._session.publishers
         publishers.publish_trajectories(publishers.wanted(), self._session.settings.node)  # with their last poses
+        self.get_logger().info("inactive: images are not received; the memory is kept")
         return super().on_deactivate(state)
 
     @keep_reason
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the network and its GPU memory."""
         self._release()
+        self.get_logger().info("unconfigured: the network is freed")
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -260,12 +265,16 @@ class StreamNode(GuardedNode):
     def set_parameters(self, parameter_list: list[Parameter]) -> list[SetParametersResult]:
         """As rclpy's. The new values act on the next frame."""
         # Humble has no callback that runs after parameters were set.
-        results = super().set_parameters(parameter_list)
+        results = super().set_parameters(parameters.conform(parameter_list, NodeOptions, StreamOptions))
         self._update_settings()
         return results
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """As rclpy's. The new values act on the next frame."""
+        reason = parameters.refusal(self, parameter_list, NodeOptions, StreamOptions)
+        if reason:
+            return SetParametersResult(successful=False, reason=reason)
+        parameter_list = parameters.conform(parameter_list, NodeOptions, StreamOptions)
         result = super().set_parameters_atomically(parameter_list)
         self._update_settings()
         return result
@@ -299,9 +308,11 @@ class StreamNode(GuardedNode):
     ) -> SetBool.Response:
         if session.paused and not request.data:
             session.jump_detector.resume()
-        session.paused = bool(request.data)
+        changed, session.paused = session.paused != request.data, bool(request.data)
         response.success = True
         response.message = "paused: images are ignored" if session.paused else "running: images are processed"
+        if changed:
+            self.get_logger().info(response.message)
         return response
 
     def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -417,8 +428,9 @@ class StreamNode(GuardedNode):
             "node": (done - started) * 1e3 - stream,  # conversion, publishing, everything outside the stream
             "whole frame": (done - started) * 1e3,
         }
-        from_stamp = self.get_clock().now().nanoseconds * 1e-9 - seconds
-        self._monitor.published(from_stamp, done - frame.arrival, stages)
+        now = self.get_clock().now().nanoseconds * 1e-9
+        self._reporter.stand(clock_problem(now, seconds, self.get_parameter("use_sim_time").value))
+        self._monitor.published(now - seconds, done - frame.arrival, stages)
 
     def _frame_of(self, message: Image | CompressedImage) -> str:
         """The frame_id of an image, without the leading slash that tf2 does not allow."""
