@@ -9,6 +9,14 @@ import numpy as np
 # Columns are the optical axes (x right, y down, z forward) written in x forward, y left, z up.
 ROS_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
+# Metres. Coordinates in UTM and from the centre of the Earth are below 1e7; a larger number is damage.
+MAX_DISTANCE = 1e8
+
+
+def is_plausible(pose: np.ndarray) -> bool:
+    """Whether a pose (4, 4) is finite and at most MAX_DISTANCE from its origin."""
+    return bool(np.isfinite(pose).all() and np.abs(pose[:3, 3]).max() <= MAX_DISTANCE)
+
 
 def world_pose(camera_to_world: np.ndarray) -> np.ndarray:
     """(4, 4) pose of the camera's optical frame in a world with REP 103 axes, from one with optical axes."""

@@ -66,11 +66,16 @@ class EncodingError(InputError):
 # ------------------------------------------------------------------------------------------------ messages to arrays
 
 
-def check_image(message: Image | CompressedImage) -> None:
-    """Raise InputError (EncodingError) if a message is not a valid image, without reading its pixels."""
-    stamp, name = message.header.stamp, message.header.frame_id
+def check_stamp(stamp: Time) -> None:
+    """Raise InputError if a stamp is not a valid time."""
     if stamp.sec < 0 or stamp.nanosec >= 1_000_000_000:
         raise InputError(f"stamp of {stamp.sec} s and {stamp.nanosec} ns is not a valid time")
+
+
+def check_image(message: Image | CompressedImage) -> None:
+    """Raise InputError (EncodingError) if a message is not a valid image, without reading its pixels."""
+    name = message.header.frame_id
+    check_stamp(message.header.stamp)
     if len(name) > MAX_NAME:
         raise InputError(f"frame_id of {len(name)} characters, more than {MAX_NAME}")
     if isinstance(message, CompressedImage):

@@ -7,25 +7,30 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import rclpy
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import MultiThreadedExecutor
+from rclpy.logging import get_logger
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
-from rclpy.task import Future
+from rclpy.task import Future, Task
 from rclpy.utilities import remove_ros_args
 
 from raymap3r_ros.node.network_pool import NetworkPool
+from raymap3r_ros.node.reporter import Throttle, shortened
 from raymap3r_ros.node.stream_node import StreamNode
 from raymap3r_ros.signals import StopSignal
 
 
 class Executor(MultiThreadedExecutor):
-    """rclpy's MultiThreadedExecutor with three differences.
+    """rclpy's MultiThreadedExecutor with four differences.
+
+    - It logs an exception of a callback, of any node, and continues. In rclpy it ends the process with all its nodes.
 
     - Callbacks finish before `shutdown` returns. rclpy destroys objects that they still use, and prints errors.
     - It survives a subscription being destroyed while the wait set is built. In rclpy this raises the error of the
@@ -35,6 +40,11 @@ class Executor(MultiThreadedExecutor):
       wait sets per image, in Python, which block the network each time.
     """
 
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        """As rclpy's."""
+        super().__init__(*arguments, **more)
+        self._throttle = Throttle()
+
     def wait_for_ready_callbacks(self, *args: Any, **kwargs: Any) -> Any:
         """As rclpy's."""
         while True:
@@ -43,14 +53,48 @@ class Executor(MultiThreadedExecutor):
             except InvalidHandle:
                 continue  # the destroyed subscription is not part of the next wait set
             if not isinstance(entity, Subscription):
-                return handler, entity, node
-            handler()
-            handler.result()  # raises the exception of the callback
+                return Task(self._run, (handler, node), executor=self), entity, node
+            self._run(handler, node)
 
     def shutdown(self, *args: Any, **kwargs: Any) -> bool:
         """Stop. Call it when no thread spins the executor any more."""
         self._executor.shutdown(wait=True)
         return super().shutdown(*args, **kwargs)
+
+    def _run(self, handler: Task, node: Node | None) -> None:
+        handler()
+        if handler.done() and handler.exception() is not None:
+            self._report(handler.exception(), node)
+
+    def _report(self, error: Exception, node: Node | None) -> None:
+        logger = get_logger("executor") if node is None else node.get_logger()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        if self._throttle.permits(f"{logger.name} {where.filename} {where.lineno}"):
+            details = "".join(traceback.format_exception(error))
+            logger.error(shortened(f"a callback failed: {type(error).__name__}: {error}") + f"\n{details}")
+
+    def _take(self, take: Callable[[Any], Any], entity: Any) -> Any:
+        # An exception here would keep rclpy from ever calling this entity and its callback group again.
+        try:
+            return take(entity)
+        except Exception as error:
+            self._report(error, None)
+            return None
+
+    def _take_subscription(self, entity: Any) -> Any:
+        return self._take(super()._take_subscription, entity)
+
+    def _take_service(self, entity: Any) -> Any:
+        return self._take(super()._take_service, entity)
+
+    def _take_client(self, entity: Any) -> Any:
+        return self._take(super()._take_client, entity)
+
+    def _take_timer(self, entity: Any) -> Any:
+        return self._take(super()._take_timer, entity)
+
+    def _take_waitable(self, entity: Any) -> Any:
+        return self._take(super()._take_waitable, entity)
 
 
 def main() -> int:
@@ -91,7 +135,7 @@ def main() -> int:
         if not arguments.autostart or all([node.autostart() for node in nodes]):
             _spin(nodes, stop)
             status = 0
-    except Exception as error:  # of a callback; no worker may keep running without its node
+    except Exception as error:  # of rclpy; no worker may keep running without its node
         nodes[0].get_logger().fatal(f"the process ends: {type(error).__name__}: {error}\n{traceback.format_exc()}")
     finally:
         # At exit Python restores the default handlers. Then a second signal, as from launch, would kill the process.
@@ -117,7 +161,7 @@ def camera_names(text: str) -> list[str]:
 
 
 def _spin(nodes: Sequence[StreamNode], stop: StopSignal) -> None:
-    """Run the nodes' callbacks until `stop`. Raises the exception of a callback."""
+    """Run the nodes' callbacks until `stop`."""
     executor = Executor(num_threads=4 * len(nodes))
     for node in nodes:
         executor.add_node(node)

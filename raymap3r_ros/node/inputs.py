@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import CallbackGroup
-from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.geometry.poses import MAX_DISTANCE, is_plausible
 from raymap3r_ros.mapping.scale import RangeReading
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import QUEUE_DEPTH, FrameQueue, PutResult, WaitingFrame
+from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
+from raymap3r_ros.node.silence import SilenceWatch
 
 try:
     from rclpy.event_handler import QoSMessageLostInfo, SubscriptionEventCallbacks
 except ModuleNotFoundError:  # ROS 2 Humble
     from rclpy.qos_event import QoSMessageLostInfo, SubscriptionEventCallbacks
+
+MAX_LOSSES = 1_000_000  # images between two events; no camera publishes more
 
 
 class Inputs:
@@ -36,7 +41,7 @@ class Inputs:
 
     def __init__(
         self,
-        node: LifecycleNode,
+        node: GuardedNode,
         session: Session,
         queue: FrameQueue,
         monitor: Monitor,
@@ -50,6 +55,8 @@ class Inputs:
         self._monitor = monitor
         self._reporter = reporter
         self._every_frame = session.settings.node.every_frame
+        self._lost = 0  # images, as reported by the middleware
+        self._silence = SilenceWatch(node, reporter)
         self._subscriptions = self._subscribe(group)
 
     @property
@@ -61,6 +68,10 @@ class Inputs:
         """Unsubscribe."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
+
+    def check_silence(self) -> None:
+        """Warn if nothing arrives."""
+        self._silence.check(self._subscriptions)
 
     def facts(self) -> dict[str, object]:
         """Number of publishers of each topic, for diagnostics."""
@@ -76,8 +87,14 @@ class Inputs:
         infos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         # Best effort also matches reliable publishers.
         sensors = QoSProfile(depth=QUEUE_DEPTH if every else 5, reliability=ReliabilityPolicy.BEST_EFFORT)
-        subscribe = partial(self._node.create_subscription, callback_group=group)
-        losses = SubscriptionEventCallbacks(message_lost=self._on_messages_lost)
+
+        def subscribe(kind: type, topic: str, callback: Callable, qos: QoSProfile, **more: Any) -> Subscription:
+            watched = callback if kind is CameraInfo else self._silence.watched(topic, callback)  # it is optional
+            return self._node.create_subscription(kind, topic, watched, qos, callback_group=group, **more)
+
+        losses = SubscriptionEventCallbacks(
+            message_lost=self._node.guarded(self._on_messages_lost, "the event of lost images")
+        )
         kind, topic = (Image, "image")
         if options.image_transport == "compressed":
             kind, topic = (CompressedImage, "image/compressed")
@@ -113,6 +130,12 @@ class Inputs:
         pose = conversions.pose_matrix(message.pose.pose)
         if not np.isfinite(pose).all():
             self._reporter.warn("wheel odometry ignored: its pose is not finite or its quaternion is 0")
+            return
+        if not is_plausible(pose):
+            position = ", ".join(f"{value:.4g}" for value in pose[:3, 3])
+            self._reporter.warn(
+                f"wheel odometry ignored: its position is ({position}) m; allowed: up to {MAX_DISTANCE:g}"
+            )
             return
         self._session.localizer.add_odometry(conversions.seconds(message.header.stamp), pose)
 
@@ -151,8 +174,12 @@ class Inputs:
             )
 
     def _on_messages_lost(self, losses: QoSMessageLostInfo) -> None:
+        # Some versions of the middleware report uninitialised numbers.
+        if not 0 < losses.total_count_change <= MAX_LOSSES:
+            return
+        self._lost += losses.total_count_change
         self._monitor.count("frames lost", losses.total_count_change)
-        text = f"{losses.total_count} images were lost on their way to the node: {PROFILE_HINT}"
+        text = f"{self._lost} images were lost on their way to the node: {PROFILE_HINT}"
         if self._every_frame:
             self._reporter.fail(text, throttle=True)
         else:

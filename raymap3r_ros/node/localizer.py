@@ -173,4 +173,5 @@ class Localizer:
         if self._has_world:
             self._reporter.count("resets")
         self._has_world = True
-        self._reporter.info(text)
+        report = self._reporter.debug if change is WorldChange.ALIGNED else self._reporter.info  # every 100th frame
+        report(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import textwrap
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node.node_options import NodeOptions
@@ -37,6 +39,10 @@ def declare(node: Node, *options: type) -> None:
                 node.set_descriptor(name, _descriptor(item))
             except InvalidParameterValueException:
                 node.set_descriptor(name, _descriptor(item, with_range=False))
+            given = node.get_parameter(name)
+            (conforming,) = conform([given], kind)
+            if conforming is not given:
+                node.set_parameters([conforming])
 
 
 def read(node: Node, options: type[Options], changes: dict[str, Any] | None = None) -> Options:
@@ -75,6 +81,51 @@ def check_change(node: Node, options: type[Options], changes: dict[str, Any]) ->
             build_options(options, lambda name, item: _typed(name, changes.get(name, item.default), item))
         else:
             raise
+
+
+def conform(changes: list[Parameter], *options: type) -> list[Parameter]:
+    """The changes with whole numbers as doubles where the option is one, so that a parameter keeps its type."""
+    doubles = {name for kind in options for name, item in option_fields(kind) if type(item.default) is float}
+    return [
+        Parameter(change.name, value=float(change.value))
+        if change.name in doubles and type(change.value) is int
+        else change
+        for change in changes
+    ]
+
+
+def refusal(node: Node, changes: list[Parameter], *options: type) -> str:
+    """Why the parameters cannot change now, because the network is loaded; "" if they can."""
+    fixed = {name for kind in options for name, item in option_fields(kind) if not item.metadata["live"]}
+    locked = [one.name for one in changes if one.name in fixed and node.describe_parameter(one.name).read_only]
+    if not locked:
+        return ""
+    return f"{', '.join(locked)}: read-only from configure to cleanup; request the transition cleanup first"
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The options that differ between two instances of a dataclass of options, as "name old -> new"."""
+    found = []
+    for item in dataclasses.fields(old):
+        before, after = getattr(old, item.name), getattr(new, item.name)
+        if not item.metadata:
+            found += differences(before, after, f"{prefix}{item.name}.")
+        elif before != after:
+            found.append(f"{prefix}{item.name} {before} -> {after}")
+    return found
+
+
+def unknown_overrides(node: Node) -> list[str]:
+    """A line for each parameter that was given to the node and that it does not have, with the nearest name."""
+    known = set(node.list_parameters([], 0).names)
+    lines = []
+    for name in sorted(set(getattr(node, "_parameter_overrides", {})) - known):  # rclpy has no public access to them
+        if name.startswith("qos_overrides."):
+            continue
+        near = difflib.get_close_matches(name, known, 1, 0.6)
+        hint = f"did you mean {near[0]}?" if near else "`ros2 param list` names the parameters that it has"
+        lines.append(f"the parameter {name!r} is ignored: the node has no such parameter; {hint}")
+    return lines
 
 
 def lock(node: Node, locked: bool, *options: type) -> None:

@@ -13,7 +13,32 @@ from raymap3r_ros.node.diagnostics import Monitor
 
 THROTTLE = 5.0  # seconds between two log lines about the same problem
 LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpoint has an error in every tensor
+LONGEST_END = 300  # of these at the end
 MAX_PROBLEMS = 100  # kinds of problems that are remembered: damaged messages can cause new ones without end
+
+
+class Throttle:
+    """Decides which of several log lines about the same problem are written."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        """Number of problems that are remembered."""
+        return len(self._last)
+
+    def permits(self, problem: str) -> bool:
+        """Whether this problem was not logged in the last seconds.
+
+        Problems that differ only in numbers are the same.
+        """
+        problem, now = re.sub(r"\d+", "#", problem), time.monotonic()
+        if now - self._last.get(problem, -THROTTLE) < THROTTLE:
+            return False
+        if len(self._last) >= MAX_PROBLEMS:
+            self._last.clear()
+        self._last[problem] = now
+        return True
 
 
 class Reporter:
@@ -23,11 +48,12 @@ class Reporter:
         self._logger = logger
         self._monitor = monitor
         self._logged_once: set[str] = set()
-        self._last_logged: dict[str, float] = {}
+        self._throttle = Throttle()
+        self._standing = ""  # kind of the last text of `stand`
 
     def __len__(self) -> int:
         """Number of kinds of problems that are remembered."""
-        return len(self._logged_once) + len(self._last_logged)
+        return len(self._logged_once) + len(self._throttle)
 
     def forget(self) -> None:
         """Log again what is logged only once."""
@@ -37,17 +63,21 @@ class Reporter:
         """Add one to a counter of the diagnostics, see `diagnostics.COUNTS`."""
         self._monitor.count(name)
 
+    def debug(self, text: str) -> None:
+        """Log an event that is part of normal operation."""
+        self._logger.debug(text)
+
     def info(self, text: str) -> None:
         """Log an event that is no problem."""
         self._logger.info(text)
 
     def warn(self, text: str, once: bool = False) -> None:
         """Report something that the user should check, in the log and the diagnostics."""
-        text = _shortened(text)
+        text = shortened(text)
         self._monitor.warning(text)
         if once:
             self.warn_once(text)
-        elif self._may_log(text):
+        elif self._throttle.permits(text):
             self._logger.warning(text)
 
     def warn_once(self, text: str) -> None:
@@ -56,11 +86,28 @@ class Reporter:
             self._logged_once.add(text)
             self._logger.warning(text)
 
-    def fail(self, text: str, throttle: bool = False, details: str = "") -> None:
-        """Report an error in the log and the diagnostics; `details` are only logged."""
-        text = _shortened(text)
+    def stand(self, text: str) -> None:
+        """Report what holds at the moment, "" if nothing: in the diagnostics, and in the log when it begins."""
+        if text:
+            self._monitor.warning(text)
+            kind = re.sub(r"[\d.e+]+", "#", text)
+            if kind != self._standing and self._throttle.permits(kind):
+                self._logger.warning(text)
+            text = kind
+        self._standing = text
+
+    def fail(self, text: str, throttle: bool = False, details: str = "", problem: str = "") -> None:
+        """Report an error in the log and the diagnostics.
+
+        Args:
+            text: one line.
+            throttle: log the same problem only once in THROTTLE seconds.
+            details: more lines, only for the log.
+            problem: identifies the problem if `text` contains foreign text, which can differ each time.
+        """
+        text = shortened(text)
         self._monitor.error(text)
-        if not throttle or self._may_log(text):
+        if not throttle or self._throttle.permits(problem or text):
             self._logger.error(text + details)
 
     def refuse(self, error: InputError) -> None:
@@ -68,19 +115,7 @@ class Reporter:
         self._monitor.count("bad frames")
         self.warn(f"image skipped: {error}", once=isinstance(error, EncodingError))
 
-    def _may_log(self, text: str) -> bool:
-        """Whether this problem was not logged in the last seconds.
 
-        Texts that differ only in numbers are the same problem.
-        """
-        problem, now = re.sub(r"\d+", "#", text), time.monotonic()
-        if now - self._last_logged.get(problem, -THROTTLE) < THROTTLE:
-            return False
-        if len(self._last_logged) >= MAX_PROBLEMS:
-            self._last_logged.clear()
-        self._last_logged[problem] = now
-        return True
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+def shortened(text: str) -> str:
+    """A text that may be too long for the log without its middle: an error names the remedy at its end."""
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - LONGEST_END]} ... {text[-LONGEST_END:]}"

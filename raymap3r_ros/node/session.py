@@ -72,17 +72,24 @@ class Session:
 
     # Set by the worker.
     applied: Settings | None = None
+    opened_with: Settings = field(init=False)
     jumps: int = 0  # of the stamps, up to the last processed frame
     rule: str = ""  # update rule of the last frame
     intrinsics_source: str = ""  # of the last frame
+
+    def __post_init__(self) -> None:
+        self.opened_with = self.settings
 
     def apply_settings(self, reporter: Reporter) -> NodeOptions:
         """Put changed parameters into effect and return the node's options. Called between two frames."""
         settings = self.settings
         if settings is not self.applied:
-            if settings.stream != self.stream.options:
-                self.stream.options = settings.stream
-                reporter.info(f"new stream options: {settings.stream}")
+            before = self.applied or self.opened_with
+            changed = parameters.differences(before.given, settings.given)
+            changed += parameters.differences(before.stream, settings.stream)
+            if changed:
+                reporter.info(f"options changed: {', '.join(changed)}")
+            self.stream.options = settings.stream
             self.localizer.use(settings.node)
             self.maps.use(settings.node)
             self.applied = settings

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
@@ -28,6 +26,7 @@ from raymap3r_ros.geometry import poses
 from raymap3r_ros.node import conversions, parameters
 from raymap3r_ros.node.diagnostics import Monitor
 from raymap3r_ros.node.frame_queue import FrameQueue, WaitingFrame
+from raymap3r_ros.node.guarded_node import GuardedNode, keep_reason
 from raymap3r_ros.node.inputs import Inputs
 from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.network_pool import NetworkPool
@@ -36,6 +35,7 @@ from raymap3r_ros.node.publishers import MOTION_TOPICS
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.saving import Saved, save
 from raymap3r_ros.node.session import Session, Settings, open_session
+from raymap3r_ros.node.stamps import clock_problem
 from raymap3r_ros.node.summary import FrameSummary, summarize
 from raymap3r_ros.streaming import Stream, StreamOptions, WorldChange
 from raymap3r_ros.streaming.batching import step_of
@@ -45,22 +45,7 @@ DEFAULT_FRAME = "camera_optical_frame"
 MAX_FAILURES = 3  # frames in a row without GPU memory, after which the node deactivates itself
 
 
-def _keep_reason(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
-    """Keep the exception of a transition for `on_error`: rclpy does not pass it on."""
-
-    @functools.wraps(transition)
-    def run(self: StreamNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(self, state)
-        except Exception as error:
-            self._error = f"{type(error).__name__}: {error}"
-            self.get_logger().debug(traceback.format_exc())
-            return TransitionCallbackReturn.ERROR
-
-    return run
-
-
-class StreamNode(LifecycleNode):
+class StreamNode(GuardedNode):
     """One camera stream.
 
     Callbacks only put messages into a queue. One worker thread, which exists while the node is active, runs the
@@ -77,9 +62,6 @@ class StreamNode(LifecycleNode):
         super().__init__("raymap3r", **node_arguments)
         self._pool = pool
         self._frame_prefix = frame_prefix
-        parameters.declare(self, NodeOptions, StreamOptions)
-        self.add_on_set_parameters_callback(self._check_parameters)
-
         self._monitor = Monitor()
         self._reporter = Reporter(self.get_logger(), self._monitor)
         # One for the node's life: it never frees its service and its callbacks on the node's clock.
@@ -92,7 +74,11 @@ class StreamNode(LifecycleNode):
         self._worker: threading.Thread | None = None
         self._inputs: Inputs | None = None
         self._idle_state = "unconfigured"  # of the life cycle, without a session
-        self._error = ""  # of the last transition
+
+        parameters.declare(self, NodeOptions, StreamOptions)
+        for line in parameters.unknown_overrides(self):
+            self.get_logger().warning(line)
+        self.add_on_set_parameters_callback(self._check_parameters)
 
         # Images and the timer must not wait for a transition or a service in the default group.
         self._image_group = MutuallyExclusiveCallbackGroup()
@@ -155,6 +141,15 @@ class StreamNode(LifecycleNode):
         self._stop()
         self._release()
 
+    def report_failure(self, what: str, error: Exception, details: str) -> None:
+        """Report an exception of a callback in the log and the diagnostics."""
+        if isinstance(error, InputError):
+            self._reporter.warn(f"ignored by {what}: {error}")
+            return
+        problem = f"{what} {type(error).__name__}"
+        text = f"{what} failed: {type(error).__name__}: {error}"
+        self._reporter.fail(text, throttle=True, details=f"\n{details}", problem=problem)
+
     def destroy_node(self) -> None:
         """Remove the node from the graph, after `close`. Then another node can use its name."""
         super().destroy_node()
@@ -175,7 +170,7 @@ class StreamNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
 
-    @_keep_reason
+    @keep_reason
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and publish. The memory is as `deactivate` left it."""
         super().on_activate(state)
@@ -191,18 +186,20 @@ class StreamNode(LifecycleNode):
         )
         return TransitionCallbackReturn.SUCCESS
 
-    @_keep_reason
+    @keep_reason
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe and keep the memory."""
         self._stop()
         publishers = self._session.publishers
         publishers.publish_trajectories(publishers.wanted(), self._session.settings.node)  # with their last poses
+        self.get_logger().info("inactive: images are not received; the memory is kept")
         return super().on_deactivate(state)
 
-    @_keep_reason
+    @keep_reason
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the network and its GPU memory."""
         self._release()
+        self.get_logger().info("unconfigured: the network is freed")
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -213,7 +210,9 @@ class StreamNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to unconfigured after a transition has raised an exception."""
-        self._reporter.fail(f"a transition from {state.label} failed ({self._error}): the node is unconfigured again")
+        self._reporter.fail(
+            f"a transition from {state.label} failed ({self.transition_error}): the node is unconfigured again"
+        )
         self.close()
         return TransitionCallbackReturn.SUCCESS
 
@@ -266,12 +265,16 @@ class StreamNode(LifecycleNode):
     def set_parameters(self, parameter_list: list[Parameter]) -> list[SetParametersResult]:
         """As rclpy's. The new values act on the next frame."""
         # Humble has no callback that runs after parameters were set.
-        results = super().set_parameters(parameter_list)
+        results = super().set_parameters(parameters.conform(parameter_list, NodeOptions, StreamOptions))
         self._update_settings()
         return results
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """As rclpy's. The new values act on the next frame."""
+        reason = parameters.refusal(self, parameter_list, NodeOptions, StreamOptions)
+        if reason:
+            return SetParametersResult(successful=False, reason=reason)
+        parameter_list = parameters.conform(parameter_list, NodeOptions, StreamOptions)
         result = super().set_parameters_atomically(parameter_list)
         self._update_settings()
         return result
@@ -305,9 +308,11 @@ class StreamNode(LifecycleNode):
     ) -> SetBool.Response:
         if session.paused and not request.data:
             session.jump_detector.resume()
-        session.paused = bool(request.data)
+        changed, session.paused = session.paused != request.data, bool(request.data)
         response.success = True
         response.message = "paused: images are ignored" if session.paused else "running: images are processed"
+        if changed:
+            self.get_logger().info(response.message)
         return response
 
     def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -346,6 +351,8 @@ class StreamNode(LifecycleNode):
                 # Their last poses, and for late subscribers.
                 publishers = self._session.publishers
                 publishers.publish_trajectories(publishers.wanted(), self._session.settings.node)
+            if self._inputs is not None:
+                self._inputs.check_silence()
         message = DiagnosticArray(status=[self.status()])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
@@ -421,8 +428,9 @@ class StreamNode(LifecycleNode):
             "node": (done - started) * 1e3 - stream,  # conversion, publishing, everything outside the stream
             "whole frame": (done - started) * 1e3,
         }
-        from_stamp = self.get_clock().now().nanoseconds * 1e-9 - seconds
-        self._monitor.published(from_stamp, done - frame.arrival, stages)
+        now = self.get_clock().now().nanoseconds * 1e-9
+        self._reporter.stand(clock_problem(now, seconds, self.get_parameter("use_sim_time").value))
+        self._monitor.published(now - seconds, done - frame.arrival, stages)
 
     def _frame_of(self, message: Image | CompressedImage) -> str:
         """The frame_id of an image, without the leading slash that tf2 does not allow."""

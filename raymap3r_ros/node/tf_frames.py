@@ -23,7 +23,7 @@ from rclpy.time import Time as RosTime
 from tf2_ros import Buffer, TransformException
 
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.geometry.poses import rotation_vector
+from raymap3r_ros.geometry.poses import MAX_DISTANCE, is_plausible, rotation_vector
 from raymap3r_ros.node.conversions import rigid_matrix, seconds
 
 TF_MODES = ("camera", "base", "odom", "map")
@@ -292,11 +292,14 @@ def look_up(buffer: Buffer, parent: str, child: str, stamp: Time, age: float = 0
 
 
 def _matrix(transform: TransformStamped) -> np.ndarray:
-    """(4, 4) of a transform. Raises TransformError if it is not finite: tf2 accepts infinity."""
+    """(4, 4) of a transform. Raises TransformError if it cannot be a pose: tf2 accepts infinity."""
     matrix = rigid_matrix(transform.transform.translation, transform.transform.rotation)
-    if not np.isfinite(matrix).all():
+    if not is_plausible(matrix):
         parent, child = transform.header.frame_id, transform.child_frame_id
-        raise TransformError(f"the transform {parent} -> {child} is not finite: check the node that publishes it")
+        raise TransformError(
+            f"the transform {parent} -> {child} is not finite, or longer than {MAX_DISTANCE:g} m: "
+            "check the node that publishes it"
+        )
     return matrix
 
 

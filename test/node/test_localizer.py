@@ -28,6 +28,7 @@ class Log:
     def __init__(self):
         self.lines = []
         self.info = self.warning = self.error = self.lines.append
+        self.debug = lambda text: None
 
 
 class Bench:
@@ -72,7 +73,6 @@ def test_world_changes_are_logged_and_counted_after_the_first():
     assert bench.send(NEW, 0, reset_reason="start", reason="time jump") is NEW and bench.resets() == 4
     assert bench.log.lines == [
         "a new world starts (start); the network's input is 8x6",
-        "frame 2 is the first of a new segment, aligned with the last one",
         "frame 3 is the first of a new segment, aligned with the last one, with a jump",
         "a new world starts (memory not aligned); the network's input is 8x6",
         "a new world starts (time jump); the network's input is 8x6",

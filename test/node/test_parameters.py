@@ -215,10 +215,33 @@ def test_fixed_parameters_are_read_only_from_configure_to_cleanup(make_bench):
     assert bench.node.describe_parameter("update_rule").read_only
     assert not bench.node.describe_parameter("mask.high").read_only
     result = bench.set_parameter("update_rule", "cut3r")
-    assert not result.successful and "read-only" in result.reason
+    assert not result.successful
+    assert result.reason == "update_rule: read-only from configure to cleanup; request the transition cleanup first"
     assert bench.set_parameter("mask.high", 8.0).successful
     assert bench.change_state("cleanup")
     assert bench.set_parameter("update_rule", "cut3r").successful
+
+
+def test_whole_number_for_a_double_stays_a_double(make_bench):
+    bench = make_bench(max_gap=5, mask__low=1)
+    assert bench.set_parameter("mask.high", 9).successful
+    assert bench.node.set_parameters([Parameter("confidence_threshold", value=2)])[0].successful
+    for name, value in {"max_gap": 5.0, "mask.low": 1.0, "mask.high": 9.0, "confidence_threshold": 2.0}.items():
+        parameter = bench.node.get_parameter(name)
+        assert (parameter.type_, parameter.value) == (Parameter.Type.DOUBLE, value), name
+
+
+def test_parameters_that_the_node_does_not_have_are_one_warning_each(make_bench):
+    bench = make_bench(updaterule="cut3r", mask__hihg=5.0, wholly_other=1, use_sim_time=False)
+    lines = {
+        "updaterule": "did you mean update_rule?",
+        "mask.hihg": "did you mean mask.high?",
+        "wholly_other": "`ros2 param list` names",
+    }
+    for name, hint in lines.items():
+        line = bench.wait_for_log(f"the parameter '{name}' is ignored", level=30)
+        assert hint in line
+    assert bench.count_logs("is ignored: the node has no such parameter") == len(lines)
 
 
 def test_mask_changes_while_running(make_bench):
@@ -230,7 +253,13 @@ def test_mask_changes_while_running(make_bench):
     bench.send(1)
     bench.wait_for("pose", 2)
     assert bench.node.stream.options.mask.high == 8.5
-    bench.wait_for_log("high=8.5")
+    line = bench.wait_for_log("options changed", level=20)
+    assert line == "options changed: mask.high 4.25 -> 8.5"
+    assert (
+        bench.set_parameter("points.stride", 2).successful and bench.set_parameter("max_gap", 2.0).successful is False
+    )
+    bench.send(2)
+    assert bench.wait_for_log("points.stride") == "options changed: points.stride 1 -> 2"
 
 
 def test_parameters_are_read_on_change_and_not_for_each_image(make_bench, monkeypatch):

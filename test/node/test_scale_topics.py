@@ -1,5 +1,6 @@
 """Metric scale over real DDS: a fake stream of known scale, scale sensors, and the scaled outputs."""
 
+import inspect
 import itertools
 import math
 import threading
@@ -50,7 +51,7 @@ def start(make_bench, fake_stream):
     def make(*topics, **parameters):
         bench = make_bench(every_frame=True, **parameters)
         bench.start(*topics)
-        (report,) = (timer for timer in bench.node.timers if timer.callback.__self__ is bench.node)
+        (report,) = (timer for timer in bench.node.timers if inspect.unwrap(timer.callback).__self__ is bench.node)
         report.timer_period_ns = 50_000_000
         report.reset()
         return bench, fake_stream(bench, warm_up=0)
@@ -272,6 +273,27 @@ def test_wheel_odometry_ignores_curves_if_the_lever_is_not_known(start):
     bench.wait_for_diagnostics("scale", "2.5 (from odometry)")
     found = factors(bench, [FAR[..., 2]] * 14)
     assert found[:12] == pytest.approx([1.0] * 12) and found[13] == pytest.approx(FACTOR, rel=1e-3)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["before the scale is known", "after"])
+def test_one_absurd_wheel_odometry_does_not_end_the_scale(start, known):
+    bench, stream = start(*("depth", "pose"), scale__source="odometry")
+    publish = sensor_publisher(bench, Odometry, "wheel_odometry", "add_odometry")
+    bases = powers(STRAIGHT, 20)
+    if known:
+        drive(bench, stream, publish, bases[:10])
+    for number, position in enumerate((1e300, -1e300, 1e9, 1.7e308)):
+        message = Odometry()
+        message.pose.pose.position.x = position
+        message.header.stamp = bench.stamp(20 + number)
+        bench.publishers["wheel_odometry"].publish(message)
+    bench.wait_for_log("wheel odometry ignored: its position is", level=30)
+    drive(bench, stream, publish, bases, start=40)
+    bench.wait_for_diagnostics("scale", "2.5 (from odometry)")
+    for message in bench.messages["depth"]:
+        assert np.isfinite(np.frombuffer(message.data, np.float32)).all()
+    place = bench.messages["pose"][-1].pose.position
+    assert np.isfinite((place.x, place.y, place.z)).all()
 
 
 # ------------------------------------------------------------------------------------------------------------- range

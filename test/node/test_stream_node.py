@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from rclpy.parameter import Parameter
+from std_srvs.srv import SetBool
 from topic_helpers import WIDTH, numbers, wait_for_end
 
 from raymap3r_ros.geometry import poses
@@ -99,8 +100,34 @@ def test_memory_reset_at_the_interval_keeps_the_world(make_bench):
     for index in range(6):
         last = bench.send(index)
     assert wait_for_end(bench, last) == 6
-    bench.wait_for_log("frame 5 is the first of a new segment, aligned with the last one")
     bench.wait_for_diagnostics("resets", 1)
+    assert bench.count_logs("first of a new segment") == 0  # with the default interval, one every 100th frame
+
+
+def test_transitions_and_pauses_are_logged(make_bench):
+    bench = make_bench()
+    bench.start()
+    for value in (True, True, False):
+        assert bench.call(SetBool, "set_paused", SetBool.Request(data=value)).success
+    bench.wait_for_log("running: images are processed", level=20)
+    assert bench.count_logs("paused: images are ignored") == 1
+    assert bench.change_state("deactivate")
+    bench.wait_for_log("inactive: images are not received; the memory is kept", level=20)
+    assert bench.change_state("cleanup")
+    bench.wait_for_log("unconfigured: the network is freed", level=20)
+
+
+def test_reset_requested_while_inactive_does_not_survive_cleanup(make_bench):
+    bench = make_bench()
+    bench.start("pose")
+    bench.send(0)
+    bench.wait_for("pose", 1)
+    assert bench.change_state("deactivate") and bench.reset().success and bench.change_state("cleanup")
+    assert bench.change_state("configure") and bench.change_state("activate")
+    bench.wait_for_match()
+    bench.wait(lambda: bench.send(1) and len(bench.messages["pose"]) >= 2, "pose")
+    bench.wait(lambda: bench.count_logs("a new world starts (start)") == 2, "a start, not a reset")
+    assert bench.count_logs("(reset)") == 0
 
 
 def test_memory_reset_without_alignment_starts_a_new_world_at_the_next_image(make_bench):

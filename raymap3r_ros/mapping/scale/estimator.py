@@ -65,7 +65,9 @@ class ScaleEstimator:
         self._stamp = -math.inf
 
     def add(self, observation: Observation) -> None:
-        """Add an observation; stamps must not decrease."""
+        """Add an observation; stamps must not decrease. One that is not plausible is dropped."""
+        if not observation.plausible:
+            return
         last = self._observations[-1][0] if self._observations else -math.inf
         votes = min(1.0, max(0.0, observation.stamp - last) / CORRELATION)
         self._observations.append((observation.stamp, observation.log_scale, observation.deviation, votes))

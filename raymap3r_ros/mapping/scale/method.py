@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 # Estimator.
+MAX_FACTOR = 1e3  # limit of the factor and of its inverse; an observation beyond it is damage
+MAX_DEVIATION = 1e3  # of an observation's logarithm; one beyond it contains nothing
 TOLERANCE = math.log(1.05)  # confidence is the probability that the factor is within 5 %
 MEMORY = 30.0  # seconds in which an observation's weight falls to 1/e: short enough to follow a drift
 CORRELATION = 1.0  # seconds: depth errors that are closer in time are not independent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raymap3r_ros.mapping.scale.method import MAX_FACTOR
 from raymap3r_ros.mapping.scale.source import find_sources
 from raymap3r_ros.options import check_options, option
 
@@ -25,8 +26,8 @@ class ScaleOptions:
         1.0,
         f"factor from the network's unit of length to metres; with a source other than {FIXED}, used until that "
         "source has determined the factor",
-        low=1e-3,
-        high=1e3,
+        low=1 / MAX_FACTOR,
+        high=MAX_FACTOR,
         live=True,
     )
     camera_height: float = option(

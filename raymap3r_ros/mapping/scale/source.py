@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from raymap3r_ros.discovery import find_in_package
+from raymap3r_ros.mapping.scale.method import MAX_DEVIATION, MAX_FACTOR
 from raymap3r_ros.streaming import StepResult
 
 if TYPE_CHECKING:
@@ -22,6 +24,15 @@ class Observation:
     stamp: float  # seconds
     log_scale: float  # logarithm of the factor
     deviation: float  # its standard deviation, as estimated by the source
+
+    @property
+    def plausible(self) -> bool:
+        """Whether the numbers can be a measurement: the factor is within the limits of the option `scale.value`."""
+        return (
+            math.isfinite(self.stamp)
+            and abs(self.log_scale) <= math.log(MAX_FACTOR)
+            and 0 < self.deviation <= MAX_DEVIATION
+        )
 
 
 class ScaleSource:

@@ -60,10 +60,12 @@ class HeightSource(ScaleSource):
     def observe(
         self, stamp: float, pose: np.ndarray, measured: np.ndarray | None, options: ScaleOptions
     ) -> list[Observation]:
-        if measured is None:
+        if measured is None or not measured[0] > 0:
             return []
         height, roughness = (float(number) for number in measured)
-        return [Observation(stamp, math.log(options.camera_height / height), math.hypot(DEVIATION, roughness))]
+        return [
+            Observation(stamp, math.log(options.camera_height) - math.log(height), math.hypot(DEVIATION, roughness))
+        ]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raymap3r_ros.geometry.poses import MAX_DISTANCE
 from raymap3r_ros.mapping.scale.matching import FrameMatcher, Samples
 from raymap3r_ros.mapping.scale.method import DEVIATION, MAX_GAP, MAX_TIME, MAX_TURN, MIN_TRAVEL
 from raymap3r_ros.mapping.scale.source import Observation, ScaleSource
@@ -45,7 +46,7 @@ class OdometrySource(ScaleSource):
         """Add a stamp in seconds and a pose (4, 4) of the base in the odometry's frame, metres."""
         stamp, pose = reading
         position = pose[:3, 3] if self._lever is None else pose[:3, :3] @ self._lever + pose[:3, 3]
-        if np.isfinite(position).all():
+        if np.isfinite(position).all() and np.abs(position).max() <= MAX_DISTANCE:
             self._samples.add(stamp, np.asarray(position, np.float64))
 
     def reset(self) -> None:
@@ -79,7 +80,7 @@ class OdometrySource(ScaleSource):
             return None
         self._start = stamp, position, pose
         seen = float(np.linalg.norm(pose[:3, 3] - start_pose[:3, 3]))
-        return Observation(stamp, math.log(travelled / seen), DEVIATION) if seen > 0 else None
+        return Observation(stamp, math.log(travelled) - math.log(seen), DEVIATION) if seen > 0 else None
 
 
 def _angle(first: np.ndarray, second: np.ndarray) -> float:

@@ -103,7 +103,7 @@ class RangeSource(ScaleSource):
         distance, uncertainty = (float(number) for number in measured)
         if abs(nearest - stamp) > MAX_AGE or not distance > 0 or not reading.distance + self._offset > 0:
             return None
-        log_scale = math.log((reading.distance + self._offset) / distance)
+        log_scale = math.log(reading.distance + self._offset) - math.log(distance)
         return Observation(stamp, log_scale, math.hypot(DEVIATION, uncertainty))
 
 

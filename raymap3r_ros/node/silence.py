@@ -1,0 +1,110 @@
+"""Why nothing arrives on a topic: no publisher, another type, incompatible QoS, or lost messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
+from rclpy.subscription import Subscription
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+from raymap3r_ros.node.diagnostics import PROFILE_HINT
+from raymap3r_ros.node.reporter import Reporter
+
+SILENCE = 5.0  # seconds without a message before the first warning
+REPEAT = 60.0  # seconds between two warnings about the same topic
+LISTED = 4  # publishers or topics that a warning names
+
+
+class SilenceWatch:
+    """Warns about subscriptions that receive nothing."""
+
+    def __init__(self, node: Node, reporter: Reporter) -> None:
+        self._node = node
+        self._reporter = reporter
+        # By topic, as given to `watched`: time of the last message or of the start, and of the next warning.
+        self._last: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    def watched(self, topic: str, callback: Callable[[Any], None]) -> Callable[[Any], None]:
+        """`callback` of a subscription to `topic`; the time of its last message is recorded from now on."""
+        self._last[topic] = time.monotonic()
+
+        def receive(message: Any) -> None:
+            self._last[topic] = time.monotonic()
+            callback(message)
+
+        return receive
+
+    def check(self, subscriptions: Iterable[Subscription]) -> None:
+        """Warn of each watched topic on which nothing has arrived for SILENCE seconds; once in REPEAT seconds."""
+        now = time.monotonic()
+        by_topic = {subscription.topic_name: subscription for subscription in subscriptions}
+        for topic, last in self._last.items():
+            if now - last < SILENCE:
+                self._due.pop(topic, None)
+            elif now >= self._due.get(topic, now):
+                self._due[topic] = now + REPEAT
+                subscription = by_topic[self._node.resolve_topic_name(topic)]
+                self._reporter.warn(explain(self._node, subscription, now - last))
+
+
+def explain(node: Node, subscription: Subscription, seconds: float) -> str:
+    """One line: the topic, its publishers with type and QoS, and the likely cause of their silence."""
+    topic, kind = subscription.topic_name, _type_name(subscription.msg_type)
+    publishers = node.get_publishers_info_by_topic(topic)
+    listed = "; ".join(
+        f"{_name(one)} publishes {one.topic_type}, {_reliability(one.qos_profile)}" for one in publishers[:LISTED]
+    )
+    if len(publishers) > LISTED:
+        listed += f"; and {len(publishers) - LISTED} more"
+    return (
+        f"nothing has arrived on {topic} ({kind}, {_reliability(subscription.qos_profile)}) for {seconds:.0f} s: "
+        f"{_cause(node, subscription, kind, publishers)}" + (f". Publishers: {listed}" if listed else "")
+    )
+
+
+def _cause(node: Node, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo]) -> str:
+    topic = subscription.topic_name
+    if not publishers:
+        if topic.endswith("/compressed/compressed"):
+            return "its name ends in compressed twice; remap `image` to the name without /compressed"
+        others = [name for name, types in node.get_topic_names_and_types() if kind in types and name != topic]
+        others = [name for name in others if node.count_publishers(name)][:LISTED]
+        return "it has no publisher; " + (
+            f"remap it to the topic of the driver, such as {', '.join(others)}"
+            if others
+            else f"no topic of this ROS domain has the type {kind}: start the driver, check ROS_DOMAIN_ID"
+        )
+    fitting = [one for one in publishers if one.topic_type == kind]
+    if not fitting:
+        image = "set image_transport, or remap `image`" if "Image" in kind else "remap it"
+        return f"its publishers have another type; {image} to a topic of the type {kind}"
+    reasons = [
+        reason
+        for one in fitting
+        for compatibility, reason in [qos_check_compatible(one.qos_profile, subscription.qos_profile)]
+        if compatibility == QoSCompatibility.ERROR
+    ]
+    if len(reasons) == len(fitting):
+        return (
+            f"the QoS of its publishers is incompatible ({reasons[0].strip('; ')}); make them reliable, "
+            "or set every_frame to false"
+        )
+    return f"its publishers send nothing, or large messages are lost; check `ros2 topic hz {topic}`, {PROFILE_HINT}"
+
+
+def _type_name(kind: type) -> str:
+    """The ROS name of a message class, such as sensor_msgs/msg/Image."""
+    return f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+
+
+def _name(publisher: TopicEndpointInfo) -> str:
+    return f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
+
+
+def _reliability(qos: QoSProfile) -> str:
+    return qos.reliability.name.lower().replace("_", " ")

@@ -1,0 +1,70 @@
+"""Stamps of another clock than the node's: a warning that names use_sim_time."""
+
+import time
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.qos import QoSProfile
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from topic_helpers import image
+
+from raymap3r_ros.node import reporter
+from raymap3r_ros.node.stamps import clock_problem
+
+LOCAL = ("-r", "/clock:=clock")  # not to other tests
+WALL = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("now", "stamp", "simulated", "text"),
+    [
+        (WALL, WALL - 0.1, False, ""),
+        (WALL, WALL + 0.5, False, ""),
+        (WALL, WALL - 599.0, False, ""),
+        (WALL, 12.0, False, "behind the node's clock: set use_sim_time to true"),
+        (WALL, WALL + 5, False, "5 s ahead of the node's clock: set use_sim_time to true"),
+        (12.0, WALL, True, "ahead of the node's clock: set use_sim_time to false"),
+        (0.0, WALL, True, "use_sim_time is true, but nothing arrives on /clock"),
+        (12.0, 11.9, True, ""),
+    ],
+)
+def test_problem(now, stamp, simulated, text):
+    found = clock_problem(now, stamp, simulated)
+    assert text in found and bool(found) == bool(text)
+
+
+def send(bench, seconds):
+    message = image()
+    message.header.stamp = Time(nanoseconds=round(seconds * 1e9)).to_msg()
+    count = len(bench.messages["pose"])
+    bench.publish(message)
+    bench.wait_for("pose", count + 1)
+
+
+def test_simulated_stamps_on_wall_time(make_bench, monkeypatch):
+    monkeypatch.setattr(reporter, "THROTTLE", 0.0)
+    bench = make_bench(image_size=64, every_frame=True)
+    bench.start("pose")
+    for index in range(3):
+        send(bench, 100 + index / 10)
+    bench.wait_for_log("set use_sim_time to true", level=30)
+    bench.wait(lambda: bench.statuses and "use_sim_time" in bench.statuses[-1][1], "diagnostics")
+    assert bench.statuses[-1][0] == DiagnosticStatus.WARN
+    send(bench, time.time())
+    send(bench, 100)
+    bench.wait(lambda: bench.count_logs("use_sim_time to true") == 2, "one line each time it begins")
+
+
+@pytest.mark.parametrize(("clock", "text"), [(None, "nothing arrives on /clock"), (50, "use_sim_time to false")])
+def test_wall_stamps_on_simulated_time(make_bench, clock, text):
+    bench = make_bench(*LOCAL, image_size=64, every_frame=True, use_sim_time=True)
+    if clock:
+        bench.advertise(Clock, "clock", QoSProfile(depth=1))
+        message = Clock()
+        message.clock.sec = clock
+        bench.publishers["clock"].publish(message)
+        bench.wait(lambda: bench.node.get_clock().now().nanoseconds > 0, "the clock")
+    bench.start("pose")
+    send(bench, WALL)
+    bench.wait_for_log(text, level=30)

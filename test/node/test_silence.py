@@ -1,0 +1,116 @@
+"""Warnings while nothing arrives: topic, publishers, likely cause."""
+
+import pytest
+import rclpy
+from nav_msgs.msg import Odometry
+from rclpy.context import Context
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from raymap3r_ros.node import inputs, silence
+
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+RELIABLE = QoSProfile(depth=1)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(silence, "SILENCE", 0.0)
+
+
+def activate(bench):
+    assert bench.change_state("configure") and bench.change_state("activate")
+
+
+def wait_for_publisher(bench, kind, topic, qos):
+    publisher = bench.probe.create_publisher(kind, topic, qos)
+    bench.wait(lambda: bench.node.count_publishers(publisher.topic_name), f"discovery of {topic}")
+    return publisher
+
+
+def test_no_publisher(make_bench):
+    bench = make_bench()
+    wait_for_publisher(bench, Image, "front/image_raw", RELIABLE)
+    activate(bench)
+    line = bench.wait_for_log("nothing has arrived on", level=30)
+    assert f"{bench.namespace}/image (sensor_msgs/msg/Image, best effort)" in line
+    assert "it has no publisher; remap it to the topic of the driver, such as " in line and "/front/image_raw" in line
+
+
+def test_publisher_of_another_type(make_bench):
+    bench = make_bench()
+    context = Context()  # within one participant, Fast DDS allows one type for each topic
+    rclpy.init(context=context)
+    driver = rclpy.create_node("driver", namespace=bench.namespace, context=context)
+    driver.create_publisher(CompressedImage, "image", RELIABLE)
+    bench.wait(lambda: bench.node.count_publishers(f"{bench.namespace}/image"), "discovery")
+    activate(bench)
+    line = bench.wait_for_log("nothing has arrived on", level=30)
+    assert "another type; set image_transport, or remap `image` to a topic of the type sensor_msgs/msg/Image" in line
+    assert f"{bench.namespace}/driver publishes sensor_msgs/msg/CompressedImage, reliable" in line
+    driver.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_best_effort_publisher_for_every_frame(make_bench):
+    bench = make_bench(every_frame=True)
+    wait_for_publisher(bench, Image, "image", BEST_EFFORT)
+    activate(bench)
+    line = bench.wait_for_log("nothing has arrived on", level=30)
+    assert "incompatible" in line and "set every_frame to false" in line
+    assert "probe publishes sensor_msgs/msg/Image, best effort" in line
+
+
+def test_name_that_ends_in_compressed_twice(make_bench):
+    bench = make_bench("-r", "image/compressed:=cam/compressed/compressed", image_transport="compressed")
+    activate(bench)
+    assert "without /compressed" in bench.wait_for_log("ends in compressed twice", level=30)
+
+
+def test_publisher_that_sends_nothing(make_bench):
+    bench = make_bench(scale__source="odometry")
+    wait_for_publisher(bench, Image, "image", RELIABLE)
+    wait_for_publisher(bench, Odometry, "wheel_odometry", RELIABLE)
+    activate(bench)
+    line = bench.wait_for_log(f"nothing has arrived on {bench.namespace}/image", level=30)
+    assert "its publishers send nothing, or large messages are lost" in line and "fastdds.xml" in line
+    assert "nav_msgs/msg/Odometry" in bench.wait_for_log(f"on {bench.namespace}/wheel_odometry", level=30)
+
+
+def test_quiet_while_images_arrive_and_one_line_otherwise(make_bench, monkeypatch):
+    monkeypatch.setattr(silence, "SILENCE", 3600.0)
+    bench = make_bench()
+    bench.start("pose")
+    bench.send(0)
+    bench.wait_for("pose")
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 2, "diagnostics")
+    assert bench.count_logs("nothing has arrived") == 0
+    monkeypatch.setattr(silence, "SILENCE", 0.0)
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 4, "diagnostics")
+    assert bench.count_logs("nothing has arrived") == 1
+
+
+class Losses:
+    def __init__(self, total, change):
+        self.total_count, self.total_count_change = total, change
+
+
+@pytest.mark.parametrize("garbage", [18446744071562067968, 2**31, -1, 0])
+def test_lost_messages_are_counted_without_numbers_that_cannot_be_true(make_bench, garbage, monkeypatch):
+    """Some versions of the middleware report uninitialised numbers."""
+    events = {}
+    original = inputs.SubscriptionEventCallbacks
+
+    def keep(**callbacks):
+        events.update(callbacks)
+        return original(**callbacks)
+
+    monkeypatch.setattr(inputs, "SubscriptionEventCallbacks", keep)
+    bench = make_bench()
+    activate(bench)
+    events["message_lost"](Losses(garbage, garbage))
+    events["message_lost"](Losses(garbage, 3))
+    assert bench.wait_for_log("images were lost", level=30).startswith("3 images were lost on their way")
+    assert bench.current_diagnostics()["frames lost"] == "3"
