@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,20 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def plain_name(path: Path) -> Iterator[str]:
+    """Yield a name by which a library that is written in C can open `path` within the `with` block.
+
+    OpenCV ends the process on names that are not UTF-8, reads `%d` as a number, and FFmpeg reads `a:b` as a protocol.
+    The name is a link in a temporary folder; it keeps the suffix, by which formats are recognised.
+    """
+    suffix = path.suffix if re.fullmatch(r"\.\w+", path.suffix, re.ASCII) else ""
+    with tempfile.TemporaryDirectory(prefix="raymap3r_") as folder:
+        link = Path(folder, f"file{suffix}")
+        link.symlink_to(path.absolute())
+        yield str(link)
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:

@@ -109,10 +109,10 @@ def clear_folder(
     be deleted.
     """
     _check_is_folder(folder)
-    if any(folder.resolve() == item.resolve() for item in inputs):
-        raise InputError(f"{folder}: is the input; name another folder for the results")
     if not overwrite and any(item.is_file() and item != folder / MANIFEST for item in folder.rglob("*")):
         raise InputError(f"{folder}: holds files already; name another folder, or allow it with --overwrite")
+    if any(folder.resolve() == item.resolve() for item in inputs):
+        raise InputError(f"{folder}: is the input; name another folder for the results")
     ours = written_files(folder)
     candidates = (item for pattern in ("*", "*/*") for item in folder.glob(pattern) if not item.is_dir())
     named = {item for item in candidates if results.fullmatch(item.relative_to(folder).as_posix())}

@@ -103,7 +103,8 @@ def run_recording(
     """Run `recording` through one stream of `network`; write `outputs` (default: all) to `folder`, return the summary.
 
     SIGINT (Ctrl-C) and SIGTERM end the run after the current frame; all files are then completed for the frames so
-    far. An error half-way does the same, and is raised again when the files are complete. `outputs.view` is opened,
+    far. An error half-way does the same, and is raised again when the files are complete; a recording that is damaged
+    or cut off ends there, and the summary reports it. `outputs.view` is opened,
     gets every frame and is closed. `progress`: show a bar on a terminal.
 
     Raises InputError if the recording or the folder cannot be used.
@@ -150,7 +151,7 @@ def _process(run: _Run, progress: bool) -> RunSummary:
         run.show_scene()
         elapsed = time.perf_counter() - begin
     signal = signals[0] if signals else ""
-    summary = run.finish(elapsed, signal if failure is None else reason_of(failure))
+    summary = run.finish(elapsed, (signal or run.recording.ended) if failure is None else reason_of(failure))
     if failure is not None:
         raise failure
     return summary
@@ -285,6 +286,7 @@ class _Run:
             stride=recording.stride,
             frames=len(poses),
             frames_skipped=recording.skipped,
+            frames_missing=self._missing(stopped_by),
             frames_unhealthy=self.unhealthy,
             duration=self.stamps[-1] - self.stamps[0],
             input_size=self.input_size,
@@ -302,6 +304,13 @@ class _Run:
             stages={stage: Milliseconds.of(times[WARM_UP:] or times) for stage, times in self.stages.items()},
             files=self._files(),
         )
+
+    def _missing(self, stopped_by: str) -> int | None:
+        if not stopped_by:
+            return 0
+        if self.recording.length is None:
+            return None
+        return max(0, self.recording.length - len(self.stamps) - self.unhealthy - self.recording.skipped)
 
     def _files(self) -> list[str]:
         """Return the names of the files written, as patterns where there is one per frame."""

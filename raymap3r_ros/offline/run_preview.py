@@ -66,7 +66,7 @@ class RunPreview:
             warning=self._warning,
             with_motion=self._with_motion,
         )
-        self._video.write(row)
+        self._video.write(row, seconds)
         if self._rows.wants_next():
             self._rows.keep(row)
 
