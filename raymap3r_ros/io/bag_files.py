@@ -93,7 +93,7 @@ def data_files(path: Path) -> tuple[list[Path], Metadata]:
     # A compressed file may have been unpacked since.
     found = {name: folder / name for name in metadata.files if (folder / name).is_file()}
     found |= {name: present[name[: -len(ZSTD)]] for name in metadata.files if name[: -len(ZSTD)] in present}
-    if missing := [name for name in metadata.files if name not in found]:
+    if missing := [str(folder / name) for name in metadata.files if name not in found]:
         raise InputError(
             f"{path}: cannot be read as a ROS 2 bag: Some database files are missing: {', '.join(missing)}; copy them "
             f"here, or move {_METADATA} away to read the others"
@@ -267,9 +267,8 @@ def _read_metadata(file: Path) -> Metadata:
     try:
         if file.stat().st_size > _MAX_METADATA:
             raise ValueError(f"{file.stat().st_size} bytes")
-        from ruamel.yaml import YAML
-
-        values = YAML(typ="safe").load(file.read_text())["rosbag2_bagfile_information"]
+        yaml = importlib.import_module("ruamel.yaml")  # rosbags depends on it, and on zstd
+        values = yaml.YAML(typ="safe").load(file.read_text())["rosbag2_bagfile_information"]
         compression = str(values.get("compression_mode") or "none").lower()
         files = tuple(Path(name).name for name in values["relative_file_paths"])
         counts = {

@@ -113,14 +113,8 @@ def clear_folder(
         raise InputError(f"{folder}: holds files already; name another folder, or allow it with --overwrite")
     if any(folder.resolve() == item.resolve() for item in inputs):
         raise InputError(f"{folder}: is the input; name another folder for the results")
+    check_results(folder, results)
     ours = written_files(folder)
-    candidates = (item for pattern in ("*", "*/*") for item in folder.glob(pattern) if not item.is_dir())
-    named = {item for item in candidates if results.fullmatch(item.relative_to(folder).as_posix())}
-    if in_the_way := sorted(named - ours):
-        raise InputError(
-            f"{folder}: {listing(folder, in_the_way)} in the way: not written by an earlier run into this folder "
-            f"({MANIFEST} does not list them), so not deleted; move them away, or name another folder"
-        )
     for item in inputs:
         if read := sorted(ours & _files_of(item, ours)):
             raise InputError(
@@ -131,6 +125,17 @@ def clear_folder(
     for file in ours:
         file.unlink()
     (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def check_results(folder: Path, results: re.Pattern[str]) -> None:
+    """Raise InputError if a file in `folder` has the name of a result, but the manifest does not list it."""
+    candidates = (item for pattern in ("*", "*/*") for item in folder.glob(pattern) if not item.is_dir())
+    named = {item for item in candidates if results.fullmatch(item.relative_to(folder).as_posix())}
+    if in_the_way := sorted(named - written_files(folder)):
+        raise InputError(
+            f"{folder}: {listing(folder, in_the_way)} in the way: not written by an earlier run into this folder "
+            f"({MANIFEST} does not list them), so not deleted; move them away, or name another folder"
+        )
 
 
 def listing(folder: Path, files: Collection[Path]) -> str:
