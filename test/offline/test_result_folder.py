@@ -62,3 +62,11 @@ def test_mask_is_255_on_dynamic_pixels(tmp_path):
     with Image.open(tmp_path / "masks" / "000000.png") as picture:
         assert picture.mode == "L"
         assert np.array_equal(np.asarray(picture), mask * 255)
+
+
+def test_results_of_a_run_that_was_killed_are_replaced(tmp_path):
+    prepare_folder(tmp_path)
+    for index in range(3):
+        write_mask_file(tmp_path, index, np.zeros((2, 2), bool))
+    prepare_folder(tmp_path, overwrite=True)
+    assert not list((tmp_path / "masks").iterdir())
