@@ -169,8 +169,10 @@ def draw(clip: Clip, ours: np.ndarray, published: np.ndarray, path: Path) -> Non
         for thickness, color in ((3, (0, 0, 0)), (1, (255, 255, 255))):  # legible on any background
             cv2.putText(strip, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
         strips.append(strip)
-    if not cv2.imwrite(str(path), cv2.cvtColor(np.vstack(strips), cv2.COLOR_RGB2BGR)):
-        raise InputError(f"{path}: the picture cannot be written")
+    try:  # not by the name: OpenCV ends the process on one that is not UTF-8
+        path.write_bytes(cv2.imencode(path.suffix, cv2.cvtColor(np.vstack(strips), cv2.COLOR_RGB2BGR))[1])
+    except (cv2.error, OSError) as error:
+        raise InputError(f"{path}: the picture cannot be written: {error}") from error
 
 
 def report(clip: Clip, picture: Path | None = None) -> None:

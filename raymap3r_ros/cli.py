@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. An expected error is printed as one line on stderr."""
     logging.basicConfig(level=logging.WARNING, format="raymap3r: %(levelname)s: %(message)s")
     logging.addLevelName(logging.WARNING, "warning")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in another encoding
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         args = build_parser(arguments).parse_args(arguments)

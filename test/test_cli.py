@@ -229,6 +229,8 @@ def test_convert_keeps_the_weights(tmp_path, capsys):
     size = (tmp_path / "b.safetensors").stat().st_size / (tmp_path / "a.safetensors").stat().st_size
     assert size == pytest.approx(0.5, abs=0.05)
     assert "exists already" in error_of(capsys, *arguments)
+    same = [*arguments[:2], arguments[1], "--overwrite"]
+    assert "is the input; name another file" in error_of(capsys, *same)
     assert cli.main([*arguments, "--overwrite"]) == 0
 
 

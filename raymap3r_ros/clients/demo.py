@@ -6,6 +6,7 @@ Three processes, as on a robot: the camera (this one), the node, and a recorder 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from raymap3r_ros.clients.harness import (
 from raymap3r_ros.clients.recorder import Recorded, Recorder
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording, preview
+from raymap3r_ros.io.output_folder import claim, clear_folder, locked_folder
 from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.video_file import VideoFile
 from raymap3r_ros.node.conversions import image_message
@@ -39,6 +41,8 @@ from raymap3r_ros.rates import significant
 NAMESPACE = "/raymap3r_demo"
 CAMERA_FRAME = "raymap3r_demo_camera"
 SHEET_ROWS = 4  # of the preview picture
+SHEET = "preview.png"
+_RESULTS = re.compile(r"preview\.(png|mp4|gif)")
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,12 @@ def run(args: argparse.Namespace) -> int:
     if args.frames < 1:
         raise InputError(f"--frames is {args.frames}; allowed: 1 and more")
     frames = _clip(args.input, args.frames)
-    args.out.mkdir(parents=True, exist_ok=True)
+    with locked_folder(args.out):
+        clear_folder(args.out, _RESULTS, overwrite=True, inputs=[args.input] if args.input else [])
+        return _run(args, frames)
 
+
+def _run(args: argparse.Namespace, frames: Iterator[np.ndarray]) -> int:
     set_up_dds()
     parameters = {
         "checkpoint": args.checkpoint,
@@ -193,6 +201,7 @@ def _write_preview(recorded: Recorded, args: argparse.Namespace) -> None:
     with VideoFile(args.out, "preview", rate) as video:
         for row in rows:
             video.write(row)
+    claim(args.out, video.path.name)
     chosen = np.linspace(0, len(rows) - 1, min(SHEET_ROWS, len(rows))).round().astype(int)
-    write_image(args.out / "preview.png", np.concatenate([rows[index] for index in chosen]))
-    print(f"\nwrote {video.path} and {args.out / 'preview.png'}")
+    write_image(claim(args.out, SHEET), np.concatenate([rows[index] for index in chosen]))
+    print(f"\nwrote {video.path} and {args.out / SHEET}")

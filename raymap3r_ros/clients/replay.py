@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from raymap3r_ros.clients.player import Playback, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
 from raymap3r_ros.geometry.cameras import pose_matrix
-from raymap3r_ros.io.files import clear_folder, whole_file
+from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.json_file import write_json
+from raymap3r_ros.io.output_folder import claim, clear_folder
 from raymap3r_ros.io.tum import write_tum
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.offline.summary import Milliseconds
@@ -33,7 +34,7 @@ from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
 NODE_NAME = "/raymap3r"  # of the node that is started here; RViz layouts use its topics
 REPORT, REPORT_TEXT = "report.json", "report.txt"
 TRAJECTORY = "trajectory{}.txt"  # with a number if there are several worlds
-_OURS = re.compile(rf"{re.escape(REPORT)}|{re.escape(REPORT_TEXT)}|trajectory(_\d+)?\.txt")
+_RESULTS = re.compile(rf"{re.escape(REPORT)}|{re.escape(REPORT_TEXT)}|trajectory(_\d+)?\.txt")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def run(
     bag = open_bag(bag_path, options)
     if not node:  # otherwise the player reads scale.source from the running node
         scale_topic(bag, options, (parameters or {}).get("scale.source", NodeOptions().scale.source))
-    prepare_folder(out, overwrite)
+    prepare_folder(out, overwrite, [bag_path])
     set_up_dds(localhost=not node)
     name = "/" + (node or NODE_NAME).lstrip("/")
     namespace = name.rpartition("/")[0] or "/"
@@ -127,9 +128,9 @@ def node_parameters(bag: Bag, parameters: Mapping[str, object]) -> dict[str, obj
     }
 
 
-def prepare_folder(folder: Path, overwrite: bool = False) -> None:
+def prepare_folder(folder: Path, overwrite: bool = False, inputs: Collection[Path] = ()) -> None:
     """Create the output folder of a replay, see `clear_folder`."""
-    clear_folder(folder, _OURS, overwrite)
+    clear_folder(folder, _RESULTS, overwrite, inputs)
 
 
 def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") -> ReplayReport:
@@ -147,7 +148,7 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
     spans = [span for span in spans if span]
     for number, span in enumerate(spans, 1):
         file = TRAJECTORY.format(f"_{number}" if len(spans) > 1 else "")
-        worlds.append(_world(folder / file, playback, span, ground_truth, note))
+        worlds.append(_world(claim(folder, file), playback, span, ground_truth, note))
     processed, sent = len(playback.poses), len(playback.frames)
     refused, dropped, lost = (playback.counts[name] for name in ("bad frames", "frames dropped", "frames lost"))
     report = ReplayReport(
@@ -174,8 +175,8 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         node=playback.diagnostics,
         parameters=playback.parameters,
     )
-    write_json(folder / REPORT, dataclasses.asdict(report))
-    with whole_file(folder / REPORT_TEXT) as partial:
+    write_json(claim(folder, REPORT), dataclasses.asdict(report))
+    with whole_file(claim(folder, REPORT_TEXT)) as partial:
         partial.write_text("\n".join(_text(report)) + "\n")
     return report
 

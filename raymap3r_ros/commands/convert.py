@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.output}: must end in .safetensors, by which the format is recognised")
     if args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output}: exists already; name another file, or allow it with --overwrite")
+    if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
+        raise InputError(f"{args.output}: is the input; name another file for the result")
     result = convert_checkpoint(args.input, args.output, args.dtype, progress=True)
     print(f"{args.output}: {result.parameters / 1e6:.1f} M parameters as {args.dtype}, {result.bytes / 1e6:.1f} MB")
     if any(result.rounding.values()):

@@ -26,10 +26,11 @@ from raymap3r_ros.evaluation.parts import (
     synthetic_parts,
     worker_count,
 )
-from raymap3r_ros.evaluation.pictures import draw_pictures
+from raymap3r_ros.evaluation.pictures import PICTURES, draw_pictures
 from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, rule_variants
 from raymap3r_ros.evaluation.settings import describe_settings, settings_text
 from raymap3r_ros.evaluation.statistics import optional_module
+from raymap3r_ros.io.output_folder import check_results
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import Network, choose_device, load_network, shipped_weights
 from raymap3r_ros.network.metadata import copy_with_metadata
@@ -305,6 +306,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.pictures:
         optional_module("matplotlib")
         args.pictures.mkdir(parents=True, exist_ok=True)
+        check_results(args.pictures, PICTURES)
     for path in (args.json, args.csv):
         if path and not path.absolute().parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.absolute().parent} to write it to")

@@ -41,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
     count = SUITES[args.suite].sequences
     if args.sequences is not None and not 1 <= args.sequences <= count:
         raise OptionError(f"sequences is {args.sequences}; allowed range: 1 to {count}")
+    length = SUITES[args.suite].frames
+    if args.frames is not None and args.frames > length:
+        raise OptionError(f"frames is {args.frames}; allowed: 1 to {length}, the length of the sequences")
     device = choose_device(args.device)
     for index in args.index or range(args.sequences or count):
         sequence = suite_sequence(args.suite, index, world=args.world, size=args.size, device=device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from raymap3r_ros.clients import replay
 from raymap3r_ros.clients.bag import ReplayOptions
 from raymap3r_ros.commands.arguments import add_options, add_stream_options, read_options, read_stream_options
+from raymap3r_ros.io.output_folder import locked_folder
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.options import option_fields
 
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         for name, item in option_fields(type(options))
         if (value := attrgetter(name)(options)) != item.default and name != "preset"
     }
-    return replay.run(
-        args.bag, read_options(args, ReplayOptions), args.out, node=args.node, parameters=parameters,
-        overwrite=args.overwrite,
-    )  # fmt: skip
+    with locked_folder(args.out):
+        return replay.run(
+            args.bag, read_options(args, ReplayOptions), args.out, node=args.node, parameters=parameters,
+            overwrite=args.overwrite,
+        )  # fmt: skip

@@ -22,18 +22,21 @@ from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED
 
+INCOMPLETE = 1  # exit status if the recording ended early
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `raymap3r run`."""
     parser.description = (
         "Process a recording and write trajectory.txt (TUM), depth/, masks/, intrinsics.txt, static_scene.ply, "
-        "summary.json and a preview to a folder. Ctrl-C ends early and keeps the results so far."
+        "summary.json and a preview to a folder. Ctrl-C ends early and keeps the results so far. The exit status is 1 "
+        "if the recording is damaged or cut off, 130 after Ctrl-C."
     )
     parser.add_argument(
         "input",
         metavar="INPUT",
         type=Path,
-        help="a video, a folder of images, or a ROS 2 bag (.mcap, .db3, or its folder)",
+        help="a video, a folder of images, or a ROS 2 bag (.mcap, .db3, or its folder; ROS 1 bags are read too)",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
@@ -91,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
         recording, network, args.out, options, outputs=outputs, cloud_options=cloud_options, overwrite=args.overwrite
     )
     _report(summary, args.out)
-    return 0 if summary.complete else INTERRUPTED
+    if summary.complete:
+        return 0
+    return INTERRUPTED if summary.stopped_by in ("SIGINT", "SIGTERM") else INCOMPLETE
 
 
 def _report(summary: RunSummary, folder: Path) -> None:
@@ -101,7 +106,10 @@ def _report(summary: RunSummary, folder: Path) -> None:
     if summary.frames_unhealthy:
         counts.append(f"{summary.frames_unhealthy} without finite values")
     print(f"weights: {summary.checkpoint}")
-    early = "" if summary.complete else f" (stopped early: {summary.stopped_by})"
+    early = ""
+    if not summary.complete:
+        missing = "an unknown number" if summary.frames_missing is None else summary.frames_missing
+        early = f" (stopped early: {summary.stopped_by}), {missing} missing"
     print(
         f"{', '.join(counts)}{early}: {rate_text(summary.engine_rate)}, "
         f"{rate_text(summary.whole_rate)} with reading and writing, on {summary.device}"

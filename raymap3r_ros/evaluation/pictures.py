@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from raymap3r_ros.evaluation.scorer import SampledFrame, SequenceRun
 from raymap3r_ros.evaluation.statistics import optional_module, spearman
 from raymap3r_ros.evaluation.tables import grouped
 from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.io.output_folder import claim
 from raymap3r_ros.io.preview import DepthRange, color_depth, overlay_mask
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 PATHS = 6  # maximum number of trajectories per suite
 STRIP_SEQUENCES = 2  # of a suite
 STRIP_FRAMES = 3  # of each of them
+# Names of the files that `draw_pictures` writes.
+PICTURES = re.compile(r"(trajectories|strip)_\w+\.png|iou_and_share\.png")
 
 
 def draw_pictures(folder: Path, runs: list[SequenceRun], variants: Sequence[str]) -> list[Path]:
@@ -40,7 +44,7 @@ def draw_pictures(folder: Path, runs: list[SequenceRun], variants: Sequence[str]
         pictures["iou and share"] = iou_figure(runs, variants)
     files = []
     for name, figure in pictures.items():
-        files.append(folder / f"{name.replace(' ', '_')}.png")
+        files.append(claim(folder, f"{name.replace(' ', '_')}.png"))
         with whole_file(files[-1]) as partial:
             figure.savefig(partial, dpi=110)
     return files

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from raymap3r_ros.errors import reason_of
 from raymap3r_ros.io.recording import BrokenFrame
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 # Pillow supports many more, one of which it passes to Ghostscript.
@@ -32,8 +36,36 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
                 if picture.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
                     raise BrokenFrame(f"pixel type {picture.mode!r} has no known brightness range")
                 return np.repeat((values // 256).astype(np.uint8)[..., None], 3, axis=2)
-            return np.asarray((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow's decoders raise all of these on damaged files.
+            return np.asarray(_upright(picture).convert("RGB") if upright else picture.convert("RGB"))
+    except BrokenFrame:
+        raise
+    except Exception as error:  # Pillow's decoders fail in many ways on damaged files
         why = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
         raise BrokenFrame(why) from error
+
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8. 1 (upright) if there is none, or if it is damaged."""
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # Pillow's reader fails in many ways on damaged EXIF
+        log.warning("damaged EXIF is not used: %s", reason_of(error))
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    turn = _TURNS.get(orientation(picture))
+    return picture if turn is None else picture.transpose(turn)

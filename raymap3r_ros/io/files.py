@@ -1,14 +1,13 @@
-"""Files that appear under their name only once they are complete, output folders, and file names."""
+"""Files that appear under their name only once they are complete, and file names."""
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from raymap3r_ros.errors import InputError
 
 
 def partial_path(path: Path) -> Path:
@@ -20,6 +19,7 @@ def partial_path(path: Path) -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to. It is renamed to `path` at the end, or deleted on an error."""
     partial = partial_path(path)
+    partial.unlink(missing_ok=True)  # a link there would lead the writer elsewhere
     try:
         yield partial
         os.replace(partial, path)
@@ -28,24 +28,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def clear_folder(folder: Path, ours: re.Pattern[str], overwrite: bool = False) -> None:
-    """Create an output folder, or clear an existing one.
+@contextmanager
+def plain_name(path: Path) -> Iterator[str]:
+    """Yield a name by which a library that is written in C can open `path` within the `with` block.
 
-    With `overwrite`, files of an earlier output are deleted, so that two outputs never mix: those whose path in the
-    folder matches `ours`. Other files stay. Raises InputError if `folder` is a file, or if it contains any file and
-    `overwrite` is off.
+    OpenCV ends the process on names that are not UTF-8, reads `%d` as a number, and FFmpeg reads `a:b` as a protocol.
+    The name is a link in a temporary folder; it keeps the suffix, by which formats are recognised.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; the output needs a folder")
-    if any(item.is_file() for item in folder.rglob("*")):
-        if not overwrite:
-            raise InputError(f"{folder}: holds files already; name another folder, or allow it with --overwrite")
-        for file in [*folder.glob("*"), *folder.glob("*/*")]:
-            if ours.fullmatch(file.relative_to(folder).as_posix()):
-                file.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    suffix = path.suffix if re.fullmatch(r"\.\w+", path.suffix, re.ASCII) else ""
+    with tempfile.TemporaryDirectory(prefix="raymap3r_") as folder:
+        link = Path(folder, f"file{suffix}")
+        link.symlink_to(path.absolute())
+        yield str(link)
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Return a sort key by which frame2 comes before frame10."""
-    return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.findall(r"\d+|\D+", name)]
+    # Not `isdigit`, which includes superscript digits: they are not part of a number.
+    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in re.findall(r"\d+|\D+", name)]

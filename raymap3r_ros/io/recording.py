@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from raymap3r_ros.discovery import find_in_package
 from raymap3r_ros.errors import InputError
 
 log = logging.getLogger(__name__)
+
+MIN_RATE, MAX_RATE = 1e-6, 1e6  # frames per second
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class ReadOptions:
             raise InputError(f"stride is {self.stride}; allowed: 1 and more")
         if self.max_frames is not None and self.max_frames < 1:
             raise InputError(f"max_frames is {self.max_frames}; allowed: 1 and more")
-        if not self.rate > 0:
-            raise InputError(f"rate is {self.rate}; allowed: above 0 frames per second")
+        if not MIN_RATE <= self.rate <= MAX_RATE:
+            raise InputError(f"rate is {self.rate}; allowed: {MIN_RATE:g} to {MAX_RATE:g} frames per second")
 
     def expected(self, stored: int | None) -> int | None:
         """Return how many of `stored` frames will be read; None if that is unknown."""
@@ -68,20 +71,22 @@ class Recording:
     """
 
     path: Path
-    kind: str  # name of its format: "video", "images" or "bag"
+    kind: str  # of its format: "video", "images", "bag" or "ROS 1 bag"
     length: int | None  # expected frames, after `stride` and `max_frames`; None if unknown
     stride: int
     max_frames: int | None
     rate: float  # frames per second, approximate, after `stride`
     topic: str = ""  # of a bag
-    skipped: int = 0  # frames of the last iteration that could not be decoded
+    # Of the last iteration:
+    skipped: int = 0  # frames that could not be decoded
+    ended: str = ""  # why it ended before the end of the recording; empty if it did not
     frames: Callable[[Recording], Iterator[Frame]] = field(repr=False, kw_only=True)  # one pass, in order
 
     def __iter__(self) -> Iterator[Frame]:
-        self.skipped = 0
+        self.skipped, self.ended = 0, ""
         size = None
         with closing(self.frames(self)) as source:
-            for frame in islice(source, self.max_frames):
+            for frame in islice(source, self.max_frames and min(self.max_frames, sys.maxsize)):
                 height, width = frame.image.shape[:2]
                 if size is None:
                     size = width, height
@@ -93,7 +98,8 @@ class Recording:
                 yield frame
         if size is None:
             broken = f" ({self.skipped} could not be decoded, see the warnings)" if self.skipped else ""
-            raise InputError(f"{self.path}: no frame could be read{broken}")
+            reason = f": {self.ended}" if self.ended else ""
+            raise InputError(f"{self.path}: no frame could be read{broken}{reason}")
 
     def skip(self, what: str, why: object) -> None:
         """Count a frame that cannot be used, and log a warning."""
@@ -124,9 +130,9 @@ def open_recording(
     """Return the recording at `path`, ready to be read.
 
     `path`: a video; a folder of images (read in natural order of their names); a ROS 2 bag, as a folder or as one of
-    its .mcap or .db3 files. `topic`: the image topic, for a bag with several. `rate`: frames per second of a folder
-    of images, and of a video without a frame rate. `stride`: read every N-th frame. `intrinsics`: (3, 3) pixels of
-    the recorded images; overrides the calibration in a bag.
+    its .mcap or .db3 files, also compressed with zstd; a ROS 1 bag. `topic`: the image topic, for a bag with several.
+    `rate`: frames per second of a folder of images, and of a video without a frame rate. `stride`: read every N-th
+    frame. `intrinsics`: (3, 3) pixels of the recorded images; overrides the calibration in a bag.
 
     Raises InputError if nothing can be read, with what was found.
     """
@@ -134,6 +140,8 @@ def open_recording(
     options = ReadOptions(topic, rate, stride, max_frames, intrinsics)
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is neither a file nor a folder; recordings are read from their start twice")
     matching = [known for known in _formats() if known.matches(path)]
     chosen = max(matching, key=lambda known: known.priority)
     if topic is not None and not chosen.has_topics:

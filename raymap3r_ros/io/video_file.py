@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from raymap3r_ros.io.files import partial_path, whole_file
+from raymap3r_ros.io.files import partial_path, plain_name, whole_file
 
 log = logging.getLogger(__name__)
+
+MAX_GAP = 5.0  # seconds for which a picture is shown at most
 
 
 class EvenSample:
@@ -58,9 +60,31 @@ class VideoFile:
         self._fps = min(max(round(fps, 2), 1.0), 60.0)
         self._writer: cv2.VideoWriter | None = None
         self._gif: EvenSample | None = None
+        self._count = 0  # frames written
+        self._due = 0.0  # number of the frame that belongs to the time of the last picture
+        self._previous: np.ndarray | None = None  # the last picture
+        self._seconds = 0.0  # its time
 
-    def write(self, picture: np.ndarray) -> None:
-        """Add one picture (h, w, 3) uint8 RGB; all of the size of the first, both sides even."""
+    def write(self, picture: np.ndarray, seconds: float | None = None) -> None:
+        """Add one picture (h, w, 3) uint8 RGB; all of the size of the first, both sides even.
+
+        `seconds`: its time in the recording. Pictures are repeated or left out so that the video has the speed of
+        the recording. None: each picture is one frame of the video.
+        """
+        if seconds is None:
+            self._add(picture)
+            return
+        if self._previous is not None:
+            gap = seconds - self._seconds
+            self._due += min(gap, MAX_GAP) * self._fps if gap > 0 else 1  # a clock may also jump back
+            while self._due - self._count > 0.99:
+                self._add(self._previous)
+        if self._count - self._due < 0.99:
+            self._add(picture)
+        self._previous, self._seconds = picture, seconds
+
+    def _add(self, picture: np.ndarray) -> None:
+        self._count += 1
         if self._writer is None and self._gif is None:
             self._open((picture.shape[1], picture.shape[0]))
         if self._writer is not None:
@@ -70,7 +94,9 @@ class VideoFile:
 
     def _open(self, size: tuple[int, int]) -> None:
         partial = partial_path(self.path)
-        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size)
+        partial.unlink(missing_ok=True)
+        with plain_name(partial) as name:
+            writer = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size)
         if writer.isOpened():
             self._writer = writer
             return

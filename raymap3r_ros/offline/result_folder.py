@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.io.files import clear_folder, whole_file
+from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.io.output_folder import claim, clear_folder
 from raymap3r_ros.io.png import quantise_depth, write_mask, write_png
 
 TRAJECTORY = "trajectory.txt"
@@ -21,17 +22,20 @@ VIDEO = "preview"  # .mp4, or .gif if OpenCV cannot write videos
 DEPTH_FOLDER = "depth"
 MASK_FOLDER = "masks"
 
-_OURS = re.compile(
+_RESULTS = re.compile(
     "|".join(re.escape(name) for name in (TRAJECTORY, INTRINSICS, CLOUD, SUMMARY, SHEET))
-    + rf"|{VIDEO}\.(mp4|gif)|{DEPTH_FOLDER}/\d{{6}}\.(png|npz)|{MASK_FOLDER}/\d{{6}}\.png"
+    + rf"|{VIDEO}\.(mp4|gif)|{DEPTH_FOLDER}/\d{{6,}}\.(png|npz)|{MASK_FOLDER}/\d{{6,}}\.png"
 )
 
 
 def prepare_folder(
-    folder: Path, overwrite: bool = False, subfolders: Collection[str] = (DEPTH_FOLDER, MASK_FOLDER)
+    folder: Path,
+    overwrite: bool = False,
+    subfolders: Collection[str] = (DEPTH_FOLDER, MASK_FOLDER),
+    inputs: Collection[Path] = (),
 ) -> None:
     """Create or clear the output folder of a run, with the `subfolders` that it writes to; see `clear_folder`."""
-    clear_folder(folder, _OURS, overwrite)
+    clear_folder(folder, _RESULTS, overwrite, inputs)
     for name in (DEPTH_FOLDER, MASK_FOLDER):
         if name in subfolders:
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -43,12 +47,12 @@ def prepare_folder(
 
 def write_depth_files(folder: Path, index: int, depth: np.ndarray) -> None:
     """Write `depth` (H, W) metres of frame `index`: millimetres as a 16-bit PNG, and float32 as .npz."""
-    write_png(folder / DEPTH_FOLDER / f"{index:06d}.png", quantise_depth(depth))
+    write_png(claim(folder, f"{DEPTH_FOLDER}/{index:06d}.png"), quantise_depth(depth))
     # Not compressed: noise in the low bits leaves little to save.
-    with whole_file(folder / DEPTH_FOLDER / f"{index:06d}.npz") as partial:
+    with whole_file(claim(folder, f"{DEPTH_FOLDER}/{index:06d}.npz")) as partial:
         np.savez(partial, depth=depth.astype(np.float32, copy=False))
 
 
 def write_mask_file(folder: Path, index: int, mask: np.ndarray) -> None:
     """Write `mask` (H, W) bool of frame `index`: an 8-bit PNG, 255 where it is true."""
-    write_mask(folder / MASK_FOLDER / f"{index:06d}.png", mask)
+    write_mask(claim(folder, f"{MASK_FOLDER}/{index:06d}.png"), mask)

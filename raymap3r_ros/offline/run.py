@@ -20,6 +20,7 @@ from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.json_file import write_json
+from raymap3r_ros.io.output_folder import claim, locked_folder
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.recording import Frame, Recording
 from raymap3r_ros.io.tum import write_trajectory
@@ -102,17 +103,24 @@ def run_recording(
     """Run `recording` through one stream of `network`; write `outputs` (default: all) to `folder`, return the summary.
 
     SIGINT (Ctrl-C) and SIGTERM end the run after the current frame; all files are then completed for the frames so
-    far. An error half-way does the same, and is raised again when the files are complete. `outputs.view` is opened,
+    far. An error half-way does the same, and is raised again when the files are complete; a recording that is damaged
+    or cut off ends there, and the summary reports it. `outputs.view` is opened,
     gets every frame and is closed. `progress`: show a bar on a terminal.
 
     Raises InputError if the recording or the folder cannot be used.
     """
     options, outputs = options or StreamOptions(), outputs or RunOutputs()
     folder = Path(folder)
-    prepare_folder(folder, overwrite, outputs.subfolders)
-    if not network.trained:
-        log.warning(UNTRAINED_WARNING)
-    run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions())
+    with locked_folder(folder):
+        prepare_folder(folder, overwrite, outputs.subfolders, [recording.path])
+        if not network.trained:
+            log.warning(UNTRAINED_WARNING)
+        run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions())
+        return _process(run, progress)
+
+
+def _process(run: _Run, progress: bool) -> RunSummary:
+    """Process all frames; see `run_recording`."""
     failure: Exception | None = None
     signals: list[str] = []  # names of those received
 
@@ -126,11 +134,11 @@ def run_recording(
         run.open(stack)
         stack.enter_context(on_stop_signals(stop))
         bar = stack.enter_context(
-            tqdm(total=recording.length, unit=" frames", disable=None if progress else True, dynamic_ncols=True)
+            tqdm(total=run.recording.length, unit=" frames", disable=None if progress else True, dynamic_ncols=True)
         )
         stack.enter_context(logging_redirect_tqdm())
         try:
-            for frame in recording:
+            for frame in run.recording:
                 run.process(frame)
                 bar.update()
                 if signals:
@@ -143,7 +151,7 @@ def run_recording(
         run.show_scene()
         elapsed = time.perf_counter() - begin
     signal = signals[0] if signals else ""
-    summary = run.finish(elapsed, signal if failure is None else reason_of(failure))
+    summary = run.finish(elapsed, (signal or run.recording.ended) if failure is None else reason_of(failure))
     if failure is not None:
         raise failure
     return summary
@@ -244,15 +252,17 @@ class _Run:
                 f"{self.recording.path}: the network gave no finite value for any of its {self.unhealthy} frames"
             )
         poses, intrinsics = np.stack(self.poses), np.stack(self.intrinsics)
-        write_trajectory(self.folder / TRAJECTORY, self.stamps, poses)
-        write_intrinsics(self.folder / INTRINSICS, self.stamps, intrinsics, self.intrinsics_known, self.image_size)
+        write_trajectory(claim(self.folder, TRAJECTORY), self.stamps, poses)
+        write_intrinsics(
+            claim(self.folder, INTRINSICS), self.stamps, intrinsics, self.intrinsics_known, self.image_size
+        )
         points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
         if self.outputs.cloud:
-            write_ply(self.folder / CLOUD, points, colors)
+            write_ply(claim(self.folder, CLOUD), points, colors)
         summary = self._summarise(poses, None if points is None else len(points), elapsed, stopped_by)
         if self.preview is not None:
             self.preview.write_sheet(summary, poses[:, :3, 3], points, colors)
-        write_json(self.folder / SUMMARY, dataclasses.asdict(summary))
+        write_json(claim(self.folder, SUMMARY), dataclasses.asdict(summary))
         return summary
 
     def _summarise(self, poses: np.ndarray, static_points: int | None, elapsed: float, stopped_by: str) -> RunSummary:
@@ -276,6 +286,7 @@ class _Run:
             stride=recording.stride,
             frames=len(poses),
             frames_skipped=recording.skipped,
+            frames_missing=self._missing(stopped_by),
             frames_unhealthy=self.unhealthy,
             duration=self.stamps[-1] - self.stamps[0],
             input_size=self.input_size,
@@ -293,6 +304,13 @@ class _Run:
             stages={stage: Milliseconds.of(times[WARM_UP:] or times) for stage, times in self.stages.items()},
             files=self._files(),
         )
+
+    def _missing(self, stopped_by: str) -> int | None:
+        if not stopped_by:
+            return 0
+        if self.recording.length is None:
+            return None
+        return max(0, self.recording.length - len(self.stamps) - self.unhealthy - self.recording.skipped)
 
     def _files(self) -> list[str]:
         """Return the names of the files written, as patterns where there is one per frame."""

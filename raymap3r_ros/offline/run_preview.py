@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from raymap3r_ros.io import preview
+from raymap3r_ros.io.output_folder import claim
 from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.recording import Recording
 from raymap3r_ros.io.video_file import EvenSample, VideoFile
@@ -45,6 +46,8 @@ class RunPreview:
 
     def __exit__(self, *error: object) -> None:
         self._video.__exit__(*error)
+        if self._video.path.exists():
+            claim(self._folder, self._video.path.name)
 
     def add(self, image: np.ndarray, result: StepResult, seconds: float) -> None:
         """Draw one frame. `image`: (h, w, 3) uint8 RGB as recorded; `seconds` since the first frame."""
@@ -63,7 +66,7 @@ class RunPreview:
             warning=self._warning,
             with_motion=self._with_motion,
         )
-        self._video.write(row)
+        self._video.write(row, seconds)
         if self._rows.wants_next():
             self._rows.keep(row)
 
@@ -88,7 +91,7 @@ class RunPreview:
         # Without the motion panels, rows are twice as high.
         rows = self._rows.spread(SHEET_ROWS if self._with_motion else math.ceil(SHEET_ROWS / 2))
         sheet = preview.draw_sheet(rows, positions, points, colors, title, lines, self._warning)
-        write_image(self._folder / SHEET, sheet)
+        write_image(claim(self._folder, SHEET), sheet)
 
 
 def _size_text(size: tuple[int, int]) -> str:

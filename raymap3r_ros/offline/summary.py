@@ -30,7 +30,7 @@ class RunSummary:
     input_kind: str  # "video", "images" or "bag"
     topic: str  # of a bag
     complete: bool  # False: stopped before the end of the recording
-    stopped_by: str  # the signal or the error, if not complete
+    stopped_by: str  # the signal, the error or the damage, if not complete
     checkpoint: str
     trained: bool
     warning: str  # if the weights are untrained
@@ -41,6 +41,7 @@ class RunSummary:
     stride: int
     frames: int  # written
     frames_skipped: int  # could not be decoded
+    frames_missing: int | None  # of the recording, not reached if not complete; None if their number is unknown
     frames_unhealthy: int  # the network's output was not finite; nothing is written for these
     duration: float  # seconds from the first stamp to the last
     input_size: tuple[int, int]  # width, height

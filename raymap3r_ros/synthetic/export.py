@@ -5,7 +5,6 @@ docs/synthetic.md describes layout, topics, units and frames.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -21,6 +20,14 @@ from tqdm import tqdm
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.cameras import pose_encoding
 from raymap3r_ros.io.files import partial_path
+from raymap3r_ros.io.output_folder import (
+    claim,
+    foreign_files,
+    listing,
+    locked_folder,
+    remove_empty,
+    remove_written,
+)
 from raymap3r_ros.io.png import mask_image, quantise_depth, write_png
 from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
 
@@ -53,21 +60,18 @@ TOPICS = {  # in the order of one frame's messages: the transform before the mes
 }
 UNKNOWN_VARIANCE = 1e6  # of the velocity in the odometry, which is not computed
 
-_FILES = {*IMAGE_LISTS, *(f"{name}.txt" for name in IMAGE_LISTS), TRAJECTORY, CAMERA, BAG}
-
 
 def check_target(folder: Path, overwrite: bool = False) -> None:
     """Raise InputError if a sequence may not be written to `folder`.
 
-    That is the case if it exists and `overwrite` is off, if it is not a folder, or if it contains other files.
+    That is the case if it exists and `overwrite` is off, if it is not a folder, or if it contains a file that no
+    earlier export wrote.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file; a sequence needs a folder of this name")
-    foreign = sorted({item.name for item in folder.iterdir()} - _FILES)
-    if foreign:
-        raise InputError(f"{folder}: holds {foreign[0]}, which is not part of a sequence; move it away first")
+    _check_is_ours(folder)
     if not overwrite:
         raise InputError(f"{folder}: exists already; name another folder, or allow it with --overwrite")
 
@@ -102,6 +106,8 @@ def export_sequence(
             if format in ("tum", "both"):
                 writers.append(stack.enter_context(_tum_writer(partial, sequence)))
             if format in ("bag", "both"):
+                for name in ("metadata.yaml", f"{BAG}.mcap"):
+                    claim(partial, f"{BAG}/{name}")
                 writers.append(stack.enter_context(_bag_writer(partial / BAG)))
             frames = islice(sequence.frames(), count)
             bar = tqdm(
@@ -115,25 +121,37 @@ def export_sequence(
     return folder
 
 
+def _check_is_ours(folder: Path) -> None:
+    if foreign := foreign_files(folder):
+        raise InputError(
+            f"{folder}: holds {listing(folder, foreign)}, which is not part of a sequence that an earlier "
+            "export wrote; move it away first"
+        )
+
+
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`; it replaces `folder` at the end, or is removed after an error."""
     partial = partial_path(folder)
     replaced = partial.with_suffix(".replaced")
-    for left_over in (partial, replaced):  # by a run that was killed
-        if left_over.exists():
-            shutil.rmtree(left_over)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.rename(replaced)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    with locked_folder(partial):
+        for left_over in (partial, replaced):  # by a run that was killed
+            _check_is_ours(left_over)
+            remove_written(left_over)
+        remove_empty(replaced)
+        try:
+            yield partial
+            _check_is_ours(folder)
+            if folder.exists():
+                folder.rename(replaced)
+            partial.rename(folder)
+        except BaseException:
+            remove_written(partial)
+            raise
+        finally:
+            remove_empty(partial)
+    remove_written(replaced)
+    remove_empty(replaced)
 
 
 # ------------------------------------------------------------------------------------------------------- TUM RGB-D
@@ -156,7 +174,7 @@ def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[
             "mask": mask_image(frame.moving),
         }
         for name, image in images.items():
-            write_png(folder / name / f"{stamp}.png", image)
+            write_png(claim(folder, f"{name}/{stamp}.png"), image)
         position, (x, y, z, w) = _position_and_quaternion(frame.pose)
         stamps.append(stamp)
         poses.append(f"{stamp} " + " ".join(f"{value:.9f}" for value in (*position, x, y, z, w)))
@@ -164,11 +182,12 @@ def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[
     yield write
     for name, title in IMAGE_LISTS.items():
         lines = [f"{stamp} {name}/{stamp}.png" for stamp in stamps]
-        _write_list(folder / f"{name}.txt", title, sequence.name, "timestamp filename", lines)
-    _write_list(folder / TRAJECTORY, "ground truth trajectory", sequence.name, "timestamp tx ty tz qx qy qz qw", poses)
+        _write_list(claim(folder, f"{name}.txt"), title, sequence.name, "timestamp filename", lines)
+    columns = "timestamp tx ty tz qx qy qz qw"
+    _write_list(claim(folder, TRAJECTORY), "ground truth trajectory", sequence.name, columns, poses)
     fx, fy, cx, cy = (float(sequence.intrinsics[index]) for index in ((0, 0), (1, 1), (0, 2), (1, 2)))
     _write_list(
-        folder / CAMERA, "pinhole camera, pixels, pixel centres integer", sequence.name, "fx fy cx cy",
+        claim(folder, CAMERA), "pinhole camera, pixels, pixel centres integer", sequence.name, "fx fy cx cy",
         [f"{fx} {fy} {cx} {cy}"],
     )  # fmt: skip
 

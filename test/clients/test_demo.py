@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from raymap3r_ros import cli
 from raymap3r_ros.clients import demo
 from raymap3r_ros.clients.harness import rendered_room
 from raymap3r_ros.clients.recorder import Recorded
@@ -130,3 +131,10 @@ class TestChecks:
 
     def test_node_that_crashes(self):
         assert self.failures(self.recorded(), status=-11) == ["the node ended cleanly (status -11)"]
+
+
+def test_files_of_others_are_not_replaced(tmp_path, capsys):
+    (tmp_path / "preview.png").write_text("mine")
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    assert "preview.png in the way" in capsys.readouterr().err
+    assert (tmp_path / "preview.png").read_text() == "mine"

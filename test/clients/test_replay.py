@@ -15,6 +15,7 @@ from raymap3r_ros import cli
 from raymap3r_ros.clients import player, replay
 from raymap3r_ros.clients.bag import ReplayOptions
 from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.io.output_folder import claim
 from raymap3r_ros.node.conversions import pose_numbers
 
 
@@ -86,8 +87,11 @@ def test_parameters_for_a_running_node_are_refused(tmp_path):
 def test_overwrite_keeps_unrelated_files(tmp_path):
     kept = ["notes.md", "report_json", "report_txt", "trajectory_mine.txt", "trajectory_txt"]
     for name in ["report.json", "report.txt", "trajectory.txt", "trajectory_2.txt", *kept]:
-        (tmp_path / name).touch()
+        (tmp_path / name if name in kept else claim(tmp_path, name)).touch()
     with pytest.raises(InputError, match="holds files already"):
         replay.prepare_folder(tmp_path)
     replay.prepare_folder(tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    (tmp_path / "trajectory.txt").write_text("measured")
+    with pytest.raises(InputError, match=r"trajectory\.txt in the way"):
+        replay.prepare_folder(tmp_path, overwrite=True)

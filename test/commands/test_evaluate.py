@@ -156,6 +156,14 @@ def test_unusable_selections(weights, tmp_path, capsys):
     assert "such as 320x240" in usage_error_of(capsys, *base, "--render-size", "big")
 
 
+def test_pictures_of_others_are_not_replaced(weights, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    (tmp_path / "iou_and_share.png").write_text("mine")
+    arguments = ["synthetic", "--checkpoint", weights, *SHORT, "--pictures", tmp_path]
+    assert "iou_and_share.png in the way" in error_of(capsys, *arguments)
+    assert (tmp_path / "iou_and_share.png").read_text() == "mine"
+
+
 def test_a_missing_data_set(weights, tmp_path, capsys):
     missing = error_of(capsys, "sintel", tmp_path / "no", "--checkpoint", weights)
     assert str(tmp_path / "no") in missing and "no such folder" in missing

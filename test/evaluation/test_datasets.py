@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import os
 import struct
 
 import cv2
@@ -13,6 +14,7 @@ from PIL import Image
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.evaluation import datasets
 from raymap3r_ros.evaluation.datasets import DATASETS, open_dataset
+from raymap3r_ros.evaluation.datasets.files import read_image
 
 H, W = 6, 8
 COLOUR = (200, 100, 30)  # RGB
@@ -414,3 +416,13 @@ def test_maps_of_the_wrong_size_or_type_are_refused(tmp_path):
 @pytest.fixture(autouse=True)
 def warnings_are_seen(caplog):
     caplog.set_level(logging.WARNING)
+
+
+def test_images_whose_names_are_not_utf8(tmp_path):
+    """OpenCV ends the process on such a name."""
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    path.write_bytes(cv2.imencode(".png", np.full((4, 6, 3), 7, np.uint8))[1])
+    assert read_image(path).shape == (4, 6, 3)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="no image that can be decoded"):
+        read_image(path)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation import pictures
 from raymap3r_ros.evaluation.scorer import SampledFrame, SequenceRun
+from raymap3r_ros.io.output_folder import MANIFEST, check_results
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 pytest.importorskip("scipy", reason="the evaluation needs scipy")
@@ -75,7 +77,11 @@ def test_all_pictures_become_files(tmp_path):
     files = pictures.draw_pictures(tmp_path, [sequence(0)], RULES)
     names = ["trajectories_room_light.png", "strip_room_light.png", "iou_and_share.png"]
     assert [file.name for file in files] == names
-    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert set(tmp_path.iterdir()) == {*files, tmp_path / MANIFEST}
+    check_results(tmp_path, pictures.PICTURES)
+    (tmp_path / "strip_of_mine.png").touch()
+    with pytest.raises(InputError, match=r"strip_of_mine\.png in the way"):
+        check_results(tmp_path, pictures.PICTURES)
     for file in files:
         with Image.open(file) as picture:
             assert np.asarray(picture.convert("L")).std() > 5

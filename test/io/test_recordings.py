@@ -213,3 +213,35 @@ def test_a_new_format_is_one_new_file(tmp_path, monkeypatch):
     assert [frame.stamp for frame in frames] == [0, 0.2, 0.4]
     with pytest.raises(InputError, match="not a bag"):
         open_recording(tmp_path / "a.npy", topic="/image")
+
+
+def test_names_with_digits_that_are_no_numbers(tmp_path):
+    names = ["2.png", "a²1.png", "a²10.png", "a²9.png", "¾.png", "٣.png"]
+    for index, name in enumerate(names):
+        Image.fromarray(picture(index)).save(tmp_path / name)
+    assert [index_of(frame.image) for frame in open_recording(tmp_path)] == [0, 5, 1, 3, 2, 4]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_damaged_exif_does_not_hide_the_picture(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    exif[0x010F] = "maker"
+    exif[0x8769] = {0x9003: "2024:01:01 00:00:00", 0x829A: 0.5}
+    for index in range(2):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}{name}", exif=exif)
+    data = (tmp_path / f"1{name}").read_bytes()
+    start = data.find(b"MM\0*") if b"MM\0*" in data else data.find(b"II*\0")
+    assert start > 0
+    rng = np.random.default_rng(0)
+    for position in range(4, 60):
+        damaged = bytearray(data)
+        damaged[start + position] ^= rng.integers(1, 256)
+        (tmp_path / f"1{name}").write_bytes(damaged)
+        try:
+            frames = list(open_recording(tmp_path))
+        except InputError as error:
+            assert "different sizes" in str(error)  # a damaged orientation may turn the picture
+        else:
+            assert len(frames) == 2 or name == "a.png"  # which has a checksum

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.output_folder import claim
 from raymap3r_ros.offline.result_folder import prepare_folder, write_depth_files, write_mask_file
 
 
@@ -16,7 +17,7 @@ def test_folder_with_files_is_refused_unless_allowed(tmp_path):
     with pytest.raises(InputError, match=r"holds files already; .* --overwrite"):
         prepare_folder(folder)
     for name in ("depth/000000.png", "depth/000000.npz", "masks/000001.png", "trajectory.txt", "preview.mp4"):
-        (folder / name).write_text("old result")
+        claim(folder, name).write_text("old result")
     kept = ["notes.txt", "depth/mine.png", "masks/17.png", "preview.txt", "trajectory_txt", "summary.jsonx"]
     kept += ["previewXmp4", "static_scene_ply", "depth/000000_png"]
     for name in kept:
@@ -24,13 +25,16 @@ def test_folder_with_files_is_refused_unless_allowed(tmp_path):
     prepare_folder(folder, overwrite=True)
     left = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
     assert left == sorted(kept)
+    (folder / "trajectory.txt").write_text("measured")
+    with pytest.raises(InputError, match=r"trajectory\.txt in the way"):
+        prepare_folder(folder, overwrite=True)
     with pytest.raises(InputError, match="is a file; the output needs a folder"):
         prepare_folder(folder / "notes.txt")
 
 
 def test_folder_has_only_the_subfolders_that_are_written_to(tmp_path):
     prepare_folder(tmp_path)
-    (tmp_path / "masks" / "000000.png").write_text("old result")
+    claim(tmp_path, "masks/000000.png").write_text("old result")
     (tmp_path / "depth" / "mine.png").write_text("not ours")
     prepare_folder(tmp_path, overwrite=True, subfolders=())
     assert [item.relative_to(tmp_path).as_posix() for item in tmp_path.rglob("*")] == ["depth", "depth/mine.png"]
@@ -58,3 +62,11 @@ def test_mask_is_255_on_dynamic_pixels(tmp_path):
     with Image.open(tmp_path / "masks" / "000000.png") as picture:
         assert picture.mode == "L"
         assert np.array_equal(np.asarray(picture), mask * 255)
+
+
+def test_results_of_a_run_that_was_killed_are_replaced(tmp_path):
+    prepare_folder(tmp_path)
+    for index in range(3):
+        write_mask_file(tmp_path, index, np.zeros((2, 2), bool))
+    prepare_folder(tmp_path, overwrite=True)
+    assert not list((tmp_path / "masks").iterdir())

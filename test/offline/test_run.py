@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import threading
 import weakref
@@ -15,6 +16,7 @@ from PIL import Image
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording, preview
+from raymap3r_ros.io.output_folder import MANIFEST, written_files
 from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_recording
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
@@ -49,7 +51,12 @@ def stepped(monkeypatch):
 
 
 def files_in(folder):
-    return sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
+    """All files but the manifest, which lists exactly these."""
+    files = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
+    if MANIFEST in files:
+        files.remove(MANIFEST)
+        assert sorted({path.relative_to(folder).as_posix() for path in written_files(folder)}) == files
+    return files
 
 
 def expected_files(count: int):
@@ -388,6 +395,37 @@ def test_results_of_an_earlier_run_are_kept_without_overwrite(images, network, t
         open_recording(images, max_frames=2), network, tmp_path / "out", OPTIONS, overwrite=True, progress=False
     )
     assert files_in(tmp_path / "out") == expected_files(2)
+
+
+def test_the_input_and_the_files_of_a_sensor_are_kept(images, network, tmp_path):
+    sequence = tmp_path / "seq"
+    shutil.copytree(images, sequence / "rgb")
+    (sequence / "depth").mkdir()
+    for name in ("depth/000000.png", "depth/000005.png", "trajectory.txt"):
+        (sequence / name).write_text("measured")
+    before = files_in(sequence)
+    recording = open_recording(sequence / "rgb", max_frames=1)
+    with pytest.raises(InputError, match=r"depth/000000\.png, depth/000005\.png, trajectory\.txt in the way"):
+        run_recording(recording, network, sequence, OPTIONS, overwrite=True, progress=False)
+    assert files_in(sequence) == before
+    out = tmp_path / "out"
+    run_recording(recording, network, out, OPTIONS, progress=False)
+    with pytest.raises(InputError, match=r"of the input .*depth would be deleted"):
+        run_recording(open_recording(out / "depth"), network, out, OPTIONS, overwrite=True, progress=False)
+
+
+def test_second_run_into_a_folder_is_refused_while_the_first_one_writes(images, network, stepped, tmp_path):
+    refused = []
+
+    def start_another(index):
+        if not refused:
+            with pytest.raises(InputError, match="another run is writing to this folder") as caught:
+                run_recording(open_recording(images), network, tmp_path, OPTIONS, overwrite=True, progress=False)
+            refused.append(caught.value)
+
+    stepped.before = start_another
+    run_recording(open_recording(images, max_frames=2), network, tmp_path / ".", OPTIONS, progress=False)
+    assert refused and files_in(tmp_path) == expected_files(2)
 
 
 def test_runs_outside_the_main_thread(images, network, tmp_path):

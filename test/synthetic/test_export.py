@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.output_folder import MANIFEST, claim
 from raymap3r_ros.synthetic import SUITES, Frame, suite_sequence
 from raymap3r_ros.synthetic.export import TOPICS, export_sequence
 
@@ -76,7 +77,7 @@ def pixels(message, dtype: type, channels: int = 1) -> np.ndarray:
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(item.name for item in folder.iterdir())
+    return sorted(item.name for item in folder.iterdir() if item.name != MANIFEST)
 
 
 # ------------------------------------------------------------------------------------------------------- TUM RGB-D
@@ -238,12 +239,24 @@ def test_unrelated_files_are_never_replaced(tmp_path):
 
 
 def test_remains_of_a_killed_run_are_not_included(tmp_path):
-    remains = tmp_path / ".made-up-00.partial" / "rgb"
-    remains.mkdir(parents=True)
-    (remains / "9.000000.png").write_bytes(b"half")
+    remains = tmp_path / ".made-up-00.partial"
+    (remains / "rgb").mkdir(parents=True)
+    claim(remains, "rgb/9.000000.png").write_bytes(b"half")
     folder = export_sequence(Sequence(), tmp_path, "tum")
     assert len(list((folder / "rgb").iterdir())) == 4
     assert files_in(tmp_path) == [folder.name]
+
+
+def test_files_of_others_are_kept_in_every_folder_that_is_replaced(tmp_path):
+    export_sequence(Sequence("like-tum"), tmp_path, "tum")
+    (tmp_path / "like-tum" / MANIFEST).unlink()  # a sequence of another program with the same layout
+    for folder in ("like-tum", ".made-up-00.partial", ".made-up-00.replaced"):
+        (tmp_path / folder / "rgb").mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "rgb" / "9.000000.png").write_bytes(b"measured")
+        with pytest.raises(InputError, match=rf"{folder}: holds .*, which is not part of a sequence"):
+            export_sequence(Sequence("like-tum" if folder == "like-tum" else "made-up-00"), tmp_path, overwrite=True)
+        assert (tmp_path / folder / "rgb" / "9.000000.png").read_bytes() == b"measured"
+        (tmp_path / folder / "rgb" / "9.000000.png").unlink()
 
 
 @pytest.mark.parametrize("format", ["tum", "bag"])
@@ -316,6 +329,7 @@ def test_command_writes_the_first_sequences_of_a_suite(tmp_path):
         (["--index", "999"], "999"),
         (["--sequences", "999"], f"sequences is 999; allowed range: 1 to {SUITES['static'].sequences}"),
         (["--frames", "0"], "frames is 0; allowed: 1 and more"),
+        (["--frames", "150"], f"frames is 150; allowed: 1 to {SUITES['static'].frames}, the length of the sequences"),
         (["--device", "tpu"], "device is 'tpu'"),
     ],
 )

@@ -46,15 +46,21 @@ def existing_file(path: Path) -> Path:
 
 def read_image(path: Path) -> np.ndarray:
     """(h, w, 3) uint8 RGB."""
-    image = cv2.imread(str(existing_file(path)), cv2.IMREAD_COLOR)
+    image = _decode(path, cv2.IMREAD_COLOR)
     if image is None:
         raise InputError(f"{path}: is no image that can be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def _decode(path: Path, flags: int) -> np.ndarray | None:
+    # Not by the name: OpenCV ends the process on one that is not UTF-8.
+    data = np.fromfile(existing_file(path), np.uint8)
+    return cv2.imdecode(data, flags) if data.size else None
+
+
 def read_grey(path: Path) -> np.ndarray:
     """(h, w) as stored, 8 or 16 bit."""
-    values = cv2.imread(str(existing_file(path)), cv2.IMREAD_UNCHANGED)
+    values = _decode(path, cv2.IMREAD_UNCHANGED)
     if values is None or values.ndim != 2:
         raise InputError(f"{path}: is no grey image that can be decoded")
     return values

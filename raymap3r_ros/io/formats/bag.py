@@ -1,4 +1,4 @@
-"""A ROS 2 bag: its folder, or one of its .mcap or .db3 files."""
+"""A ROS 2 bag: its folder, or one of its .mcap or .db3 files. ROS 1 bags are read too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
-from raymap3r_ros.io.bag_reader import BAG_SUFFIXES, IMAGE_TYPES, BagReader, camera_info_topic
+from raymap3r_ros.io.bag_files import is_bag
+from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic
 from raymap3r_ros.io.decoding import decode_image
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 
@@ -25,23 +26,17 @@ log = logging.getLogger(__name__)
 MAX_RATE = 1000.0  # frames per second; no camera is faster
 
 
-def _matches(path: Path) -> bool:
-    if not path.is_dir():
-        return path.suffix in BAG_SUFFIXES
-    if any(item.suffix in BAG_SUFFIXES for item in path.iterdir()):
-        return True
-    metadata = path / "metadata.yaml"  # compressed data files have other suffixes
-    return metadata.is_file() and b"rosbag2_bagfile_information" in metadata.read_bytes()
-
-
 def _open(path: Path, options: ReadOptions) -> Recording:
     with closing(BagReader(path)) as bag:
         topic = _choose_topic(path, bag, options.topic)
-        stored = bag.topics[topic].msgcount
+        stored = bag.stored(topic)
+        kind = "ROS 1 bag" if bag.is_ros1 else "bag"
         seconds = max(bag.seconds, stored / MAX_RATE)
         info_topic = None if options.intrinsics is not None else camera_info_topic(topic, bag.topics)
+        # The index of a cut file counts only what is left.
+        known = not bag.loss or topic in bag.listed
     return Recording(
-        path, "bag", options.expected(stored), options.stride, options.max_frames,
+        path, kind, options.expected(stored) if known else None, options.stride, options.max_frames,
         rate=stored / seconds / options.stride, topic=topic,
         frames=lambda recording: _frames(recording, topic, info_topic, options),
     )  # fmt: skip
@@ -63,15 +58,17 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
     )
     if not images:
         others = ", ".join(sorted(bag.topics)) or "none at all"
-        raise InputError(f"{path}: no image topic with messages in this bag; its topics: {others}")
+        loss = f"; {bag.loss}" if bag.loss else ""
+        raise InputError(f"{path}: no image topic with messages in this bag; its topics: {others}{loss}")
     if topic is None:
         if len(images) > 1:
             raise InputError(f"{path}: several image topics; choose one with --topic:{listing}")
         (topic,) = images
-    topic = "/" + topic.lstrip("/")
-    if topic not in images:
-        raise InputError(f"{path}: no image topic {topic}; there are:{listing}")
-    return topic
+    # Names in ROS 1 bags may lack the leading slash.
+    for name in (topic, "/" + topic.lstrip("/"), topic.lstrip("/")):
+        if name in images:
+            return name
+    raise InputError(f"{path}: no image topic /{topic.lstrip('/')}; there are:{listing}")
 
 
 def _frames(recording: Recording, topic: str, info_topic: str | None, options: ReadOptions) -> Iterator[Frame]:
@@ -103,6 +100,12 @@ def _frames(recording: Recording, topic: str, info_topic: str | None, options: R
             stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
             # Drivers without a clock leave the stamp at zero; use the recorder's time then.
             yield Frame(image, stamp if stamp > 0 else recorded * 1e-9, matrix)
+        read, stored = index + 1, bag.stored(topic)
+        if bag.loss:
+            recording.ended = bag.loss
+        elif read < stored:
+            recording.ended = f"{read} images of {topic} could be read; its index or metadata.yaml lists {stored}"
+            log.warning("%s: %s", recording.path.name, recording.ended)
 
 
 def _update(camera: CameraCalibration, message: Any) -> None:
@@ -144,4 +147,4 @@ def _raw_image(message: Any) -> np.ndarray:
         raise BrokenFrame(error) from error
 
 
-FORMAT = Format("bag", _matches, _open, has_topics=True)
+FORMAT = Format("bag", is_bag, _open, has_topics=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image
+from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image, orientation
 from raymap3r_ros.io.files import natural_key
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 
@@ -54,9 +54,9 @@ def _check_same_size(files: list[Path]) -> None:
         try:
             with Image.open(file, formats=IMAGE_FORMATS) as picture:
                 width, height = picture.size
-                if picture.getexif().get(0x0112, 1) >= 5:  # orientation: rotated by 90 degrees
+                if orientation(picture) >= 5:  # rotated by 90 degrees
                     width, height = height, width
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except Exception:  # as in `decode_image`
             continue  # skipped with a warning when it is read
         if first is None:
             first = file, width, height

@@ -3,67 +3,112 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.io.recording import Format, Frame, ReadOptions, Recording
+from raymap3r_ros.io.files import plain_name
+from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Format, Frame, ReadOptions, Recording
+from raymap3r_ros.io.video_container import Container, read_container
 
 log = logging.getLogger(__name__)
 
+# Files that are no recordings but may contain one: offset, first bytes, what to do.
+KNOWN_FILES = (
+    (0, b"\x1f\x8b", "a gzip archive; unpack it first: gunzip or tar -xzf"),
+    (0, b"BZh", "a bzip2 archive; unpack it first: bunzip2 or tar -xjf"),
+    (0, b"\xfd7zXZ\0", "an xz archive; unpack it first: unxz or tar -xJf"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive that contains no bag; unpack it first: unzstd"),
+    (0, b"\x04\x22\x4d\x18", "an lz4 archive; unpack it first: unlz4"),
+    (0, b"PK\x03\x04", "a zip archive; unpack it first: unzip"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first: 7z x"),
+    (257, b"ustar", "a tar archive; unpack it first: tar -xf"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; get it with: git lfs pull"),
+    (0, b"rosbag2_bagfile_information", "the metadata of a bag; give its folder"),
+    (0, b"\x89HDF", "an HDF5 file; convert it to a folder of images"),
+)
 GIVE_UP = 10  # consecutive frames that cannot be decoded: treated as the end of the video
 
 
 def _open(path: Path, options: ReadOptions) -> Recording:
-    capture = cv2.VideoCapture(str(path))
-    try:
+    with _capture(path) as capture:
         if not capture.isOpened() or not capture.grab():
-            raise InputError(
-                f"{path}: not a video that OpenCV can read (and not a folder of images, .mcap or .db3 file)"
-            )
+            raise InputError(f"{path}: {_description(path)}")
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         fps = capture.get(cv2.CAP_PROP_FPS)
-    finally:
-        capture.release()
-    if not (math.isfinite(fps) and fps > 0):
+    if not MIN_RATE <= fps <= MAX_RATE:
         fps = options.rate
-    stored = count if count > 0 else None
+    container = read_container(path)
+    stored = count if count > 0 and container.counts_frames else None
+    return Recording(
+        path, "video", options.expected(stored), options.stride, options.max_frames, fps / options.stride,
+        frames=lambda recording: _frames(recording, options, fps, stored, container),
+    )  # fmt: skip
 
-    def frames(recording: Recording) -> Iterator[Frame]:
-        capture = cv2.VideoCapture(str(path))
+
+@contextmanager
+def _capture(path: Path) -> Iterator[cv2.VideoCapture]:
+    with plain_name(path) as name:
+        capture = cv2.VideoCapture(name)
         try:
-            stamp = None
-            index = failed = 0
-            while failed < GIVE_UP:
-                # OpenCV reports a broken frame and the end alike, but after a broken frame more frames follow.
-                if not capture.grab():
-                    failed += 1
-                    continue
-                for broken in range(index, index + failed):
-                    recording.skip(f"frame {broken}", "it cannot be decoded")
-                index, failed = index + failed, 0
-                container = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                # Some containers have no times: OpenCV then reports 0 or the same time again.
-                stamp = container if stamp is None or container > stamp else stamp + 1 / fps
-                if index % options.stride == 0:
-                    decoded, image = capture.retrieve()
-                    if decoded:
-                        yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stamp, options.intrinsics)
-                    else:
-                        recording.skip(f"frame {index}", "it cannot be decoded")
-                index += 1
-            if stored is not None and index < stored:
-                log.warning("%s: ended after %d frames; %d according to its header", path.name, index, stored)
+            yield capture
         finally:
             capture.release()
 
-    return Recording(
-        path, "video", options.expected(stored), options.stride, options.max_frames, fps / options.stride,
-        frames=frames,
-    )  # fmt: skip
+
+def _description(path: Path) -> str:
+    """Return what a file is that OpenCV cannot read as a video, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(300)
+    if not start:
+        return "is empty"
+    for offset, magic, what in KNOWN_FILES:
+        if start[offset:].startswith(magic):
+            return f"is {what}"
+    if read_container(path).cut:
+        return "a video that was cut off, or copied incompletely; OpenCV cannot read the rest"
+    return "not a video that OpenCV can read (and not a folder of images, .mcap or .db3 file)"
+
+
+def _frames(
+    recording: Recording, options: ReadOptions, fps: float, stored: int | None, container: Container
+) -> Iterator[Frame]:
+    """Yield every N-th frame. `stored`: number of frames according to the file, None if it does not contain that."""
+    with _capture(recording.path) as capture:
+        stamp = None
+        index = failed = 0
+        while failed < GIVE_UP:
+            # OpenCV reports a broken frame and the end alike, but after a broken frame more frames follow.
+            if not capture.grab():
+                failed += 1
+                continue
+            for broken in range(index, index + failed):
+                recording.skip(f"frame {broken}", "it cannot be decoded")
+            index, failed = index + failed, 0
+            container_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            # Some containers have no times: OpenCV then reports 0 or the same time again.
+            stamp = container_time if stamp is None or container_time > stamp else stamp + 1 / fps
+            if index % options.stride == 0:
+                decoded, image = capture.retrieve()
+                if decoded:
+                    yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stamp, options.intrinsics)
+                else:
+                    recording.skip(f"frame {index}", "it cannot be decoded")
+            index += 1
+    counted = "" if stored is None or index >= stored else f"; {stored} according to its header"
+    if container.cut:
+        recording.ended = f"ended after {index} frames{counted}: the file is cut off, or was copied incompletely"
+    elif counted and not container.hides_frames:
+        recording.ended = f"ended after {index} frames{counted}: the file is damaged"
+    if recording.ended:
+        log.warning("%s: %s", recording.path.name, recording.ended)
+    elif counted:
+        log.warning(
+            "%s: %d frames%s: others are damaged, or hidden by an edit list", recording.path.name, index, counted
+        )
 
 
 # Only opening a file shows whether it is a video, so this format matches every file that no other does.

@@ -1,0 +1,288 @@
+"""The data files of a bag, as the reading library can open them.
+
+A bag is a folder or one of its files. What a killed recorder or an incomplete copy left behind is repaired in a
+temporary copy; the bag itself is never changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import struct
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from raymap3r_ros.errors import InputError, reason_of
+from raymap3r_ros.io.files import natural_key
+
+log = logging.getLogger(__name__)
+
+SQLITE, MCAP, ROS1, ZSTD = ".db3", ".mcap", ".bag", ".zstd"
+BAG_SUFFIXES = (MCAP, SQLITE, ROS1)
+MCAP_MAGIC = b"\x89MCAP0\r\n"
+_MAGIC = {b"SQLite format 3\0": SQLITE, MCAP_MAGIC: MCAP, b"#ROSBAG V": ROS1, b"\x28\xb5\x2f\xfd": ZSTD}
+# `rosbag record` writes to NAME.bag.active until it ends.
+_DATA_FILE = re.compile(r".+\.(mcap|db3|bag)(\.zstd|\.zst|\.active)?", re.IGNORECASE)
+_METADATA = "metadata.yaml"
+_MAX_METADATA = 16 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The part of metadata.yaml that is used. The data files are the truth; this shows what should be there."""
+
+    files: tuple[str, ...] = ()  # names in the folder
+    counts: dict[str, int] | None = None  # messages by topic
+    messages_compressed: bool = False  # each message on its own, with zstd
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a bag as it can be opened."""
+
+    path: Path
+    kind: str  # SQLITE, MCAP or ROS1
+    loss: str = ""  # what is missing at its end, if that is known from its structure
+    empty: bool = False  # there is nothing in it that could be opened
+    folder: tempfile.TemporaryDirectory | None = None  # keeps the file while it is in use
+
+
+def is_bag(path: Path) -> bool:
+    """Return whether a path is a bag, by its content or by the name of its files."""
+    if not path.is_dir():
+        return bool(_DATA_FILE.fullmatch(path.name)) or kind_of(path) in BAG_SUFFIXES
+    if any(_DATA_FILE.fullmatch(item.name) for item in path.iterdir()):
+        return True
+    metadata = path / _METADATA
+    return metadata.is_file() and b"rosbag2_bagfile_information" in metadata.read_bytes()
+
+
+def kind_of(file: Path) -> str:
+    """Return SQLITE, MCAP, ROS1 or ZSTD by the first bytes of a file, else by its suffix; empty for other files."""
+    with file.open("rb") as data:
+        start = data.read(16)
+    for magic, kind in _MAGIC.items():
+        if start.startswith(magic):
+            return kind
+    return file.suffix if file.suffix in BAG_SUFFIXES else ""
+
+
+def data_files(path: Path) -> tuple[list[Path], Metadata]:
+    """Return the data files of a bag and its metadata. Raises InputError if there is none, or if one is missing."""
+    folder = path if path.is_dir() else path.parent
+    metadata = _read_metadata(folder / _METADATA) if (folder / _METADATA).is_file() else Metadata()
+    if not path.is_dir():
+        if path.name not in metadata.files:
+            return [path], Metadata()
+        alone = len(metadata.files) == 1
+        return [path], Metadata((path.name,), metadata.counts if alone else None, metadata.messages_compressed)
+    present = {item.name: item for item in folder.iterdir() if _DATA_FILE.fullmatch(item.name) and item.is_file()}
+    if not metadata.files:
+        if not present:
+            raise InputError(f"{path}: cannot be read as a ROS 2 bag: no data files (.mcap, .db3) in this folder")
+        return [present[name] for name in sorted(present, key=natural_key)], metadata
+    # A compressed file may have been unpacked since.
+    found = {name: folder / name for name in metadata.files if (folder / name).is_file()}
+    found |= {name: present[name[: -len(ZSTD)]] for name in metadata.files if name[: -len(ZSTD)] in present}
+    if missing := [str(folder / name) for name in metadata.files if name not in found]:
+        raise InputError(
+            f"{path}: cannot be read as a ROS 2 bag: Some database files are missing: {', '.join(missing)}; copy them "
+            f"here, or move {_METADATA} away to read the others"
+        )
+    if unlisted := sorted(set(present.values()) - set(found.values())):
+        names = ", ".join(item.name for item in unlisted)
+        log.warning(
+            "%s: %s is not read, because %s does not list it; to read it too, move %s away or run ros2 bag reindex",
+            path.name, names, _METADATA, _METADATA,
+        )  # fmt: skip
+    return list(found.values()), metadata
+
+
+def prepare(file: Path) -> DataFile:
+    """Return a data file as the library can open it. Raises InputError if its content is not known."""
+    beside = [Path(f"{file}{suffix}") for suffix in ("-wal", "-journal")]
+    stamps = tuple((item.stat().st_size, item.stat().st_mtime_ns) for item in (file, *beside) if item.is_file())
+    return _prepare(file.absolute(), stamps)
+
+
+@functools.lru_cache(maxsize=64)  # a recording is opened several times
+def _prepare(file: Path, _: tuple[tuple[int, int], ...]) -> DataFile:
+    kind = kind_of(file)
+    if not file.stat().st_size:
+        return DataFile(file, kind, f"{file.name} is empty", empty=True)
+    if not kind:
+        raise InputError(f"{file}: neither SQLite, MCAP nor a ROS 1 bag by its first bytes")
+    folder = tempfile.TemporaryDirectory(prefix="raymap3r_bag_", ignore_cleanup_errors=True)
+    copy = Path(folder.name, f"data{kind}")
+    try:
+        if kind == ZSTD:
+            _unpack(file, copy)
+            inner = kind_of(copy) if kind_of(copy) in BAG_SUFFIXES else Path(file.stem).suffix
+            copy = copy.rename(copy.with_suffix(inner))
+            unpacked = prepare(copy)
+            return dataclasses.replace(unpacked, folder=unpacked.folder or folder)
+        if kind == SQLITE and any(_size(f"{file}{suffix}") for suffix in ("-wal", "-journal")):
+            _recover_sqlite(file, copy)
+            return DataFile(copy, kind, folder=folder)
+        if kind == MCAP and _is_cut(file):
+            loss, empty = _recover_mcap(file, copy)
+            return DataFile(copy, kind, loss, empty, folder)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be repaired in {folder.name}: {error.strerror or error}") from error
+    # The library puts the path into a URI, and recognises formats by their suffix.
+    if file.suffix == kind and re.fullmatch(r"[\w./ -]+", str(file), re.ASCII):
+        folder.cleanup()
+        return DataFile(file, kind)
+    copy.symlink_to(file)
+    return DataFile(copy, kind, folder=folder)
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def zstd() -> Any:
+    """Return the module that decompresses zstd. Raises InputError if it is missing."""
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise InputError("reading compressed bags needs: pip install backports.zstd")
+
+
+def _unpack(file: Path, target: Path) -> None:
+    module = zstd()
+    try:
+        with file.open("rb") as packed, module.open(packed, "rb") as source, target.open("wb") as out:
+            shutil.copyfileobj(source, out)
+    except (module.ZstdError, EOFError) as error:
+        raise InputError(f"{file}: damaged or cut off, cannot be unpacked: {reason_of(error)}") from error
+
+
+def _recover_sqlite(file: Path, copy: Path) -> None:
+    """Copy a database with the journal of a killed recorder, and apply the journal."""
+    for suffix in ("", "-wal", "-journal"):
+        if _size(f"{file}{suffix}"):
+            shutil.copyfile(f"{file}{suffix}", f"{copy}{suffix}")
+    try:
+        with closing(sqlite3.connect(copy)) as database:
+            database.execute("PRAGMA journal_mode=DELETE").fetchall()
+            database.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    except sqlite3.Error as error:
+        raise InputError(
+            f"{file}: the journal beside it ({file.name}-wal or -journal) cannot be applied: {error}; repair it with: "
+            f"sqlite3 {file.name} .recover"
+        ) from error
+    log.warning("%s: a killed recorder left a journal beside it; reading a copy with the journal applied", file.name)
+
+
+# ------------------------------------------------------------------------------------------------------------ MCAP
+
+_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x03, 0x04, 0x05, 0x06
+_DATA_END, _FOOTER = 0x0F, 0x02
+_DATA_RECORDS = (0x01, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, 0x07, 0x09, 0x0C)  # also header, index, attachment, ...
+_PRIVATE = range(0x80, 0x100)
+_RECORD = struct.Struct("<BQ")  # operation, length
+
+
+def _is_cut(file: Path) -> bool:
+    """Return whether an MCAP file with a valid start lacks its end."""
+    with file.open("rb") as data:
+        if data.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
+            return False
+        data.seek(max(file.stat().st_size - len(MCAP_MAGIC), len(MCAP_MAGIC)))
+        return data.read() != MCAP_MAGIC
+
+
+def _recover_mcap(file: Path, copy: Path) -> tuple[str, bool]:
+    """Copy the whole records of a cut MCAP file, and close the copy.
+
+    Returns what is lost, and whether there is no whole record.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as data, copy.open("wb") as out:
+        position, operation, length = len(MCAP_MAGIC), 0, 0
+        while position + _RECORD.size <= size:
+            data.seek(position)
+            operation, length = _RECORD.unpack(data.read(_RECORD.size))
+            known = operation in _DATA_RECORDS or operation in _PRIVATE
+            if not known or position + _RECORD.size + length > size:
+                break
+            position += _RECORD.size + length
+        data.seek(0)
+        shutil.copyfileobj(_Part(data, position), out)
+        if operation == _CHUNK:
+            data.seek(min(position + _RECORD.size, size))
+            _copy_uncompressed(data, out)
+        out.write(_RECORD.pack(_DATA_END, 4) + bytes(4) + _RECORD.pack(_FOOTER, 20) + bytes(20) + MCAP_MAGIC)
+    if operation == _DATA_END:  # only the index is missing
+        return "", False
+    loss = f"{file.name} ends in the middle of a record, at byte {size} (recorder killed, or copied incompletely)"
+    return loss, position == len(MCAP_MAGIC)
+
+
+class _Part:
+    """The first bytes of a file, for `shutil.copyfileobj`."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._left = file, size
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+def _copy_uncompressed(data: BinaryIO, out: BinaryIO) -> None:
+    """Copy the whole records of a cut chunk, from its first byte, if they are not compressed."""
+    head = data.read(32)  # times, size, checksum, length of the compression's name
+    if len(head) < 32 or head[28:] != bytes(4):
+        return
+    data.read(8)
+    while len(record := data.read(_RECORD.size)) == _RECORD.size:
+        operation, length = _RECORD.unpack(record)
+        if operation not in (_SCHEMA, _CHANNEL, _MESSAGE) or length > 2**31:
+            return
+        content = data.read(length)
+        if len(content) < length:
+            return
+        out.write(record + content)
+
+
+# -------------------------------------------------------------------------------------------------------- metadata
+
+
+def _read_metadata(file: Path) -> Metadata:
+    """Return the metadata; without files, after a warning, if it is damaged."""
+    try:
+        if file.stat().st_size > _MAX_METADATA:
+            raise ValueError(f"{file.stat().st_size} bytes")
+        yaml = importlib.import_module("ruamel.yaml")  # rosbags depends on it, and on zstd
+        values = yaml.YAML(typ="safe").load(file.read_text())["rosbag2_bagfile_information"]
+        compression = str(values.get("compression_mode") or "none").lower()
+        files = tuple(Path(name).name for name in values["relative_file_paths"])
+        counts = {
+            str(topic["topic_metadata"]["name"]): topic["message_count"]
+            for topic in values.get("topics_with_message_count") or ()
+        }
+    except Exception as error:  # the library, and values of any type, fail in many ways
+        log.warning("%s: damaged, not used: %s", file, reason_of(error).splitlines()[0])
+        return Metadata()
+    if odd := [f"{count!r} messages of {name}" for name, count in counts.items() if not _is_count(count)]:
+        log.warning("%s: not used: %s", file, ", ".join(odd[:3]))
+    counts = {name: count for name, count in counts.items() if _is_count(count)}
+    return Metadata(files, counts, compression == "message")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**40

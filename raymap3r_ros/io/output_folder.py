@@ -1,0 +1,158 @@
+"""Folders for results. A manifest in the folder lists the files that were written; nothing else is ever deleted."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from raymap3r_ros.errors import InputError
+
+MANIFEST = ".raymap3r_files"
+_TITLE = "# Files that raymap3r wrote here, one per line. --overwrite deletes these and no others."
+_NAMED = 5  # files named in an error
+
+
+def claim(folder: Path, name: str) -> Path:
+    """Add a file to the manifest of `folder` and return its path. Call this before writing the file.
+
+    `name`: relative to the folder, with "/" between its parts.
+    """
+    manifest = folder / MANIFEST
+    line = f"{name}\n" if manifest.exists() else f"{_TITLE}\n{name}\n"
+    with manifest.open("a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(line)
+    return folder / name
+
+
+def written_files(folder: Path) -> set[Path]:
+    """Return the existing files of `folder` that its manifest lists."""
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except FileNotFoundError:
+        return set()
+    root = folder.resolve()
+    found = set()
+    for line in lines:
+        name = PurePosixPath(line)
+        file = folder / name
+        # A manifest may come from elsewhere, and a subfolder may have become a link.
+        inside = not name.is_absolute() and ".." not in name.parts and file.parent.resolve().is_relative_to(root)
+        if inside and not line.startswith("#") and (file.is_file() or file.is_symlink()):
+            found.add(file)
+    return found
+
+
+def foreign_files(folder: Path) -> list[Path]:
+    """Return all files in `folder` and its subfolders that its manifest does not list, sorted."""
+    ours = written_files(folder)
+    files = (item for item in folder.rglob("*") if item.is_symlink() or not item.is_dir())
+    return sorted(item for item in files if item not in ours and item != folder / MANIFEST)
+
+
+def remove_written(folder: Path) -> None:
+    """Delete the files that the manifest of `folder` lists, the manifest, and subfolders that are empty then."""
+    for file in written_files(folder):
+        file.unlink()
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for item in sorted((item for item in folder.rglob("*") if item.is_dir()), reverse=True):
+        remove_empty(item)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Create an output folder, and keep other processes from writing to it within the `with` block.
+
+    A new folder that is still empty at the end is removed. Raises InputError if `folder` is a file, or if another
+    process, or another run in this one, writes to it.
+    """
+    _check_is_folder(folder)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise InputError(
+                    f"{folder}: another run is writing to this folder; wait until it ends, or name another folder"
+                ) from error
+            # Some network file systems cannot lock a folder.
+        yield
+    finally:
+        if new:
+            remove_empty(folder)
+        os.close(descriptor)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder if it is empty."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def clear_folder(
+    folder: Path, results: re.Pattern[str], overwrite: bool = False, inputs: Collection[Path] = ()
+) -> None:
+    """Create an output folder, or clear an existing one.
+
+    With `overwrite`, the files of an earlier output are deleted, so that two outputs never mix: those that the
+    folder's manifest lists. `results` matches the paths, within the folder, of all files that will be written.
+
+    Raises InputError if `folder` is a file or one of the `inputs`; if it contains any file and `overwrite` is off; if
+    it contains a file with the name of a result that the manifest does not list; or if a file of the `inputs` would
+    be deleted.
+    """
+    _check_is_folder(folder)
+    if not overwrite and any(item.is_file() and item != folder / MANIFEST for item in folder.rglob("*")):
+        raise InputError(f"{folder}: holds files already; name another folder, or allow it with --overwrite")
+    if any(folder.resolve() == item.resolve() for item in inputs):
+        raise InputError(f"{folder}: is the input; name another folder for the results")
+    check_results(folder, results)
+    ours = written_files(folder)
+    for item in inputs:
+        if read := sorted(ours & _files_of(item, ours)):
+            raise InputError(
+                f"{folder}: {listing(folder, read)} of the input {item} would be deleted; name another folder for the "
+                "results"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ours:
+        file.unlink()
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def check_results(folder: Path, results: re.Pattern[str]) -> None:
+    """Raise InputError if a file in `folder` has the name of a result, but the manifest does not list it."""
+    candidates = (item for pattern in ("*", "*/*") for item in folder.glob(pattern) if not item.is_dir())
+    named = {item for item in candidates if results.fullmatch(item.relative_to(folder).as_posix())}
+    if in_the_way := sorted(named - written_files(folder)):
+        raise InputError(
+            f"{folder}: {listing(folder, in_the_way)} in the way: not written by an earlier run into this folder "
+            f"({MANIFEST} does not list them), so not deleted; move them away, or name another folder"
+        )
+
+
+def listing(folder: Path, files: Collection[Path]) -> str:
+    """Return the names of files in `folder` for a message; of many, only the first ones."""
+    names = [str(file.relative_to(folder)) for file in files]
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+def _check_is_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; the output needs a folder")
+
+
+def _files_of(recording: Path, candidates: Collection[Path]) -> set[Path]:
+    """Return the files among `candidates` that belong to a recording: a file, or a folder of files."""
+    root = recording.resolve()
+    parts = {root, *(item.resolve() for item in recording.iterdir())} if recording.is_dir() else {root}
+    real = {file: file.resolve() for file in candidates}
+    return {file for file, target in real.items() if target in parts or root in target.parents}

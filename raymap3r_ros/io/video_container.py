@@ -1,0 +1,97 @@
+"""What the structure of a video file shows about its length, without decoding it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+_MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_MAX_BOXES = 1_000_000  # in a file; a fragmented one has two per fragment
+
+
+@dataclass(frozen=True)
+class Container:
+    """Facts about a video file."""
+
+    counts_frames: bool = False  # it stores their number; in other files, OpenCV estimates it from duration and rate
+    hides_frames: bool = False  # an edit list may exclude stored frames
+    cut: bool = False  # it ends before its contents
+
+
+def read_container(path: Path) -> Container:
+    """Return the facts about a video file: an MP4, QuickTime, AVI, Matroska or WebM file; for others, none."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(16)
+        file.seek(0)
+        if start[4:8] in _MP4_STARTS:
+            boxes = list(_mp4_boxes(file, size))
+            fragmented = any(kind == b"moof" for kind, _, _ in boxes)
+            edited = any(kind == b"moov" and _contains(file, begin, end, b"elst") for kind, begin, end in boxes)
+            return Container(not fragmented, edited, any(end > size for _, _, end in boxes))
+        if start[:4] == b"RIFF" and start[8:11] == b"AVI":
+            return Container(True, False, any(end > size for end in _riff_ends(file, size)))
+        if start.startswith(_EBML):
+            return Container(cut=_matroska_end(file) > size)
+    return Container()
+
+
+def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, start and end of the outermost boxes."""
+    position = 0
+    for _ in range(_MAX_BOXES):
+        file.seek(position)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack_from(">I4s", head)
+        if length == 1 and len(head) == 16:
+            (length,) = struct.unpack_from(">Q", head, 8)
+        if length < 8:  # 0: to the end of the file
+            return
+        yield kind, position, position + length
+        position += length
+
+
+def _contains(file: BinaryIO, begin: int, end: int, name: bytes) -> bool:
+    file.seek(begin)
+    return name in file.read(min(end - begin, 2**26))
+
+
+def _riff_ends(file: BinaryIO, size: int) -> Iterator[int]:
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        name, length = struct.unpack("<4sI", file.read(8))
+        if name != b"RIFF":
+            return
+        position += 8 + length
+        yield position
+        position += length % 2
+
+
+def _matroska_end(file: BinaryIO) -> int:
+    """Return where the segment ends according to its header; 0 if that is unknown, as in a live stream."""
+    position = 4
+    file.seek(position)
+    length, used = _ebml_number(file.read(8))
+    position += used + (length or 0)
+    file.seek(position)
+    head = file.read(12)
+    if not head.startswith(_SEGMENT):
+        return 0
+    length, used = _ebml_number(head[4:])
+    return 0 if length is None else position + 4 + used + length
+
+
+def _ebml_number(data: bytes) -> tuple[int | None, int]:
+    """Return a number of variable length, None if it stands for "unknown", and how many bytes it takes."""
+    if not data or not data[0]:
+        return None, 1
+    count = 9 - data[0].bit_length()
+    value = int.from_bytes(data[:count], "big") & ((1 << 7 * count) - 1)
+    return (None if value == (1 << 7 * count) - 1 else value), count

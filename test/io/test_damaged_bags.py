@@ -1,0 +1,291 @@
+"""Bags that a killed recorder, an incomplete copy or a damaged disk left behind, and bags in other forms."""
+
+import re
+import shutil
+import sqlite3
+import struct
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rosbags.rosbag1 import Writer as Writer1
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+sys.path.insert(0, str(Path(__file__).parent))
+from recordings import STORE, assert_shows, camera_bag, image_message, index_of, picture, write_bag
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.io import open_recording
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def indices(path, **options):
+    return [index_of(frame.image) for frame in open_recording(path, **options)]
+
+
+def noise_bag(path, plugin, count=12):
+    return write_bag(
+        path, [("/a", 1 + index, image_message(1 + index, NOISE, "rgb8")) for index in range(count)], plugin
+    )
+
+
+def data_file(bag):
+    return next(item for item in sorted(bag.iterdir()) if item.suffix in (".db3", ".mcap"))
+
+
+def killed_recorder(tmp_path, journal):
+    """A bag whose last three images are in a journal (WAL), or whose journal must be rolled back."""
+    bag = camera_bag(tmp_path / "bag", plugin=StoragePlugin.SQLITE3)
+    (bag / "metadata.yaml").unlink()
+    killed = tmp_path / "killed"
+    with closing(sqlite3.connect(data_file(bag), isolation_level=None)) as database:
+        database.execute(f"PRAGMA journal_mode={journal}")
+        database.execute("PRAGMA wal_autocheckpoint=0")
+        database.execute("PRAGMA cache_size=1")  # an open transaction is written to the file before its end
+        database.execute("BEGIN")
+        for index in range(4, 7):
+            data = STORE.serialize_cdr(image_message(50 + index, picture(index), "rgb8"), "sensor_msgs/msg/Image")
+            row = 1, (100 + index) * 10**9, bytes(data)
+            database.execute("INSERT INTO messages (topic_id, timestamp, data) VALUES (?, ?, ?)", row)
+        if journal == "WAL":
+            database.execute("COMMIT")
+        shutil.copytree(bag, killed)
+    return killed
+
+
+@pytest.mark.parametrize(("journal", "count"), [("WAL", 7), ("DELETE", 4)])
+def test_journal_of_a_killed_recorder_is_applied_and_kept(tmp_path, caplog, journal, count):
+    killed = killed_recorder(tmp_path, journal)
+    before = {item.name: item.read_bytes() for item in killed.iterdir()}
+    assert any(name.endswith(("-wal", "-journal")) for name in before)
+    recording = open_recording(killed)
+    assert recording.length == count
+    assert indices(killed) == list(range(count)) and not recording.ended
+    assert indices(data_file(killed)) == list(range(count))
+    assert "a killed recorder left a journal" in caplog.text
+    assert {item.name: item.read_bytes() for item in killed.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["run#3", "a?mode=memory", "100%25", "%d", "ro[b]*", "é ü", "file:x", b"\xff\xfe"])
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_names_are_not_part_of_another_syntax(tmp_path, name, plugin):
+    bag = camera_bag(tmp_path / "bag", plugin=plugin)
+    folder = tmp_path / (name if isinstance(name, str) else name.decode(errors="surrogateescape"))
+    bag.rename(folder)
+    assert indices(folder) == [0, 1, 2, 3]
+    file = data_file(folder)
+    renamed = file.rename(folder / f"{folder.name}{file.suffix}")
+    assert indices(renamed) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_damage_in_the_middle_is_reported_with_the_number_of_missing_images(tmp_path, plugin):
+    bag = noise_bag(tmp_path / "bag", plugin, 200)
+    file = data_file(bag)
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 20000] = np.random.default_rng(1).integers(0, 256, 20000, dtype=np.uint8).tobytes()
+    file.write_bytes(data)
+    recording = open_recording(bag)
+    count = len(list(recording))
+    assert 0 < count < recording.length == 200
+    # An index of MCAP that is damaged hides its messages without an error.
+    assert re.match(rf"damaged, cannot be read after this point: |{count} images of /a could be read", recording.ended)
+    assert len(list(open_recording(bag, max_frames=count))) == count
+    limited = open_recording(bag, max_frames=count)
+    assert len(list(limited)) == count and not limited.ended
+
+
+def test_metadata_that_lists_more_images_than_the_files_contain(tmp_path, caplog):
+    bag = camera_bag(tmp_path / "bag")
+    metadata = bag / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("message_count: 4", "message_count: 30"))
+    recording = open_recording(bag)
+    assert len(list(recording)) == 4 and recording.length == 30
+    assert recording.ended == "4 images of /cam/image_raw could be read; its index or metadata.yaml lists 30"
+
+
+def test_metadata_that_lists_fewer_images_or_topics(tmp_path):
+    bag = camera_bag(tmp_path / "bag")
+    metadata = bag / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("message_count: 4", "message_count: 1"))
+    assert indices(bag) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("value", [".inf", "-7", "1" + 400 * "0", "text", "[1, 2]", "1.5", "null"])
+def test_absurd_counts_in_the_metadata_are_not_used(tmp_path, caplog, value):
+    bag = camera_bag(tmp_path / "bag")
+    metadata = bag / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("message_count: 4", f"message_count: {value}"))
+    recording = open_recording(bag)
+    assert len(list(recording)) == recording.length == 4 and not recording.ended
+    assert "metadata.yaml: not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["rosbag2_bagfile_information: [", "rosbag2_bagfile_information: 3", 5000 * "[", "\0"]
+)
+def test_damaged_metadata_is_reported_and_the_files_are_read(tmp_path, caplog, text):
+    bag = camera_bag(tmp_path / "bag")
+    (bag / "metadata.yaml").write_text(text)
+    assert indices(bag) == [0, 1, 2, 3]
+    assert "metadata.yaml: damaged, not used" in caplog.text
+
+
+def test_a_file_that_the_metadata_does_not_list_is_named(tmp_path, caplog):
+    bag = camera_bag(tmp_path / "bag")
+    shutil.copy(data_file(camera_bag(tmp_path / "other")), bag / "other.mcap")
+    assert indices(bag) == [0, 1, 2, 3]
+    assert "other.mcap is not read, because metadata.yaml does not list it" in caplog.text
+
+
+def split_files(tmp_path, plugin=StoragePlugin.MCAP):
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for index in range(3):
+        messages = [("/a", 10 * index + i, image_message(10 * index + i, picture(index), "rgb8")) for i in (1, 2)]
+        bag = write_bag(tmp_path / f"part_{index}", messages, plugin)
+        data_file(bag).rename(folder / f"part_{9 + index}{data_file(bag).suffix}")
+    return folder
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_split_files_without_metadata_are_read_in_order(tmp_path, plugin):
+    folder = split_files(tmp_path, plugin)
+    assert indices(folder) == [0, 0, 1, 1, 2, 2]
+    # The one that was being written when the recorder was killed.
+    (folder / f"part_12{data_file(folder).suffix}").write_bytes(data_file(folder).read_bytes()[:20])
+    if plugin is StoragePlugin.MCAP:
+        recording = open_recording(folder)
+        assert len(list(recording)) == 6 and "part_12.mcap ends in the middle" in recording.ended
+    else:
+        with pytest.raises(InputError, match=r"repair it with: sqlite3 FILE \.recover"):
+            open_recording(folder)
+
+
+@pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE])
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_compressed_bags_are_read_as_folders_and_files(tmp_path, mode, plugin):
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=plugin)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    with writer:
+        connection = writer.add_connection("/image", "sensor_msgs/msg/Image", typestore=STORE)
+        for index in range(3):
+            message = image_message(1 + index, picture(index), "rgb8")
+            writer.write(connection, 1 + index, STORE.serialize_cdr(message, connection.msgtype))
+    assert indices(tmp_path / "bag") == [0, 1, 2]
+    (file,) = (item for item in (tmp_path / "bag").iterdir() if item.name != "metadata.yaml")
+    assert indices(file) == [0, 1, 2]
+    if mode is CompressionMode.FILE:
+        (tmp_path / "bag" / "metadata.yaml").unlink()
+        assert indices(tmp_path / "bag") == [0, 1, 2]
+        file.write_bytes(file.read_bytes()[:-200])
+        with pytest.raises(InputError, match="damaged or cut off, cannot be unpacked"):
+            open_recording(file)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.98])
+def test_cut_mcap_is_read_up_to_the_cut(tmp_path, share):
+    whole = data_file(noise_bag(tmp_path / "bag", StoragePlugin.MCAP, 40)).read_bytes()
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes(whole[: int(len(whole) * share)])
+    recording = open_recording(cut)
+    count = len(list(recording))
+    assert share * 40 - 2 < count < 40
+    assert recording.length is None
+    assert f"cut.mcap ends in the middle of a record, at byte {cut.stat().st_size}" in recording.ended
+    shutil.copy(cut, data_file(tmp_path / "bag"))
+    listed = open_recording(tmp_path / "bag")  # with metadata.yaml
+    assert len(list(listed)) == count and listed.length == 40
+
+
+def test_mcap_that_only_lacks_its_index_is_complete(tmp_path):
+    whole = data_file(camera_bag(tmp_path / "bag")).read_bytes()
+    (summary,) = struct.unpack_from("<Q", whole, len(whole) - 28)
+    (tmp_path / "cut.mcap").write_bytes(whole[: summary + 5])
+    recording = open_recording(tmp_path / "cut.mcap")
+    assert len(list(recording)) == recording.length == 4 and not recording.ended
+
+
+def test_mcap_without_any_whole_image_is_named(tmp_path):
+    whole = data_file(camera_bag(tmp_path / "bag")).read_bytes()
+    (tmp_path / "cut.mcap").write_bytes(whole[:400])
+    with pytest.raises(InputError, match=r"cut\.mcap ends in the middle of a record"):
+        open_recording(tmp_path / "cut.mcap")
+
+
+def ros1_bag(path, topic="/camera/image_raw"):
+    store = get_typestore(Stores.ROS1_NOETIC)
+    types = store.types
+    matrix = np.array([[40.0, 0, 24], [0, 41, 16], [0, 0, 1]])
+
+    def header(index):
+        stamp = types["builtin_interfaces/msg/Time"](sec=50 + index, nanosec=0)
+        return types["std_msgs/msg/Header"](seq=index, stamp=stamp, frame_id="camera")
+
+    with Writer1(path) as writer:
+        infos = writer.add_connection(
+            topic.rpartition("/")[0] + "/camera_info", "sensor_msgs/msg/CameraInfo", typestore=store
+        )
+        images = writer.add_connection(topic, "sensor_msgs/msg/Image", typestore=store)
+        region = types["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+        info = types["sensor_msgs/msg/CameraInfo"](
+            header=header(0), height=32, width=48, distortion_model="plumb_bob", D=np.zeros(5), K=matrix.reshape(9),
+            R=np.eye(3).reshape(9), P=np.hstack([matrix, np.zeros((3, 1))]).reshape(12), binning_x=0, binning_y=0,
+            roi=region,
+        )  # fmt: skip
+        writer.write(infos, 10**9, store.serialize_ros1(info, info.__msgtype__))
+        for index in range(3):
+            data = picture(index)
+            message = types["sensor_msgs/msg/Image"](
+                header=header(index), height=32, width=48, encoding="rgb8", is_bigendian=0, step=144,
+                data=data.reshape(-1),
+            )  # fmt: skip
+            writer.write(images, (1 + index) * 10**9, store.serialize_ros1(message, message.__msgtype__))
+    return path
+
+
+@pytest.mark.parametrize("topic", ["/camera/image_raw", "camera/image_raw"])
+def test_ros1_bag_is_read(tmp_path, topic):
+    path = ros1_bag(tmp_path / "old.bag", topic)
+    for source in (path, path.rename(tmp_path / "renamed"), tmp_path / "renamed"):
+        if not source.exists():
+            continue
+        recording = open_recording(source, topic="/camera/image_raw")
+        frames = list(recording)
+        assert (recording.kind, recording.length) == ("ROS 1 bag", 3)
+        for index, frame in enumerate(frames):
+            assert_shows(frame.image, index)
+            assert frame.stamp == 50 + index and frame.intrinsics[0, 0] == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("old.bag", b"#ROSBAG V2.0\n" + bytes(4096), "cannot be read as a ROS 1 bag"),
+        ("a.bag.gz", b"\x1f\x8b" + bytes(50), "is a gzip archive; unpack it first"),
+        ("a.tar", bytes(257) + b"ustar\0" + bytes(50), "is a tar archive; unpack it first"),
+        ("a.mcap.lz4", b"\x04\x22\x4d\x18" + bytes(50), "is an lz4 archive; unpack it first"),
+        ("a.mp4", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, .* git lfs pull"),
+        ("a.mp4", b"", "a.mp4: is empty"),
+        ("metadata.yaml", b"rosbag2_bagfile_information:\n", "is the metadata of a bag; give its folder"),
+    ],
+)
+def test_formats_that_are_not_read_are_named_with_the_cure(tmp_path, capfd, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_recording(tmp_path / name)
+
+
+def test_unindexed_ros1_bag_is_named_with_the_cure(tmp_path):
+    path = ros1_bag(tmp_path / "a.bag")
+    data = path.read_bytes()
+    start = data.index(b"index_pos=") + len("index_pos=")
+    active = tmp_path / "a.bag.active"
+    active.write_bytes(data[:start] + bytes(8) + data[start + 8 :])
+    with pytest.raises(InputError, match=r"ROS 1 bag: Bag is not indexed.*; repair it with: rosbag reindex"):
+        open_recording(active)

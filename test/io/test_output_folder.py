@@ -1,0 +1,106 @@
+"""Output folders: only files that an earlier run listed in its manifest are deleted."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.output_folder import MANIFEST, claim, clear_folder, locked_folder, written_files
+
+RESULTS = re.compile(r"trajectory\.txt|depth/\d{6}\.png")
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def write(folder, *names, ours=True):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        path = claim(folder, name) if ours else folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def test_listed_files_are_deleted_and_others_stay(tmp_path):
+    write(tmp_path, "trajectory.txt", "depth/000000.png")
+    write(tmp_path, "notes.md", "depth/mine.png", ours=False)
+    with pytest.raises(InputError, match="holds files already"):
+        clear_folder(tmp_path, RESULTS)
+    clear_folder(tmp_path, RESULTS, overwrite=True)
+    assert files_in(tmp_path) == ["depth/mine.png", "notes.md"]
+
+
+def test_a_file_with_the_name_of_a_result_is_in_the_way(tmp_path):
+    write(tmp_path, "depth/000000.png")
+    names = ["trajectory.txt", *(f"depth/{index:06d}.png" for index in range(1, 8))]
+    write(tmp_path, *names, ours=False)
+    before = files_in(tmp_path)
+    with pytest.raises(InputError, match=r"depth/000001\.png, .* and 3 more in the way: not written by"):
+        clear_folder(tmp_path, RESULTS, overwrite=True)
+    assert files_in(tmp_path) == before
+
+
+def test_the_input_is_never_deleted(tmp_path):
+    out = tmp_path / "out"
+    write(out, "depth/000000.png", "trajectory.txt")
+    (tmp_path / "link").symlink_to(out / "depth")
+    for source in (out / "depth", tmp_path / "link", out / "trajectory.txt"):
+        with pytest.raises(InputError, match=r"of the input .* would be deleted"):
+            clear_folder(out, RESULTS, overwrite=True, inputs=[source])
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "a.png").symlink_to(out / "depth" / "000000.png")
+    with pytest.raises(InputError, match=r"depth/000000\.png of the input"):
+        clear_folder(out, RESULTS, overwrite=True, inputs=[links])
+    with pytest.raises(InputError, match="is the input"):
+        clear_folder(out, RESULTS, overwrite=True, inputs=[tmp_path / "out" / ".." / "out"])
+    assert len(written_files(out)) == 2
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "depth/../../outside", "linked/outside"])
+def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path, name):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "linked").symlink_to(tmp_path)
+    (tmp_path / "outside").touch()
+    claim(folder, name)
+    assert written_files(folder) == set()
+    clear_folder(folder, RESULTS, overwrite=True)
+    assert (tmp_path / "outside").exists()
+
+
+def test_a_result_behind_a_link_is_in_the_way(tmp_path):
+    sensor = tmp_path / "sensor"
+    write(sensor, "000000.png", ours=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "depth").symlink_to(sensor)
+    with pytest.raises(InputError, match=r"depth/000000\.png in the way"):
+        clear_folder(out, RESULTS, overwrite=True)
+
+
+def test_two_writers_at_once_are_refused(tmp_path):
+    folder = tmp_path / "out"
+    program = (
+        "import sys, pathlib; from raymap3r_ros.io.output_folder import locked_folder\n"
+        f"with locked_folder(pathlib.Path({str(folder)!r})): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(InputError, match="another run is writing to this folder"), locked_folder(folder):
+            pass
+        other.kill()
+    with locked_folder(folder), pytest.raises(InputError, match="another run"), locked_folder(folder):
+        pass
+
+
+def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
+    with locked_folder(tmp_path / "out"):
+        pass
+    assert files_in(tmp_path) == [] and not (tmp_path / "out").exists()
+    with locked_folder(tmp_path / "out"):
+        claim(tmp_path / "out", "trajectory.txt").touch()
+    assert files_in(tmp_path / "out") == [MANIFEST, "trajectory.txt"]

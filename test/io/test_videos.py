@@ -1,0 +1,176 @@
+"""Video files: facts and estimates, cut files, file names, and the speed of previews."""
+
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from recordings import index_of, picture, write_video
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.video_file import MAX_GAP, VideoFile
+
+
+def element(name: str, content: bytes, size: int | None = None) -> bytes:
+    """An EBML element; `size`: another size than the content's."""
+    return bytes.fromhex(name) + (0x01 << 56 | (len(content) if size is None else size)).to_bytes(8, "big") + content
+
+
+def number(name: str, value: int) -> bytes:
+    return element(name, value.to_bytes(8, "big"))
+
+
+def write_matroska(path: Path, milliseconds: list[int], size: int | None = None) -> Path:
+    """A Matroska file of JPEG images with the given times, as a phone writes it: with a duration, without a count."""
+    head = element("1a45dfa3", element("4282", b"matroska") + number("4287", 4) + number("4285", 2))
+    info = element("1549a966", number("2ad7b1", 1_000_000) + element("4489", struct.pack(">d", 3000)))
+    picture_size = element("e0", number("b0", 48) + number("ba", 32))
+    track = number("d7", 1) + number("73c5", 1) + number("83", 1) + element("86", b"V_MJPEG")
+    # The time of a frame that the header claims: 1/30 s.
+    tracks = element("1654ae6b", element("ae", track + number("23e383", 33_333_333) + picture_size))
+    clusters = b""
+    for index, time in enumerate(milliseconds):
+        data = cv2.imencode(".jpg", picture(index)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+        clusters += element("1f43b675", number("e7", time) + element("a3", b"\x81\0\0\x80" + data))
+    path.write_bytes(head + element("18538067", info + tracks + clusters, size))
+    return path
+
+
+TIMES = [0, 33, 66, 500, 533, 566, 1000, 1200, 1210, 1220, 2000, 2500]
+
+
+def test_estimates_of_matroska_are_not_used_as_facts(tmp_path, caplog):
+    path = write_matroska(tmp_path / "phone.mkv", TIMES)
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) > 80  # duration times rate
+    recording = open_recording(path)
+    assert recording.length is None
+    frames = list(recording)
+    assert [index_of(frame.image) for frame in frames] == list(range(12))
+    assert [frame.stamp for frame in frames] == pytest.approx([time / 1000 for time in TIMES])
+    assert not recording.ended and not caplog.records
+    unknown = 2**56 - 1  # as in a live stream
+    live = open_recording(write_matroska(tmp_path / "live.mkv", TIMES, unknown))
+    assert len(list(live)) == 12 and not live.ended
+
+
+def test_cut_matroska_is_reported(tmp_path):
+    data = write_matroska(tmp_path / "a.mkv", TIMES).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 2 // 3])
+    recording = open_recording(tmp_path / "cut.mkv")
+    count = len(list(recording))
+    assert 6 <= count < 12 and recording.length is None
+    assert recording.ended == f"ended after {count} frames: the file is cut off, or was copied incompletely"
+
+
+def move_index_to_the_start(path: Path) -> bytes:
+    """The bytes of an MP4 file with its index before the images, as cameras and web sites write it."""
+    data, boxes, position = path.read_bytes(), {}, 0
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        boxes[data[position + 4 : position + 8]] = data[position : position + length]
+        position += length
+    moov = bytearray(boxes.pop(b"moov"))
+    table = moov.index(b"stco")
+    for entry in range(table + 12, table + 12 + 4 * int.from_bytes(moov[table + 8 : table + 12], "big"), 4):
+        offset = int.from_bytes(moov[entry : entry + 4], "big") + len(moov)
+        moov[entry : entry + 4] = offset.to_bytes(4, "big")
+    return boxes.pop(b"ftyp") + bytes(moov) + b"".join(boxes.values())
+
+
+def test_cut_mp4_is_reported_with_the_number_of_its_frames(tmp_path):
+    data = move_index_to_the_start(write_video(tmp_path / "a.mp4", 12))
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    whole.write_bytes(data)
+    cut.write_bytes(data[: len(data) * 3 // 4])
+    recording = open_recording(whole)
+    assert len(list(recording)) == 12 and not recording.ended
+    recording = open_recording(cut)
+    count = len(list(recording))
+    assert 0 < count < recording.length == 12
+    assert recording.ended == (
+        f"ended after {count} frames; 12 according to its header: the file is cut off, or was copied incompletely"
+    )
+
+
+def test_mp4_without_its_end_is_named(tmp_path, capfd):
+    data = write_video(tmp_path / "a.mp4", 12).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="a video that was cut off, or copied incompletely"):
+        open_recording(tmp_path / "cut.mp4")
+
+
+NAMES = ["a%d.mp4", "a%03d.mp4", "frame_0001.mp4", "http:a.mp4", "concat:a|b.mp4", "a*[x]?.mp4", "#a.mp4", "ü.mp4"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, b"\xff\xfe.mp4", b"no suffix \xff"])
+def test_names_of_videos_are_not_part_of_another_syntax(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = Path(os.fsdecode(name))
+    write_video(tmp_path / "plain.mp4").rename(path)
+    recording = open_recording(path)
+    assert [index_of(frame.image) for frame in recording] == list(range(10))
+    folder = tmp_path / f"in {path.stem}"
+    folder.mkdir()
+    with VideoFile(folder, path.stem, 10) as video:
+        for index in range(3):
+            video.write(picture(index))
+    assert os.listdir(folder) == [f"{path.stem}.mp4"]
+    assert len(list(open_recording(video.path))) == 3
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_names_that_are_not_utf8_in_any_locale(tmp_path, locale):
+    """A process of its own: OpenCV ends the process on such a name."""
+    write_video(tmp_path / "a.mp4").rename(tmp_path / os.fsdecode(b"\xe9\xff.mp4"))
+    program = (
+        "import pathlib\nfrom raymap3r_ros.io import open_recording\n"
+        "(path,) = pathlib.Path('.').iterdir()\nprint(len(list(open_recording(path))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "LC_ALL": locale, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
+
+
+def preview(folder, seconds, fps):
+    with VideoFile(folder, "preview", fps) as video:
+        for index, time in enumerate(seconds):
+            video.write(np.full((32, 48, 3), 20 * index, np.uint8), time)
+    return [round(float(frame.image.mean()) / 20) for frame in open_recording(video.path)]
+
+
+def test_preview_has_the_speed_of_the_recording(tmp_path):
+    shown = preview(tmp_path, [time / 1000 for time in TIMES], 30)
+    assert len(shown) == round(2.5 * 30) + 1
+    for index, time in enumerate(TIMES):
+        assert abs(shown.index(index) - time * 30 / 1000) < 2
+    # A rate that is ten times too high, or too low.
+    assert preview(tmp_path, np.arange(5) / 6, 60) == [0] * 10 + [1] * 10 + [2] * 10 + [3] * 10 + [4]
+    assert len(preview(tmp_path, np.arange(10) / 60, 6)) == 2
+
+
+def test_preview_of_regular_and_of_jumping_clocks_has_every_picture(tmp_path):
+    jitter = np.random.default_rng(0).uniform(-0.4, 0.4, 12)
+    assert preview(tmp_path, (np.arange(12) + jitter) / 10, 10) == list(range(12))
+    assert preview(tmp_path, [0, 0.1, 0.2, -5, -4.9, -4.9, -4.8], 10) == list(range(7))
+    assert len(preview(tmp_path, [0, 0.1, 1e9, 1e9 + 0.1], 10)) == 1 + 1 + MAX_GAP * 10 + 1
+
+
+def test_broken_avi_that_lacks_frames_is_incomplete(tmp_path):
+    path = write_video(tmp_path / "a.avi", count=12, code="MJPG")
+    data = bytearray(path.read_bytes())
+    starts = [match.start() for match in re.finditer(b"00dc", data)][:12]
+    data[starts[5] : starts[8]] = bytes(starts[8] - starts[5])
+    path.write_bytes(data)
+    recording = open_recording(path)
+    count = len(list(recording)) + recording.skipped
+    assert count == 12 or recording.ended
