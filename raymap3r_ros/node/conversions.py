@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import io
 
 import cv2
 import numpy as np
@@ -12,12 +11,12 @@ from cv_bridge import CvBridge, CvBridgeError
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Transform, TransformStamped, Vector3
 from nav_msgs.msg import OccupancyGrid as OccupancyGridMessage
 from nav_msgs.msg import Odometry
-from PIL import Image as Picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.poses import quaternion, twist
+from raymap3r_ros.io.encoded import MAX_SIDE, checked_image
 from raymap3r_ros.mapping.occupancy import OccupancyGrid
 from raymap3r_ros.mapping.uncertainty import UNKNOWN_VARIANCE
 
@@ -46,9 +45,6 @@ DIRECT: dict[str, int | None] = {
     "bgra8": cv2.COLOR_BGRA2RGB,
     "mono8": cv2.COLOR_GRAY2RGB,
 }
-MAX_SIDE = 16_384  # pixels; anything larger is a damaged message, not a camera
-# The header of a few kilobytes of compressed data can announce gigabytes of pixels.
-MAX_COMPRESSED_PIXELS = 2**26
 MAX_NAME = 256  # characters of a frame_id, which is part of every output
 
 POINT_FIELDS = [
@@ -107,9 +103,9 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
     if isinstance(message, CompressedImage):
         # The calibration is for the pixels as the sensor wrote them, so ignore an EXIF orientation.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        _check_header(message)
+        data = checked_image(bytes(message.data))
         try:
-            image = cv2.imdecode(np.frombuffer(message.data, np.uint8), flags)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:  # for some damaged files; for others it returns None
             image = None
         if image is None:
@@ -126,26 +122,6 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
         return _bridge.imgmsg_to_cv2(_tight(message), "rgb8")
     except CvBridgeError as error:
         raise InputError(f"{message.width}x{message.height} {message.encoding} image: {error}") from error
-
-
-def _check_header(message: CompressedImage) -> None:
-    """Raise InputError if the header of a compressed image is damaged, or announces more pixels than a camera has.
-
-    OpenCV's own limit (2^30 pixels, 3 GB) is too high for a robot, and it accepts other file formats.
-    """
-    data = message.data
-    try:
-        with Picture.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            width, height = picture.size
-    except Picture.DecompressionBombError as error:
-        raise InputError(f"compressed image is larger than any camera's: {error}") from error
-    except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
-        raise InputError(f"compressed image of {len(data)} bytes cannot be decoded as jpeg or png") from error
-    if max(width, height) > MAX_SIDE or width * height > MAX_COMPRESSED_PIXELS:
-        raise InputError(
-            f"compressed image of {width}x{height} pixels is larger than any camera's ({MAX_SIDE} a side and "
-            f"{MAX_COMPRESSED_PIXELS} in all)"
-        )
 
 
 def _tight(message: Image) -> Image:

@@ -47,6 +47,14 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     )
 
 
+def _exif(picture: Image.Image) -> Image.Exif:
+    if picture.format != "PNG":
+        return picture.getexif()
+    exif = Image.Exif()  # `getexif` would decode the pixels of a PNG
+    exif.load(picture.info.get("exif", b""))
+    return exif
+
+
 def _check_same_size(files: list[Path]) -> None:
     """Raise InputError if the sizes differ. Reads only headers, so that mixed sizes are found before any work."""
     first = None
@@ -54,7 +62,7 @@ def _check_same_size(files: list[Path]) -> None:
         try:
             with Image.open(file, formats=IMAGE_FORMATS) as picture:
                 width, height = picture.size
-                if picture.getexif().get(0x0112, 1) >= 5:  # orientation: rotated by 90 degrees
+                if _exif(picture).get(0x0112, 1) >= 5:  # orientation: rotated by 90 degrees
                     width, height = height, width
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # skipped with a warning when it is read
