@@ -27,8 +27,6 @@ from raymap3r_ros.network.torch_file import TorchFile, open_torch_file
 log = logging.getLogger(__name__)
 
 FORMAT = "raymap3r-1"  # in the metadata of this package's files
-# Limits for the configuration in a file: ten times the largest of these networks. Larger values are malicious.
-MAX_DEPTH, MAX_WIDTH = 128, 16_384
 DEFAULT_CHECKPOINT = "one_room"  # comes with the package
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
@@ -400,28 +398,9 @@ def _described_network(path: Path, metadata: dict[str, str]) -> Network:
             "make one with `raymap3r convert`"
         )
     try:
-        config = json.loads(metadata["config"])
-        _check_measures(config)
-        return _empty_network(NetworkConfig.from_dict(config))
+        return _empty_network(NetworkConfig.from_dict(json.loads(metadata["config"])))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds no usable network configuration: {error}") from error
-
-
-def _check_measures(config: Any) -> None:
-    """Raise ValueError if a value of a configuration is not a number or out of the possible range."""
-    if not isinstance(config, dict):
-        raise ValueError("it is not a dictionary")
-    for name, value in config.items():
-        if name in ("head_type", "stem"):
-            continue
-        values = value if name == "dpt_level_widths" else [value]
-        if not isinstance(values, list) or len(values) != (4 if name == "dpt_level_widths" else 1):
-            raise ValueError(f"{name} is not a list of 4 numbers")
-        kinds = (int, float) if name in ("norm_eps", "rope_base") else (int,)
-        highest = MAX_DEPTH if name.endswith("_depth") else MAX_WIDTH
-        if not all(type(one) in kinds and 0 < one <= highest for one in values):
-            what = "numbers" if float in kinds else "whole numbers"
-            raise ValueError(f"{name} is {value!r:.60}; allowed: {what} above 0 and up to {highest}")
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

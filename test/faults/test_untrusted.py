@@ -23,7 +23,7 @@ from sensor_msgs.msg import CompressedImage
 from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.network import load_network
-from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.network.config import LIMITS, PRESETS
 from raymap3r_ros.node import conversions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "io"))
@@ -86,6 +86,10 @@ def native(path, config, tensors=None):
     return path
 
 
+# Just outside the range of each number.
+BEYOND = [(name, value) for name, (low, high) in LIMITS.items() for value in (low * 0.9, low - 1, high * 2)]
+
+
 def changed(**values):
     return {**PRESETS["mini"].to_dict(), **values}
 
@@ -93,6 +97,11 @@ def changed(**values):
 @pytest.mark.parametrize(
     "config",
     [
+        *(changed(**{name: [value] * 4 if name == "dpt_level_widths" else value}) for name, value in BEYOND),
+        changed(image_size=16_384),
+        changed(image_size=1024, patch_size=4),
+        changed(head_type=[]),
+        changed(stem={}),
         changed(encoder_depth=10**9),
         changed(encoder_width=2**40),
         changed(state_tokens=2**62),
@@ -117,6 +126,17 @@ def changed(**values):
 def test_unbounded_configuration_is_refused(tmp_path, config):
     with pytest.raises(CheckpointError, match="no usable network configuration"):
         load_network(native(tmp_path / "w.safetensors", config))
+
+
+def test_the_largest_configuration_takes_little_memory_without_its_weights(tmp_path):
+    largest = {
+        name: type(PRESETS["mini"].to_dict()[name])([high] * 4) if name == "dpt_level_widths" else high
+        for name, (_, high) in LIMITS.items()
+    }
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="missing"):
+        load_network(native(tmp_path / "w.safetensors", changed(**largest)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
 def test_large_file_of_another_network_is_not_read(tmp_path):
