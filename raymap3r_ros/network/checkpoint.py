@@ -23,6 +23,7 @@ from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.model import Network, initialise
 from raymap3r_ros.network.pickle_machine import Skipped, TensorRecord
 from raymap3r_ros.network.torch_file import TorchFile, open_torch_file
+from raymap3r_ros.text import listing, printable
 
 log = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ def _open_native(path: Path) -> Iterator[_Weights]:
             manifest = {key: value for key, value in metadata.items() if key not in ("format", "config")}
             yield _Weights(network.config, manifest, expected, lambda key: file.get_tensor(key).float())
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is not a readable safetensors file: {printable(error)}") from error
 
 
 def _public_weights(file: TorchFile) -> _Weights:
@@ -311,7 +312,7 @@ def _public_weights(file: TorchFile) -> _Weights:
     if file.skipped:
         log.warning(
             "%s: skipped objects that are not tensors (%s); nothing in the file was executed",
-            file.path, ", ".join(file.skipped[:10]),
+            file.path, listing(file.skipped[:10]),
         )  # fmt: skip
     # Copies, because several tensors may share a storage.
     return _Weights(config, {}, ours, lambda key: file.read(records[public_name(key)]).to(torch.float32, copy=True))
@@ -324,7 +325,7 @@ def public_records(file: TorchFile) -> dict[str, TensorRecord]:
     if not isinstance(model, dict) or not all(
         isinstance(key, str) and isinstance(value, TensorRecord) for key, value in model.items()
     ):
-        found = f"a {model.name} object" if isinstance(model, Skipped) else "no dictionary of tensors"
+        found = f"a {printable(model.name, 120)} object" if isinstance(model, Skipped) else "no dictionary of tensors"
         raise CheckpointError(f'{file.path} has {found} under "model"; it is not a CUT3R checkpoint')
     return model
 
@@ -394,13 +395,13 @@ def _described_network(path: Path, metadata: dict[str, str]) -> Network:
     """The network that the metadata of a file describe, without weights. Raises CheckpointError."""
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} was not written by this package (format {metadata.get('format')!r}, expected {FORMAT!r}); "
-            "make one with `raymap3r convert`"
+            f"{path} was not written by this package (format {printable(metadata.get('format'), 60)}, "
+            f"expected {FORMAT}); make one with `raymap3r convert`"
         )
     try:
         return _empty_network(NetworkConfig.from_dict(json.loads(metadata["config"])))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds no usable network configuration: {error}") from error
+        raise CheckpointError(f"{path} holds no usable network configuration: {printable(error)}") from error
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
@@ -417,7 +418,7 @@ def _require_match(shapes: dict[str, torch.Size], expected: dict[str, torch.Size
         if shapes[key] != expected[key]
     )
     parts = [
-        f"{len(names)} {what}: {', '.join(names)}"
+        f"{len(names)} {what}: {listing(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if names
     ]

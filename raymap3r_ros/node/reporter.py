@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import time
-
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.node.conversions import EncodingError
 from raymap3r_ros.node.diagnostics import Monitor
-
-THROTTLE = 5.0  # seconds between two log lines about the same problem
-LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpoint has an error in every tensor
-MAX_PROBLEMS = 100  # kinds of problems that are remembered: damaged messages can cause new ones without end
+from raymap3r_ros.text import LONGEST_TEXT, MAX_PROBLEMS, THROTTLE, Throttle, printable
 
 
 class Reporter:
@@ -23,11 +17,11 @@ class Reporter:
         self._logger = logger
         self._monitor = monitor
         self._logged_once: set[str] = set()
-        self._last_logged: dict[str, float] = {}
+        self._throttle = Throttle()
 
     def __len__(self) -> int:
         """Number of kinds of problems that are remembered."""
-        return len(self._logged_once) + len(self._last_logged)
+        return len(self._logged_once) + len(self._throttle)
 
     def forget(self) -> None:
         """Log again what is logged only once."""
@@ -39,48 +33,35 @@ class Reporter:
 
     def info(self, text: str) -> None:
         """Log an event that is no problem."""
-        self._logger.info(text)
+        text = printable(text)
+        if self._throttle.permits(text, THROTTLE, burst=5):
+            self._logger.info(text)
 
     def warn(self, text: str, once: bool = False) -> None:
         """Report something that the user should check, in the log and the diagnostics."""
-        text = _shortened(text)
+        text = printable(text)
         self._monitor.warning(text)
         if once:
             self.warn_once(text)
-        elif self._may_log(text):
+        elif self._throttle.permits(text, THROTTLE):
             self._logger.warning(text)
 
     def warn_once(self, text: str) -> None:
         """Log a warning, only the first time, and not in the diagnostics."""
+        text = printable(text)
         if text not in self._logged_once and len(self._logged_once) < MAX_PROBLEMS:
             self._logged_once.add(text)
             self._logger.warning(text)
 
     def fail(self, text: str, throttle: bool = False, details: str = "") -> None:
         """Report an error in the log and the diagnostics; `details` are only logged."""
-        text = _shortened(text)
+        text = printable(text)
         self._monitor.error(text)
-        if not throttle or self._may_log(text):
-            self._logger.error(text + details)
+        if not throttle or self._throttle.permits(text, THROTTLE):
+            # Indented, so that no line of it passes for another message.
+            self._logger.error(text + printable(details.replace("\n", "\n  "), 10 * LONGEST_TEXT, lines=True))
 
     def refuse(self, error: InputError) -> None:
         """Report an image that cannot be used."""
         self._monitor.count("bad frames")
         self.warn(f"image skipped: {error}", once=isinstance(error, EncodingError))
-
-    def _may_log(self, text: str) -> bool:
-        """Whether this problem was not logged in the last seconds.
-
-        Texts that differ only in numbers are the same problem.
-        """
-        problem, now = re.sub(r"\d+", "#", text), time.monotonic()
-        if now - self._last_logged.get(problem, -THROTTLE) < THROTTLE:
-            return False
-        if len(self._last_logged) >= MAX_PROBLEMS:
-            self._last_logged.clear()
-        self._last_logged[problem] = now
-        return True
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
