@@ -104,7 +104,7 @@ def load_network(
         network = untrained_network(PRESETS[name])
         network.source = f"preset {name}: untrained weights, its geometry means nothing"
     else:
-        path = Path(name).expanduser()
+        path = checkpoint_path(name)
         if not path.is_file():
             raise CheckpointError(
                 f"checkpoint {name!r} is not a file, nor weights that come with the package "
@@ -118,6 +118,17 @@ def load_network(
         network.lower_precision(precision)
     # Tokens are rows of channels, so feature maps from them are channels last, as images are.
     return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def checkpoint_path(checkpoint: str | os.PathLike) -> Path:
+    """The file of weights that come with the package, or the path with `~` replaced.
+
+    Raises CheckpointError if that user does not exist.
+    """
+    try:
+        return shipped_weights().get(str(checkpoint)) or Path(checkpoint).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {checkpoint}: {error} Give the path without ~") from error
 
 
 def shipped_weights() -> dict[str, Path]:
@@ -152,7 +163,7 @@ def convert_checkpoint(
     """
     if str(source) in PRESETS:
         raise CheckpointError(f"{source!s} is a preset without weights; give the path of a .pth or .safetensors file")
-    path = shipped_weights().get(str(source), Path(source).expanduser())
+    path = checkpoint_path(source)
     with _open_weights(path) as weights:
         dtypes = {key: stored_dtype(key, shape, dtype) for key, shape in weights.shapes.items()}
         rounding = _Rounding()

@@ -22,7 +22,7 @@ from raymap3r_ros.mapping.uncertainty import UNKNOWN_VARIANCE
 
 Numbers = tuple[float, ...]  # position x y z, orientation x y z w
 
-# Bytes per pixel of each supported encoding, and its name in cv_bridge.
+# Bytes per pixel of each supported encoding (of the luma in SEMIPLANAR ones), and its name in cv_bridge.
 ENCODINGS: dict[str, tuple[int, str]] = {
     "rgb8": (3, "rgb8"),
     "bgr8": (3, "bgr8"),
@@ -34,6 +34,8 @@ ENCODINGS: dict[str, tuple[int, str]] = {
     "uyvy": (2, "yuv422"),
     "yuv422_yuy2": (2, "yuv422_yuy2"),
     "yuyv": (2, "yuv422_yuy2"),
+    "nv12": (1, "nv12"),
+    "nv21": (1, "nv21"),
     **{f"bayer_{order}8": (1, f"bayer_{order}8") for order in ("rggb", "bggr", "gbrg", "grbg")},
     **{f"bayer_{order}16": (2, f"bayer_{order}16") for order in ("rggb", "bggr", "gbrg", "grbg")},
 }
@@ -45,6 +47,8 @@ DIRECT: dict[str, int | None] = {
     "bgra8": cv2.COLOR_BGRA2RGB,
     "mono8": cv2.COLOR_GRAY2RGB,
 }
+# Below the rows of luma follow half as many rows of chroma. cv_bridge has no name for these.
+SEMIPLANAR: dict[str, int] = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21}
 MAX_NAME = 256  # characters of a frame_id, which is part of every output
 
 POINT_FIELDS = [
@@ -84,13 +88,16 @@ def check_image(message: Image | CompressedImage) -> None:
         raise InputError(f"{size}: is larger than any camera's ({MAX_SIDE} pixels a side)")
     if message.width % 2 and ENCODINGS[message.encoding][1].startswith("yuv422"):
         raise InputError(f"{size}: {message.encoding} holds pixels in pairs, the width must be even")
-    row = message.width * ENCODINGS[message.encoding][0]
+    semiplanar = message.encoding in SEMIPLANAR
+    if semiplanar and (message.width % 2 or message.height % 2):
+        raise InputError(f"{size}: {message.encoding} holds chroma of 2x2 pixels, width and height must be even")
+    row, rows = message.width * ENCODINGS[message.encoding][0], message.height * (3 if semiplanar else 2) // 2
     if message.step < row:
         raise InputError(f"{size}: step is {message.step} bytes, but a row of {message.encoding} takes {row}")
-    if len(message.data) < message.step * message.height:
+    if len(message.data) < message.step * rows:
         raise InputError(
-            f"{size}: data is cut short, {len(message.data)} bytes where step * height is "
-            f"{message.step * message.height}"
+            f"{size}: data is cut short, {len(message.data)} bytes where {rows} rows of {message.step} bytes are "
+            f"{message.step * rows}"
         )
 
 
@@ -118,6 +125,10 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
         )
         code = DIRECT[message.encoding]
         return np.ascontiguousarray(pixels) if code is None else cv2.cvtColor(pixels, code)
+    if message.encoding in SEMIPLANAR:
+        shape = message.height * 3 // 2, message.width
+        planes = np.ndarray(shape, np.uint8, message.data, strides=(message.step, 1))
+        return cv2.cvtColor(np.ascontiguousarray(planes), SEMIPLANAR[message.encoding])
     try:
         return _bridge.imgmsg_to_cv2(_tight(message), "rgb8")
     except CvBridgeError as error:

@@ -4,6 +4,7 @@ import collections
 import io
 import os
 import pickle
+import resource
 import signal
 import struct
 import subprocess
@@ -16,7 +17,9 @@ import pytest
 import torch
 
 from raymap3r_ros.errors import CheckpointError
-from raymap3r_ros.network import load_network
+from raymap3r_ros.network import convert_checkpoint, load_network
+from raymap3r_ros.network.checkpoint import checkpoint_path, save_network
+from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.network.torch_file import LEGACY_MAGIC, open_torch_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,3 +240,41 @@ def test_tensors_of_other_kinds_are_one_error(tmp_path: Path, kind: str):
         if kind in ("complex", "int8", "bool"):
             raise CheckpointError(f"{path}: readable")
         file.read(file.content["model"]["x"])
+
+
+# --------------------------------------------------------------------------------------------- paths and full disks
+
+
+@pytest.mark.parametrize("work", [load_network, lambda path: convert_checkpoint(path, "out.safetensors")])
+@pytest.mark.parametrize("path", ["~nosuchuser/w.pth", "~nosuchuser/w.safetensors"])
+def test_the_home_of_a_user_who_does_not_exist(work, path: str):
+    with pytest.raises(CheckpointError, match=r"~nosuchuser/w.*home directory.*without ~"):
+        work(path)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda source, target: convert_checkpoint(source, target),
+        lambda source, target: save_network(load_network(source), target),
+        lambda source, target: copy_with_metadata(source, target, {"a": "b"}),
+    ],
+)
+def test_a_disk_that_becomes_full(tmp_path: Path, work):
+    """A limit on the file size makes the system refuse in the middle of a file, as a full disk does."""
+    source, target = checkpoint_path("one_room"), tmp_path / "out" / "w.safetensors"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write .*w\.safetensors.*(too large|full)"):
+            work(source, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert not list(target.parent.iterdir())
+
+
+def test_a_target_that_is_a_device_is_replaced_by_nothing(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="cannot write"):
+        convert_checkpoint("one_room", "/dev/full/w.safetensors")
