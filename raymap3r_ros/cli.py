@@ -13,6 +13,7 @@ from types import ModuleType
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.signals import INTERRUPTED
+from raymap3r_ros.text import LONGEST_ERROR, PrintableFormatter, RepeatFilter, printable
 
 # Module in `commands/` and help. Modules import PyTorch, those of ROS_COMMANDS also rclpy, so that only the module of
 # the command in use is imported.
@@ -31,7 +32,10 @@ FAILED = 2  # exit status of every error with a message of this package
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. An expected error is printed as one line on stderr."""
-    logging.basicConfig(level=logging.WARNING, format="raymap3r: %(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("raymap3r: %(levelname)s: %(message)s"))
+    handler.addFilter(RepeatFilter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.addLevelName(logging.WARNING, "warning")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in another encoding
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = build_parser(arguments).parse_args(arguments)
         return args.run(args)
     except (Raymap3rError, OSError) as error:
-        print(f"raymap3r: error: {error}", file=sys.stderr)
+        print(f"raymap3r: error: {printable(error, LONGEST_ERROR, lines=True)}", file=sys.stderr)
     except RuntimeError as error:
         if not _is_out_of_gpu_memory(error):
             raise

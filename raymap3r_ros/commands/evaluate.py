@@ -32,7 +32,7 @@ from raymap3r_ros.evaluation.settings import describe_settings, settings_text
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.io.output_folder import check_results
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
-from raymap3r_ros.network import Network, choose_device, load_network, shipped_weights
+from raymap3r_ros.network import Network, checkpoint_path, choose_device, load_network
 from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
 from raymap3r_ros.streaming import RULES, StreamOptions
@@ -247,7 +247,7 @@ def _published_model(network: Network, replace: bool) -> ErrorModel:
 
 def _source_to_annotate(checkpoint: str, target: Path) -> Path:
     """The file of a checkpoint whose metadata can be changed. Raises OptionError."""
-    path = shipped_weights().get(checkpoint, Path(checkpoint).expanduser())
+    path = checkpoint_path(checkpoint)
     if path.suffix != ".safetensors":
         raise OptionError(
             f"checkpoint {checkpoint} has no metadata to write to; convert a .pth file with `raymap3r convert` first"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from raymap3r_ros.errors import reason_of
+from raymap3r_ros.errors import InputError, reason_of
+from raymap3r_ros.io.encoded import JPEG_SIGNATURE, MAX_PIXELS, PNG_SIGNATURE, checked_image
 from raymap3r_ros.io.recording import BrokenFrame
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 # Pillow supports many more, one of which it passes to Ghostscript.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-MAX_PIXELS = 2**26  # of an image: a file of a few kilobytes can claim gigabytes of pixels
+MAX_FILE = 2**29  # bytes
 
 
 def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
@@ -27,7 +28,10 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
     move. Raises BrokenFrame if the data are damaged, truncated or in an unknown format.
     """
     try:
-        with Image.open(source, formats=IMAGE_FORMATS) as picture:
+        data = _bounded_bytes(source)
+        if data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
+            checked_image(data)
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenFrame(f"{picture.width}x{picture.height} pixels are more than any camera's ({MAX_PIXELS})")
             if picture.mode.startswith(("I", "F")):
@@ -39,6 +43,8 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
             return np.asarray(_upright(picture).convert("RGB") if upright else picture.convert("RGB"))
     except BrokenFrame:
         raise
+    except InputError as error:
+        raise BrokenFrame(error) from error
     except Exception as error:  # Pillow's decoders fail in many ways on damaged files
         why = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
         raise BrokenFrame(why) from error
@@ -59,7 +65,12 @@ _TURNS = {
 def orientation(picture: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8. 1 (upright) if there is none, or if it is damaged."""
     try:
-        value = picture.getexif().get(_ORIENTATION, 1)
+        if picture.format == "PNG":
+            exif = Image.Exif()  # `getexif` would decode the pixels of a PNG
+            exif.load(picture.info.get("exif", b""))
+        else:
+            exif = picture.getexif()
+        value = exif.get(_ORIENTATION, 1)
     except Exception as error:  # Pillow's reader fails in many ways on damaged EXIF
         log.warning("damaged EXIF is not used: %s", reason_of(error))
         return 1
@@ -69,3 +80,12 @@ def orientation(picture: Image.Image) -> int:
 def _upright(picture: Image.Image) -> Image.Image:
     turn = _TURNS.get(orientation(picture))
     return picture if turn is None else picture.transpose(turn)
+
+
+def _bounded_bytes(source: Path | io.BytesIO) -> bytes:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()
+    size = source.stat().st_size
+    if size > MAX_FILE:
+        raise BrokenFrame(f"it has {size} bytes, more than {MAX_FILE}")
+    return source.read_bytes()

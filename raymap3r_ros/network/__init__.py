@@ -3,6 +3,7 @@
 from raymap3r_ros.network.checkpoint import (
     DEFAULT_CHECKPOINT,
     STORED_DTYPES,
+    checkpoint_path,
     convert_checkpoint,
     load_network,
     save_network,
@@ -21,6 +22,7 @@ __all__ = [
     "Decoded",
     "Network",
     "NetworkConfig",
+    "checkpoint_path",
     "choose_device",
     "convert_checkpoint",
     "load_network",

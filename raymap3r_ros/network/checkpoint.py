@@ -23,12 +23,11 @@ from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.model import Network, initialise
 from raymap3r_ros.network.pickle_machine import Skipped, TensorRecord
 from raymap3r_ros.network.torch_file import TorchFile, open_torch_file
+from raymap3r_ros.text import listing, printable
 
 log = logging.getLogger(__name__)
 
 FORMAT = "raymap3r-1"  # in the metadata of this package's files
-# Limits for the configuration in a file: ten times the largest of these networks. Larger values are malicious.
-MAX_DEPTH, MAX_WIDTH = 128, 16_384
 DEFAULT_CHECKPOINT = "one_room"  # comes with the package
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
@@ -105,7 +104,7 @@ def load_network(
         network = untrained_network(PRESETS[name])
         network.source = f"preset {name}: untrained weights, its geometry means nothing"
     else:
-        path = Path(name).expanduser()
+        path = checkpoint_path(name)
         if not path.is_file():
             raise CheckpointError(
                 f"checkpoint {name!r} is not a file, nor weights that come with the package "
@@ -119,6 +118,17 @@ def load_network(
         network.lower_precision(precision)
     # Tokens are rows of channels, so feature maps from them are channels last, as images are.
     return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def checkpoint_path(checkpoint: str | os.PathLike) -> Path:
+    """The file of weights that come with the package, or the path with `~` replaced.
+
+    Raises CheckpointError if that user does not exist.
+    """
+    try:
+        return shipped_weights().get(str(checkpoint)) or Path(checkpoint).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {checkpoint}: {error} Give the path without ~") from error
 
 
 def shipped_weights() -> dict[str, Path]:
@@ -153,7 +163,7 @@ def convert_checkpoint(
     """
     if str(source) in PRESETS:
         raise CheckpointError(f"{source!s} is a preset without weights; give the path of a .pth or .safetensors file")
-    path = shipped_weights().get(str(source), Path(source).expanduser())
+    path = checkpoint_path(source)
     with _open_weights(path) as weights:
         dtypes = {key: stored_dtype(key, shape, dtype) for key, shape in weights.shapes.items()}
         rounding = _Rounding()
@@ -296,7 +306,7 @@ def _open_native(path: Path) -> Iterator[_Weights]:
             manifest = {key: value for key, value in metadata.items() if key not in ("format", "config")}
             yield _Weights(network.config, manifest, expected, lambda key: file.get_tensor(key).float())
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is not a readable safetensors file: {printable(error)}") from error
 
 
 def _public_weights(file: TorchFile) -> _Weights:
@@ -313,7 +323,7 @@ def _public_weights(file: TorchFile) -> _Weights:
     if file.skipped:
         log.warning(
             "%s: skipped objects that are not tensors (%s); nothing in the file was executed",
-            file.path, ", ".join(file.skipped[:10]),
+            file.path, listing(file.skipped[:10]),
         )  # fmt: skip
     # Copies, because several tensors may share a storage.
     return _Weights(config, {}, ours, lambda key: file.read(records[public_name(key)]).to(torch.float32, copy=True))
@@ -326,7 +336,7 @@ def public_records(file: TorchFile) -> dict[str, TensorRecord]:
     if not isinstance(model, dict) or not all(
         isinstance(key, str) and isinstance(value, TensorRecord) for key, value in model.items()
     ):
-        found = f"a {model.name} object" if isinstance(model, Skipped) else "no dictionary of tensors"
+        found = f"a {printable(model.name, 120)} object" if isinstance(model, Skipped) else "no dictionary of tensors"
         raise CheckpointError(f'{file.path} has {found} under "model"; it is not a CUT3R checkpoint')
     return model
 
@@ -396,32 +406,13 @@ def _described_network(path: Path, metadata: dict[str, str]) -> Network:
     """The network that the metadata of a file describe, without weights. Raises CheckpointError."""
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} was not written by this package (format {metadata.get('format')!r}, expected {FORMAT!r}); "
-            "make one with `raymap3r convert`"
+            f"{path} was not written by this package (format {printable(metadata.get('format'), 60)}, "
+            f"expected {FORMAT}); make one with `raymap3r convert`"
         )
     try:
-        config = json.loads(metadata["config"])
-        _check_measures(config)
-        return _empty_network(NetworkConfig.from_dict(config))
+        return _empty_network(NetworkConfig.from_dict(json.loads(metadata["config"])))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds no usable network configuration: {error}") from error
-
-
-def _check_measures(config: Any) -> None:
-    """Raise ValueError if a value of a configuration is not a number or out of the possible range."""
-    if not isinstance(config, dict):
-        raise ValueError("it is not a dictionary")
-    for name, value in config.items():
-        if name in ("head_type", "stem"):
-            continue
-        values = value if name == "dpt_level_widths" else [value]
-        if not isinstance(values, list) or len(values) != (4 if name == "dpt_level_widths" else 1):
-            raise ValueError(f"{name} is not a list of 4 numbers")
-        kinds = (int, float) if name in ("norm_eps", "rope_base") else (int,)
-        highest = MAX_DEPTH if name.endswith("_depth") else MAX_WIDTH
-        if not all(type(one) in kinds and 0 < one <= highest for one in values):
-            what = "numbers" if float in kinds else "whole numbers"
-            raise ValueError(f"{name} is {value!r:.60}; allowed: {what} above 0 and up to {highest}")
+        raise CheckpointError(f"{path} holds no usable network configuration: {printable(error)}") from error
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
@@ -438,7 +429,7 @@ def _require_match(shapes: dict[str, torch.Size], expected: dict[str, torch.Size
         if shapes[key] != expected[key]
     )
     parts = [
-        f"{len(names)} {what}: {', '.join(names)}"
+        f"{len(names)} {what}: {listing(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if names
     ]

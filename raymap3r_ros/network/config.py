@@ -7,6 +7,24 @@ from dataclasses import dataclass
 
 from raymap3r_ros.errors import OptionError
 
+# Lowest and highest value of each number in a file: a few times those of the public network. A file with larger ones
+# is damaged or malicious, and can take any memory and time with few weights.
+LIMITS: dict[str, tuple[float, float]] = {
+    "image_size": (16, 1024),
+    "patch_size": (2, 64),
+    **dict.fromkeys(("encoder_width", "decoder_width", "dpt_level_widths"), (4, 4096)),
+    **dict.fromkeys(("dpt_width", "dpt_last_width"), (1, 2048)),
+    **dict.fromkeys(
+        ("encoder_depth", "ray_encoder_depth", "decoder_depth", "memory_depth", "modulation_depth"), (1, 64)
+    ),
+    **dict.fromkeys(("encoder_heads", "ray_encoder_heads", "decoder_heads", "state_heads", "memory_heads"), (1, 64)),
+    **dict.fromkeys(("state_tokens", "memory_slots"), (1, 4096)),
+    "mlp_ratio": (1, 16),
+    "norm_eps": (1e-12, 1e-2),
+    "rope_base": (1.0, 1e6),
+}
+MAX_GRID = 128  # image tokens along the long edge
+
 HEAD_TYPES = ("dpt", "linear")
 STEMS = ("patch", "conv")
 
@@ -81,12 +99,32 @@ class NetworkConfig:
     def from_dict(cls, values: dict) -> NetworkConfig:
         """The reverse of `to_dict`. Raises OptionError for unknown and missing names."""
         known = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != known:
+        if not isinstance(values, dict) or set(values) != known:
+            given = set(values) if isinstance(values, dict) else set()
             raise OptionError(
-                f"not a network configuration: missing {sorted(known - set(values))}, "
-                f"unknown {sorted(set(values) - known)}"
+                f"not a network configuration: missing {sorted(known - given)}, unknown {sorted(given - known)}"
+            )
+        for name, limits in LIMITS.items():
+            _check_number(name, values[name], *limits)
+        if values["image_size"] > MAX_GRID * values["patch_size"]:
+            raise OptionError(
+                f"image_size is {values['image_size']} with a patch_size of {values['patch_size']}; allowed: up to "
+                f"{MAX_GRID} patches"
             )
         return cls(**{**values, "dpt_level_widths": tuple(values["dpt_level_widths"])})
+
+
+def _check_number(name: str, value: object, lowest: float, highest: float) -> None:
+    """Raise OptionError if a value of a configuration is not a number of the right type and size."""
+    count = 4 if name == "dpt_level_widths" else 1
+    numbers = value if count > 1 else [value]
+    if not isinstance(numbers, list | tuple) or len(numbers) != count:
+        raise OptionError(f"{name} is not a list of {count} numbers")
+    kinds = (int, float) if isinstance(lowest, float) else (int,)
+    for number in numbers:
+        if type(number) not in kinds or not lowest <= number <= highest:
+            what = "numbers" if float in kinds else "whole numbers"
+            raise OptionError(f"{name} is {number!r:.60}; allowed: {what} from {lowest} to {highest}")
 
 
 PRESETS: dict[str, NetworkConfig] = {

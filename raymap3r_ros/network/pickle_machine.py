@@ -21,7 +21,10 @@ from raymap3r_ros.errors import CheckpointError
 
 # The public checkpoint has a pickle of 0.6 MB and about 50,000 instructions; optimizer states need a few times more.
 MAX_PICKLE = 2**26  # bytes
-MAX_INSTRUCTIONS = 2**22
+MAX_STEPS = 2**20  # instructions, and items that they copy
+MAX_NAME = 1000  # characters of a class name or a key
+MAX_NUMBER = 2**63  # of sizes and keys: arithmetic with longer ones takes any time
+MAX_DIMENSIONS = 64  # of a tensor, as in torch
 
 _DTYPES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
@@ -102,14 +105,14 @@ class PickleMachine:
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []  # the stacks under the open marks
         self._memo: dict[int, Any] = {}
+        self._steps = 0
         self.skipped: set[str] = set()
         self.item_sizes: dict[str, int] = {}  # bytes of an element of each storage
 
     def run(self, program: io.BytesIO) -> Any:
         """The object that the program builds. Raises CheckpointError, or errors that `reading` turns into one."""
-        for count, (instruction, argument, _) in enumerate(pickletools.genops(program)):
-            if count > MAX_INSTRUCTIONS:
-                self._refuse(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
+        for instruction, argument, _ in pickletools.genops(program):
+            self._count_steps(1)
             name = instruction.name
             if name == "STOP":
                 return self._stack.pop()
@@ -121,6 +124,11 @@ class PickleMachine:
                     self._refuse(f"its pickle uses {name}")
                 handler(argument)
         raise EOFError("its pickle has no end")
+
+    def _count_steps(self, count: int) -> None:
+        self._steps += count
+        if self._steps > MAX_STEPS:
+            self._refuse(f"its pickle takes more than {MAX_STEPS} steps")
 
     def _refuse(self, reason: str) -> NoReturn:
         raise CheckpointError(
@@ -201,9 +209,7 @@ class PickleMachine:
         target = self._stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # Hashing a deeply nested tuple takes exponential time, and no needed key is a tuple.
-                plain = isinstance(key, str | int | float | bytes | None)
-                target[key if plain else Skipped(type(key).__name__)] = value
+                target[key if _is_plain_key(key) else Skipped(type(key).__name__)] = value
 
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -233,6 +239,8 @@ class PickleMachine:
     def _push_name(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
             raise ValueError("it has a class name that is not a string")
+        if len(module) + len(name) > MAX_NAME:
+            raise ValueError(f"it has a class name of {len(module) + len(name)} characters")
         named = _Name(module, name)
         if not self._is_allowed(named):
             self._refuse(f"it names {named.full!r:.120}, which is neither a tensor nor a plain object")
@@ -283,6 +291,7 @@ class PickleMachine:
         elif full in _MAPPINGS:
             self._push({})
             if full != "collections.defaultdict" and arguments:
+                self._count_steps(len(arguments[0]))
                 for key, value in arguments[0].items() if isinstance(arguments[0], dict) else arguments[0]:
                     self._assign([key, value])
         else:
@@ -294,18 +303,21 @@ class PickleMachine:
             raise ValueError("it sets attributes of an object that has none")
 
     def _op_binpersid(self, _: None) -> None:
-        kind, storage_type, key, _, count, *view = self._stack.pop()
+        description = self._stack.pop()
+        if type(description) is not tuple or not 5 <= len(description) <= 6:
+            raise ValueError("it has an invalid description of a storage")
+        kind, storage_type, key, _, count, *view = description
         dtype = _dtype(storage_type) if isinstance(storage_type, _Name) else None
         if isinstance(storage_type, _Name) and storage_type.full == "torch.storage.UntypedStorage":
             dtype = torch.uint8
-        if kind != "storage" or dtype is None or type(key) is not str or type(count) is not int or count < 0:
+        if kind != "storage" or dtype is None or type(key) is not str or not _is_size(count):
             raise ValueError("it has an invalid description of a storage")
         if self.item_sizes.setdefault(key, dtype.itemsize) != dtype.itemsize:
             raise ValueError(f"storage {key!r:.60} has two types")
         start = 0
         if view and view[0] is not None:
             _, start, count = view[0]
-            if type(start) is not int or type(count) is not int or min(start, count) < 0:
+            if not _is_size(start) or not _is_size(count):
                 raise ValueError(f"storage {key!r:.60} has an invalid size")
         self._push(Storage(key, dtype, count, start))
 
@@ -331,6 +343,17 @@ _SAME = {
 }
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_NUMBER
+
+
+def _is_plain_key(key: Any) -> bool:
+    """Whether a key of a dictionary is kept. Hashing and comparing others may take any time, and none is needed."""
+    if isinstance(key, str | bytes):
+        return len(key) <= MAX_NAME
+    return key is None or isinstance(key, float) or (isinstance(key, int) and -MAX_NUMBER < key < MAX_NUMBER)
+
+
 def _dtype(named: _Name) -> torch.dtype | None:
     """The number type of `torch.FloatStorage` and the like, or of `torch.float32`."""
     if named.module != "torch":
@@ -342,7 +365,11 @@ def _dtype(named: _Name) -> torch.dtype | None:
 
 def _record(arguments: tuple) -> TensorRecord:
     """From the arguments of `_rebuild_tensor_v2`, or of `_v3`, which include the number type."""
+    if len(arguments) > 10:
+        raise ValueError("it has an invalid description of a tensor")
     storage, offset, shape, stride, *rest = arguments
+    if max(len(shape), len(stride)) > MAX_DIMENSIONS:
+        raise ValueError(f"it has a tensor with more than {MAX_DIMENSIONS} dimensions")
     if len(rest) > 2 and isinstance(rest[2], _Name) and isinstance(storage, Storage):
         dtype = _dtype(rest[2])
         if dtype is None:
@@ -350,7 +377,7 @@ def _record(arguments: tuple) -> TensorRecord:
         size = dtype.itemsize
         storage = Storage(storage.key, dtype, storage.numel * storage.dtype.itemsize // size, storage.start // size)
     numbers = (offset, *shape, *stride)
-    if not isinstance(storage, Storage) or any(type(number) is not int or number < 0 for number in numbers):
+    if not isinstance(storage, Storage) or not all(map(_is_size, numbers)):
         raise ValueError("it has a tensor with an invalid shape")
     last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
     if 0 not in shape and last >= storage.numel:

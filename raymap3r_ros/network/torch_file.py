@@ -23,6 +23,7 @@ from torch import Tensor
 from raymap3r_ros.errors import CheckpointError
 from raymap3r_ros.network.pickle_machine import MAX_PICKLE, PickleMachine, TensorRecord
 
+MAX_DIRECTORY = 2**22  # bytes of the directory of an archive; the public checkpoint's has 0.1 MB
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's container before version 1.6
 
 
@@ -67,6 +68,7 @@ def open_torch_file(path: str | os.PathLike) -> Iterator[TorchFile]:
             start = file.read(4)
             file.seek(0)
             if start == b"PK\x03\x04":
+                _check_directory(path, file)
                 archive = stack.enter_context(zipfile.ZipFile(file))
                 opened: TorchFile = _ZipFile(path, archive)
             else:
@@ -103,7 +105,7 @@ class _ZipFile(TorchFile):
             raise ValueError(f"it has {len(programs)} entries NAME/data.pkl, expected one")
         self._root = programs[0].removesuffix("data.pkl")
         order = f"{self._root}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
+        if order in archive.namelist() and archive.open(order).read(10) != b"little":
             raise ValueError("its numbers are not little-endian")
         machine = PickleMachine(path)
         self.content = machine.run(io.BytesIO(archive.read(programs[0])))
@@ -119,20 +121,55 @@ class _ZipFile(TorchFile):
         return data
 
 
+def _check_directory(path: Path, file: BinaryIO) -> None:
+    """Raise CheckpointError unless the file is one archive from its first to its last byte, as torch writes it.
+
+    Readers search for the directory in different ways, and find different ones in any other file.
+    """
+    size = path.stat().st_size
+    stop = size - 22
+    file.seek(max(stop, 0))
+    end = file.read(22)
+    if len(end) < 22 or end[:8] != b"PK\x05\x06" + bytes(4) or end[20:] != bytes(2):
+        raise zipfile.BadZipFile("it is damaged, or not a zip file of torch: it has no directory at its end")
+    short = struct.unpack("<12xII2x", end)
+    length, start = short
+    file.seek(max(stop - 76, 0))
+    record = file.read(76)
+    if record[56:60] == b"PK\x06\x07":  # a second record with longer numbers, which torch always writes
+        stop -= 76
+        length, start = struct.unpack("<40xQQ20x", record)
+    agree = all(number in (long, 2**32 - 1) for number, long in zip(short, (length, start), strict=True))
+    if not agree or start + length != stop or length > MAX_DIRECTORY:
+        raise zipfile.BadZipFile(
+            f"it is damaged, or not a zip file of torch: its directory has {length} bytes (allowed: {MAX_DIRECTORY}) "
+            f"and starts at {start} of {size}"
+        )
+
+
 def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
     """Raise CheckpointError if an archive expands to more than its size, or has an overlong pickle."""
     size = path.stat().st_size
+    names = set()
     for entry in archive.infolist():
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+        reason = ""
+        if entry.filename in names:
+            reason = "occurs twice"
+        elif entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+            reason = "is compressed, as torch never does"
+        elif entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE:
+            reason = f"is {entry.file_size} bytes long, more than {MAX_PICKLE}"
+        if reason:
             raise CheckpointError(
-                f"{path} is refused: {entry.filename!r:.60} in it is compressed, as torch never does. "
-                "Nothing in it was executed"
+                f"{path} is refused: {entry.filename!r:.60} in it {reason}. Nothing in it was executed"
             )
-        if entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE:
-            raise CheckpointError(
-                f"{path} is refused: {entry.filename!r:.60} in it is {entry.file_size} bytes long, "
-                f"more than {MAX_PICKLE}. Nothing in it was executed"
-            )
+        names.add(entry.filename)
+    total = sum(entry.file_size for entry in archive.infolist())
+    if total > size:
+        raise CheckpointError(
+            f"{path} is refused: its entries have {total} bytes, more than the file ({size}). "
+            "Nothing in it was executed"
+        )
 
 
 class _LegacyFile(TorchFile):
@@ -162,6 +199,8 @@ class _LegacyFile(TorchFile):
         for key in keys:
             file.seek(position)
             count = struct.unpack("<q", file.read(8))[0]
+            if type(key) is not str:
+                raise ValueError("it has a storage whose name is not a string")
             length = count * machine.item_sizes[key]
             position += 8
             if not 0 <= length <= size - position:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import io
 
 import cv2
 import numpy as np
@@ -12,18 +11,18 @@ from cv_bridge import CvBridge, CvBridgeError
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Transform, TransformStamped, Vector3
 from nav_msgs.msg import OccupancyGrid as OccupancyGridMessage
 from nav_msgs.msg import Odometry
-from PIL import Image as Picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.poses import quaternion, twist
+from raymap3r_ros.io.encoded import MAX_SIDE, checked_image
 from raymap3r_ros.mapping.occupancy import OccupancyGrid
 from raymap3r_ros.mapping.uncertainty import UNKNOWN_VARIANCE
 
 Numbers = tuple[float, ...]  # position x y z, orientation x y z w
 
-# Bytes per pixel of each supported encoding, and its name in cv_bridge.
+# Bytes per pixel of each supported encoding (of the luma in SEMIPLANAR ones), and its name in cv_bridge.
 ENCODINGS: dict[str, tuple[int, str]] = {
     "rgb8": (3, "rgb8"),
     "bgr8": (3, "bgr8"),
@@ -35,6 +34,8 @@ ENCODINGS: dict[str, tuple[int, str]] = {
     "uyvy": (2, "yuv422"),
     "yuv422_yuy2": (2, "yuv422_yuy2"),
     "yuyv": (2, "yuv422_yuy2"),
+    "nv12": (1, "nv12"),
+    "nv21": (1, "nv21"),
     **{f"bayer_{order}8": (1, f"bayer_{order}8") for order in ("rggb", "bggr", "gbrg", "grbg")},
     **{f"bayer_{order}16": (2, f"bayer_{order}16") for order in ("rggb", "bggr", "gbrg", "grbg")},
 }
@@ -46,9 +47,8 @@ DIRECT: dict[str, int | None] = {
     "bgra8": cv2.COLOR_BGRA2RGB,
     "mono8": cv2.COLOR_GRAY2RGB,
 }
-MAX_SIDE = 16_384  # pixels; anything larger is a damaged message, not a camera
-# The header of a few kilobytes of compressed data can announce gigabytes of pixels.
-MAX_COMPRESSED_PIXELS = 2**26
+# Below the rows of luma follow half as many rows of chroma. cv_bridge has no name for these.
+SEMIPLANAR: dict[str, int] = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21}
 MAX_NAME = 256  # characters of a frame_id, which is part of every output
 
 POINT_FIELDS = [
@@ -93,13 +93,16 @@ def check_image(message: Image | CompressedImage) -> None:
         raise InputError(f"{size}: is larger than any camera's ({MAX_SIDE} pixels a side)")
     if message.width % 2 and ENCODINGS[message.encoding][1].startswith("yuv422"):
         raise InputError(f"{size}: {message.encoding} holds pixels in pairs, the width must be even")
-    row = message.width * ENCODINGS[message.encoding][0]
+    semiplanar = message.encoding in SEMIPLANAR
+    if semiplanar and (message.width % 2 or message.height % 2):
+        raise InputError(f"{size}: {message.encoding} holds chroma of 2x2 pixels, width and height must be even")
+    row, rows = message.width * ENCODINGS[message.encoding][0], message.height * (3 if semiplanar else 2) // 2
     if message.step < row:
         raise InputError(f"{size}: step is {message.step} bytes, but a row of {message.encoding} takes {row}")
-    if len(message.data) < message.step * message.height:
+    if len(message.data) < message.step * rows:
         raise InputError(
-            f"{size}: data is cut short, {len(message.data)} bytes where step * height is "
-            f"{message.step * message.height}"
+            f"{size}: data is cut short, {len(message.data)} bytes where {rows} rows of {message.step} bytes are "
+            f"{message.step * rows}"
         )
 
 
@@ -112,9 +115,9 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
     if isinstance(message, CompressedImage):
         # The calibration is for the pixels as the sensor wrote them, so ignore an EXIF orientation.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        _check_header(message)
+        data = checked_image(bytes(message.data))
         try:
-            image = cv2.imdecode(np.frombuffer(message.data, np.uint8), flags)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:  # for some damaged files; for others it returns None
             image = None
         if image is None:
@@ -127,30 +130,14 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
         )
         code = DIRECT[message.encoding]
         return np.ascontiguousarray(pixels) if code is None else cv2.cvtColor(pixels, code)
+    if message.encoding in SEMIPLANAR:
+        shape = message.height * 3 // 2, message.width
+        planes = np.ndarray(shape, np.uint8, message.data, strides=(message.step, 1))
+        return cv2.cvtColor(np.ascontiguousarray(planes), SEMIPLANAR[message.encoding])
     try:
         return _bridge.imgmsg_to_cv2(_tight(message), "rgb8")
     except CvBridgeError as error:
         raise InputError(f"{message.width}x{message.height} {message.encoding} image: {error}") from error
-
-
-def _check_header(message: CompressedImage) -> None:
-    """Raise InputError if the header of a compressed image is damaged, or announces more pixels than a camera has.
-
-    OpenCV's own limit (2^30 pixels, 3 GB) is too high for a robot, and it accepts other file formats.
-    """
-    data = message.data
-    try:
-        with Picture.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            width, height = picture.size
-    except Picture.DecompressionBombError as error:
-        raise InputError(f"compressed image is larger than any camera's: {error}") from error
-    except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
-        raise InputError(f"compressed image of {len(data)} bytes cannot be decoded as jpeg or png") from error
-    if max(width, height) > MAX_SIDE or width * height > MAX_COMPRESSED_PIXELS:
-        raise InputError(
-            f"compressed image of {width}x{height} pixels is larger than any camera's ({MAX_SIDE} a side and "
-            f"{MAX_COMPRESSED_PIXELS} in all)"
-        )
 
 
 def _tight(message: Image) -> Image:

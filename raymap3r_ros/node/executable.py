@@ -22,9 +22,9 @@ from rclpy.task import Future, Task
 from rclpy.utilities import remove_ros_args
 
 from raymap3r_ros.node.network_pool import NetworkPool
-from raymap3r_ros.node.reporter import Throttle, shortened
 from raymap3r_ros.node.stream_node import StreamNode
 from raymap3r_ros.signals import StopSignal
+from raymap3r_ros.text import LONGEST_TEXT, Throttle, printable
 
 
 class Executor(MultiThreadedExecutor):
@@ -71,7 +71,10 @@ class Executor(MultiThreadedExecutor):
         where = traceback.extract_tb(error.__traceback__)[-1]
         if self._throttle.permits(f"{logger.name} {where.filename} {where.lineno}"):
             details = "".join(traceback.format_exception(error))
-            logger.error(shortened(f"a callback failed: {type(error).__name__}: {error}") + f"\n{details}")
+            logger.error(
+                printable(f"a callback failed: {type(error).__name__}: {error}")
+                + printable(f"\n{details}".replace("\n", "\n  "), 10 * LONGEST_TEXT, lines=True)
+            )
 
     def _take(self, take: Callable[[Any], Any], entity: Any) -> Any:
         # An exception here would keep rclpy from ever calling this entity and its callback group again.

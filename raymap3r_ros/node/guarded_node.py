@@ -20,7 +20,7 @@ from rosgraph_msgs.msg import Clock
 
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.node.conversions import check_stamp
-from raymap3r_ros.node.reporter import shortened
+from raymap3r_ros.text import printable
 
 PARAMETER_TYPES = sorted(kind.value for kind in Parameter.Type)
 
@@ -131,13 +131,13 @@ class GuardedNode(LifecycleNode):
             for message in messages:
                 if message.value.type not in PARAMETER_TYPES:
                     raise InputError(
-                        f"{shortened(message.name)} has a value of the unknown type {message.value.type}; allowed: "
+                        f"{printable(message.name)} has a value of the unknown type {message.value.type}; allowed: "
                         f"{PARAMETER_TYPES[0]} to {PARAMETER_TYPES[-1]}, see rcl_interfaces/msg/ParameterType"
                     )
                 changes.append(Parameter.from_parameter_msg(message))
             return self.set_parameters_atomically(changes)
         except Exception as error:  # rclpy raises many kinds: undeclared, static type, invalid value
-            return SetParametersResult(successful=False, reason=shortened(reason_of(error)))
+            return SetParametersResult(successful=False, reason=printable(reason_of(error)))
 
 
 def _checked_clock(callback: Callable[[Clock], None]) -> Callable[[Clock], None]:

@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.node.conversions import EncodingError
 from raymap3r_ros.node.diagnostics import Monitor
-
-THROTTLE = 5.0  # seconds between two log lines about the same problem
-LONGEST_LINE = 1000  # characters of an error that are logged: a foreign checkpoint has an error in every tensor
-LONGEST_END = 300  # of these at the end
-MAX_PROBLEMS = 100  # kinds of problems that are remembered: damaged messages can cause new ones without end
-
-
-class Throttle:
-    """Decides which of several log lines about the same problem are written."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, float] = {}
-
-    def __len__(self) -> int:
-        """Number of problems that are remembered."""
-        return len(self._last)
-
-    def permits(self, problem: str) -> bool:
-        """Whether this problem was not logged in the last seconds.
-
-        Problems that differ only in numbers are the same.
-        """
-        problem, now = re.sub(r"\d+", "#", problem), time.monotonic()
-        if now - self._last.get(problem, -THROTTLE) < THROTTLE:
-            return False
-        if len(self._last) >= MAX_PROBLEMS:
-            self._last.clear()
-        self._last[problem] = now
-        return True
+from raymap3r_ros.text import LONGEST_TEXT, MAX_PROBLEMS, THROTTLE, Throttle, printable
 
 
 class Reporter:
@@ -69,19 +40,22 @@ class Reporter:
 
     def info(self, text: str) -> None:
         """Log an event that is no problem."""
-        self._logger.info(text)
+        text = printable(text)
+        if self._throttle.permits(text, THROTTLE, burst=5):
+            self._logger.info(text)
 
     def warn(self, text: str, once: bool = False) -> None:
         """Report something that the user should check, in the log and the diagnostics."""
-        text = shortened(text)
+        text = printable(text)
         self._monitor.warning(text)
         if once:
             self.warn_once(text)
-        elif self._throttle.permits(text):
+        elif self._throttle.permits(text, THROTTLE):
             self._logger.warning(text)
 
     def warn_once(self, text: str) -> None:
         """Log a warning, only the first time, and not in the diagnostics."""
+        text = printable(text)
         if text not in self._logged_once and len(self._logged_once) < MAX_PROBLEMS:
             self._logged_once.add(text)
             self._logger.warning(text)
@@ -89,6 +63,7 @@ class Reporter:
     def stand(self, text: str) -> None:
         """Report what holds at the moment, "" if nothing: in the diagnostics, and in the log when it begins."""
         if text:
+            text = printable(text)
             self._monitor.warning(text)
             kind = re.sub(r"[\d.e+]+", "#", text)
             if kind != self._standing and self._throttle.permits(kind):
@@ -105,17 +80,13 @@ class Reporter:
             details: more lines, only for the log.
             problem: identifies the problem if `text` contains foreign text, which can differ each time.
         """
-        text = shortened(text)
+        text = printable(text)
         self._monitor.error(text)
-        if not throttle or self._throttle.permits(problem or text):
-            self._logger.error(text + details)
+        if not throttle or self._throttle.permits(problem or text, THROTTLE):
+            # Indented, so that no line of it passes for another message.
+            self._logger.error(text + printable(details.replace("\n", "\n  "), 10 * LONGEST_TEXT, lines=True))
 
     def refuse(self, error: InputError) -> None:
         """Report an image that cannot be used."""
         self._monitor.count("bad frames")
         self.warn(f"image skipped: {error}", once=isinstance(error, EncodingError))
-
-
-def shortened(text: str) -> str:
-    """A text that may be too long for the log without its middle: an error names the remedy at its end."""
-    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - LONGEST_END]} ... {text[-LONGEST_END:]}"

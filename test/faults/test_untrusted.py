@@ -6,9 +6,10 @@ import pickle
 import resource
 import shutil
 import struct
+import sys
 import tracemalloc
 import zipfile
-import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,41 +23,19 @@ from sensor_msgs.msg import CompressedImage
 from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.network import load_network
-from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.network.config import LIMITS, PRESETS
 from raymap3r_ros.node import conversions
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "io"))
+from encoded_images import BOMBS, jpeg_bomb, png_bomb
+
 FORMAT = "raymap3r-1"
-
-
-def png_bomb(width, height):
-    """A few hundred bytes whose PNG header declares an image of this size."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(100_000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def jpeg_bomb(width, height):
-    """A valid JPEG whose header is changed to this size."""
-    data = bytearray(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes())
-    start = data.index(b"\xff\xc0")
-    data[start + 5 : start + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
 
 
 # ------------------------------------------------------------------------------------------------------------- images
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        *(png_bomb(*size) for size in ((50_000, 50_000), (2**31 - 1, 1), (20_000, 20), (16_000, 16_000))),
-        *(jpeg_bomb(*size) for size in ((50_000, 50_000), (65_535, 65_535), (12_000, 12_000))),
-    ],
-)
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bomb_is_refused_before_it_is_decoded(data, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
@@ -107,6 +86,10 @@ def native(path, config, tensors=None):
     return path
 
 
+# Just outside the range of each number.
+BEYOND = [(name, value) for name, (low, high) in LIMITS.items() for value in (low * 0.9, low - 1, high * 2)]
+
+
 def changed(**values):
     return {**PRESETS["mini"].to_dict(), **values}
 
@@ -114,6 +97,11 @@ def changed(**values):
 @pytest.mark.parametrize(
     "config",
     [
+        *(changed(**{name: [value] * 4 if name == "dpt_level_widths" else value}) for name, value in BEYOND),
+        changed(image_size=16_384),
+        changed(image_size=1024, patch_size=4),
+        changed(head_type=[]),
+        changed(stem={}),
         changed(encoder_depth=10**9),
         changed(encoder_width=2**40),
         changed(state_tokens=2**62),
@@ -138,6 +126,17 @@ def changed(**values):
 def test_unbounded_configuration_is_refused(tmp_path, config):
     with pytest.raises(CheckpointError, match="no usable network configuration"):
         load_network(native(tmp_path / "w.safetensors", config))
+
+
+def test_the_largest_configuration_takes_little_memory_without_its_weights(tmp_path):
+    largest = {
+        name: type(PRESETS["mini"].to_dict()[name])([high] * 4) if name == "dpt_level_widths" else high
+        for name, (_, high) in LIMITS.items()
+    }
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="missing"):
+        load_network(native(tmp_path / "w.safetensors", changed(**largest)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
 def test_large_file_of_another_network_is_not_read(tmp_path):

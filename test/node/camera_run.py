@@ -63,12 +63,13 @@ class OtherPublishers:
     def __init__(self, bench):
         self._bench = bench
         self._moving = tf2_ros.TransformBroadcaster(bench.probe)
-        self._fixed = tf2_ros.StaticTransformBroadcaster(bench.probe)
+        self._fixed = []
         self.sent = Counter()  # by parent and child
 
     def publish_static(self, parent, child, pose):
         """Publish on /tf_static; returns when the node has received it."""
-        self._fixed.sendTransform(transform(self._bench, parent, child, pose))
+        self._fixed.append(tf2_ros.StaticTransformBroadcaster(self._bench.probe))  # one never replaces a transform
+        self._fixed[-1].sendTransform(transform(self._bench, parent, child, pose))
         self._bench.wait_for_transform(parent, child)
 
     def publish_moving(self, parent, child, poses):

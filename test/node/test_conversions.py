@@ -18,12 +18,12 @@ HEADER = Header(frame_id="camera")
 
 
 def image(encoding, pixels, padding=0, is_bigendian=0):
-    """An Image of (h, w, bytes of a pixel) uint8."""
+    """An Image of (h, w, bytes of a pixel) uint8, in nv12 and nv21 (h * 3 / 2, w, 1)."""
     height, width, size = pixels.shape
     rows = np.zeros((height, width * size + padding), np.uint8)
     rows[:, : width * size] = pixels.reshape(height, -1)
     return Image(
-        height=height,
+        height=height * 2 // 3 if encoding.startswith("nv") else height,
         width=width,
         encoding=encoding,
         step=rows.shape[1],
@@ -56,6 +56,10 @@ def plain(encoding, width=8, height=6, order="<"):
     luma = 16 + 65.738 / 256 * red + 129.057 / 256 * green + 25.064 / 256 * blue
     u = 128 - 37.945 / 256 * red - 74.494 / 256 * green + 112.439 / 256 * blue
     v = 128 + 112.439 / 256 * red - 94.154 / 256 * green - 18.285 / 256 * blue
+    if encoding.startswith("nv"):
+        chroma = [u, v] if encoding == "nv12" else [v, u]
+        planes = np.concatenate([np.full((height, width), luma), np.tile(chroma, (height // 2, width // 2))])
+        return planes.round().astype(np.uint8)[..., None]
     pair = [u, luma, v, luma] if encoding in ("yuv422", "uyvy") else [luma, u, luma, v]
     return np.tile(np.array(pair).round().astype(np.uint8), (height, width // 2)).reshape(height, width, 2)
 
@@ -106,14 +110,19 @@ def broken(**changes):
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (broken(encoding="nv21"), "encoding 'nv21' is not supported; supported: rgb8, bgr8,"),
+        (broken(encoding="nv24"), "encoding 'nv24' is not supported; supported: rgb8, bgr8,"),
+        (broken(encoding="nv12", step=6, height=3), "must be even"),
+        (broken(encoding="nv21", step=12, height=6), "data is cut short, 72 bytes where 9 rows of 12 bytes are 108"),
         (broken(encoding=""), "encoding '' is not supported"),
         (broken(width=0), "0x4 image: has no pixels"),
         (broken(height=0), "6x0 image: has no pixels"),
         (broken(width=100_000), "100000x4 image: is larger than any camera's"),
         (broken(encoding="yuyv", width=5), "5x4 image: yuyv holds pixels in pairs, the width must be even"),
         (broken(step=17), "6x4 image: step is 17 bytes, but a row of rgb8 takes 18"),
-        (broken(data=array.array("B", [0] * 71)), "6x4 image: data is cut short, 71 bytes where step * height is 72"),
+        (
+            broken(data=array.array("B", [0] * 71)),
+            "6x4 image: data is cut short, 71 bytes where 4 rows of 18 bytes are 72",
+        ),
         (CompressedImage(), "compressed image without data"),
     ],
 )

@@ -85,7 +85,7 @@ def test_bad_images_are_skipped_with_a_warning_and_the_stream_continues(make_ben
     bench.start("pose")
     bench.send(0)
     cases = [
-        (image(encoding="nv21"), "image skipped: encoding 'nv21' is not supported; supported: rgb8, bgr8, rgba8"),
+        (image(encoding="nv24"), "image skipped: encoding 'nv24' is not supported; supported: rgb8, bgr8, rgba8"),
         (image(encoding="32FC1"), "image skipped: encoding '32FC1' is not supported"),
         (image(data=array.array("B", [1] * 100)), "image skipped: 64x48 image: data is cut short, 100 bytes"),
         (image(width=0, height=0, data=array.array("B")), "image skipped: 0x0 image: has no pixels"),

@@ -1,7 +1,8 @@
 """Long texts in log and diagnostics, and the throttle of repeated problems."""
 
 from raymap3r_ros.node.diagnostics import Monitor
-from raymap3r_ros.node.reporter import LONGEST_LINE, Reporter
+from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.text import LONGEST_TEXT
 
 REMEDY = "convert the checkpoint again"
 
@@ -18,7 +19,7 @@ def test_long_error_keeps_its_remedy_in_log_and_diagnostics():
     message = monitor.status("node", "active", {}).message
     for text in (log.lines[0], message.split("; no images")[0]):
         assert text.startswith("the file has other tensors: blocks.0") and REMEDY in text
-        assert len(text) < LONGEST_LINE + 10
+        assert len(text) < LONGEST_TEXT + 10
 
 
 def test_foreign_text_does_not_defeat_the_throttle():

@@ -49,9 +49,9 @@ def test_round_trip(nodes):
         wait_for(lambda: moving.pub_tf.get_subscription_count() > 0, "subscriber of /tf")
         moving.sendTransform(transform("map", "base", 1, 1))
         moving.sendTransform((transform("map", "base", 2, 2), transform("map", "person", 2, -5)))
-        # The static transforms were sent before the subscription. The later of two for the same frame is valid.
+        # The static transforms were sent before the subscription. As in tf2_ros, the first of two stays.
         found = buffer.lookup_transform("map", "camera", Time(nanoseconds=1_500_000_000), WAIT)
-        assert found.transform.translation.x == 301.5
+        assert found.transform.translation.x == 101.5
         assert buffer.lookup_transform("lidar", "person", Time(), WAIT).transform.translation.x == -207
     finally:
         transforms.unregister()
@@ -77,3 +77,44 @@ def test_type_hash_is_upstreams(nodes):
 
 def test_ament_index_needs_no_variable_from_the_user():
     assert get_package_share_directory("tf2_msgs").endswith("share/tf2_msgs")
+
+
+def test_a_flood_of_hostile_transforms_is_logged_in_few_short_lines(capfd):
+    buffer = tf2_ros.Buffer()
+    for index in range(3000):
+        message = transform(f"a\x1b[2J\n{index}", f"b{index}{'x' * 200}", 5, float("nan"))
+        buffer.set_transform(message, "peer")
+        buffer.set_transform(transform("map", "c" * 10**5, 5, 1), "peer")
+        buffer.set_transform(transform("map", "base", 100 - index % 90, 1), "peer")
+    output = "".join(capfd.readouterr())
+    lines = [line for line in output.splitlines() if "tf2" in line]
+    assert 3 <= len(lines) <= 12 and max(map(len, lines)) < 1200
+    assert "\x1b[2J" not in output and r"a\x1b[2J\n0" in output
+    with pytest.raises(tf2_ros.LookupException):
+        buffer.lookup_transform("map", "c" * 10**5, Time())
+
+
+def test_the_buffer_keeps_a_bounded_number_of_frames_and_transforms(monkeypatch):
+    monkeypatch.setattr(tf2_ros.buffer, "MAX_FRAMES", 50)
+    monkeypatch.setattr(tf2_ros.buffer, "MAX_SAMPLES", 100)
+    buffer = tf2_ros.Buffer()
+    for index in range(200):
+        buffer.set_transform(transform("map", f"f{index}", 5, index), "peer")
+    assert buffer.lookup_transform("map", "f48", Time()).transform.translation.x == 48
+    with pytest.raises(tf2_ros.LookupException):
+        buffer.lookup_transform("map", "f49", Time())
+    for index in range(500):  # frames that exist are still updated
+        buffer.set_transform(transform("map", "f0", 6 + index * 1e-3, index), "peer")
+    assert buffer.lookup_transform("map", "f0", Time()).transform.translation.x == 499
+    assert not buffer.can_transform("map", "f0", Time(nanoseconds=6_300_000_000))
+
+
+def test_static_transforms_are_sent_together_and_never_replaced(nodes):
+    static = tf2_ros.StaticTransformBroadcaster(nodes[0])
+    static.sendTransform(iter([transform("base", "camera", 0, 1), transform("base", "camera", 0, 2)]))
+    static.sendTransform(transform("other", "camera", 0, 3))
+    static.sendTransform(transform("base", "lidar", 0, 4))
+    sent = [
+        (one.header.frame_id, one.child_frame_id, one.transform.translation.x) for one in static.net_message.transforms
+    ]
+    assert sent == [("base", "camera", 1.0), ("base", "lidar", 4.0)]

@@ -20,6 +20,7 @@ from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.time import Time
 
+from raymap3r_ros.text import Throttle, printable
 from tf2_ros.exceptions import (
     ConnectivityException,
     ExtrapolationException,
@@ -33,6 +34,10 @@ Vector = tuple[float, float, float]
 
 NORM_TOLERANCE = 0.01  # of the squared norm of a quaternion, as in tf2
 LOG_INTERVAL = 2.5  # seconds between two messages about the same kind of bad input
+# Not in tf2. Any participant can publish transforms, which are kept.
+MAX_NAME = 256  # characters of a frame's name
+MAX_FRAMES = 10_000
+MAX_SAMPLES = 20_000  # of one frame
 
 
 class Transform(NamedTuple):
@@ -137,7 +142,7 @@ class MovingFrame:
             return True
         self.stamps.insert(index, stamp)
         self.samples.insert(index, (parent, transform))
-        expired = bisect_left(self.stamps, self.stamps[-1] - self.cache_time)
+        expired = max(bisect_left(self.stamps, self.stamps[-1] - self.cache_time), len(self.stamps) - MAX_SAMPLES)
         del self.stamps[:expired], self.samples[:expired]
         return True
 
@@ -182,6 +187,7 @@ class BufferCore:
         self._cache_time = nanoseconds(cache_time) if cache_time is not None else 10_000_000_000
         self._frames: dict[str, StaticFrame | MovingFrame] = {}  # by child frame
         self._names: set[str] = set()
+        self._throttle = Throttle()
         self._changed = threading.Condition(threading.RLock())
 
     def set_transform(self, transform: TransformStamped, authority: str) -> None:
@@ -244,7 +250,9 @@ class BufferCore:
         r, t = message.transform.rotation, message.transform.translation
         rotation, translation = (r.x, r.y, r.z, r.w), (t.x, t.y, t.z)
         problem = ""
-        if not child or not parent:
+        if max(len(child), len(parent)) > MAX_NAME:
+            problem = f"a name has {max(len(child), len(parent))} characters, more than {MAX_NAME}"
+        elif not child or not parent:
             problem = f"{'child_frame_id' if not child else 'header.frame_id'} is empty"
         elif child == parent:
             problem = "frame_id and child_frame_id are the same"
@@ -252,11 +260,12 @@ class BufferCore:
             problem = f"it has a NaN: translation {translation}, rotation {rotation}"
         elif not abs(sum(part * part for part in rotation) - 1) < NORM_TOLERANCE:
             problem = f"its quaternion {rotation} has not length 1"
+        new = {parent, child} - self._names
+        if not problem and new and len(self._names) + len(new) > MAX_FRAMES:
+            problem = f"the buffer is full, with {len(self._names)} frames"
         if problem:
-            get_logger("tf2").error(
-                f'Ignoring the transform "{parent}" -> "{child}" from authority "{authority}": {problem}',
-                throttle_duration_sec=LOG_INTERVAL,
-            )
+            text = f'Ignoring the transform "{parent}" -> "{child}" from authority "{authority}": {problem}'
+            self._log(get_logger("tf2").error, problem, text)
             return
         transform = Transform(normalize(rotation), translation)
         stamp = nanoseconds(message.header.stamp)
@@ -269,12 +278,17 @@ class BufferCore:
                 if not isinstance(frame, MovingFrame):
                     frame = self._frames[child] = MovingFrame(self._cache_time)
                 if not frame.insert(stamp, parent, transform):
-                    get_logger("tf2").warning(
+                    text = (
                         f'TF_OLD_DATA ignoring data from the past for frame "{child}" at time {seconds(stamp)} '
-                        f'according to authority "{authority}"',
-                        throttle_duration_sec=LOG_INTERVAL,
+                        f'according to authority "{authority}"'
                     )
+                    self._log(get_logger("tf2").warning, "TF_OLD_DATA", text)
             self._changed.notify_all()
+
+    def _log(self, write: Callable[[str], object], problem: str, text: str) -> None:
+        # rclpy's own throttle has no effect on a logger that is looked up each time.
+        if self._throttle.permits(problem, LOG_INTERVAL):
+            write(printable(text))
 
     def _check_names(self, target: str, source: str) -> None:
         for argument, name in (("target_frame", target), ("source_frame", source)):

@@ -19,9 +19,16 @@ class StaticTransformBroadcaster:
         if qos is None:
             qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, history=HistoryPolicy.KEEP_LAST)
         self.pub_tf = node.create_publisher(TFMessage, "/tf_static", qos)
-        self._transforms: dict[str, TransformStamped] = {}  # by child frame
+        self.net_message = TFMessage()
+        self._child_frame_ids: set[str] = set()
 
     def sendTransform(self, transform: TransformStamped | Iterable[TransformStamped]) -> None:
-        """Send one transform or several, together with all that were sent before: only the last message is kept."""
-        self._transforms.update((item.child_frame_id, item) for item in as_list(transform))
-        self.pub_tf.publish(TFMessage(transforms=list(self._transforms.values())))
+        """Send one transform or several, together with all that were sent before: only the last message is kept.
+
+        As in tf2_ros, a transform that was sent is never replaced: a second one for the same child is ignored.
+        """
+        for item in as_list(transform):
+            if item.child_frame_id not in self._child_frame_ids:
+                self._child_frame_ids.add(item.child_frame_id)
+                self.net_message.transforms.append(item)
+        self.pub_tf.publish(self.net_message)

@@ -1,0 +1,103 @@
+"""Foreign text, such as names in messages and files, in logs, errors and terminals: escaped, cut and throttled."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterable
+
+LONGEST_TEXT = 1000  # characters of a log line
+LONGEST_ERROR = 100_000  # characters of an error on a terminal: a foreign checkpoint has an error in every tensor
+MAX_LISTED = 2000  # names in one error
+THROTTLE = 5.0  # seconds between two lines about the same problem
+MAX_PROBLEMS = 100  # kinds of problems that are remembered: foreign text can cause new ones without end
+MAX_LINES = 20  # about all problems together, in THROTTLE seconds
+
+_NUMBER = re.compile(r"[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b)")
+# A line break that starts an indented line, as in the lists of our own errors: no such line passes for another error.
+_INDENTED = re.compile(r"\n(?=  )")
+
+
+def printable(text: object, longest: int = LONGEST_TEXT, *, lines: bool = False) -> str:
+    r"""`text` with control, direction and other invisible characters escaped (\x1b, \u202e), at most `longest` long.
+
+    The middle of a longer text is left out: the end of a message is what to do. With `lines`, line breaks before
+    indented lines are kept.
+    """
+    text = _shortened(str(text), longest)
+    if text.isprintable():
+        return text
+    parts = _INDENTED.split(text) if lines else [text]
+    return _shortened("\n".join(map(_escaped, parts)), longest)
+
+
+def _escaped(text: str) -> str:
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    gap = f" ... ({len(text)} characters) ... "
+    end = max(longest - len(gap), 2) // 3
+    return f"{text[: 2 * end]}{gap}{text[-end:]}"
+
+
+def listing(names: Iterable[str]) -> str:
+    """The names in a row, for an error about all of them."""
+    names = list(names)
+    shown = ", ".join(printable(name, 200) for name in names[:MAX_LISTED])
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return printable(shown, LONGEST_ERROR // 2) + more
+
+
+class Throttle:
+    """Decides which of several lines about the same problem are written. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, list[float]] = {}
+        self._lines: list[float] = []  # times of the last lines
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of kinds of problems that are remembered."""
+        return len(self._last)
+
+    def permits(self, problem: str, interval: float = THROTTLE, burst: int = 1) -> bool:
+        """Whether a line is to be written: `burst` lines of a problem in `interval` seconds, and MAX_LINES of all.
+
+        Texts that differ only in numbers are the same problem.
+        """
+        problem, now = _NUMBER.sub("#", problem), time.monotonic()
+        with self._lock:
+            self._lines = [one for one in self._lines if now - one < interval]
+            last = [one for one in self._last.get(problem, ()) if now - one < interval]
+            if len(last) >= burst or len(self._lines) >= MAX_LINES:
+                return False
+            if len(self._last) >= MAX_PROBLEMS:
+                self._last.clear()
+            self._last[problem] = [*last, now]
+            self._lines.append(now)
+            return True
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, without control characters."""
+        return printable(super().format(record), lines=True)
+
+
+class RepeatFilter(logging.Filter):
+    """Drops records that repeat a message with other arguments more than 20 times in THROTTLE seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._throttle = Throttle()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        return self._throttle.permits(f"{record.name}: {record.msg}", burst=MAX_LINES)
