@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,11 +40,14 @@ from raymap3r_ros.synthetic import suite_sequence
 START_LIMIT = 600.0  # seconds for the node to load its weights; the public ones are large
 STOP_LIMIT = 30.0  # seconds for a process to end after the request
 SPIN_TIME = 0.1  # seconds
+BASE_NAME = "raymap3r"  # of the node, without its namespace
 OUTPUTS = {
     **TOPICS,
     **MAP_TOPICS,
     "tf": (TFMessage, RELIABLE),
 }  # message type and QoS of everything the node publishes
+GLOBAL_TOPICS = ("/tf", "/tf_static", "/clock", "/diagnostics")  # those of every node in the domain
+DISCOVERY_TIME = 1.5  # seconds in which nodes that run already are discovered
 QUEUE_DEPTH = 200  # messages; long enough that no message is lost in the subscriber
 
 Item = TypeVar("Item")
@@ -61,6 +65,51 @@ def set_up_dds(*, localhost: bool = True, own_domain: bool = False) -> None:
         os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if own_domain:
         os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+
+
+# -------------------------------------------------------------------------------------------- beside other programs
+
+
+def private_topics(namespace: str) -> list[str]:
+    """ROS arguments that move the global topics of a process into a namespace (full name)."""
+    return [part for topic in GLOBAL_TOPICS for part in ("-r", f"{topic}:={namespace}{topic}")]
+
+
+@contextlib.contextmanager
+def reserved(node_name: str) -> Iterator[None]:
+    """Keep other programs of this package, on this machine and domain, from running a node of this name (full name).
+
+    Raises Raymap3rError if one does so already.
+    """
+    domain = os.environ.get("ROS_DOMAIN_ID", "0")
+    # An abstract socket: its name is unique, and free again however the process ends.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        try:
+            lock.bind(f"\0raymap3r_ros node {domain} {node_name}")
+        except OSError:
+            raise Raymap3rError(
+                f"another program of this package is running the node {node_name} in ROS domain {domain}: wait until "
+                "it has ended, or set another ROS_DOMAIN_ID"
+            ) from None
+        yield
+
+
+def node_count(node: Node, name: str) -> int:
+    """Number of nodes with the full name `name` that `node` has discovered."""
+    found = node.get_node_names_and_namespaces()
+    return sum(f"{namespace.rstrip('/')}/{base}" == name for base, namespace in found)
+
+
+def refuse_taken_name(node: Node, name: str) -> None:
+    """Raise Raymap3rError if a node with the full name `name` is discovered within DISCOVERY_TIME."""
+    deadline = time.monotonic() + DISCOVERY_TIME
+    while time.monotonic() < deadline:
+        if node_count(node, name):
+            raise Raymap3rError(
+                f"a node {name} is already running in ROS domain {os.environ.get('ROS_DOMAIN_ID', '0')}: its messages "
+                "could not be distinguished from those of the node started here; end it, or set another ROS_DOMAIN_ID"
+            )
+        time.sleep(0.05)
 
 
 # ------------------------------------------------------------------------------------------------------ all processes
@@ -118,12 +167,17 @@ def running_harness(
 
     `make_subscriber` is called in the subscriber process with its ROS node and must be picklable. `ros_arguments` are
     further arguments of the stream node. SIGTERM interrupts the caller like Ctrl-C, so that no process is left over.
+
+    All processes use the global topics (GLOBAL_TOPICS) in `namespace`, so that other nodes of the domain receive
+    nothing. Raises Raymap3rError if a node of the same name is running.
     """
+    name, private = f"{namespace}/{BASE_NAME}", private_topics(namespace)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with (
-            running_node(namespace, parameters, *ros_arguments) as process,
-            camera_node(namespace) as camera,
+            reserved(name),
+            camera_node(namespace, *private, unique=name) as camera,
+            running_node(namespace, parameters, *private, *ros_arguments) as process,
             _subscriber_process(namespace, make_subscriber) as pipe,
         ):
             yield Harness(process, camera, pipe)
@@ -166,15 +220,24 @@ def check_running(process: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def camera_node(namespace: str) -> Iterator[Node]:
-    """A ROS node to publish images from; rclpy is initialised without its signal handlers and shut down afterwards."""
+def camera_node(namespace: str, *ros_arguments: str, unique: str = "") -> Iterator[Node]:
+    """A ROS node to publish images from; rclpy is initialised without its signal handlers and shut down afterwards.
+
+    `unique`: full name of the stream node that will be started; Raymap3rError if one is running.
+    """
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    camera = rclpy.create_node("camera", namespace=namespace)
+    camera = _create_node("camera", namespace, ros_arguments)
     try:
+        if unique:
+            refuse_taken_name(camera, unique)
         yield camera
     finally:
         camera.destroy_node()
         rclpy.shutdown()
+
+
+def _create_node(name: str, namespace: str, ros_arguments: Sequence[str]) -> Node:
+    return rclpy.create_node(name, namespace=namespace, cli_args=["--ros-args", *ros_arguments])
 
 
 def rendered_room(count: int, size: tuple[int, int] = (120, 160)) -> list[np.ndarray]:
@@ -301,7 +364,7 @@ def _run_subscriber(pipe: Connection, namespace: str, make_subscriber: Callable[
     """Send None once the subscriber is connected, then a reply to each request, until the other end is closed."""
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        subscriber = make_subscriber(rclpy.create_node("subscriber", namespace=namespace))
+        subscriber = make_subscriber(_create_node("subscriber", namespace, private_topics(namespace)))
         while not subscriber.is_connected():
             subscriber.spin()
             if pipe.poll():  # no request comes before the connection: the other end is closed

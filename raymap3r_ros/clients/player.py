@@ -33,7 +33,7 @@ from tf2_msgs.msg import TFMessage
 
 from raymap3r_ros.clients.bag import RANGE_TYPE, Bag, ReplayOptions, absolute, scale_topic, without_slash
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
-from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running
+from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running, node_count
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.geometry.calibration import camera_of
 from raymap3r_ros.io.recording import BrokenFrame
@@ -98,18 +98,22 @@ def play(
     node_name: str,
     process: subprocess.Popen | None = None,
     stop: threading.Event | None = None,
+    *,
+    beside_others: bool = True,
 ) -> Playback:
     """Play `bag` from the node `camera`, which is in the namespace of the stream node `node_name` (full name).
 
     Waits for the stream node first. It should run with every_frame and use_sim_time. `process`: of the stream node, if
-    the caller has started it; setting `stop` ends the playback early.
+    the caller has started it; setting `stop` ends the playback early. `beside_others`: play also if other nodes
+    publish transforms or a clock on the topics that the camera uses.
 
-    Raises Raymap3rError if the stream node does not respond, does not subscribe to the images of the bag or ends, and
-    InputError if the topic for its scale.source is ambiguous or missing.
+    Raises Raymap3rError if the stream node does not respond, does not subscribe to the images of the bag, ends, or is
+    not the only one of its name, or if others publish and may not; and InputError if the topic for its scale.source is
+    ambiguous or missing.
     """
     player = _Player(bag, options, camera, node_name, process, stop or threading.Event())
     try:
-        player.connect()
+        player.connect(beside_others)
         for _ in range(options.loop):
             player.play()
         return player.finish()
@@ -162,13 +166,14 @@ class _Player:
 
     # ----------------------------------------------------------------------------------------------------- playing
 
-    def connect(self) -> None:
-        """Wait until the node is connected to this player, and read its parameters."""
+    def connect(self, beside_others: bool) -> None:
+        """Wait until the node is connected to this player, check the graph, and read the node's parameters."""
         deadline = time.monotonic() + START_LIMIT
         publishers = [self._images, *([self._camera_infos] if self._bag.camera_info else [])]
         if not self._wait(lambda: self._has_matched(*publishers) and self._outputs_are_matched(), deadline):
             self._raise_not_connected("images", self._images, "image_transport as in the bag")
             return
+        self._check_graph(beside_others)
         names = [name for kind in (NodeOptions, StreamOptions) for name, _ in option_fields(kind)]
         future = self._parameters.call_async(GetParameters.Request(names=names))
         if not self._wait(future.done, deadline):
@@ -181,6 +186,28 @@ class _Player:
             self._published_frames = {frames[name] for name in names}
         self._advertise_sensor(parameters["scale.source"], deadline)
         self._counts_before = self._counts()
+
+    def _check_graph(self, beside_others: bool) -> None:
+        """Raise Raymap3rError if the node's name is not unique, or if others publish and may not (see `play`)."""
+        name = self._node_name
+        if (count := node_count(self._camera, name)) > 1:
+            raise Raymap3rError(
+                f"{count} nodes are named {name}: their inputs, counts and results cannot be distinguished; end all but "
+                "one, or rename them (-r __node:=)"
+            )
+        for publisher in () if beside_others else (self._tf, self._tf_static, self._clock):
+            topic = publisher.topic_name
+            found = (
+                f"{one.node_namespace.rstrip('/')}/{one.node_name}"
+                for one in self._camera.get_publishers_info_by_topic(topic)
+            )
+            others = sorted({*found} - {name, self._camera.get_fully_qualified_name()})
+            if others:
+                raise Raymap3rError(
+                    f"{topic} is also published by {', '.join(others)}: if this is a live robot, the transforms and "
+                    "the clock of the bag would reach it; end these nodes, use another ROS_DOMAIN_ID, or play anyway "
+                    "with --global-topics"
+                )
 
     def _advertise_sensor(self, source: str, deadline: float) -> None:
         """Select the topic for scale.source, and wait until the node is subscribed to it."""

@@ -17,7 +17,7 @@ import torch
 
 from raymap3r_ros.clients.bag import Bag, ReplayOptions, open_bag, scale_topic
 from raymap3r_ros.clients.ground_truth import GroundTruth
-from raymap3r_ros.clients.harness import camera_node, running_node, set_up_dds
+from raymap3r_ros.clients.harness import BASE_NAME, camera_node, private_topics, reserved, running_node, set_up_dds
 from raymap3r_ros.clients.player import Playback, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
@@ -27,10 +27,11 @@ from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.tum import write_tum
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.offline.summary import Milliseconds
+from raymap3r_ros.options import option_fields
 from raymap3r_ros.rates import rate_text, rounded
 from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
 
-NODE_NAME = "/raymap3r"  # of the node that is started here; RViz layouts use its topics
+PRIVATE_NAMESPACE = "/raymap3r_replay"  # of the node that is started here, unless global topics are requested
 REPORT, REPORT_TEXT = "report.json", "report.txt"
 TRAJECTORY = "trajectory{}.txt"  # with a number if there are several worlds
 _OURS = re.compile(rf"{re.escape(REPORT)}|{re.escape(REPORT_TEXT)}|trajectory(_\d+)?\.txt")
@@ -83,14 +84,19 @@ def run(
     node: str = "",
     parameters: Mapping[str, object] | None = None,
     overwrite: bool = False,
+    global_topics: bool | None = None,
 ) -> int:
     """Replay a bag, print and write the report; 0 if every frame was processed.
 
     `node`: full name of a stream node that is already running; empty: one is started with `parameters`, and ended.
     Ctrl-C and SIGTERM end the replay early, with a report of the frames so far (status 130).
 
+    `global_topics`: whether /tf, /tf_static, /clock and /diagnostics are used, which other nodes receive too, or
+    topics in the node's namespace instead. With True, a node that is started is called /raymap3r, and its inputs have
+    no namespace. None: only with `node`, and if no other node publishes transforms or a clock.
+
     Raises InputError for a bag or folder that cannot be used, OptionError for parameters of a node that is already
-    running, Raymap3rError if the node fails.
+    running, Raymap3rError if the node fails, or if another node of the same name is running.
     """
     if node and parameters:
         raise OptionError(f"{', '.join(parameters)}: the node {node} is already running; set its parameters there")
@@ -99,22 +105,34 @@ def run(
         scale_topic(bag, options, (parameters or {}).get("scale.source", NodeOptions().scale.source))
     prepare_folder(out, overwrite)
     set_up_dds(localhost=not node)
-    name = "/" + (node or NODE_NAME).lstrip("/")
+    name = "/" + (node or f"{'' if global_topics else PRIVATE_NAMESPACE}/{BASE_NAME}").lstrip("/")
     namespace = name.rpartition("/")[0] or "/"
+    private = private_topics(namespace.rstrip("/")) if global_topics is False or not (node or global_topics) else []
     stop = threading.Event()
     with on_stop_signals(lambda _: stop.set()), contextlib.ExitStack() as stack:
         process = None
         if not node:
-            process = stack.enter_context(running_node(namespace, node_parameters(bag, parameters or {})))
-        camera = stack.enter_context(camera_node(namespace))
+            stack.enter_context(reserved(name))
+        camera = stack.enter_context(camera_node(namespace, *private, unique="" if node else name))
+        if not node:
+            process = stack.enter_context(running_node(namespace, node_parameters(bag, parameters or {}), *private))
         print(f"playing {bag.images} of {bag.path} into {name} ...", flush=True)
-        playback = play(bag, options, camera, name, process, stop)
+        playback = play(bag, options, camera, name, process, stop, beside_others=global_topics is not None)
     report = write_report(out, bag, playback, options.truth)
     print((out / REPORT_TEXT).read_text(), end="")
     print(f"wrote {out}: {', '.join([REPORT, REPORT_TEXT, *(world.trajectory for world in report.worlds)])}")
     if not report.complete:
         return INTERRUPTED
     return 0 if report.frames_processed + report.frames_refused == report.frames_sent else 1
+
+
+def launch_words(text: str) -> str:
+    """An error message with arguments of replay.launch.py (`rate:=`) in place of command-line options (`--rate`)."""
+    names = [name for name, _ in option_fields(ReplayOptions)]
+    for name in (*names, "overwrite", "global_topics"):
+        flag = re.escape(f"--{name.replace('_', '-')}")
+        text = re.sub(rf"{flag}(?![\w-])", f"{name}:={'true' if name not in names else ''}", text)
+    return text
 
 
 def node_parameters(bag: Bag, parameters: Mapping[str, object]) -> dict[str, object]:
