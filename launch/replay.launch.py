@@ -14,7 +14,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.clients.bag import ReplayOptions, open_bag
-from raymap3r_ros.clients.harness import GLOBAL_TOPICS
+from raymap3r_ros.clients.graph import GLOBAL_TOPICS
 from raymap3r_ros.clients.replay import PRIVATE_NAMESPACE, launch_words, node_parameters, prepare_folder
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.node.dds_profile import config_file

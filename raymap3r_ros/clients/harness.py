@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,14 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from tf2_msgs.msg import TFMessage
 
+from raymap3r_ros.clients.graph import (
+    DISCOVERY_TIME,
+    QUICK_LOOK,
+    private_topics,
+    refuse_shared_name,
+    refuse_taken_name,
+    reserved,
+)
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.node.dds_profile import profile_environment
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
@@ -46,8 +53,6 @@ OUTPUTS = {
     **MAP_TOPICS,
     "tf": (TFMessage, RELIABLE),
 }  # message type and QoS of everything the node publishes
-GLOBAL_TOPICS = ("/tf", "/tf_static", "/clock", "/diagnostics")  # those of every node in the domain
-DISCOVERY_TIME = 1.5  # seconds in which nodes that run already are discovered
 QUEUE_DEPTH = 200  # messages; long enough that no message is lost in the subscriber
 
 Item = TypeVar("Item")
@@ -67,51 +72,6 @@ def set_up_dds(*, localhost: bool = True, own_domain: bool = False) -> None:
         os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
 
 
-# -------------------------------------------------------------------------------------------- beside other programs
-
-
-def private_topics(namespace: str) -> list[str]:
-    """ROS arguments that move the global topics of a process into a namespace (full name)."""
-    return [part for topic in GLOBAL_TOPICS for part in ("-r", f"{topic}:={namespace}{topic}")]
-
-
-@contextlib.contextmanager
-def reserved(node_name: str) -> Iterator[None]:
-    """Keep other programs of this package, on this machine and domain, from running a node of this name (full name).
-
-    Raises Raymap3rError if one does so already.
-    """
-    domain = os.environ.get("ROS_DOMAIN_ID", "0")
-    # An abstract socket: its name is unique, and free again however the process ends.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
-        try:
-            lock.bind(f"\0raymap3r_ros node {domain} {node_name}")
-        except OSError:
-            raise Raymap3rError(
-                f"another program of this package is running the node {node_name} in ROS domain {domain}: wait until "
-                "it has ended, or set another ROS_DOMAIN_ID"
-            ) from None
-        yield
-
-
-def node_count(node: Node, name: str) -> int:
-    """Number of nodes with the full name `name` that `node` has discovered."""
-    found = node.get_node_names_and_namespaces()
-    return sum(f"{namespace.rstrip('/')}/{base}" == name for base, namespace in found)
-
-
-def refuse_taken_name(node: Node, name: str) -> None:
-    """Raise Raymap3rError if a node with the full name `name` is discovered within DISCOVERY_TIME."""
-    deadline = time.monotonic() + DISCOVERY_TIME
-    while time.monotonic() < deadline:
-        if node_count(node, name):
-            raise Raymap3rError(
-                f"a node {name} is already running in ROS domain {os.environ.get('ROS_DOMAIN_ID', '0')}: its messages "
-                "could not be distinguished from those of the node started here; end it, or set another ROS_DOMAIN_ID"
-            )
-        time.sleep(0.05)
-
-
 # ------------------------------------------------------------------------------------------------------ all processes
 
 
@@ -126,9 +86,11 @@ class Harness:
     def wait_until_connected(self) -> None:
         """Wait until the node publishes to the subscriber and receives the images of the camera.
 
-        The camera must have its image publisher. Raises Raymap3rError if a process ends before, or after START_LIMIT.
+        The camera must have its image publisher. Raises Raymap3rError if a process ends before, after START_LIMIT, or
+        if another node has the same name.
         """
         self._receive("the node")
+        refuse_shared_name(self.camera, f"{self.camera.get_namespace()}/{BASE_NAME}")
 
     def request(self, value: Any = None) -> Any:
         """The reply of the subscriber to `value`. Raises Raymap3rError as `wait_until_connected` does."""
@@ -223,13 +185,14 @@ def check_running(process: subprocess.Popen) -> None:
 def camera_node(namespace: str, *ros_arguments: str, unique: str = "") -> Iterator[Node]:
     """A ROS node to publish images from; rclpy is initialised without its signal handlers and shut down afterwards.
 
-    `unique`: full name of the stream node that will be started; Raymap3rError if one is running.
+    `unique`: full name of the stream node that will be started; Raymap3rError if one is running. `ros_arguments`:
+    those of the node, which move the global topics, or none.
     """
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     camera = _create_node("camera", namespace, ros_arguments)
     try:
         if unique:
-            refuse_taken_name(camera, unique)
+            refuse_taken_name(camera, unique, QUICK_LOOK if ros_arguments else DISCOVERY_TIME)
         yield camera
     finally:
         camera.destroy_node()

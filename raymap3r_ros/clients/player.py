@@ -32,8 +32,9 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from raymap3r_ros.clients.bag import RANGE_TYPE, Bag, ReplayOptions, absolute, scale_topic, without_slash
+from raymap3r_ros.clients.graph import refuse_other_publishers, refuse_shared_name
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
-from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running, node_count
+from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.geometry.calibration import camera_of
 from raymap3r_ros.io.recording import BrokenFrame
@@ -173,7 +174,9 @@ class _Player:
         if not self._wait(lambda: self._has_matched(*publishers) and self._outputs_are_matched(), deadline):
             self._raise_not_connected("images", self._images, "image_transport as in the bag")
             return
-        self._check_graph(beside_others)
+        refuse_shared_name(self._camera, self._node_name)
+        if not beside_others:
+            refuse_other_publishers(self._camera, self._node_name, (self._tf, self._tf_static, self._clock))
         names = [name for kind in (NodeOptions, StreamOptions) for name, _ in option_fields(kind)]
         future = self._parameters.call_async(GetParameters.Request(names=names))
         if not self._wait(future.done, deadline):
@@ -186,28 +189,6 @@ class _Player:
             self._published_frames = {frames[name] for name in names}
         self._advertise_sensor(parameters["scale.source"], deadline)
         self._counts_before = self._counts()
-
-    def _check_graph(self, beside_others: bool) -> None:
-        """Raise Raymap3rError if the node's name is not unique, or if others publish and may not (see `play`)."""
-        name = self._node_name
-        if (count := node_count(self._camera, name)) > 1:
-            raise Raymap3rError(
-                f"{count} nodes are named {name}: their inputs, counts and results cannot be distinguished; end all but "
-                "one, or rename them (-r __node:=)"
-            )
-        for publisher in () if beside_others else (self._tf, self._tf_static, self._clock):
-            topic = publisher.topic_name
-            found = (
-                f"{one.node_namespace.rstrip('/')}/{one.node_name}"
-                for one in self._camera.get_publishers_info_by_topic(topic)
-            )
-            others = sorted({*found} - {name, self._camera.get_fully_qualified_name()})
-            if others:
-                raise Raymap3rError(
-                    f"{topic} is also published by {', '.join(others)}: if this is a live robot, the transforms and "
-                    "the clock of the bag would reach it; end these nodes, use another ROS_DOMAIN_ID, or play anyway "
-                    "with --global-topics"
-                )
 
     def _advertise_sensor(self, source: str, deadline: float) -> None:
         """Select the topic for scale.source, and wait until the node is subscribed to it."""

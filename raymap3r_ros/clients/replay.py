@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from raymap3r_ros.clients.bag import Bag, ReplayOptions, open_bag, scale_topic
+from raymap3r_ros.clients.graph import private_topics, reserved
 from raymap3r_ros.clients.ground_truth import GroundTruth
-from raymap3r_ros.clients.harness import BASE_NAME, camera_node, private_topics, reserved, running_node, set_up_dds
+from raymap3r_ros.clients.harness import BASE_NAME, camera_node, running_node, set_up_dds
 from raymap3r_ros.clients.player import Playback, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
