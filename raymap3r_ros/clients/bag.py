@@ -64,6 +64,11 @@ class Bag:
         with closing(BagReader(self.path)) as reader:
             yield from reader.messages(topics)
 
+    def image_times(self) -> Iterator[tuple[int, int]]:
+        """Stamp and recording time in nanoseconds of each image."""
+        with closing(BagReader(self.path)) as reader:
+            yield from reader.image_times(self.images)
+
 
 def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
     """Read the topics of a bag.

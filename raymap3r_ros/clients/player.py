@@ -43,6 +43,7 @@ from raymap3r_ros.node.diagnostics import COUNTS
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import LATCHED
 from raymap3r_ros.options import option_fields
+from raymap3r_ros.stamps import JumpDetector, StampClock
 from raymap3r_ros.streaming import StreamOptions
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,9 @@ class _Player:
         self._playback = Playback(GroundTruthCollector(bag.frame))
         self._first_pending = 0  # index of the first frame after the last pose
         self._given_up = 0  # index of the first frame after those given up
-        self._index_of: dict[int, int] = {}  # of the last frame with a stamp
+        self._index_of: dict[int, int] = {}  # of the first frame with a stamp, since the last jump of the stamps
+        self._jump_detector = JumpDetector()
+        self._stamp_clock: StampClock | None = None  # of the current pass
         self._camera_info: Any = None  # last one that differed
         self._static: dict[str, Any] = {}  # transforms of /tf_static by child frame; late subscribers need all of them
         self._published_frames: set[str] = set()  # frames whose parent the node publishes
@@ -211,6 +214,7 @@ class _Player:
         bag, options, playback = self._bag, self._options, self._playback
         sensor = playback.scale_topic
         playback.passes += 1
+        self._stamp_clock = StampClock(lambda text: log.warning("%s: %s", bag.path.name, text), bag.image_times())
         end = options.start + options.duration if options.duration else math.inf
         if bag.camera_info:
             # The first calibration is used for the images before it too, as in `io.formats.bag`.
@@ -275,13 +279,17 @@ class _Player:
         return True
 
     def _send_image(self, message: Any, recorded: int) -> None:
-        stamp = _stamp(message, recorded)
-        self._index_of[stamp] = len(self._playback.frames)
-        self._playback.frames.append(SentFrame(stamp, time.monotonic()))
+        stamp = _set_stamp(message, self._stamp_clock.image(nanoseconds(message.header.stamp), recorded))
+        playback, index = self._playback, len(self._playback.frames)
+        if self._jump_detector.check(stamp, playback.parameters["max_gap"]):
+            playback.worlds.add(index)  # by the same rule as in the node
+            self._index_of[stamp] = index
+        self._index_of.setdefault(stamp, index)
+        playback.frames.append(SentFrame(stamp, time.monotonic()))
         self._send(self._images, message)
 
     def _send_sensor(self, message: Any, recorded: int) -> None:
-        stamp = _stamp(message, recorded)
+        stamp = _set_stamp(message, self._stamp_clock.other(nanoseconds(message.header.stamp), recorded))
         if message.__msgtype__ != RANGE_TYPE:
             self._send(self._sensor, message)
             return
@@ -415,13 +423,6 @@ def _serialized(message: Any) -> bytes:
     return bytes(_store.serialize_cdr(message, message.__msgtype__))
 
 
-def _stamp(message: Any, recorded: int) -> int:
-    """The stamp of a message in nanoseconds. A zero stamp is replaced by the time of recording.
-
-    Drivers without a clock leave the stamp at zero.
-    """
-    stamp = nanoseconds(message.header.stamp)
-    if stamp > 0:
-        return stamp
-    message.header.stamp = _Time(sec=recorded // 10**9, nanosec=recorded % 10**9)
-    return recorded
+def _set_stamp(message: Any, stamp: int) -> int:
+    message.header.stamp = _Time(sec=stamp // 10**9, nanosec=stamp % 10**9)
+    return stamp

@@ -31,6 +31,7 @@ from raymap3r_ros.offline.summary import Milliseconds
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.rates import rate_text, rounded
 from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
+from raymap3r_ros.stamps import rising
 
 PRIVATE_NAMESPACE = "/raymap3r_replay"  # of the node that is started here, unless global topics are requested
 REPORT, REPORT_TEXT = "report.json", "report.txt"
@@ -43,7 +44,7 @@ class WorldReport:
     """The frames of one world: their poses have one origin."""
 
     trajectory: str  # file
-    frames: int
+    frames: int  # in its trajectory: without those whose stamp does not rise
     start: float  # stamp of its first frame, seconds
     seconds: float  # of stamps
     frames_with_truth: int
@@ -61,6 +62,7 @@ class ReplayReport:
     passes: int  # over the bag
     frames_sent: int
     frames_processed: int  # with a pose
+    frames_late: int  # processed, but not in a trajectory: their stamp is not above all before it in their world
     frames_refused: int  # by the node: damaged, or in an encoding that it does not support
     frames_unreadable: int  # damaged in the bag, never sent
     frames_dropped: int  # replaced by a newer one; only if the node runs without every_frame
@@ -166,7 +168,8 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
     spans = [span for span in spans if span]
     for number, span in enumerate(spans, 1):
         file = TRAJECTORY.format(f"_{number}" if len(spans) > 1 else "")
-        worlds.append(_world(folder / file, playback, span, ground_truth, note))
+        written = [span[row] for row in rising([playback.frames[index].stamp for index in span])]
+        worlds.append(_world(folder / file, playback, written, ground_truth, note))
     processed, sent = len(playback.poses), len(playback.frames)
     refused, dropped, lost = (playback.counts[name] for name in ("bad frames", "frames dropped", "frames lost"))
     report = ReplayReport(
@@ -176,6 +179,7 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         passes=playback.passes,
         frames_sent=sent,
         frames_processed=processed,
+        frames_late=processed - sum(world.frames for world in worlds),
         frames_refused=refused,
         frames_unreadable=playback.unreadable,
         frames_dropped=dropped,
@@ -257,6 +261,7 @@ def _text(report: ReplayReport) -> Iterator[str]:
         "refused by the node": report.frames_refused,
         "unreadable in the bag": report.frames_unreadable,
         "unanswered": report.frames_unanswered,
+        "with a stamp that does not rise": report.frames_late,
     }
     always = ("sent", "processed", "dropped", "lost")
     yield "frames     " + "   ".join(f"{what} {count}" for what, count in counts.items() if count or what in always)

@@ -35,6 +35,7 @@ class BagReader:
         if path.is_dir() and not (path / "metadata.yaml").is_file():
             paths = sorted(item for item in path.iterdir() if item.suffix in BAG_SUFFIXES)
         self._path = path
+        self.loss = ""  # why messages at the end are missing
         try:
             # sqlite3 bags from before ROS 2 Iron contain no message definitions.
             known = get_typestore(Stores.ROS2_HUMBLE)
@@ -68,13 +69,25 @@ class BagReader:
             except StopIteration:
                 return
             except Exception as error:  # as above: a damaged file cannot be read any further
-                log.warning("%s: damaged, cannot be read after this point: %s", self._path.name, reason_of(error))
+                self.loss = f"damaged, cannot be read after this point: {reason_of(error)}"
+                log.warning("%s: %s", self._path.name, self.loss)
                 return
             try:
                 message = self._reader.deserialize(data, connection.msgtype)
             except Exception as error:  # generated code fails in many ways on damaged bytes
                 message = BrokenFrame(f"not a valid {connection.msgtype}: {reason_of(error)}")
             yield connection.topic, recorded, message
+
+    def image_times(self, topic: str) -> Iterator[tuple[int, int]]:
+        """Yield stamp and recording time in nanoseconds of each image of a topic, for `StampClock`."""
+        for _, recorded, message in self.messages([topic]):
+            if not isinstance(message, BrokenFrame):
+                yield nanoseconds(message.header), recorded
+
+
+def nanoseconds(header: Any) -> int:
+    """Return the stamp of a header."""
+    return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
 
 
 def camera_info_topic(topic: str, topics: dict[str, Any]) -> str | None:

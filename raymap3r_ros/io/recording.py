@@ -17,6 +17,7 @@ import numpy as np
 
 from raymap3r_ros.discovery import find_in_package
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.stamps import MAX_GAP
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Frame:
     image: np.ndarray  # (h, w, 3) uint8 RGB
     stamp: float  # seconds, as recorded
     intrinsics: np.ndarray | None  # (3, 3) pixels of `image`
+    jumps: int = 0  # of the recorded stamps so far; each starts a new world, see `raymap3r_ros.stamps`
 
 
 class BrokenFrame(Exception):
@@ -43,6 +45,7 @@ class ReadOptions:
     stride: int = 1  # read every N-th frame
     max_frames: int | None = None
     intrinsics: np.ndarray | None = None  # (3, 3) pixels of the recorded images; overrides those of the recording
+    max_gap: float = MAX_GAP  # longest step between two recorded stamps that starts no new world, seconds
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -51,6 +54,9 @@ class ReadOptions:
             raise InputError(f"max_frames is {self.max_frames}; allowed: 1 and more")
         if not self.rate > 0:
             raise InputError(f"rate is {self.rate}; allowed: above 0 frames per second")
+
+        if not self.max_gap > 0:
+            raise InputError(f"max_gap is {self.max_gap}; allowed: above 0 seconds")
 
     def expected(self, stored: int | None) -> int | None:
         """Return how many of `stored` frames will be read; None if that is unknown."""
@@ -120,18 +126,20 @@ def open_recording(
     stride: int = 1,
     max_frames: int | None = None,
     intrinsics: np.ndarray | None = None,
+    max_gap: float = MAX_GAP,
 ) -> Recording:
     """Return the recording at `path`, ready to be read.
 
     `path`: a video; a folder of images (read in natural order of their names); a ROS 2 bag, as a folder or as one of
     its .mcap or .db3 files. `topic`: the image topic, for a bag with several. `rate`: frames per second of a folder
     of images, and of a video without a frame rate. `stride`: read every N-th frame. `intrinsics`: (3, 3) pixels of
-    the recorded images; overrides the calibration in a bag.
+    the recorded images; overrides the calibration in a bag. `max_gap`: longest step between the stamps of a bag that
+    starts no new world, seconds.
 
     Raises InputError if nothing can be read, with what was found.
     """
     path = Path(path)
-    options = ReadOptions(topic, rate, stride, max_frames, intrinsics)
+    options = ReadOptions(topic, rate, stride, max_frames, intrinsics, max_gap)
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
     matching = [known for known in _formats() if known.matches(path)]
