@@ -161,12 +161,12 @@ def running_node(namespace: str, parameters: Mapping[str, object], *ros_argument
         stop(process)
 
 
-def stop(process: subprocess.Popen) -> int:
-    """End a process; its exit status."""
+def stop(process: subprocess.Popen, limit: float = STOP_LIMIT) -> int:
+    """End a process, by force if it needs longer than `limit` seconds; its exit status."""
     if process.poll() is None:
         process.terminate()
     try:
-        return process.wait(STOP_LIMIT)
+        return process.wait(limit)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()

@@ -84,6 +84,8 @@ class Playback:
     poses: dict[int, Numbers] = field(default_factory=dict)  # ~/pose by index of the frame
     latencies: dict[int, float] = field(default_factory=dict)  # seconds from sending to ~/pose, by index of the frame
     worlds: set[int] = field(default_factory=set)  # indices of the first frames of new worlds
+    missing: int = 0  # images after an early end of the bag
+    ended: str = ""  # why the bag ended early
     passes: int = 0  # started
     seconds: float = 0.0
     stopped: bool = False  # before the end
@@ -222,7 +224,9 @@ class _Player:
         topics = [bag.images, TF, TF_STATIC, *bag.odometry, *(name for name in (bag.camera_info, sensor) if name)]
         started = time.monotonic()
         first = begin = None
-        for topic, recorded, message in bag.messages(topics):
+        seen = 0
+        for topic, recorded, message in bag.messages(topics, self._on_loss):
+            seen += topic == bag.images
             first = recorded if first is None else first
             offset = (recorded - first) * 1e-9
             if offset >= end or self._stop.is_set():
@@ -249,6 +253,10 @@ class _Player:
                 self._send_sensor(message, recorded)
             elif topic == TF and (transforms := self._to_forward(message)):
                 self._send(self._tf, _TFMessage(transforms=transforms))
+        else:
+            if seen < bag.image_count:
+                playback.missing += bag.image_count - seen
+                playback.ended = playback.ended or f"{bag.image_count - seen} of {bag.image_count} images are missing"
         self._wait_for_outcomes(1)
         playback.seconds += time.monotonic() - started
 
@@ -264,6 +272,9 @@ class _Player:
         playback.diagnostics = diagnostics.values
         playback.counts = {name: value - self._counts_before.get(name, 0) for name, value in self._counts().items()}
         return playback
+
+    def _on_loss(self, reason: str) -> None:
+        self._playback.ended = reason
 
     def _prepare(self, topic: str, message: Any) -> bool:
         """Handle what does not depend on the time of playback; whether the message is usable."""

@@ -19,6 +19,7 @@ from raymap3r_ros.clients.bag import Bag, ReplayOptions, open_bag, scale_topic
 from raymap3r_ros.clients.graph import private_topics, reserved
 from raymap3r_ros.clients.ground_truth import GroundTruth
 from raymap3r_ros.clients.harness import BASE_NAME, camera_node, running_node, set_up_dds
+from raymap3r_ros.clients.harness import stop as end_node
 from raymap3r_ros.clients.player import Playback, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
@@ -35,6 +36,7 @@ from raymap3r_ros.stamps import rising
 
 PRIVATE_NAMESPACE = "/raymap3r_replay"  # of the node that is started here, unless global topics are requested
 REPORT, REPORT_TEXT = "report.json", "report.txt"
+INTERRUPTED_LIMIT = 1.0  # seconds for the node to end after Ctrl-C, in which its frame may not be complete
 TRAJECTORY = "trajectory{}.txt"  # with a number if there are several worlds
 _OURS = re.compile(rf"{re.escape(REPORT)}|{re.escape(REPORT_TEXT)}|trajectory(_\d+)?\.txt")
 
@@ -58,13 +60,15 @@ class ReplayReport:
 
     bag: str
     topic: str
-    complete: bool  # False: stopped before the end
+    complete: bool  # False: stopped before the end, or the bag ended early
+    ended: str  # why the bag ended early, by damage or because data are missing
     passes: int  # over the bag
     frames_sent: int
     frames_processed: int  # with a pose
     frames_late: int  # processed, but not in a trajectory: their stamp is not above all before it in their world
     frames_refused: int  # by the node: damaged, or in an encoding that it does not support
     frames_unreadable: int  # damaged in the bag, never sent
+    frames_missing: int  # according to the bag's index, but not in the part that could be read
     frames_dropped: int  # replaced by a newer one; only if the node runs without every_frame
     frames_lost: int  # in transport, or because the node's queue was full
     frames_unanswered: int  # none of these: in flight at an early end, or failed in the network
@@ -89,7 +93,9 @@ def run(
     overwrite: bool = False,
     global_topics: bool | None = None,
 ) -> int:
-    """Replay a bag, print and write the report; 0 if every frame was processed.
+    """Replay a bag, print and write the report.
+
+    Returns 0 if the bag was read to its end and every frame was processed or refused, but not all refused; else 1.
 
     `node`: full name of a stream node that is already running; empty: one is started with `parameters`, and ended.
     Ctrl-C and SIGTERM end the replay early, with a report of the frames so far (status 130).
@@ -112,7 +118,8 @@ def run(
     namespace = name.rpartition("/")[0] or "/"
     private = private_topics(namespace.rstrip("/")) if global_topics is False or not (node or global_topics) else []
     stop = threading.Event()
-    with on_stop_signals(lambda _: stop.set()), contextlib.ExitStack() as stack:
+    # Repeated signals too: ros2 launch sends one to a process that has already got one from the terminal.
+    with on_stop_signals(lambda _: stop.set(), repeatedly=True), contextlib.ExitStack() as stack:
         process = None
         if not node:
             stack.enter_context(reserved(name))
@@ -121,12 +128,17 @@ def run(
             process = stack.enter_context(running_node(namespace, node_parameters(bag, parameters or {}), *private))
         print(f"playing {bag.images} of {bag.path} into {name} ...", flush=True)
         playback = play(bag, options, camera, name, process, stop, beside_others=global_topics is not None)
-    report = write_report(out, bag, playback, options.truth)
+        if playback.stopped and process is not None:
+            process.terminate()  # it ends while the report is written
+        report = write_report(out, bag, playback, options.truth)
+        if playback.stopped and process is not None:
+            end_node(process, INTERRUPTED_LIMIT)
     print((out / REPORT_TEXT).read_text(), end="")
     print(f"wrote {out}: {', '.join([REPORT, REPORT_TEXT, *(world.trajectory for world in report.worlds)])}")
-    if not report.complete:
+    if playback.stopped:
         return INTERRUPTED
-    return 0 if report.frames_processed + report.frames_refused == report.frames_sent else 1
+    accounted = report.frames_processed + report.frames_refused == report.frames_sent
+    return 0 if report.complete and accounted and report.frames_processed else 1
 
 
 def launch_words(text: str) -> str:
@@ -175,13 +187,15 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
     report = ReplayReport(
         bag=str(bag.path),
         topic=bag.images,
-        complete=not playback.stopped,
+        complete=not (playback.stopped or playback.ended),
+        ended=playback.ended,
         passes=playback.passes,
         frames_sent=sent,
         frames_processed=processed,
         frames_late=processed - sum(world.frames for world in worlds),
         frames_refused=refused,
         frames_unreadable=playback.unreadable,
+        frames_missing=playback.missing,
         frames_dropped=dropped,
         frames_lost=lost,
         frames_unanswered=max(0, sent - processed - refused - dropped - lost),
@@ -249,7 +263,7 @@ def _finite(score: TrajectoryScore) -> dict[str, float | None]:
 
 def _text(report: ReplayReport) -> Iterator[str]:
     node, latency = report.node, report.latency
-    early = "" if report.complete else " (stopped early)"
+    early = "" if report.complete else f" (ended early: {report.ended})" if report.ended else " (stopped early)"
     passes = f" in {report.passes} passes" if report.passes > 1 else ""
     yield f"bag        {report.bag}, {report.topic}{passes}{early}"
     yield f"node       {node.get('checkpoint')}, on {node.get('device')}, rule {node.get('update rule')}"
@@ -260,6 +274,7 @@ def _text(report: ReplayReport) -> Iterator[str]:
         "lost": report.frames_lost,
         "refused by the node": report.frames_refused,
         "unreadable in the bag": report.frames_unreadable,
+        "missing in the bag": report.frames_missing,
         "unanswered": report.frames_unanswered,
         "with a stamp that does not rise": report.frames_late,
     }

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Play every image of a ROS 2 bag into a node in its own process over DDS, with /clock, and report frames, "
         "losses, speed, trajectory, and errors against the bag's ground truth. Ctrl-C ends early and reports the "
-        "frames so far. The exit status is 1 if a frame was not processed."
+        "frames so far. The exit status is 1 if frames are missing, or if the node refused all of them."
     )
     parser.add_argument("bag", metavar="BAG", type=Path, help=".mcap, .db3, or the folder of a bag")
     parser.add_argument(

@@ -78,6 +78,10 @@ class BagReader:
                 message = BrokenFrame(f"not a valid {connection.msgtype}: {reason_of(error)}")
             yield connection.topic, recorded, message
 
+    def stored(self, topic: str) -> int:
+        """Return how many messages of a topic the bag should contain, by its index."""
+        return self.topics[topic].msgcount
+
     def image_times(self, topic: str) -> Iterator[tuple[int, int]]:
         """Yield stamp and recording time in nanoseconds of each image of a topic, for `StampClock`."""
         for _, recorded, message in self.messages([topic]):
