@@ -14,9 +14,12 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.clients.bag import ReplayOptions, open_bag
-from raymap3r_ros.clients.replay import node_parameters, prepare_folder
+from raymap3r_ros.clients.graph import GLOBAL_TOPICS
+from raymap3r_ros.clients.replay import PRIVATE_NAMESPACE, launch_words, node_parameters, prepare_folder
+from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.node.dds_profile import config_file
 from raymap3r_ros.node.launching import declare, full_name, is_true, read
+from raymap3r_ros.options import build_options
 
 ARGUMENTS = {
     "bag": (None, "the bag: .mcap, .db3, or its folder"),
@@ -33,7 +36,15 @@ ARGUMENTS = {
     "checkpoint": ("", "weights: a .safetensors or .pth file, or a preset; empty: from the parameter file"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: from the parameter file"),
     "params_file": (str(config_file("stream.yaml")), "YAML file with the node's parameters"),
-    "namespace": ("", "namespace of the node and of its topics"),
+    "global_topics": (
+        "false",
+        "exchange /tf, /tf_static, /clock and /diagnostics with all nodes of the ROS domain, for RViz; false: these "
+        "topics are in the node's namespace",
+    ),
+    "namespace": (
+        "",
+        f"namespace of the node and its topics; empty: {PRIVATE_NAMESPACE}, or none if global_topics",
+    ),
     "name": ("raymap3r", "name of the node"),
 }
 # Passed on to `raymap3r replay`.
@@ -49,11 +60,17 @@ def _processes(context: LaunchContext) -> list[Action]:
     values = read(context, ARGUMENTS)
     for name in ("bag", "out"):
         values[name] = str(Path(values[name]).expanduser())  # the shell does not expand ~ after `bag:=`
-    overwrite = is_true(values["overwrite"])
-    # Report invalid arguments of the player before the node loads its weights.
-    topics = {name: values[name] for name in ("topic", "range", "wheel_odometry")}
-    bag = open_bag(Path(values["bag"]), ReplayOptions(**topics))
-    prepare_folder(Path(values["out"]), overwrite)
+    overwrite, global_topics = is_true(values["overwrite"]), is_true(values["global_topics"])
+    namespace = values["namespace"] or ("" if global_topics else PRIVATE_NAMESPACE)
+    # Report invalid arguments of the player before anything starts.
+    try:
+        options = build_options(ReplayOptions, lambda name, item: _value(name, type(item.default), values[name]))
+        bag = open_bag(Path(values["bag"]), options)
+        prepare_folder(Path(values["out"]), overwrite)
+    except (InputError, OptionError) as error:
+        raise RuntimeError(launch_words(str(error))) from error
+    name = full_name(context, namespace, values["name"])
+    private = [] if global_topics else [(topic, name.rpartition("/")[0] + topic) for topic in GLOBAL_TOPICS]
     chosen = {
         # As text; otherwise YAML would parse a file name such as 7 as a number.
         name: ParameterValue(values[name], value_type=str)
@@ -64,16 +81,17 @@ def _processes(context: LaunchContext) -> list[Action]:
         package="raymap3r_ros",
         executable="stream",
         name=values["name"],
-        namespace=values["namespace"],
+        namespace=namespace,
+        remappings=private,
         parameters=[values["params_file"], node_parameters(bag, chosen)],
         arguments=["--autostart"],
         output="screen",
         on_exit=_end,
     )
-    name = full_name(context, values["namespace"], values["name"])
     player = ExecuteProcess(
         cmd=[
-            *(sys.executable, "-m", "raymap3r_ros.cli", "replay", values["bag"], "--node", name),
+            *(sys.executable, "-m", "raymap3r_ros.cli", "replay", values["bag"], "--node", name, "--launched"),
+            "--global-topics" if global_topics else "--no-global-topics",
             *(f"--{name.replace('_', '-')}={values[name]}" for name in PLAYED),
             *(["--overwrite"] if overwrite else []),
         ],
@@ -82,6 +100,14 @@ def _processes(context: LaunchContext) -> list[Action]:
         on_exit=_end,
     )
     return [node, player]
+
+
+def _value(name: str, kind: type, text: str) -> object:
+    try:
+        return kind(text)
+    except ValueError:
+        what = {float: "a number", int: "a whole number"}[kind]
+        raise OptionError(f"{name} is {text!r}; allowed: {what}") from None
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[Action]:

@@ -36,18 +36,19 @@ class StopSignal:
 
 
 @contextmanager
-def on_stop_signals(react: Callable[[str], None]) -> Iterator[None]:
+def on_stop_signals(react: Callable[[str], None], *, repeatedly: bool = False) -> Iterator[None]:
     """Call `react` with the signal's name on the first SIGINT and on the first SIGTERM.
 
-    A second signal of the same kind has its usual effect. Outside the main thread, which alone may install signal
-    handlers, nothing changes.
+    A second signal of the same kind has its usual effect, or calls `react` again with `repeatedly`. Outside the main
+    thread, which alone may install signal handlers, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def receive(number: int, _: object) -> None:
-        signal.signal(number, before[number])
+        if not repeatedly:
+            signal.signal(number, before[number])
         react(signal.Signals(number).name)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}

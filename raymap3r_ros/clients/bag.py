@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,16 +53,29 @@ class Bag:
 
     path: Path
     images: str
+    image_count: int  # images according to the bag's index
     compressed: bool
     camera_info: str | None
     frame: str  # frame_id of the images
     odometry: tuple[str, ...]  # all topics of nav_msgs/Odometry with messages
     ranges: tuple[str, ...]  # all topics of sensor_msgs/Range with messages
 
-    def messages(self, topics: list[str]) -> Iterator[tuple[str, int, Any]]:
-        """Topic, recording time in nanoseconds and message (BrokenFrame if it is damaged), in order."""
+    def messages(
+        self, topics: list[str], on_loss: Callable[[str], None] = lambda _: None
+    ) -> Iterator[tuple[str, int, Any]]:
+        """Topic, recording time in nanoseconds and message (BrokenFrame if it is damaged), in order.
+
+        `on_loss` is called at the end with the reason if the bag ends early.
+        """
         with closing(BagReader(self.path)) as reader:
             yield from reader.messages(topics)
+            if reader.loss:
+                on_loss(reader.loss)
+
+    def image_times(self) -> Iterator[tuple[int, int]]:
+        """Stamp and recording time in nanoseconds of each image."""
+        with closing(BagReader(self.path)) as reader:
+            yield from reader.image_times(self.images)
 
 
 def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
@@ -77,6 +90,7 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
             f"{path}: is no ROS 2 bag (.mcap, .db3, or its folder); `raymap3r run` reads other recordings"
         )
     with closing(BagReader(path)) as reader:
+        count = reader.stored(recording.topic)
         types = {name: info.msgtype for name, info in reader.topics.items() if info.msgcount}
         images = (message for _, _, message in reader.messages([recording.topic]))
         frame = next((message.header.frame_id for message in images if not isinstance(message, BrokenFrame)), "")
@@ -92,7 +106,7 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
             raise InputError(f"{path}: no topic {absolute(topic)} of type {kind}; the bag has: {_list(existing)}")
     compressed = types[recording.topic] == IMAGE_TYPES[1]
     frame = without_slash(frame) or DEFAULT_FRAME
-    return Bag(Path(path), recording.topic, compressed, camera_info, frame, odometry, ranges)
+    return Bag(Path(path), recording.topic, count, compressed, camera_info, frame, odometry, ranges)
 
 
 def scale_topic(bag: Bag, options: ReplayOptions, source: str) -> str:

@@ -13,7 +13,7 @@ from rclpy.time import Time
 from tf2_ros import Buffer, TransformException
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.node.conversions import rigid_matrix
+from raymap3r_ros.node.conversions import nanoseconds, rigid_matrix
 
 TOPIC_NAMES = ("ground_truth", "groundtruth", "mocap", "vicon", "optitrack")  # parts of a topic's name
 FRAME_NAMES = (*TOPIC_NAMES, "world")  # parts of the name of a tree's root
@@ -41,13 +41,18 @@ class GroundTruthCollector:
         self._camera = camera
         self._transforms: list[tuple[TransformStamped, bool]] = []  # with whether it is static
         self._odometry: dict[str, list[TransformStamped]] = {}  # by topic
+        # Stamps (nanoseconds) at which the pose was lost (NaN or a zero quaternion), and at which it was known; by
+        # child frame, or by topic for odometry.
+        self._lost: dict[str, list[int]] = {}
+        self._known: dict[str, list[int]] = {}
 
     def add_transforms(self, transforms: Sequence[TransformStamped], *, static: bool) -> None:
         """Add transforms of /tf or /tf_static."""
         for transform in transforms:
             transform.header.frame_id = transform.header.frame_id.lstrip("/")
             transform.child_frame_id = transform.child_frame_id.lstrip("/")
-            self._transforms.append((transform, static))
+            if self._is_usable(transform.child_frame_id, transform):
+                self._transforms.append((transform, static))
 
     def add_odometry(self, topic: str, message: Odometry) -> None:
         """Add a message of an odometry topic."""
@@ -57,7 +62,23 @@ class GroundTruthCollector:
         translation = transform.transform.translation
         translation.x, translation.y, translation.z = pose.position.x, pose.position.y, pose.position.z
         transform.transform.rotation = pose.orientation
-        self._odometry.setdefault(topic, []).append(transform)
+        if self._is_usable(topic, transform):
+            self._odometry.setdefault(topic, []).append(transform)
+
+    def _is_usable(self, key: str, transform: TransformStamped) -> bool:
+        """Record the stamp of a transform as known or lost; whether it is known."""
+        pose = rigid_matrix(transform.transform.translation, transform.transform.rotation)
+        usable = bool(np.isfinite(pose).all())
+        (self._known if usable else self._lost).setdefault(key, []).append(nanoseconds(transform.header.stamp))
+        return usable
+
+    def _in_gaps(self, stamps: Sequence[int], key: str) -> set[int]:
+        """The stamps that lie in a step between two known poses in which a pose was lost: it is not interpolated."""
+        known = np.unique(np.array(self._known.get(key, []), np.int64))
+        gaps = set(np.searchsorted(known, self._lost[key]).tolist())
+        steps = np.searchsorted(known, stamps).tolist()
+        exact = set(known.tolist())
+        return {stamp for stamp, step in zip(stamps, steps, strict=True) if step in gaps and stamp not in exact}
 
     def poses(self, stamps: Sequence[int], selected: str = "") -> GroundTruth:
         """Interpolated poses at `stamps` (nanoseconds), without those before or after the recorded range.
@@ -82,7 +103,12 @@ class GroundTruthCollector:
                 camera = child
         poses = {}
         failure: TransformException | None = None
-        for stamp in stamps:
+        lost = [key for key in self._lost if key == topic or key in self._ancestry()]
+        if lost:
+            count = sum(len(self._lost[key]) for key in lost)
+            source += f", without {count} poses of {', '.join(lost)} that are lost (NaN or a zero quaternion)"
+        gaps = set().union(*(self._in_gaps(stamps, key) for key in lost))
+        for stamp in (stamp for stamp in stamps if stamp not in gaps):
             try:
                 found = buffer.lookup_transform(fixed, camera, Time(nanoseconds=stamp)).transform
             except TransformException as error:
@@ -90,7 +116,7 @@ class GroundTruthCollector:
                 continue
             poses[stamp] = rigid_matrix(found.translation, found.rotation)
         if not poses:
-            raise InputError(f"{source}: unknown at the time of every frame: {failure}")
+            raise InputError(f"{source}: unknown at the time of every frame: {failure or 'lost around all of them'}")
         return GroundTruth(source, poses)
 
     def _select(self, selected: str) -> tuple[str, str]:

@@ -30,6 +30,14 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from tf2_msgs.msg import TFMessage
 
+from raymap3r_ros.clients.graph import (
+    DISCOVERY_TIME,
+    QUICK_LOOK,
+    private_topics,
+    refuse_shared_name,
+    refuse_taken_name,
+    reserved,
+)
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.node.dds_profile import profile_environment
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
@@ -39,6 +47,7 @@ from raymap3r_ros.synthetic import suite_sequence
 START_LIMIT = 600.0  # seconds for the node to load its weights; the public ones are large
 STOP_LIMIT = 30.0  # seconds for a process to end after the request
 SPIN_TIME = 0.1  # seconds
+BASE_NAME = "raymap3r"  # of the node, without its namespace
 OUTPUTS = {
     **TOPICS,
     **MAP_TOPICS,
@@ -77,9 +86,11 @@ class Harness:
     def wait_until_connected(self) -> None:
         """Wait until the node publishes to the subscriber and receives the images of the camera.
 
-        The camera must have its image publisher. Raises Raymap3rError if a process ends before, or after START_LIMIT.
+        The camera must have its image publisher. Raises Raymap3rError if a process ends before, after START_LIMIT, or
+        if another node has the same name.
         """
         self._receive("the node")
+        refuse_shared_name(self.camera, f"{self.camera.get_namespace()}/{BASE_NAME}")
 
     def request(self, value: Any = None) -> Any:
         """The reply of the subscriber to `value`. Raises Raymap3rError as `wait_until_connected` does."""
@@ -118,12 +129,17 @@ def running_harness(
 
     `make_subscriber` is called in the subscriber process with its ROS node and must be picklable. `ros_arguments` are
     further arguments of the stream node. SIGTERM interrupts the caller like Ctrl-C, so that no process is left over.
+
+    All processes use the global topics (GLOBAL_TOPICS) in `namespace`, so that other nodes of the domain receive
+    nothing. Raises Raymap3rError if a node of the same name is running.
     """
+    name, private = f"{namespace}/{BASE_NAME}", private_topics(namespace)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with (
-            running_node(namespace, parameters, *ros_arguments) as process,
-            camera_node(namespace) as camera,
+            reserved(name),
+            camera_node(namespace, *private, unique=name) as camera,
+            running_node(namespace, parameters, *private, *ros_arguments) as process,
             _subscriber_process(namespace, make_subscriber) as pipe,
         ):
             yield Harness(process, camera, pipe)
@@ -145,12 +161,12 @@ def running_node(namespace: str, parameters: Mapping[str, object], *ros_argument
         stop(process)
 
 
-def stop(process: subprocess.Popen) -> int:
-    """End a process; its exit status."""
+def stop(process: subprocess.Popen, limit: float = STOP_LIMIT) -> int:
+    """End a process, by force if it needs longer than `limit` seconds; its exit status."""
     if process.poll() is None:
         process.terminate()
     try:
-        return process.wait(STOP_LIMIT)
+        return process.wait(limit)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
@@ -166,15 +182,25 @@ def check_running(process: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def camera_node(namespace: str) -> Iterator[Node]:
-    """A ROS node to publish images from; rclpy is initialised without its signal handlers and shut down afterwards."""
+def camera_node(namespace: str, *ros_arguments: str, unique: str = "") -> Iterator[Node]:
+    """A ROS node to publish images from; rclpy is initialised without its signal handlers and shut down afterwards.
+
+    `unique`: full name of the stream node that will be started; Raymap3rError if one is running. `ros_arguments`:
+    those of the node, which move the global topics, or none.
+    """
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    camera = rclpy.create_node("camera", namespace=namespace)
+    camera = _create_node("camera", namespace, ros_arguments)
     try:
+        if unique:
+            refuse_taken_name(camera, unique, QUICK_LOOK if ros_arguments else DISCOVERY_TIME)
         yield camera
     finally:
         camera.destroy_node()
         rclpy.shutdown()
+
+
+def _create_node(name: str, namespace: str, ros_arguments: Sequence[str]) -> Node:
+    return rclpy.create_node(name, namespace=namespace, cli_args=["--ros-args", *ros_arguments])
 
 
 def rendered_room(count: int, size: tuple[int, int] = (120, 160)) -> list[np.ndarray]:
@@ -301,7 +327,7 @@ def _run_subscriber(pipe: Connection, namespace: str, make_subscriber: Callable[
     """Send None once the subscriber is connected, then a reply to each request, until the other end is closed."""
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        subscriber = make_subscriber(rclpy.create_node("subscriber", namespace=namespace))
+        subscriber = make_subscriber(_create_node("subscriber", namespace, private_topics(namespace)))
         while not subscriber.is_connected():
             subscriber.spin()
             if pipe.poll():  # no request comes before the connection: the other end is closed

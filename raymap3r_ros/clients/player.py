@@ -32,6 +32,7 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from raymap3r_ros.clients.bag import RANGE_TYPE, Bag, ReplayOptions, absolute, scale_topic, without_slash
+from raymap3r_ros.clients.graph import refuse_other_publishers, refuse_shared_name
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running
 from raymap3r_ros.errors import Raymap3rError
@@ -42,6 +43,7 @@ from raymap3r_ros.node.diagnostics import COUNTS
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import LATCHED
 from raymap3r_ros.options import option_fields
+from raymap3r_ros.stamps import JumpDetector, StampClock
 from raymap3r_ros.streaming import StreamOptions
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,8 @@ class Playback:
     poses: dict[int, Numbers] = field(default_factory=dict)  # ~/pose by index of the frame
     latencies: dict[int, float] = field(default_factory=dict)  # seconds from sending to ~/pose, by index of the frame
     worlds: set[int] = field(default_factory=set)  # indices of the first frames of new worlds
+    missing: int = 0  # images after an early end of the bag
+    ended: str = ""  # why the bag ended early
     passes: int = 0  # started
     seconds: float = 0.0
     stopped: bool = False  # before the end
@@ -98,18 +102,22 @@ def play(
     node_name: str,
     process: subprocess.Popen | None = None,
     stop: threading.Event | None = None,
+    *,
+    beside_others: bool = True,
 ) -> Playback:
     """Play `bag` from the node `camera`, which is in the namespace of the stream node `node_name` (full name).
 
     Waits for the stream node first. It should run with every_frame and use_sim_time. `process`: of the stream node, if
-    the caller has started it; setting `stop` ends the playback early.
+    the caller has started it; setting `stop` ends the playback early. `beside_others`: play also if other nodes
+    publish transforms or a clock on the topics that the camera uses.
 
-    Raises Raymap3rError if the stream node does not respond, does not subscribe to the images of the bag or ends, and
-    InputError if the topic for its scale.source is ambiguous or missing.
+    Raises Raymap3rError if the stream node does not respond, does not subscribe to the images of the bag, ends, or is
+    not the only one of its name, or if others publish and may not; and InputError if the topic for its scale.source is
+    ambiguous or missing.
     """
     player = _Player(bag, options, camera, node_name, process, stop or threading.Event())
     try:
-        player.connect()
+        player.connect(beside_others)
         for _ in range(options.loop):
             player.play()
         return player.finish()
@@ -132,7 +140,9 @@ class _Player:
         self._playback = Playback(GroundTruthCollector(bag.frame))
         self._first_pending = 0  # index of the first frame after the last pose
         self._given_up = 0  # index of the first frame after those given up
-        self._index_of: dict[int, int] = {}  # of the last frame with a stamp
+        self._index_of: dict[int, int] = {}  # of the first frame with a stamp, since the last jump of the stamps
+        self._jump_detector = JumpDetector()
+        self._stamp_clock: StampClock | None = None  # of the current pass
         self._camera_info: Any = None  # last one that differed
         self._static: dict[str, Any] = {}  # transforms of /tf_static by child frame; late subscribers need all of them
         self._published_frames: set[str] = set()  # frames whose parent the node publishes
@@ -162,13 +172,16 @@ class _Player:
 
     # ----------------------------------------------------------------------------------------------------- playing
 
-    def connect(self) -> None:
-        """Wait until the node is connected to this player, and read its parameters."""
+    def connect(self, beside_others: bool) -> None:
+        """Wait until the node is connected to this player, check the graph, and read the node's parameters."""
         deadline = time.monotonic() + START_LIMIT
         publishers = [self._images, *([self._camera_infos] if self._bag.camera_info else [])]
         if not self._wait(lambda: self._has_matched(*publishers) and self._outputs_are_matched(), deadline):
             self._raise_not_connected("images", self._images, "image_transport as in the bag")
             return
+        refuse_shared_name(self._camera, self._node_name)
+        if not beside_others:
+            refuse_other_publishers(self._camera, self._node_name, (self._tf, self._tf_static, self._clock))
         names = [name for kind in (NodeOptions, StreamOptions) for name, _ in option_fields(kind)]
         future = self._parameters.call_async(GetParameters.Request(names=names))
         if not self._wait(future.done, deadline):
@@ -203,6 +216,7 @@ class _Player:
         bag, options, playback = self._bag, self._options, self._playback
         sensor = playback.scale_topic
         playback.passes += 1
+        self._stamp_clock = StampClock(lambda text: log.warning("%s: %s", bag.path.name, text), bag.image_times())
         end = options.start + options.duration if options.duration else math.inf
         if bag.camera_info:
             # The first calibration is used for the images before it too, as in `io.formats.bag`.
@@ -210,7 +224,9 @@ class _Player:
         topics = [bag.images, TF, TF_STATIC, *bag.odometry, *(name for name in (bag.camera_info, sensor) if name)]
         started = time.monotonic()
         first = begin = None
-        for topic, recorded, message in bag.messages(topics):
+        seen = 0
+        for topic, recorded, message in bag.messages(topics, self._on_loss):
+            seen += topic == bag.images
             first = recorded if first is None else first
             offset = (recorded - first) * 1e-9
             if offset >= end or self._stop.is_set():
@@ -237,6 +253,10 @@ class _Player:
                 self._send_sensor(message, recorded)
             elif topic == TF and (transforms := self._to_forward(message)):
                 self._send(self._tf, _TFMessage(transforms=transforms))
+        else:
+            if seen < bag.image_count:
+                playback.missing += bag.image_count - seen
+                playback.ended = playback.ended or f"{bag.image_count - seen} of {bag.image_count} images are missing"
         self._wait_for_outcomes(1)
         playback.seconds += time.monotonic() - started
 
@@ -253,6 +273,9 @@ class _Player:
         playback.counts = {name: value - self._counts_before.get(name, 0) for name, value in self._counts().items()}
         return playback
 
+    def _on_loss(self, reason: str) -> None:
+        self._playback.ended = reason
+
     def _prepare(self, topic: str, message: Any) -> bool:
         """Handle what does not depend on the time of playback; whether the message is usable."""
         if isinstance(message, BrokenFrame):
@@ -267,13 +290,17 @@ class _Player:
         return True
 
     def _send_image(self, message: Any, recorded: int) -> None:
-        stamp = _stamp(message, recorded)
-        self._index_of[stamp] = len(self._playback.frames)
-        self._playback.frames.append(SentFrame(stamp, time.monotonic()))
+        stamp = _set_stamp(message, self._stamp_clock.image(nanoseconds(message.header.stamp), recorded))
+        playback, index = self._playback, len(self._playback.frames)
+        if self._jump_detector.check(stamp, playback.parameters["max_gap"]):
+            playback.worlds.add(index)  # by the same rule as in the node
+            self._index_of[stamp] = index
+        self._index_of.setdefault(stamp, index)
+        playback.frames.append(SentFrame(stamp, time.monotonic()))
         self._send(self._images, message)
 
     def _send_sensor(self, message: Any, recorded: int) -> None:
-        stamp = _stamp(message, recorded)
+        stamp = _set_stamp(message, self._stamp_clock.other(nanoseconds(message.header.stamp), recorded))
         if message.__msgtype__ != RANGE_TYPE:
             self._send(self._sensor, message)
             return
@@ -407,13 +434,6 @@ def _serialized(message: Any) -> bytes:
     return bytes(_store.serialize_cdr(message, message.__msgtype__))
 
 
-def _stamp(message: Any, recorded: int) -> int:
-    """The stamp of a message in nanoseconds. A zero stamp is replaced by the time of recording.
-
-    Drivers without a clock leave the stamp at zero.
-    """
-    stamp = nanoseconds(message.header.stamp)
-    if stamp > 0:
-        return stamp
-    message.header.stamp = _Time(sec=recorded // 10**9, nanosec=recorded % 10**9)
-    return recorded
+def _set_stamp(message: Any, stamp: int) -> int:
+    message.header.stamp = _Time(sec=stamp // 10**9, nanosec=stamp % 10**9)
+    return stamp

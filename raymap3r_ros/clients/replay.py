@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from raymap3r_ros.clients.bag import Bag, ReplayOptions, open_bag, scale_topic
+from raymap3r_ros.clients.graph import private_topics, reserved
 from raymap3r_ros.clients.ground_truth import GroundTruth
-from raymap3r_ros.clients.harness import camera_node, running_node, set_up_dds
+from raymap3r_ros.clients.harness import BASE_NAME, camera_node, running_node, set_up_dds
+from raymap3r_ros.clients.harness import stop as end_node
 from raymap3r_ros.clients.player import Playback, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
@@ -28,11 +30,14 @@ from raymap3r_ros.io.output_folder import claim, clear_folder
 from raymap3r_ros.io.tum import write_tum
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.offline.summary import Milliseconds
+from raymap3r_ros.options import option_fields
 from raymap3r_ros.rates import rate_text, rounded
 from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
+from raymap3r_ros.stamps import rising
 
-NODE_NAME = "/raymap3r"  # of the node that is started here; RViz layouts use its topics
+PRIVATE_NAMESPACE = "/raymap3r_replay"  # of the node that is started here, unless global topics are requested
 REPORT, REPORT_TEXT = "report.json", "report.txt"
+INTERRUPTED_LIMIT = 1.0  # seconds for the node to end after Ctrl-C, in which its frame may not be complete
 TRAJECTORY = "trajectory{}.txt"  # with a number if there are several worlds
 _RESULTS = re.compile(rf"{re.escape(REPORT)}|{re.escape(REPORT_TEXT)}|trajectory(_\d+)?\.txt")
 
@@ -42,7 +47,7 @@ class WorldReport:
     """The frames of one world: their poses have one origin."""
 
     trajectory: str  # file
-    frames: int
+    frames: int  # in its trajectory: without those whose stamp does not rise
     start: float  # stamp of its first frame, seconds
     seconds: float  # of stamps
     frames_with_truth: int
@@ -56,12 +61,15 @@ class ReplayReport:
 
     bag: str
     topic: str
-    complete: bool  # False: stopped before the end
+    complete: bool  # False: stopped before the end, or the bag ended early
+    ended: str  # why the bag ended early, by damage or because data are missing
     passes: int  # over the bag
     frames_sent: int
     frames_processed: int  # with a pose
+    frames_late: int  # processed, but not in a trajectory: their stamp is not above all before it in their world
     frames_refused: int  # by the node: damaged, or in an encoding that it does not support
     frames_unreadable: int  # damaged in the bag, never sent
+    frames_missing: int  # according to the bag's index, but not in the part that could be read
     frames_dropped: int  # replaced by a newer one; only if the node runs without every_frame
     frames_lost: int  # in transport, or because the node's queue was full
     frames_unanswered: int  # none of these: in flight at an early end, or failed in the network
@@ -84,14 +92,21 @@ def run(
     node: str = "",
     parameters: Mapping[str, object] | None = None,
     overwrite: bool = False,
+    global_topics: bool | None = None,
 ) -> int:
-    """Replay a bag, print and write the report; 0 if every frame was processed.
+    """Replay a bag, print and write the report.
+
+    Returns 0 if the bag was read to its end and every frame was processed or refused, but not all refused; else 1.
 
     `node`: full name of a stream node that is already running; empty: one is started with `parameters`, and ended.
     Ctrl-C and SIGTERM end the replay early, with a report of the frames so far (status 130).
 
+    `global_topics`: whether /tf, /tf_static, /clock and /diagnostics are used, which other nodes receive too, or
+    topics in the node's namespace instead. With True, a node that is started is called /raymap3r, and its inputs have
+    no namespace. None: only with `node`, and if no other node publishes transforms or a clock.
+
     Raises InputError for a bag or folder that cannot be used, OptionError for parameters of a node that is already
-    running, Raymap3rError if the node fails.
+    running, Raymap3rError if the node fails, or if another node of the same name is running.
     """
     if node and parameters:
         raise OptionError(f"{', '.join(parameters)}: the node {node} is already running; set its parameters there")
@@ -100,22 +115,40 @@ def run(
         scale_topic(bag, options, (parameters or {}).get("scale.source", NodeOptions().scale.source))
     prepare_folder(out, overwrite, [bag_path])
     set_up_dds(localhost=not node)
-    name = "/" + (node or NODE_NAME).lstrip("/")
+    name = "/" + (node or f"{'' if global_topics else PRIVATE_NAMESPACE}/{BASE_NAME}").lstrip("/")
     namespace = name.rpartition("/")[0] or "/"
+    private = private_topics(namespace.rstrip("/")) if global_topics is False or not (node or global_topics) else []
     stop = threading.Event()
-    with on_stop_signals(lambda _: stop.set()), contextlib.ExitStack() as stack:
+    # Repeated signals too: ros2 launch sends one to a process that has already got one from the terminal.
+    with on_stop_signals(lambda _: stop.set(), repeatedly=True), contextlib.ExitStack() as stack:
         process = None
         if not node:
-            process = stack.enter_context(running_node(namespace, node_parameters(bag, parameters or {})))
-        camera = stack.enter_context(camera_node(namespace))
+            stack.enter_context(reserved(name))
+        camera = stack.enter_context(camera_node(namespace, *private, unique="" if node else name))
+        if not node:
+            process = stack.enter_context(running_node(namespace, node_parameters(bag, parameters or {}), *private))
         print(f"playing {bag.images} of {bag.path} into {name} ...", flush=True)
-        playback = play(bag, options, camera, name, process, stop)
-    report = write_report(out, bag, playback, options.truth)
+        playback = play(bag, options, camera, name, process, stop, beside_others=global_topics is not None)
+        if playback.stopped and process is not None:
+            process.terminate()  # it ends while the report is written
+        report = write_report(out, bag, playback, options.truth)
+        if playback.stopped and process is not None:
+            end_node(process, INTERRUPTED_LIMIT)
     print((out / REPORT_TEXT).read_text(), end="")
     print(f"wrote {out}: {', '.join([REPORT, REPORT_TEXT, *(world.trajectory for world in report.worlds)])}")
-    if not report.complete:
+    if playback.stopped:
         return INTERRUPTED
-    return 0 if report.frames_processed + report.frames_refused == report.frames_sent else 1
+    accounted = report.frames_processed + report.frames_refused == report.frames_sent
+    return 0 if report.complete and accounted and report.frames_processed else 1
+
+
+def launch_words(text: str) -> str:
+    """An error message with arguments of replay.launch.py (`rate:=`) in place of command-line options (`--rate`)."""
+    names = [name for name, _ in option_fields(ReplayOptions)]
+    for name in (*names, "overwrite", "global_topics"):
+        flag = re.escape(f"--{name.replace('_', '-')}")
+        text = re.sub(rf"{flag}(?![\w-])", f"{name}:={'true' if name not in names else ''}", text)
+    return text
 
 
 def node_parameters(bag: Bag, parameters: Mapping[str, object]) -> dict[str, object]:
@@ -148,18 +181,22 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
     spans = [span for span in spans if span]
     for number, span in enumerate(spans, 1):
         file = TRAJECTORY.format(f"_{number}" if len(spans) > 1 else "")
-        worlds.append(_world(claim(folder, file), playback, span, ground_truth, note))
+        written = [span[row] for row in rising([playback.frames[index].stamp for index in span])]
+        worlds.append(_world(claim(folder, file), playback, written, ground_truth, note))
     processed, sent = len(playback.poses), len(playback.frames)
     refused, dropped, lost = (playback.counts[name] for name in ("bad frames", "frames dropped", "frames lost"))
     report = ReplayReport(
         bag=str(bag.path),
         topic=bag.images,
-        complete=not playback.stopped,
+        complete=not (playback.stopped or playback.ended),
+        ended=playback.ended,
         passes=playback.passes,
         frames_sent=sent,
         frames_processed=processed,
+        frames_late=processed - sum(world.frames for world in worlds),
         frames_refused=refused,
         frames_unreadable=playback.unreadable,
+        frames_missing=playback.missing,
         frames_dropped=dropped,
         frames_lost=lost,
         frames_unanswered=max(0, sent - processed - refused - dropped - lost),
@@ -227,7 +264,7 @@ def _finite(score: TrajectoryScore) -> dict[str, float | None]:
 
 def _text(report: ReplayReport) -> Iterator[str]:
     node, latency = report.node, report.latency
-    early = "" if report.complete else " (stopped early)"
+    early = "" if report.complete else f" (ended early: {report.ended})" if report.ended else " (stopped early)"
     passes = f" in {report.passes} passes" if report.passes > 1 else ""
     yield f"bag        {report.bag}, {report.topic}{passes}{early}"
     yield f"node       {node.get('checkpoint')}, on {node.get('device')}, rule {node.get('update rule')}"
@@ -238,7 +275,9 @@ def _text(report: ReplayReport) -> Iterator[str]:
         "lost": report.frames_lost,
         "refused by the node": report.frames_refused,
         "unreadable in the bag": report.frames_unreadable,
+        "missing in the bag": report.frames_missing,
         "unanswered": report.frames_unanswered,
+        "with a stamp that does not rise": report.frames_late,
     }
     always = ("sent", "processed", "dropped", "lost")
     yield "frames     " + "   ".join(f"{what} {count}" for what, count in counts.items() if count or what in always)

@@ -21,6 +21,7 @@ from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recor
 from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED
+from raymap3r_ros.stamps import MAX_GAP
 
 INCOMPLETE = 1  # exit status if the recording ended early
 
@@ -67,6 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate", type=float, default=30.0, help="images per second of a folder of images (default: %(default)s)"
     )
     reading.add_argument("--stride", type=int, default=1, metavar="N", help="process every N-th frame (default: 1)")
+    reading.add_argument(
+        "--max-gap",
+        type=float,
+        default=MAX_GAP,
+        metavar="S",
+        help="longest step between two stamps of a bag, seconds; a longer one, or one back by more than 0.1, starts a "
+        "new world with files of its own (default: %(default)s)",
+    )
     reading.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     reading.add_argument(
         "--intrinsics",
@@ -83,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     options, cloud_options = read_stream_options(args), read_options(args, CloudOptions)
     recording = open_recording(
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
-        intrinsics=args.intrinsics,
+        intrinsics=args.intrinsics, max_gap=args.max_gap,
     )  # fmt: skip
     outputs = RunOutputs(
         depth=args.depth, masks=args.masks, cloud=args.cloud, preview=args.preview, motion=args.motion,
@@ -105,6 +114,10 @@ def _report(summary: RunSummary, folder: Path) -> None:
         counts.append(f"{summary.frames_skipped} not readable")
     if summary.frames_unhealthy:
         counts.append(f"{summary.frames_unhealthy} without finite values")
+    if summary.frames_late:
+        counts.append(f"{summary.frames_late} with a stamp that does not rise")
+    if summary.worlds > 1:
+        counts.append(f"{summary.worlds} worlds")
     print(f"weights: {summary.checkpoint}")
     early = ""
     if not summary.complete:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from raymap3r_ros.io.tum import write_trajectory
 
 if TYPE_CHECKING:
     from evo.core.trajectory import PosePath3D
+
+log = logging.getLogger(__name__)
 
 STANDSTILL = 1e-6  # metres; a path with a smaller RMS distance to its mean position does not move
 
@@ -112,16 +116,63 @@ def write_tum(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
 def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stamps (n,) and poses (n, 4, 4) from a file in TUM format, in the file's order.
 
-    Raises InputError if the file is missing or has another format.
+    Numbers may be separated by spaces, tabs, commas or semicolons; comments start with # or %; a line of column names
+    may come first. Rows that a motion-capture system marks as lost, with NaN or a zero quaternion, are left out with a
+    warning.
+
+    Raises InputError if the file is missing or has another format, with the line and its value.
     """
     try:
-        lines = np.loadtxt(path, comments="#", ndmin=2)
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a TUM trajectory: {error}") from error
-    if lines.shape[1:] != (8,) or not np.isfinite(lines).all() or not np.linalg.norm(lines[:, 4:], axis=1).all():
-        raise InputError(f"{path}: is no TUM trajectory; expected lines `timestamp tx ty tz qx qy qz qw`")
-    encodings = lines[:, [1, 2, 3, 7, 4, 5, 6]]  # to w first
-    return lines[:, 0], pose_matrix(torch.from_numpy(encodings)).numpy()
+    rows, lost, header = [], [], False
+    for number, line in enumerate(lines, 1):
+        fields = re.split(r"[#%]", line, maxsplit=1)[0].replace(",", " ").replace(";", " ").split()
+        if not fields:
+            continue
+        values = [_number(field) for field in fields]
+        if not (rows or lost or header) and all(value is None for value in values):
+            header = True  # names of the columns
+            continue
+        problem = _row_problem(fields, values)
+        if problem:
+            raise InputError(
+                f"{path}, line {number}: {problem}; expected `timestamp tx ty tz qx qy qz qw`: {line.strip()[:80]!r}"
+            )
+        is_lost = np.isnan(values[1:]).any() or not any(values[4:])
+        (lost if is_lost else rows).append(number if is_lost else values)
+    if lost:
+        log.warning(
+            "%s: %d poses are marked as lost (NaN or a zero quaternion), the first in line %d: left out",
+            path,
+            len(lost),
+            lost[0],
+        )
+    if not rows:
+        raise InputError(f"{path}: contains no pose; expected lines `timestamp tx ty tz qx qy qz qw`")
+    table = np.array(rows)
+    return table[:, 0], pose_matrix(torch.from_numpy(table[:, [1, 2, 3, 7, 4, 5, 6]])).numpy()  # w first
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _row_problem(fields: list[str], values: list[float | None]) -> str:
+    """What is wrong with a row of a TUM file; empty if it is a pose or marked as lost."""
+    if None in values:
+        return f"{fields[values.index(None)][:80]!r} is not a number"
+    if len(values) != 8:
+        return f"{len(values)} numbers"
+    if not np.isfinite(values[0]):
+        return f"the timestamp is {fields[0]}"
+    if np.isinf(values).any():
+        return f"{fields[int(np.isinf(values).argmax())]} is not finite"
+    return ""
 
 
 def checked_poses(poses: np.ndarray, what: str) -> np.ndarray:

@@ -107,6 +107,17 @@ class BagReader:
             return SimpleNamespace(**{name.lower(): value for name, value in vars(message).items()})
         return message
 
+    def image_times(self, topic: str) -> Iterator[tuple[int, int]]:
+        """Yield stamp and recording time in nanoseconds of each image of a topic, for `StampClock`."""
+        for _, recorded, message in self.messages([topic]):
+            if not isinstance(message, BrokenFrame):
+                yield nanoseconds(message.header), recorded
+
+
+def nanoseconds(header: Any) -> int:
+    """Return the stamp of a header."""
+    return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
+
 
 def camera_info_topic(topic: str, topics: dict[str, Any]) -> str | None:
     """Return the camera_info topic of an image topic by image_transport's conventions; None if there is none."""

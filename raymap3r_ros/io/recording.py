@@ -18,6 +18,7 @@ import numpy as np
 
 from raymap3r_ros.discovery import find_in_package
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.stamps import MAX_GAP
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Frame:
     image: np.ndarray  # (h, w, 3) uint8 RGB
     stamp: float  # seconds, as recorded
     intrinsics: np.ndarray | None  # (3, 3) pixels of `image`
+    jumps: int = 0  # of the recorded stamps so far; each starts a new world, see `raymap3r_ros.stamps`
 
 
 class BrokenFrame(Exception):
@@ -46,6 +48,7 @@ class ReadOptions:
     stride: int = 1  # read every N-th frame
     max_frames: int | None = None
     intrinsics: np.ndarray | None = None  # (3, 3) pixels of the recorded images; overrides those of the recording
+    max_gap: float = MAX_GAP  # longest step between two recorded stamps that starts no new world, seconds
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -54,6 +57,9 @@ class ReadOptions:
             raise InputError(f"max_frames is {self.max_frames}; allowed: 1 and more")
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise InputError(f"rate is {self.rate}; allowed: {MIN_RATE:g} to {MAX_RATE:g} frames per second")
+
+        if not self.max_gap > 0:
+            raise InputError(f"max_gap is {self.max_gap}; allowed: above 0 seconds")
 
     def expected(self, stored: int | None) -> int | None:
         """Return how many of `stored` frames will be read; None if that is unknown."""
@@ -126,18 +132,20 @@ def open_recording(
     stride: int = 1,
     max_frames: int | None = None,
     intrinsics: np.ndarray | None = None,
+    max_gap: float = MAX_GAP,
 ) -> Recording:
     """Return the recording at `path`, ready to be read.
 
     `path`: a video; a folder of images (read in natural order of their names); a ROS 2 bag, as a folder or as one of
     its .mcap or .db3 files, also compressed with zstd; a ROS 1 bag. `topic`: the image topic, for a bag with several.
     `rate`: frames per second of a folder of images, and of a video without a frame rate. `stride`: read every N-th
-    frame. `intrinsics`: (3, 3) pixels of the recorded images; overrides the calibration in a bag.
+    frame. `intrinsics`: (3, 3) pixels of the recorded images; overrides the calibration in a bag. `max_gap`: longest
+    step between the stamps of a bag that starts no new world, seconds.
 
     Raises InputError if nothing can be read, with what was found.
     """
     path = Path(path)
-    options = ReadOptions(topic, rate, stride, max_frames, intrinsics)
+    options = ReadOptions(topic, rate, stride, max_frames, intrinsics, max_gap)
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
     if not (path.is_file() or path.is_dir()):

@@ -12,6 +12,7 @@ from nav_msgs.msg import Odometry
 from rclpy.callback_groups import CallbackGroup
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
+from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
 
 from raymap3r_ros.errors import InputError
@@ -24,6 +25,7 @@ from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
 from raymap3r_ros.node.silence import SilenceWatch
+from raymap3r_ros.stamps import StampClock
 
 try:
     from rclpy.event_handler import QoSMessageLostInfo, SubscriptionEventCallbacks
@@ -57,6 +59,7 @@ class Inputs:
         self._every_frame = session.settings.node.every_frame
         self._lost = 0  # images, as reported by the middleware
         self._silence = SilenceWatch(node, reporter)
+        self._stamp_clock = StampClock(reporter.warn_once)
         self._subscriptions = self._subscribe(group)
 
     @property
@@ -150,12 +153,11 @@ class Inputs:
         except InputError as error:
             self._reporter.refuse(error)
             return
-        stamp = message.header.stamp
-        if not (stamp.sec or stamp.nanosec):
-            self._reporter.warn_once("the images have no stamps: the time of receipt is used")
-            stamp = self._node.get_clock().now().to_msg()
+        given, now = conversions.nanoseconds(message.header.stamp), self._node.get_clock().now().nanoseconds
+        nanoseconds = self._stamp_clock.image(given, now)
+        stamp = Time(nanoseconds=nanoseconds).to_msg()
         seconds = conversions.seconds(stamp)
-        jump = session.jump_detector.check(seconds, session.settings.node.max_gap)
+        jump = session.jump_detector.check(nanoseconds, session.settings.node.max_gap)
         if jump:
             self._node.get_logger().warning(
                 f"stamps jump {'forward' if jump > 0 else 'back'} by {abs(jump):.3f} s: the stream is reset"

@@ -11,6 +11,7 @@ from raymap3r_ros.network import DEFAULT_CHECKPOINT
 from raymap3r_ros.node.saving import DEFAULT_FOLDER
 from raymap3r_ros.node.tf_frames import TF_MODES, check_frames
 from raymap3r_ros.options import check_options, option
+from raymap3r_ros.stamps import MAX_GAP
 from raymap3r_ros.streaming.stream_options import preset_option
 
 
@@ -48,7 +49,7 @@ class NodeOptions:
         False, "for replay: process all images in order (reliable, queue of 100) instead of the newest one"
     )
     max_gap: float = option(
-        2.0,
+        MAX_GAP,
         "longest step between the stamps of two images, seconds; a longer one, or one back by more than 0.1, starts a "
         "new world (an image that is back by less is only late)",
         low=0.01,

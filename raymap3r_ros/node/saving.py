@@ -13,6 +13,7 @@ import numpy as np
 
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.tum import write_tum
+from raymap3r_ros.stamps import rising
 
 DEFAULT_FOLDER = "~/.ros/raymap3r"
 
@@ -51,7 +52,8 @@ def save(output_dir: str, saved: Saved) -> Path:
     partial.mkdir()
     try:
         for name, (stamps, poses) in saved.trajectories.items():
-            write_tum(partial / f"{name}.txt", stamps, poses)
+            written = rising(stamps)  # without late images
+            write_tum(partial / f"{name}.txt", stamps[written], poses[written])
         if saved.points is not None:
             write_ply(partial / "static_map.ply", saved.points, saved.colors)
         (partial / "settings.yaml").write_text(saved.settings)

@@ -25,8 +25,8 @@ from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import Publishers
 from raymap3r_ros.node.reporter import Reporter
-from raymap3r_ros.node.stamps import JumpDetector
 from raymap3r_ros.node.tf_frames import look_up
+from raymap3r_ros.stamps import JumpDetector
 from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
 

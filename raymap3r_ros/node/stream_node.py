@@ -35,8 +35,8 @@ from raymap3r_ros.node.publishers import MOTION_TOPICS
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.saving import Saved, save
 from raymap3r_ros.node.session import Session, Settings, open_session
-from raymap3r_ros.node.stamps import clock_problem
 from raymap3r_ros.node.summary import FrameSummary, summarize
+from raymap3r_ros.stamps import clock_problem
 from raymap3r_ros.streaming import Stream, StreamOptions, WorldChange
 from raymap3r_ros.streaming.batching import step_of
 

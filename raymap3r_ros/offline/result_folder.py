@@ -24,8 +24,15 @@ MASK_FOLDER = "masks"
 
 _RESULTS = re.compile(
     "|".join(re.escape(name) for name in (TRAJECTORY, INTRINSICS, CLOUD, SUMMARY, SHEET))
+    + r"|trajectory_\d+\.txt|static_scene_\d+\.ply"
     + rf"|{VIDEO}\.(mp4|gif)|{DEPTH_FOLDER}/\d{{6,}}\.(png|npz)|{MASK_FOLDER}/\d{{6,}}\.png"
 )
+
+
+def numbered(name: str, world: int) -> str:
+    """Return the name of a file for one of several worlds, counted from 1: trajectory_1.txt."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}_{world}.{suffix}"
 
 
 def prepare_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import time
@@ -35,6 +36,7 @@ from raymap3r_ros.offline.result_folder import (
     MASK_FOLDER,
     SUMMARY,
     TRAJECTORY,
+    numbered,
     prepare_folder,
     write_depth_files,
     write_mask_file,
@@ -178,14 +180,15 @@ class _Run:
     stages: dict[str, list[float]] = field(default_factory=dict)  # milliseconds
     unhealthy: int = 0
     resets: int = 0
+    jumps: int = 0  # of the stamps so far
+    late: int = 0  # frames whose stamp was not above the last written one
+    worlds: list[int] = field(default_factory=lambda: [0])  # indices of the first frames of worlds in the lists above
     input_size: tuple[int, int] = (0, 0)  # width, height
     image_size: tuple[int, int] = (0, 0)
 
     def open(self, stack: ExitStack) -> None:
         """Open the outputs that receive every frame; `stack` closes them."""
-        if self.outputs.scene_built:
-            options = self.cloud_options
-            self.cloud = StaticMap(options.voxel_size, options.max_points, whole_scene=True)
+        self._new_cloud()
         if self.outputs.preview:
             preview = RunPreview(self.folder, self.recording, self.stream, self.outputs.motion_estimated)
             self.preview = stack.enter_context(preview)
@@ -194,6 +197,8 @@ class _Run:
 
     def process(self, frame: Frame) -> None:
         """Run one frame through the stream and write its results."""
+        if frame.jumps != self.jumps:
+            self._start_world(frame)
         start = time.perf_counter()
         result = self.stream.step(frame.image, frame.stamp, frame.intrinsics, motion=self.outputs.motion_estimated)
         if self.stream.device.type == "cuda":
@@ -206,6 +211,11 @@ class _Run:
             self.unhealthy += 1
             log.warning("frame %d: the network's output is not finite; nothing is written for it", result.frame)
             return
+        if len(self.stamps) > self.worlds[-1] and round(frame.stamp * 1e6) <= round(self.stamps[-1] * 1e6):
+            self.late += 1
+            if self.late == 1:
+                log.warning("the stamp %.6f s does not rise: nothing is written for such images", frame.stamp)
+            return
         self._write_maps(result)
         if self.cloud is not None:
             self.cloud.integrate(
@@ -216,6 +226,23 @@ class _Run:
             self.preview.add(frame.image, result, frame.stamp - self.stamps[0])
         if self.outputs.view is not None:
             self.outputs.view.add(result, self.cloud)
+
+    def _start_world(self, frame: Frame) -> None:
+        """The stamps have jumped: end the current world, and start another one."""
+        log.warning("the stamps jump to %.3f s: a new world starts", frame.stamp)
+        self.jumps = frame.jumps
+        self.stream.reset()
+        if len(self.stamps) == self.worlds[-1]:
+            return  # nothing has been written for the current one
+        if self.outputs.cloud:
+            write_ply(claim(self.folder, numbered(CLOUD, len(self.worlds))), *self.cloud.arrays())
+        self.worlds.append(len(self.stamps))
+        self._new_cloud()
+
+    def _new_cloud(self) -> None:
+        if self.outputs.scene_built:
+            options = self.cloud_options
+            self.cloud = StaticMap(options.voxel_size, options.max_points, whole_scene=True)
 
     def _write_maps(self, result: StepResult) -> None:
         """Write the maps of a healthy frame, and collect the rest of it."""
@@ -252,13 +279,16 @@ class _Run:
                 f"{self.recording.path}: the network gave no finite value for any of its {self.unhealthy} frames"
             )
         poses, intrinsics = np.stack(self.poses), np.stack(self.intrinsics)
-        write_trajectory(claim(self.folder, TRAJECTORY), self.stamps, poses)
+        if self.worlds[-1] == len(self.stamps):  # nothing was written for the last one
+            self.worlds.pop()
+        for name, world in zip(self._names(TRAJECTORY), self._spans(), strict=True):
+            write_trajectory(claim(self.folder, name), self.stamps[world], poses[world])
         write_intrinsics(
             claim(self.folder, INTRINSICS), self.stamps, intrinsics, self.intrinsics_known, self.image_size
         )
         points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
         if self.outputs.cloud:
-            write_ply(claim(self.folder, CLOUD), points, colors)
+            write_ply(claim(self.folder, self._names(CLOUD)[-1]), points, colors)
         summary = self._summarise(poses, None if points is None else len(points), elapsed, stopped_by)
         if self.preview is not None:
             self.preview.write_sheet(summary, poses[:, :3, 3], points, colors)
@@ -288,10 +318,14 @@ class _Run:
             frames_skipped=recording.skipped,
             frames_missing=self._missing(stopped_by),
             frames_unhealthy=self.unhealthy,
-            duration=self.stamps[-1] - self.stamps[0],
+            frames_late=self.late,
+            worlds=len(self.worlds),
+            duration=sum(self.stamps[world][-1] - self.stamps[world][0] for world in self._spans()),
             input_size=self.input_size,
             image_size=self.image_size,
-            path_length=float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum()),
+            path_length=sum(
+                float(np.linalg.norm(np.diff(poses[world, :3, 3], axis=0), axis=1).sum()) for world in self._spans()
+            ),
             motion_frames=len(self.moving),
             moving_share=float(np.mean(self.moving)) if self.moving else None,
             resets=self.resets,
@@ -310,13 +344,23 @@ class _Run:
             return 0
         if self.recording.length is None:
             return None
-        return max(0, self.recording.length - len(self.stamps) - self.unhealthy - self.recording.skipped)
+        read = len(self.stamps) + self.unhealthy + self.late + self.recording.skipped
+        return max(0, self.recording.length - read)
+
+    def _spans(self) -> list[slice]:
+        """Return the frames of each world."""
+        return [slice(*ends) for ends in itertools.pairwise([*self.worlds, len(self.stamps)])]
+
+    def _names(self, name: str) -> list[str]:
+        """Return the names of a file of which each world has one."""
+        count = len(self.worlds)
+        return [name] if count == 1 else [numbered(name, number) for number in range(1, count + 1)]
 
     def _files(self) -> list[str]:
         """Return the names of the files written, as patterns where there is one per frame."""
-        files = [TRAJECTORY, INTRINSICS, SUMMARY]
+        files = [*self._names(TRAJECTORY), INTRINSICS, SUMMARY]
         if self.outputs.cloud:
-            files.append(CLOUD)
+            files += self._names(CLOUD)
         if self.outputs.depth:
             files += [f"{DEPTH_FOLDER}/*.png", f"{DEPTH_FOLDER}/*.npz"]
         if self.outputs.masks_written:

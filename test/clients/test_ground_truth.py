@@ -71,6 +71,28 @@ class TestGroundTruth:
         assert "the pose of the camera in rig is unknown" in found.source
         assert next(iter(found.poses.values()))[:3, 3].tolist() == [1.0, 2.0, 3.0]
 
+    @pytest.mark.parametrize("lost", [float("nan"), 0.0])
+    @pytest.mark.parametrize("source", ["odometry", "transform"])
+    def test_poses_marked_as_lost_are_left_out_with_their_gap(self, source, lost):
+        """Motion capture publishes NaN or zero quaternions while it does not see the body."""
+        truth = GroundTruthCollector("camera")
+        for i in range(6):
+            if source == "odometry":
+                message = ros_odometry(i, "camera", (float(i), 0.0, 0.0))
+                rotation = message.pose.pose.orientation
+            else:
+                message = ros_transform(i, "mocap", "camera", (float(i), 0.0, 0.0))
+                rotation = message.transform.rotation
+            if i in (2, 3):
+                rotation.w = lost
+            if source == "odometry":
+                truth.add_odometry("/mocap/body", message)
+            else:
+                truth.add_transforms([message], static=False)
+        found = truth.poses(stamps_of([0.5, 1, 1.5, 2, 3.5, 4, 4.5]))
+        assert [round(stamp / 1e9 - START, 3) for stamp in found.poses] == [0.5, 1.0, 4.0, 4.5]
+        assert "without 2 poses of" in found.source
+
     def test_frame_without_a_connection_to_the_camera(self):
         with pytest.raises(InputError, match="unknown at the time of every frame"):
             self.robot().poses(stamps_of([0]), "moon")

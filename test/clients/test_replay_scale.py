@@ -109,7 +109,7 @@ def test_the_command_finds_the_scale(rendered, tmp_path, capfd):
     arguments = ["--device", "cpu", "--scale-source", "range"]
     assert cli.main(["replay", str(bag), "--out", str(out), *arguments]) == 0
     report = json.loads((out / "report.json").read_text())
-    assert report["scale_topic"] == "/sonar" and report["node"]["publishers of /range"] == "1"
+    assert report["scale_topic"] == "/sonar" and report["node"]["publishers of /raymap3r_replay/range"] == "1"
     assert int(report["node"]["scale observations"]) > 0
     assert f"scale      {report['node']['scale']}, /sonar\n" in capfd.readouterr().out
 

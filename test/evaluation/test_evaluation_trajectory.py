@@ -191,6 +191,39 @@ def test_tum_quaternion_is_x_y_z_w(tmp_path):
     assert np.allclose(read_poses[0] @ (1, 0, 0, 1), (1, 3, 3, 1))
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", ", ", "  "])
+@pytest.mark.parametrize("comment", ["# motion capture", "% of MATLAB", "timestamp,tx,ty,tz,qx,qy,qz,qw", ""])
+def test_separators_and_comments(tmp_path, separator, comment):
+    rows = ["1.5", "1", "2", "3", "0", "0", "0", "1"], ["1.6", "4", "5", "6", "0", "0", "0", "1"]
+    lines = [comment, "", separator.join(rows[0]) + "  # start", separator.join(rows[1])]
+    (tmp_path / "a.txt").write_text("\ufeff" + "\r\n".join(lines))
+    read_stamps, read_poses = read_tum(tmp_path / "a.txt")
+    assert read_stamps.tolist() == [1.5, 1.6] and read_poses[:, :3, 3].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("lost", ["nan nan nan nan nan nan nan", "NaN 0 0 0 0 0 1", "0 0 0 0 0 0 0"])
+def test_rows_marked_as_lost_are_left_out(tmp_path, lost, caplog):
+    (tmp_path / "a.txt").write_text(f"1 0 0 0 0 0 0 1\n2 {lost}\n3 {lost}\n4 0 0 0 0 0 0 1\n")
+    assert read_tum(tmp_path / "a.txt")[0].tolist() == [1, 4]
+    assert "2 poses are marked as lost" in caplog.text and "line 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("2 0 0 x 0 0 0 1", "'x' is not a number"),
+        ("2 0 0 0 0 0 1", "7 numbers"),
+        ("2 0 0 0 0 0 0 1 9", "9 numbers"),
+        ("2 inf 0 0 0 0 0 1", "inf is not finite"),
+        ("nan 0 0 0 0 0 0 1", "the timestamp is nan"),
+    ],
+)
+def test_the_error_names_line_and_value(tmp_path, row, problem):
+    (tmp_path / "a.txt").write_text(f"# comment\n1 0 0 0 0 0 0 1\n{row}\n")
+    with pytest.raises(InputError, match=f"a.txt, line 3: {problem}"):
+        read_tum(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize("text", ["1 2 3\n", "a b c d e f g h\n", "0 0 0 0 0 0 0 0\n", "nan 0 0 0 0 0 0 1\n"])
 def test_a_malformed_trajectory_is_refused(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)

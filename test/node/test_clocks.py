@@ -10,7 +10,7 @@ from rosgraph_msgs.msg import Clock
 from topic_helpers import image
 
 from raymap3r_ros.node import reporter
-from raymap3r_ros.node.stamps import clock_problem
+from raymap3r_ros.stamps import clock_problem
 
 LOCAL = ("-r", "/clock:=clock")  # not to other tests
 WALL = 1_800_000_000.0

@@ -224,6 +224,25 @@ def test_images_without_stamps_are_stamped_on_receipt(make_bench):
     assert before <= first <= second <= bench.node.get_clock().now()
 
 
+def test_image_without_a_stamp_continues_from_its_neighbour(make_bench):
+    bench = make_bench(every_frame=True, use_sim_time=True)
+    bench.start("pose")
+    clock = bench.probe.create_publisher(Clock, "/clock", 1)
+    bench.wait(clock.get_subscription_count, "match of /clock")
+    for count, (now, stamp) in enumerate(((1000.0, 5.0), (1000.5, None), (1001.0, 6.0)), 1):
+        time = Time(nanoseconds=round(now * 1e9))
+        clock.publish(Clock(clock=time.to_msg()))
+        bench.wait(lambda time=time: bench.node.get_clock().now().nanoseconds == time.nanoseconds, "simulated time")
+        message = image()
+        message.header.stamp = Time(nanoseconds=round((stamp or 0) * 1e9)).to_msg()
+        bench.publish(message)
+        bench.wait_for("pose", count)
+    stamps = [Time.from_msg(message.header.stamp).nanoseconds * 1e-9 for message in bench.messages["pose"]]
+    assert stamps == [5.0, 5.5, 6.0]
+    bench.wait_for_log("some images have no stamps", level=30)
+    assert bench.count_logs("stamps jump") == 0
+
+
 def test_simulated_time(make_bench):
     bench = make_bench(use_sim_time=True)
     bench.start("pose")

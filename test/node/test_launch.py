@@ -248,3 +248,37 @@ def test_replay_ends_if_the_node_cannot_start(launch, bag, tmp_path):
 def test_replay_of_a_missing_bag_is_an_error(launch, tmp_path):
     out = launch("bag:=/nowhere", f"out:={tmp_path}", file="replay.launch.py").communicate(timeout=LIMIT)[0]
     assert "/nowhere: there is no such file or folder" in out and "process started" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["rate:=fast"], "rate is 'fast'; allowed: a number"),
+        (["rate:=-1"], "rate is -1.0; allowed range: 0.0 to 1000.0"),
+        (["rate:=nan"], "rate is nan; allowed range"),
+        (["loop:=1.5"], "loop is '1.5'; allowed: a whole number"),
+        (["topic:="], "several image topics; choose one with topic:="),
+        ([], "name another folder, or allow it with overwrite:=true"),
+    ],
+)
+def test_replay_refuses_arguments_by_their_launch_names_before_anything_starts(
+    launch, bag, tmp_path, arguments, error
+):
+    (tmp_path / "notes.txt").touch()
+    arguments = [f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path}", *arguments]
+    out = launch(*arguments, file="replay.launch.py").communicate(timeout=LIMIT)[0]
+    assert error in out and "--" not in out and "process started" not in out
+
+
+def test_errors_of_the_player_name_launch_arguments(launch, tmp_path):
+    """For instance the topic for scale.source, which is known only when the node runs."""
+    parameters = tmp_path / "stream.yaml"
+    parameters.write_text('"/**":\n  ros__parameters:\n    checkpoint: mini\n    scale.source: range\n')
+    sequence = suite_sequence("light", 0, world="one_room", size=(48, 64))
+    bag = export_sequence(sequence, tmp_path, "bag", max_frames=2, progress=False) / "bag"
+    process = launch(
+        f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path / 'out'}", f"params_file:={parameters}",
+        "device:=cpu", file="replay.launch.py",
+    )  # fmt: skip
+    text = lines_until(process, "raymap3r: error")
+    assert "select its topic with range:=;" in text and "--" not in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -17,9 +17,10 @@ import numpy as np
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
 from raymap3r_ros.io.bag_files import is_bag
-from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic
+from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic, nanoseconds
 from raymap3r_ros.io.decoding import decode_image
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
+from raymap3r_ros.stamps import JumpDetector, StampClock
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,16 @@ def _frames(recording: Recording, topic: str, info_topic: str | None, options: R
         if info_topic:
             for _, _, first in islice(bag.messages([info_topic]), 1):
                 _update(camera, first)
+        stamp_clock, jump_detector = StampClock(_warner(recording), bag.image_times(topic)), JumpDetector()
         index = -1
         for name, recorded, message in bag.messages([topic, info_topic] if info_topic else [topic]):
             if name == info_topic:
                 _update(camera, message)
                 continue
             index += 1
+            if not isinstance(message, BrokenFrame):
+                stamp = stamp_clock.image(nanoseconds(message.header), recorded)
+                jump_detector.check(stamp, options.max_gap)
             if index % options.stride:
                 continue
             try:
@@ -97,15 +102,17 @@ def _frames(recording: Recording, topic: str, info_topic: str | None, options: R
             matrix = options.intrinsics
             if matrix is None:
                 image, matrix = camera.apply(image)
-            stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
-            # Drivers without a clock leave the stamp at zero; use the recorder's time then.
-            yield Frame(image, stamp if stamp > 0 else recorded * 1e-9, matrix)
+            yield Frame(image, stamp // 10**9 + stamp % 10**9 * 1e-9, matrix, jump_detector.jumps)
         read, stored = index + 1, bag.stored(topic)
         if bag.loss:
             recording.ended = bag.loss
         elif read < stored:
             recording.ended = f"{read} images of {topic} could be read; its index or metadata.yaml lists {stored}"
             log.warning("%s: %s", recording.path.name, recording.ended)
+
+
+def _warner(recording: Recording) -> Callable[[str], None]:
+    return lambda text: log.warning("%s: %s", recording.path.name, text)
 
 
 def _update(camera: CameraCalibration, message: Any) -> None:

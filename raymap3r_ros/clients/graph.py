@@ -1,0 +1,86 @@
+"""The ROS graph that a replay or a demo shares with other programs: names that are taken, topics of everyone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+
+from raymap3r_ros.errors import Raymap3rError
+
+GLOBAL_TOPICS = ("/tf", "/tf_static", "/clock", "/diagnostics")  # those of every node in the domain
+DISCOVERY_TIME = 4.0  # seconds in which nodes that run already are discovered, even on a busy machine
+QUICK_LOOK = 1.0  # seconds in which most are; for topics of our own, where a late discovery does no harm
+
+
+def private_topics(namespace: str) -> list[str]:
+    """ROS arguments that move the global topics of a process into a namespace (full name)."""
+    return [part for topic in GLOBAL_TOPICS for part in ("-r", f"{topic}:={namespace}{topic}")]
+
+
+@contextlib.contextmanager
+def reserved(node_name: str) -> Iterator[None]:
+    """Keep other programs of this package, on this machine and domain, from running a node of this name (full name).
+
+    Raises Raymap3rError if one does so already.
+    """
+    domain = os.environ.get("ROS_DOMAIN_ID", "0")
+    # An abstract socket: its name is unique, and free again however the process ends.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        try:
+            lock.bind(f"\0raymap3r_ros node {domain} {node_name}")
+        except OSError:
+            raise Raymap3rError(
+                f"another program of this package is running the node {node_name} in ROS domain {domain}: wait until "
+                "it has ended, or set another ROS_DOMAIN_ID"
+            ) from None
+        yield
+
+
+def node_count(node: Node, name: str) -> int:
+    """Number of nodes with the full name `name` that `node` has discovered."""
+    found = node.get_node_names_and_namespaces()
+    return sum(f"{namespace.rstrip('/')}/{base}" == name for base, namespace in found)
+
+
+def refuse_taken_name(node: Node, name: str, seconds: float) -> None:
+    """Raise Raymap3rError if a node with the full name `name` is discovered within this time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if node_count(node, name):
+            raise Raymap3rError(
+                f"a node {name} is already running in ROS domain {os.environ.get('ROS_DOMAIN_ID', '0')}: its messages "
+                "could not be distinguished from those of the node started here; end it, or set another ROS_DOMAIN_ID"
+            )
+        time.sleep(0.05)
+
+
+def refuse_shared_name(node: Node, name: str) -> None:
+    """Raise Raymap3rError if `node` has discovered several nodes with the full name `name`."""
+    count = node_count(node, name)
+    if count > 1:
+        raise Raymap3rError(
+            f"{count} nodes are named {name}: their inputs, counts and results cannot be distinguished; end all but "
+            "one of them, or rename them (-r __node:=)"
+        )
+
+
+def refuse_other_publishers(node: Node, name: str, publishers: Iterable[Publisher]) -> None:
+    """Raise Raymap3rError if others than `node` and the stream node `name` publish the topics of these publishers."""
+    for publisher in publishers:
+        topic = publisher.topic_name
+        found = (
+            f"{one.node_namespace.rstrip('/')}/{one.node_name}" for one in node.get_publishers_info_by_topic(topic)
+        )
+        others = sorted({*found} - {name, node.get_fully_qualified_name()})
+        if others:
+            raise Raymap3rError(
+                f"{topic} is also published by {', '.join(others)}: if this is a live robot, the transforms and the "
+                "clock of the bag would reach it; end these nodes, use another ROS_DOMAIN_ID, or play anyway with "
+                "--global-topics"
+            )

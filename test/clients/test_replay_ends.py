@@ -1,0 +1,104 @@
+"""How a replay ends: report and exit status after Ctrl-C, damage in the bag, and images that the node refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bags import images_bag, picture, raw, write_bag
+
+from raymap3r_ros import cli
+
+SMALL = ("--checkpoint", "mini", "--size", "48", "--device", "cpu")
+LIMIT = 120.0  # seconds
+END_LIMIT = 3.0  # seconds from Ctrl-C to the end
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGINT] * 3, [signal.SIGTERM, signal.SIGINT]])
+def test_repeated_ctrl_c_still_writes_the_report_and_ends_soon(signals, tmp_path):
+    """Ctrl-C under ros2 launch reaches the player twice: from the terminal and from launch."""
+    bag, out = images_bag(tmp_path / "bag", 200), tmp_path / "out"
+    command = [sys.executable, "-u", "-m", "raymap3r_ros.cli", "replay", str(bag), "--out", str(out), *SMALL]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if "a new world starts" in line:  # the first image was processed
+            break
+    begin = time.monotonic()
+    for number in signals:
+        os.killpg(process.pid, number)
+        time.sleep(0.1)  # as a user would; signals that arrive together count as one
+    text = process.communicate(timeout=LIMIT)[0]
+    spent = time.monotonic() - begin
+    assert process.returncode == 130, text
+    assert "Traceback" not in text and "(stopped early)" in text
+    report = json.loads((out / "report.json").read_text())
+    assert not report["complete"] and 0 < report["frames_sent"] < 200
+    assert spent < END_LIMIT, text
+
+
+def test_ctrl_c_before_the_node_is_ready_ends_soon(tmp_path):
+    bag, out = images_bag(tmp_path / "bag", 200), tmp_path / "out"
+    command = [sys.executable, "-u", "-m", "raymap3r_ros.cli", "replay", str(bag), "--out", str(out), *SMALL]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("playing"):  # the node is still starting
+            break
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    text = process.communicate(timeout=LIMIT)[0]
+    assert process.returncode == 130 and "Traceback" not in text
+    assert time.monotonic() - begin < END_LIMIT
+    assert json.loads((out / "report.json").read_text())["frames_processed"] == 0
+
+
+def test_a_bag_that_ends_early_by_damage(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (120, 160, 3), dtype=np.uint8) for _ in range(12)]
+    bag = write_bag(tmp_path / "bag", [(i / 10, "/image", raw(i / 10, image)) for i, image in enumerate(images)])
+    file = next(bag.glob("*.db3"))
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 8192] = rng.integers(0, 255, 8192, dtype=np.uint8).tobytes()
+    file.write_bytes(data)
+    out = tmp_path / "out"
+    assert cli.main(["replay", str(bag), "--rate", "0", "--out", str(out), *SMALL]) == 1
+    report = json.loads((out / "report.json").read_text())
+    assert not report["complete"] and "damaged" in report["ended"]
+    assert report["frames_sent"] == report["frames_processed"] > 0
+    assert report["frames_sent"] + report["frames_missing"] == 12
+    text = capsys.readouterr().out
+    assert f"(ended early: {report['ended']})" in text and f"missing in the bag {report['frames_missing']}" in text
+
+
+def test_a_complete_bag_is_reported_so(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--rate", "0", "--start", "0.05", "--duration", "0.2", "--out", str(out), *SMALL]
+    assert cli.main(["replay", str(images_bag(tmp_path / "bag", 6)), *arguments]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["complete"] and report["ended"] == "" and report["frames_missing"] == 0
+    assert report["frames_sent"] == 2
+
+
+def test_every_frame_refused_is_a_failure(tmp_path):
+    depth = np.ones((48, 64), np.uint16).view(np.uint8).reshape(48, 64, 2)
+    messages = [(i / 10, "/image", raw(i / 10, depth, "16UC1")) for i in range(3)]
+    out = tmp_path / "out"
+    arguments = ["--rate", "0", "--out", str(out), *SMALL]
+    assert cli.main(["replay", str(write_bag(tmp_path / "bag", messages)), *arguments]) == 1
+    report = json.loads((out / "report.json").read_text())
+    assert (report["frames_processed"], report["frames_refused"]) == (0, 3)
+    # One bad picture among many is skipped.
+    messages += [(0.3 + i / 10, "/image", raw(0.3 + i / 10, picture(i))) for i in range(3)]
+    bag = write_bag(tmp_path / "mixed", messages)
+    assert cli.main(["replay", str(bag), "--overwrite", *arguments]) == 0
