@@ -91,8 +91,10 @@ class BagReader:
             except StopIteration:
                 return
             except Exception as error:  # as above: a damaged file cannot be read any further
-                self.loss = f"damaged, cannot be read after this point: {reason_of(error)}"
-                log.warning("%s: %s", self._path.name, self.loss)
+                loss = f"damaged, cannot be read after this point: {reason_of(error)}"
+                if loss != self.loss:  # `image_times` may have come to this point before
+                    log.warning("%s: %s", self._path.name, loss)
+                self.loss = loss
                 return
             yield connection.topic, recorded, self._message(connection.msgtype, data)
 
