@@ -17,6 +17,7 @@ import numpy as np
 
 from raymap3r_ros.discovery import find_in_package
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.geometry.calibration import intrinsics_doubt, intrinsics_problem
 from raymap3r_ros.stamps import MAX_GAP
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Recording:
     max_frames: int | None
     rate: float  # frames per second, approximate, after `stride`
     topic: str = ""  # of a bag
+    given_intrinsics: np.ndarray | None = None  # those of ReadOptions
     skipped: int = 0  # frames of the last iteration that could not be decoded
     frames: Callable[[Recording], Iterator[Frame]] = field(repr=False, kw_only=True)  # one pass, in order
 
@@ -100,6 +102,20 @@ class Recording:
         if size is None:
             broken = f" ({self.skipped} could not be decoded, see the warnings)" if self.skipped else ""
             raise InputError(f"{self.path}: no frame could be read{broken}")
+
+    def check_intrinsics(self, size: tuple[int, int]) -> None:
+        """Compare given intrinsics with the size of the images (width, height): log a warning if they are doubtful.
+
+        Raises InputError if they cannot be used.
+        """
+        if self.given_intrinsics is None:
+            return
+        if problem := intrinsics_problem(self.given_intrinsics, size):
+            raise InputError(
+                f"{self.path}: the given intrinsics cannot be used: {problem}; give those of these images"
+            )
+        if doubt := intrinsics_doubt(self.given_intrinsics, size):
+            log.warning("%s: the given intrinsics are probably wrong: %s", self.path.name, doubt)
 
     def skip(self, what: str, why: object) -> None:
         """Count a frame that cannot be used, and log a warning."""
@@ -146,7 +162,9 @@ def open_recording(
     chosen = max(matching, key=lambda known: known.priority)
     if topic is not None and not chosen.has_topics:
         raise InputError(f"{path}: not a bag, so it has no topic {topic!r}")
-    return chosen.open(path, options)
+    recording = chosen.open(path, options)
+    recording.given_intrinsics = None if intrinsics is None else np.asarray(intrinsics, np.float64)
+    return recording
 
 
 def _formats() -> list[Format]:
