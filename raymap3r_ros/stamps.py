@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 LATE = 100_000_000  # nanoseconds by which a stamp may lie before the last one and still be a late image, not a jump
+END = 2**31 * 1_000_000_000  # stamps of messages are below
 MAX_GAP = 2.0  # seconds; default of the longest step forward that is no jump
 # Seconds by which a stamp may be ahead of the node's clock, or behind it: no image waits for ten minutes.
 MAX_AHEAD, MAX_BEHIND = 1.0, 600.0
@@ -46,7 +47,10 @@ class StampClock:
 
     def other(self, stamp: int, time: int) -> int:
         """The stamp of a message of another sensor."""
-        return stamp if stamp > 0 else max(time + (self._shift or 0), 1)
+        if stamp > 0:
+            return stamp
+        continued = time + (self._shift or 0)
+        return continued if 0 < continued < END else time
 
 
 class JumpDetector:

@@ -52,6 +52,14 @@ def test_without_any_stamp_the_time_of_receipt_is_used():
     assert reports == ["the images have no stamps: the time of receipt is used"]
 
 
+def test_a_continued_stamp_that_no_message_can_hold_is_replaced_by_the_time():
+    clock = StampClock(print)
+    clock.image(2**31 * SECOND - 1, 1000 * SECOND)
+    assert clock.image(0, 1001 * SECOND) == 1001 * SECOND
+    clock.image(1, 1000 * SECOND)
+    assert clock.image(0, 900 * SECOND) == 900 * SECOND
+
+
 def test_rising():
     assert rising([3, 3, 5, 4, 5, 6, 1]) == [0, 2, 5]
     assert rising([]) == []

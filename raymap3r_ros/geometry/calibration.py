@@ -29,6 +29,8 @@ FISHEYE_MODEL = "equidistant"
 WIDEST = 100.0
 MAX_ZOOM = 8.0  # if there are unseen pixels even at this zoom, the coefficients are invalid
 NEIGHBOUR = 1e-5  # offset between a ray and its neighbours in the test for folds
+FAR_FROM_MIDDLE = 0.2  # distance of a principal point from the middle, in image sizes; more is doubtful
+WIDEST_PINHOLE = 150.0  # degrees; a wider view without a fisheye model is doubtful
 GRID = 33  # points per side at which the distortion is evaluated
 
 
@@ -229,6 +231,51 @@ def names_rectified(topic: str) -> bool:
     return "rect" in folders or any(part.startswith("rect") for part in name.split("_"))
 
 
+def intrinsics_problem(matrix: np.ndarray, size: tuple[int, int], *, cropped: bool = False) -> str:
+    """Why a pinhole matrix (3, 3) cannot belong to images of `size` = (width, height); empty if it can.
+
+    `cropped`: the image may be a part of the sensor, so that the principal point may lie outside.
+    """
+    width, height = size
+    (fx, _, cx), (_, fy, cy) = matrix[:2].tolist()
+    if not np.isfinite(matrix).all():
+        return "not all numbers are finite"
+    if not (width and height):
+        return f"the image size is {width}x{height}"
+    if not (0.01 < fx / width < 1000 and 0.01 < fy / height < 1000):
+        return f"focal lengths of {fx:g} and {fy:g} pixels do not belong to an image of {width}x{height}"
+    if not cropped and not (0 < cx < width and 0 < cy < height):
+        return f"the principal point ({cx:g}, {cy:g}) lies outside its image of {width}x{height}{_other_size(matrix)}"
+    return ""
+
+
+def intrinsics_doubt(matrix: np.ndarray, size: tuple[int, int], *, fisheye: bool = False) -> str:
+    """Why a pinhole matrix probably belongs to other images, with the likely cause; empty if it is plausible.
+
+    Arguments as in `intrinsics_problem`, which has found nothing. `fisheye`: any field of view is possible.
+    """
+    width, height = size
+    (fx, _, cx), (_, fy, cy) = matrix[:2].tolist()
+    if max(abs(cx / width - 0.5), abs(cy / height - 0.5)) > FAR_FROM_MIDDLE:
+        return (
+            f"the principal point ({cx:g}, {cy:g}) is far from the middle of its image of {width}x{height}"
+            f"{_other_size(matrix)}; was the image resized, binned or cropped after the calibration?"
+        )
+    view = math.degrees(2 * math.atan(max(width / fx, height / fy) / 2))
+    if not fisheye and view > WIDEST_PINHOLE:
+        return (
+            f"focal lengths of {fx:g} and {fy:g} pixels give an image of {width}x{height} a field of view of "
+            f"{view:.0f} degrees, too wide for a lens of this model; is the calibration for smaller images, or the "
+            "lens a fisheye (equidistant)?"
+        )
+    return ""
+
+
+def _other_size(matrix: np.ndarray) -> str:
+    width, height = (round(2 * float(value)) for value in matrix[:2, 2])
+    return f" (it would be the middle of {width}x{height})" if width > 0 and height > 0 else ""
+
+
 def read_camera_info(
     info: Any, *, rectified: bool = False, report: Callable[[str], None] = log.warning
 ) -> Calibration | None:
@@ -245,15 +292,9 @@ def read_camera_info(
     distortion = np.zeros(0) if rectified else np.array(info.d, np.float64)
     width, height = int(info.width), int(info.height)
     (fx, _, cx), (_, fy, cy) = matrix[:2]
-    problem = ""
-    if not (np.isfinite(matrix).all() and np.isfinite(distortion).all()):
+    problem = intrinsics_problem(matrix, (width, height))
+    if not problem and not np.isfinite(distortion).all():
         problem = "not all numbers are finite"
-    elif not (width and height):
-        problem = f"the image size is {width}x{height}"
-    elif not (0.01 < fx / width < 1000 and 0.01 < fy / height < 1000):
-        problem = f"focal lengths of {fx:g} and {fy:g} pixels do not belong to an image of {width}x{height}"
-    elif not (0 < cx < width and 0 < cy < height):
-        problem = f"the principal point ({cx:g}, {cy:g}) lies outside its image of {width}x{height}"
     left, top, shown = int(info.roi.x_offset), int(info.roi.y_offset), (int(info.roi.width), int(info.roi.height))
     # CameraInfo.msg: zeros mean the whole image.
     window = left, top, shown[0] or width, shown[1] or height
@@ -261,6 +302,9 @@ def read_camera_info(
         problem = f"the region of interest {window[2]}x{window[3]}+{left}+{top} exceeds its image of {width}x{height}"
     if problem:
         raise InputError(f"camera_info cannot be used: {problem}; it is ignored: calibrate the camera")
+    doubt = intrinsics_doubt(matrix, (width, height), fisheye=info.distortion_model == FISHEYE_MODEL)
+    if doubt:
+        report(f"camera_info is probably wrong: {doubt}")
     return Calibration(
         np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]),
         (width, height),

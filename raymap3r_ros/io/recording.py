@@ -18,6 +18,7 @@ import numpy as np
 
 from raymap3r_ros.discovery import find_in_package
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.geometry.calibration import intrinsics_doubt, intrinsics_problem
 from raymap3r_ros.stamps import MAX_GAP
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Recording:
     max_frames: int | None
     rate: float  # frames per second, approximate, after `stride`
     topic: str = ""  # of a bag
+    given_intrinsics: np.ndarray | None = None  # those of ReadOptions
     # Of the last iteration:
     skipped: int = 0  # frames that could not be decoded
     ended: str = ""  # why it ended before the end of the recording; empty if it did not
@@ -106,6 +108,20 @@ class Recording:
             broken = f" ({self.skipped} could not be decoded, see the warnings)" if self.skipped else ""
             reason = f": {self.ended}" if self.ended else ""
             raise InputError(f"{self.path}: no frame could be read{broken}{reason}")
+
+    def check_intrinsics(self, size: tuple[int, int]) -> None:
+        """Compare given intrinsics with the size of the images (width, height): log a warning if they are doubtful.
+
+        Raises InputError if they cannot be used.
+        """
+        if self.given_intrinsics is None:
+            return
+        if problem := intrinsics_problem(self.given_intrinsics, size):
+            raise InputError(
+                f"{self.path}: the given intrinsics cannot be used: {problem}; give those of these images"
+            )
+        if doubt := intrinsics_doubt(self.given_intrinsics, size):
+            log.warning("%s: the given intrinsics are probably wrong: %s", self.path.name, doubt)
 
     def skip(self, what: str, why: object) -> None:
         """Count a frame that cannot be used, and log a warning."""
@@ -154,7 +170,9 @@ def open_recording(
     chosen = max(matching, key=lambda known: known.priority)
     if topic is not None and not chosen.has_topics:
         raise InputError(f"{path}: not a bag, so it has no topic {topic!r}")
-    return chosen.open(path, options)
+    recording = chosen.open(path, options)
+    recording.given_intrinsics = None if intrinsics is None else np.asarray(intrinsics, np.float64)
+    return recording
 
 
 def _formats() -> list[Format]:

@@ -197,6 +197,8 @@ class _Run:
 
     def process(self, frame: Frame) -> None:
         """Run one frame through the stream and write its results."""
+        if not self.steps:
+            self.recording.check_intrinsics((frame.image.shape[1], frame.image.shape[0]))
         if frame.jumps != self.jumps:
             self._start_world(frame)
         start = time.perf_counter()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.geometry.calibration import intrinsics_problem
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import engine
 from raymap3r_ros.streaming.cuda_graphs import Capture, Graphs, copy_of
@@ -199,6 +200,9 @@ class Stream:
             )
         if matrix[..., 1, 0].any() or (matrix[..., 2, :] != (0, 0, 1)).any():
             raise InputError("intrinsics must have the form [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
+        for one in matrix.reshape(-1, 3, 3):
+            if problem := intrinsics_problem(one, (width, height), cropped=True):
+                raise InputError(f"intrinsics cannot be used: {problem}; give those of the images passed here")
         framed = frame_intrinsics(np.broadcast_to(matrix, (batch, 3, 3)), width, height, framing)
         return torch.from_numpy(framed).float().to(self.device)
 

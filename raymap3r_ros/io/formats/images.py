@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image, orientation
 from raymap3r_ros.io.files import natural_key
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
+
+log = logging.getLogger(__name__)
 
 
 def _matches(path: Path) -> bool:
@@ -31,7 +34,12 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     length = options.expected(len(files))
     files.sort(key=lambda item: natural_key(item.name))
     files = files[:: options.stride]
-    _check_same_size(files[:length])
+    turned = _check_same_size(files[:length])
+    if turned and options.intrinsics is not None:
+        log.warning(
+            "%s: %s is turned by its EXIF orientation: the given intrinsics must be those of the turned picture",
+            path.name, turned.name,
+        )  # fmt: skip
 
     def frames(recording: Recording) -> Iterator[Frame]:
         for position, file in enumerate(files):
@@ -47,15 +55,21 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     )
 
 
-def _check_same_size(files: list[Path]) -> None:
-    """Raise InputError if the sizes differ. Reads only headers, so that mixed sizes are found before any work."""
-    first = None
+def _check_same_size(files: list[Path]) -> Path | None:
+    """Return the first picture that its EXIF orientation turns. Raises InputError if the sizes differ.
+
+    Reads only headers, so that mixed sizes are found before any work.
+    """
+    first = turned = None
     for file in files:
         try:
             with Image.open(file, formats=IMAGE_FORMATS) as picture:
                 width, height = picture.size
-                if orientation(picture) >= 5:  # rotated by 90 degrees
+                turn = orientation(picture)
+                if turn >= 5:  # rotated by 90 degrees
                     width, height = height, width
+                if turn > 1:
+                    turned = turned or file
         except Exception:  # as in `decode_image`
             continue  # skipped with a warning when it is read
         if first is None:
@@ -65,6 +79,7 @@ def _check_same_size(files: list[Path]) -> None:
                 f"{file.parent}: images of different sizes: {first[0].name} is {first[1]}x{first[2]}, "
                 f"{file.name} is {width}x{height}"
             )
+    return turned
 
 
 FORMAT = Format("images", _matches, _open, priority=-1)  # matches any folder
