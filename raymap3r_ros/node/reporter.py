@@ -66,7 +66,7 @@ class Reporter:
             text = printable(text)
             self._monitor.warning(text)
             kind = re.sub(r"[\d.e+]+", "#", text)
-            if kind != self._standing and self._throttle.permits(kind):
+            if kind != self._standing and self._throttle.permits(kind, THROTTLE):
                 self._logger.warning(text)
             text = kind
         self._standing = text

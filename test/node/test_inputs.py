@@ -92,7 +92,8 @@ def test_network_input_is_the_same_for_every_encoding(make_bench, log_everything
     bench = make_bench()
     bench.start("rgb")
     cases = encoded()
-    assert cases.keys() == conversions.ENCODINGS.keys()
+    # nv12 and nv21, in two planes, are compared in test_conversions.py.
+    assert cases.keys() | conversions.SEMIPLANAR.keys() == conversions.ENCODINGS.keys()
     for index, (encoding, (data, *_)) in enumerate(cases.items()):
         message = Image(width=WIDTH, height=HEIGHT, encoding=encoding, step=data.nbytes // HEIGHT)
         message.data.frombytes(data.tobytes())
