@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from raymap3r_ros.errors import CheckpointError, OptionError
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
+from raymap3r_ros.network.metadata import header_bytes
 from raymap3r_ros.network.model import Network, initialise
 from raymap3r_ros.network.pickle_machine import Skipped, TensorRecord
 from raymap3r_ros.network.torch_file import TorchFile, open_torch_file
@@ -382,14 +383,12 @@ def _write_weights(
         start, end = end, end + weights.shapes[key].numel() * dtypes[key].itemsize
         shape, kind = list(weights.shapes[key]), _SAFETENSORS_DTYPES[dtypes[key]]
         header[key] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
             whole = Path(folder) / target.name
             with whole.open("wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
+                file.write(header_bytes(header))
                 for key in order:
                     stored = read(key).to(dtypes[key]).contiguous()
                     if not torch.isfinite(stored).all():

@@ -7,8 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from raymap3r_ros.errors import CheckpointError
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """Return the start of a .safetensors file: the length of the header, and the header as JSON."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # keeps the tensors aligned
+    return len(text).to_bytes(8, "little") + text
 
 
 def copy_with_metadata(source: Path, target: Path, entries: Mapping[str, str]) -> None:
@@ -22,11 +30,9 @@ def copy_with_metadata(source: Path, target: Path, entries: Mapping[str, str]) -
         with source.open("rb") as old, tempfile.TemporaryDirectory(dir=target.parent) as folder:
             header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
             header["__metadata__"] = {**header.get("__metadata__", {}), **entries}
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)  # keeps the tensors aligned
             complete = Path(folder) / target.name
             with complete.open("wb") as new:
-                new.write(len(text).to_bytes(8, "little") + text)
+                new.write(header_bytes(header))
                 shutil.copyfileobj(old, new)
             complete.replace(target)
     except OSError as error:
