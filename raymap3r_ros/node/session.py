@@ -29,6 +29,7 @@ from raymap3r_ros.node.tf_frames import look_up
 from raymap3r_ros.stamps import JumpDetector
 from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
+from raymap3r_ros.streaming.recordings import long_running
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class Session:
             changed += parameters.differences(before.stream, settings.stream)
             if changed:
                 reporter.info(f"options changed: {', '.join(changed)}")
-            self.stream.options = settings.stream
+            # Locked like all that concerns the network, and chosen when it was loaded.
+            execution = self.stream.options.execution
+            self.stream.options = dataclasses.replace(settings.stream, execution=execution)
             self.localizer.use(settings.node)
             self.maps.use(settings.node)
             self.applied = settings
@@ -167,7 +170,8 @@ def open_session(
             _leave_a_core_free()
             scheduler = pool.get(options.checkpoint, options.device, settings.stream.precision)
             network = scheduler.network
-        stream = Stream(network, settings.stream)
+        # Each number of cameras in a batch would be recorded for itself.
+        stream = Stream(network, long_running(network, settings.stream) if pool is None else settings.stream)
         if not network.trained:
             node.get_logger().warning(network.source)
         warm_up(stream, scheduler, 1 if pool is None else pool.cameras)

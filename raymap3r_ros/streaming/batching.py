@@ -21,10 +21,13 @@ from torch import Tensor
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network
-from raymap3r_ros.streaming.cuda_graphs import Capture, CudaCapture, Graphs, map_tensors
+from raymap3r_ros.streaming.cuda_graphs import Capture, CudaCapture
+from raymap3r_ros.streaming.recordings import Recordings, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult
 from raymap3r_ros.streaming.state import PreparedFrame, StreamState
 from raymap3r_ros.streaming.stream import Stream
+from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.tensors import map_tensors
 from raymap3r_ros.streaming.timing import StageTimer
 
 PATIENCE = 0.5  # share of the last round's duration, see `BatchScheduler`
@@ -58,12 +61,14 @@ class BatchScheduler:
     """
 
     def __init__(self, network: Network, *, patience: float = PATIENCE, capture: Capture | None = None) -> None:
-        """`capture` replaces the recording of CUDA graphs, see `Graphs`."""
+        """`capture` replaces the recording of CUDA graphs, see `record_graph`."""
         self.network = network
         self.patience = patience
-        self._capture = capture or CudaCapture()  # shared by all batches, with its memory
-        self._records = capture is not None or next(network.parameters()).device.type == "cuda"
-        self._graphs: dict[int, Graphs] = {}  # by number of cameras, each with its own limit
+        if capture is None and next(network.parameters()).device.type == "cuda":
+            capture = CudaCapture()
+        self._capture = capture  # shared by all batches, with its memory
+        # By execution and number of cameras, each with its own limit.
+        self._recordings: dict[tuple[str, int], Recordings | None] = {}
         self._largest = sys.maxsize  # frames in a batch, at most
         self._changed = threading.Condition()  # guards everything below
         self._waiting: list[_Request] = []
@@ -229,7 +234,7 @@ class BatchScheduler:
                 before=_join([frame.before for frame in frames]),
                 timer=StageTimer(stream.device),
             )
-        estimate, after = stream.advance(batch, self._graphs_for(len(batch.inputs[0])))
+        estimate, after = stream.advance(batch, self._recordings_for(stream.options, len(batch.inputs[0])))
         parts, start = [], 0
         for frame in frames:
             end = start + len(frame.inputs[0])
@@ -241,10 +246,11 @@ class BatchScheduler:
                 request.frame.timer.mark("network")
             request.outcome = part
 
-    def _graphs_for(self, cameras: int) -> Graphs | None:
-        if not self._records:
-            return None
-        return self._graphs.setdefault(cameras, Graphs(self._capture))
+    def _recordings_for(self, options: StreamOptions, cameras: int) -> Recordings | None:
+        key = options.execution, cameras
+        if key not in self._recordings:
+            self._recordings[key] = recordings(self.network, options, self._capture)
+        return self._recordings[key]
 
 
 def step_of(stream: Stream, together: BatchScheduler | None) -> Callable[..., StepResult]:
@@ -255,14 +261,14 @@ def step_of(stream: Stream, together: BatchScheduler | None) -> Callable[..., St
 def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int = 1) -> None:
     """Run the network before the first image, so that errors show at once. The stream is reset afterwards.
 
-    On a GPU, also load every kernel and record the graphs for 4:3 images: with and without given intrinsics, with and
-    without motion, in frames with and without the ray branch, and for batches of up to `cameras` streams.
+    If the stream records frames, also record those of 4:3 images: with and without given intrinsics, with and without
+    motion, in frames with and without the ray branch, and for batches of up to `cameras` streams.
     """
     side = stream.options.image_size or stream.network.config.image_size
     image = np.full((side * 3 // 4, side, 3), 128, np.uint8)
     step = step_of(stream, together)
     step(image)
-    if stream.records_graphs:
+    if stream.records:
         for _ in range(stream.method.router_last_frame):
             step(image)
         intrinsics = np.array([[side, 0.0, side / 2], [0.0, side, side * 3 / 8], [0.0, 0.0, 1.0]])

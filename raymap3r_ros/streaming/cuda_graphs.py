@@ -2,65 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-# Number of graphs: each holds the results of a whole frame. A node with one image size needs them with and without
-# given intrinsics, each for frames with motion, without motion, and without the ray branch.
-_KEPT = 6
+from raymap3r_ros.streaming.tensors import copy_of, tensors_of
 
 Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
-class Graphs:
-    """Runs one function of tensors, recorded once for each plan and each set of shapes.
+def record_graph(
+    capture: Capture, frame: Callable, inputs: tuple, state: Any
+) -> Callable[[tuple, Any], tuple[Any, Any]]:
+    """A function that does the same as `frame`, for inputs and a state of the same shapes.
 
-    The function is called as `function(plan, inputs, state)` and returns `(outputs, new state)`. All except `plan`
-    are dataclasses (or tuples) of tensors. The function must not read a tensor's values on the host.
+    `frame` is called as `frame(inputs, state)` and returns outputs and a new state, all of them nested tuples or
+    dataclasses of tensors. It must not read a tensor's values on the host. `capture` takes a function without
+    arguments; it returns one that repeats it in place, and its result. The next call with the returned state
+    overwrites its tensors.
     """
-
-    def __init__(self, capture: Capture | None = None) -> None:
-        """`capture` takes a function without arguments; it returns one that repeats it in place, and its result."""
-        self._capture = capture or CudaCapture()
-        self._recorded: dict[Any, _Recorded] = {}
-        self._usable = True
-
-    def run(self, function: Callable, plan: Any, inputs: tuple, state: Any) -> tuple[Any, Any]:
-        """The result of `function`. The next call with the returned state overwrites its tensors."""
-        key = plan, tuple(tensor.shape for tensor in _tensors((inputs, state)))
-        recorded = self._recorded.get(key)
-        if recorded is None and self._usable:
-            recorded = self._record(key, function, inputs, state)
-        return function(plan, inputs, state) if recorded is None else recorded.run(inputs, state)
-
-    def _record(self, key: Any, function: Callable, inputs: tuple, state: Any) -> _Recorded | None:
-        while len(self._recorded) >= _KEPT:
-            del self._recorded[next(iter(self._recorded))]
-        try:
-            self._recorded[key] = _Recorded(function, key[0], inputs, state, self._capture)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self._usable = False
-            logging.getLogger(__name__).warning(
-                "no CUDA graph can be recorded, frames run operation by operation: %s", error
-            )
-        return self._recorded.get(key)
+    return _Recorded(frame, inputs, state, capture).run
 
 
 class _Recorded:
     """One recorded function with its own memory for arguments and results."""
 
-    def __init__(self, function: Callable, plan: Any, inputs: tuple, state: Any, capture: Capture) -> None:
+    def __init__(self, frame: Callable, inputs: tuple, state: Any, capture: Capture) -> None:
         self._inputs, self._state = copy_of(inputs), copy_of(state)
 
         def body() -> Any:
-            outputs, after = function(plan, self._inputs, self._state)
+            outputs, after = frame(self._inputs, self._state)
             _write(after, self._state)
             return outputs
 
@@ -96,42 +68,8 @@ class CudaCapture:
         return graph.replay, outputs
 
 
-def map_tensors(function: Callable[..., Tensor], *items: Any) -> Any:
-    """Nested tuples or dataclasses of one structure -> one of them, with `function` of the corresponding tensors.
-
-    Values that are not tensors are those of the first item.
-    """
-    first = items[0]
-    if isinstance(first, Tensor):
-        return function(*items)
-    if isinstance(first, tuple):
-        return tuple(map_tensors(function, *parts) for parts in zip(*items, strict=True))
-    if dataclasses.is_dataclass(first):
-        names = [field.name for field in dataclasses.fields(first)]
-        changed = {name: map_tensors(function, *(getattr(item, name) for item in items)) for name in names}
-        return dataclasses.replace(first, **changed)
-    return first
-
-
-def copy_of(item: Any) -> Any:
-    """A tuple or dataclass with copies of all tensors."""
-    return map_tensors(torch.clone, item)
-
-
-def _tensors(item: Any) -> Iterator[Tensor]:
-    """All tensors of a tuple or dataclass, in order."""
-    if isinstance(item, Tensor):
-        yield item
-    elif isinstance(item, tuple):
-        for part in item:
-            yield from _tensors(part)
-    elif dataclasses.is_dataclass(item):
-        for field in dataclasses.fields(item):
-            yield from _tensors(getattr(item, field.name))
-
-
 def _write(source: Any, target: Any) -> None:
     """Copy the tensors of one tuple or dataclass into those of another with the same structure."""
-    for value, place in zip(_tensors(source), _tensors(target), strict=True):
+    for value, place in zip(tensors_of(source), tensors_of(target), strict=True):
         if value is not place:
             place.copy_(value)

@@ -18,7 +18,6 @@ from raymap3r_ros.geometry.similarity import Similarity
 from raymap3r_ros.network import Decoded, Network
 from raymap3r_ros.streaming import gates, staticness
 from raymap3r_ros.streaming.alignment import align_segments
-from raymap3r_ros.streaming.cuda_graphs import map_tensors
 from raymap3r_ros.streaming.mask import dynamic_mask, static_weight
 from raymap3r_ros.streaming.method import Method
 from raymap3r_ros.streaming.result import Estimate, WorldChange
@@ -26,6 +25,7 @@ from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_pub
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
 from raymap3r_ros.streaming.state import Motion, StepPlan, StreamState, Track, View
 from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.tensors import map_tensors
 from raymap3r_ros.streaming.timing import StageTimer
 
 PLAIN_RULE = "cut3r"  # what the router falls back to
@@ -172,7 +172,7 @@ def _track(plan: StepPlan, before: StreamState, main: View) -> Track:
     pose_raw = before.alignment.apply_to_pose(main.pose)
     state_change = (main.decoded.state - before.state).norm(dim=-1).mean(1)
     smoothed = smooth(before.smoother, pose_raw[:, :3, 3], state_change, tied=smoothing == "tied", method=plan.method)
-    use = torch.full_like(before.fresh, smoothing != "off")
+    use = torch.zeros_like(before.fresh) if smoothing == "off" else torch.ones_like(before.fresh)
     if plan.routed:
         # Smoothing is on while the gate is, as the router decided after the last frame.
         use = use & before.router.gated

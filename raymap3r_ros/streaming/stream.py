@@ -5,7 +5,6 @@ any number of streams can share it.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,15 @@ from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.calibration import intrinsics_problem
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import engine
-from raymap3r_ros.streaming.cuda_graphs import Capture, Graphs, copy_of
+from raymap3r_ros.streaming.cuda_graphs import Capture
 from raymap3r_ros.streaming.gates import RULES
 from raymap3r_ros.streaming.method import METHOD, Method
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_images, frame_intrinsics
+from raymap3r_ros.streaming.recordings import Recordings, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState
 from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.tensors import copy_of
 from raymap3r_ros.streaming.timing import StageTimer
 
 # The frame at which the state is reset still belongs to the old segment; the change shows at the next one.
@@ -43,7 +44,7 @@ class Stream:
         *,
         capture: Capture | None = None,
     ) -> None:
-        """`capture` replaces the recording of CUDA graphs, see `Graphs`; without it, only a GPU records them.
+        """`capture` replaces the recording of CUDA graphs, see `record_graph`; without it, only a GPU records them.
 
         Raises OptionError if the network or its device cannot be used with the options.
         """
@@ -52,20 +53,18 @@ class Stream:
         self.method = method
         self.device = next(network.parameters()).device
         self._state: StreamState | None = None
-        self._graphs = Graphs(capture) if capture is not None or self.device.type == "cuda" else None
         if network.precision not in ("float32", self.options.precision):
             raise OptionError(
                 f"precision is {self.options.precision}, but the network's weights are {network.precision}"
             )
-        if self.options.execution == "graph" and self._graphs is None:
-            raise OptionError(f"execution is graph, which needs a GPU; the network is on {self.device}")
+        self._recordings = recordings(network, self.options, capture)
         if self.options.execution == "compile":
             network.compile_hot_parts()
 
     @property
-    def records_graphs(self) -> bool:
-        """Whether steady frames are recorded once and then replayed, as on a GPU, so that `warm_up` is worthwhile."""
-        return self._graphs is not None
+    def records(self) -> bool:
+        """Whether steady frames are recorded once and then repeated, so that `warm_up` is worthwhile."""
+        return self._recordings is not None
 
     def reset(self) -> None:
         """Clear the state: the next frame starts a new world."""
@@ -101,7 +100,7 @@ class Stream:
         Raises InputError if image or intrinsics cannot be used; the state is unchanged then.
         """
         frame = self.prepare(image, stamp, intrinsics, motion=motion)
-        return self.finish(frame, *self.advance(frame, self._graphs, record))
+        return self.finish(frame, *self.advance(frame, self._recordings, record))
 
     def prepare(
         self,
@@ -134,14 +133,13 @@ class Stream:
         return PreparedFrame((pixels, given), before, plan, steady, single, stamp, timer)
 
     def advance(
-        self, frame: PreparedFrame, graphs: Graphs | None = None, record: dict[str, Any] | None = None
+        self, frame: PreparedFrame, recordings: Recordings | None = None, record: dict[str, Any] | None = None
     ) -> tuple[Estimate, StreamState]:
-        """The second part of `step`: the network. Steady frames run through `graphs`, unless execution is plain."""
+        """The second part of `step`: the network. Steady frames use the `recordings`, unless execution is plain."""
         inputs, before, plan = frame.inputs, frame.before, frame.plan
-        run = partial(engine.advance, self.network)
-        if graphs is None or not frame.steady or plan.options.execution == "plain" or record is not None:
-            return run(plan, inputs, before, frame.timer, record)
-        estimate, after = graphs.run(run, plan, inputs, before)
+        if recordings is None or not frame.steady or plan.options.execution == "plain" or record is not None:
+            return engine.advance(self.network, plan, inputs, before, frame.timer, record)
+        estimate, after = recordings.run(plan, inputs, before)
         frame.timer.mark("network")
         return estimate, after
 

@@ -99,8 +99,7 @@ def test_frames_that_cannot_be_recorded_run_operation_by_operation(
     for image in images[:8]:
         assert_same(stream.step(image), plain.step(image))
     assert [record.message for record in caplog.records] == [
-        "no CUDA graph can be recorded, frames run operation by operation: "
-        "operation not permitted when stream is capturing"
+        "no frame can be recorded, frames run operation by operation: operation not permitted when stream is capturing"
     ]
 
 

@@ -1,0 +1,97 @@
+"""Frames that are recorded once and then repeated: as CUDA graphs on a GPU, as traces on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.network import Network
+from raymap3r_ros.streaming import engine
+from raymap3r_ros.streaming.cuda_graphs import Capture, CudaCapture, record_graph
+from raymap3r_ros.streaming.result import Estimate
+from raymap3r_ros.streaming.state import StepPlan, StreamState
+from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.tensors import tensors_of
+from raymap3r_ros.streaming.traces import trace
+
+# Number of recordings: each holds the results of a whole frame. A node with one image size needs them with and without
+# given intrinsics, each for frames with motion, without motion, and without the ray branch.
+_KEPT = 6
+
+# Parameters of a network. Above, operations take so long that Python's cost for each of them does not count.
+_SMALL = 50_000_000
+
+Recorded = Callable[[tuple, StreamState], tuple[Estimate, StreamState]]
+Recorder = Callable[[Callable, tuple, StreamState], Recorded]
+
+
+class Recordings:
+    """`engine.advance`, recorded once for each plan and each set of shapes."""
+
+    def __init__(self, network: Network, recorder: Recorder) -> None:
+        """`recorder` takes a function, its inputs and the state; it returns a function that does the same."""
+        self._network = network
+        self._recorder = recorder
+        self._recorded: dict[Any, Recorded] = {}
+        self._usable = True
+
+    def run(self, plan: StepPlan, inputs: tuple, state: StreamState) -> tuple[Estimate, StreamState]:
+        """The result of `engine.advance`. The next call with the returned state may overwrite its tensors."""
+        key = plan, tuple(tensor.shape for tensor in tensors_of((inputs, state)))
+        recorded = self._recorded.get(key)
+        if recorded is None and self._usable:
+            recorded = self._record(key, inputs, state)
+        return engine.advance(self._network, plan, inputs, state) if recorded is None else recorded(inputs, state)
+
+    def _record(self, key: Any, inputs: tuple, state: StreamState) -> Recorded | None:
+        while len(self._recorded) >= _KEPT:
+            del self._recorded[next(iter(self._recorded))]
+
+        def frame(inputs: tuple, state: StreamState) -> tuple[Estimate, StreamState]:
+            return engine.advance(self._network, key[0], inputs, state)
+
+        try:
+            self._recorded[key] = self._recorder(frame, inputs, state)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._usable = False
+            logging.getLogger(__name__).warning(
+                "no frame can be recorded, frames run operation by operation: %s", error
+            )
+        return self._recorded.get(key)
+
+
+def recordings(network: Network, options: StreamOptions, capture: Capture | None = None) -> Recordings | None:
+    """Recordings as the options want them on the network's device; None if frames run operation by operation.
+
+    `capture` replaces the recording of CUDA graphs, also on a CPU. Raises OptionError if the device, or the
+    precision, has no such recording.
+    """
+    device, execution = network.first_pose_token.device.type, options.execution
+    if execution == "graph" and device != "cuda" and capture is None:
+        raise OptionError(f"execution is graph, which needs a GPU; the network is on {device}")
+    if execution == "trace":
+        if device != "cpu":
+            raise OptionError(f"execution is trace, which is for a CPU; the network is on {device}: use graph")
+        if options.precision != "float32":
+            raise OptionError(f"execution is trace, which needs precision float32; it is {options.precision}")
+        return Recordings(network, partial(trace, network))
+    if execution == "plain" or (device != "cuda" and capture is None):
+        return None
+    return Recordings(network, partial(record_graph, capture or CudaCapture()))
+
+
+def long_running(network: Network, options: StreamOptions) -> StreamOptions:
+    """Options for a stream of thousands of frames: with `trace` for `auto` where it pays."""
+    small = sum(parameter.numel() for parameter in network.parameters()) <= _SMALL
+    on_cpu = network.first_pose_token.device.type == "cpu"
+    if options.execution == "auto" and options.precision == "float32" and on_cpu and small:
+        return dataclasses.replace(options, execution="trace")
+    return options

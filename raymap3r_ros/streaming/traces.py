@@ -1,0 +1,65 @@
+"""A frame as one TorchScript graph: a CPU runs small networks without Python's cost for each operation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from raymap3r_ros.network import Network
+from raymap3r_ros.streaming.tensors import copy_of, tensors_of, with_tensors
+
+_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.__len__}
+
+
+def trace(network: Network, frame: Callable, inputs: tuple, state: Any) -> Callable[[tuple, Any], tuple[Any, Any]]:
+    """A function that does the same as `frame`, for inputs and a state of the same shapes.
+
+    `frame` is called as `frame(inputs, state)`, runs `network`, and returns nested tuples or dataclasses of tensors.
+    It must not read a tensor's values.
+    """
+    example = tuple(tensors_of(copy_of((inputs, state))))
+    module = _Frame(network, frame, (inputs, state)).eval()
+    with warnings.catch_warnings():
+        # Sizes become constants, as intended; TorchScript is kept, but no longer developed.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        graph = torch.jit.freeze(torch.jit.trace(module, example, check_trace=False))
+    for _ in range(3):  # the executor profiles the first runs, and then optimises the graph
+        graph(*example)
+    results = copy_of(module.results)
+
+    def run(inputs: tuple, state: Any) -> tuple[Any, Any]:
+        return with_tensors(results, iter(graph(*tensors_of((inputs, state)))))
+
+    return run
+
+
+class _Frame(nn.Module):
+    """Makes a frame a module, as tensors that require gradients can be traced only as parameters of one."""
+
+    def __init__(self, network: Network, frame: Callable, arguments: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.frame = frame
+        self.arguments = arguments
+        self.results: Any = None
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with _FixedSizes():
+            self.results = self.frame(*with_tensors(self.arguments, iter(tensors)))
+            return tuple(tensors_of(self.results))
+
+
+class _FixedSizes(TorchFunctionMode):
+    """Sizes of tensors are integers, where the tracer would compute with them."""
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function not in _SIZES:
+            return result
+        return torch.Size(int(size) for size in result) if isinstance(result, tuple) else int(result)
