@@ -22,6 +22,13 @@ def test_every_comparable_stage_and_stream_agrees(checker, shared: Path, capsys:
         assert f"stream_{stream} camera_pose" in printed
 
 
+def test_the_results_of_traced_frames_agree(checker, shared: Path, capsys: pytest.CaptureFixture):
+    report = checker.check(shared / "golden" / "tiny-dpt", "trace")
+    assert report.failed == []
+    assert report.passed > 300
+    assert "stream_d_xattn230 camera_pose [..100]" in capsys.readouterr().out
+
+
 def test_a_wrong_array_and_an_unknown_one_fail(checker, shared: Path, tmp_path: Path):
     case = shutil.copytree(shared / "golden" / "tiny-dpt", tmp_path / "tiny-dpt")
     shutil.copy(shared / "golden" / "weightgen.py", tmp_path)
