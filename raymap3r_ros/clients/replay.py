@@ -24,13 +24,13 @@ from raymap3r_ros.clients.player import Playback, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
 from raymap3r_ros.geometry.cameras import pose_matrix
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.output_folder import claim, clear_folder
 from raymap3r_ros.io.tum import write_tum
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.offline.summary import Milliseconds
 from raymap3r_ros.options import option_fields
+from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.rates import rate_text, rounded
 from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
 from raymap3r_ros.stamps import rising

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from raymap3r_ros.errors import InputError, Raymap3rError
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.png import DEPTH_UNIT, quantise_depth
 from raymap3r_ros.mapping import StaticMap
+from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.streaming import StepResult
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.output_folder import claim, clear_folder
 from raymap3r_ros.io.png import quantise_depth, write_mask, write_png
+from raymap3r_ros.output_files import whole_file
 
 TRAJECTORY = "trajectory.txt"
 INTRINSICS = "intrinsics.txt"

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.cameras import pose_encoding
-from raymap3r_ros.io.files import partial_path
 from raymap3r_ros.io.output_folder import (
     claim,
     foreign_files,
@@ -29,6 +28,7 @@ from raymap3r_ros.io.output_folder import (
     remove_written,
 )
 from raymap3r_ros.io.png import mask_image, quantise_depth, write_png
+from raymap3r_ros.output_files import partial_path
 from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
 
 FORMATS = ("tum", "bag", "both")

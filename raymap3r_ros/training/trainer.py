@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.batches import Batch, image_size, make_batch
 from raymap3r_ros.training.losses import Probes, losses, measure
@@ -218,10 +218,8 @@ def _save(run: Run, folder: Path, name: str, options: TrainOptions, world: int, 
         "average": run.average.state_dict(),
         "optimizer": run.optimizer.state_dict(),
     }
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        whole = Path(scratch) / STATE_FILE
-        torch.save(state, whole)
-        whole.replace(folder / STATE_FILE)
+    with whole_file(folder / STATE_FILE) as partial:
+        torch.save(state, partial)
     target = folder / f"{name}.safetensors"
     save_network(run.average, target, torch.float16, manifest(run, name, options, world, device))
     return target

@@ -7,11 +7,11 @@ import struct
 import numpy as np
 import pytest
 
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.tum import write_trajectory, write_tum
+from raymap3r_ros.output_files import whole_file
 
 
 def turn(axis: int, degrees: float) -> np.ndarray:
