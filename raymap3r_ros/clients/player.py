@@ -45,6 +45,7 @@ from raymap3r_ros.node.publishers import LATCHED
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.stamps import JumpDetector, StampClock
 from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +257,9 @@ class _Player:
         else:
             if seen < bag.image_count:
                 playback.missing += bag.image_count - seen
-                playback.ended = playback.ended or f"{bag.image_count - seen} of {bag.image_count} images are missing"
+                playback.ended = (
+                    playback.ended or f"{bag.image_count - seen} of {counted(bag.image_count, 'image')} missing"
+                )
         self._wait_for_outcomes(1)
         playback.seconds += time.monotonic() - started
 
@@ -363,7 +366,8 @@ class _Player:
             if self._wait(lambda known=known: self._outcomes() > known, time.monotonic() + STALL_LIMIT):
                 continue
             if not self._stop.is_set():
-                log.warning("%d frames had no outcome for %.0f s: they are given up", self._in_flight(), STALL_LIMIT)
+                frames = counted(self._in_flight(), "frame")
+                log.warning("%s without outcome for %.0f s: given up", frames, STALL_LIMIT)
                 self._given_up = len(self._playback.frames)
             return
 

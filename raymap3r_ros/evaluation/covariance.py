@@ -28,6 +28,7 @@ from raymap3r_ros.mapping.uncertainty import DEFAULT, ErrorModel, VarianceModel,
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.tables import markdown_table
+from raymap3r_ros.text import counted
 
 SMALLEST = 1e-3  # metres, radians: lower limit of fitted standard deviations
 SIGNIFICANT_DIGITS = 3  # of fitted coefficients
@@ -137,7 +138,7 @@ def score_sequence(
     `confidence` and `depth` (T,) are the medians of the frames. Raises InputError for fewer than two frames.
     """
     if len(poses) < 2:
-        raise InputError(f"{name}: {len(poses)} frames with finite output; errors of steps need two")
+        raise InputError(f"{name}: {counted(len(poses), 'frame')} with finite output; errors of steps need two")
     truth = np.linalg.inv(truth[0]) @ truth
     travel = travels(poses)
     steps, true_steps = (np.linalg.inv(path[:-1]) @ path[1:] for path in (poses, truth))

@@ -20,7 +20,7 @@ from rosgraph_msgs.msg import Clock
 
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.node.conversions import check_stamp
-from raymap3r_ros.text import printable
+from raymap3r_ros.text import printable, with_details
 
 PARAMETER_TYPES = sorted(kind.value for kind in Parameter.Type)
 
@@ -34,7 +34,7 @@ def keep_reason(transition: Callable[..., TransitionCallbackReturn]) -> Callable
             return transition(self, state)
         except Exception as error:
             self.transition_error = f"{type(error).__name__}: {error}"
-            self.get_logger().debug(traceback.format_exc())
+            self.get_logger().debug(with_details(self.transition_error, traceback.format_exc()))
             return TransitionCallbackReturn.ERROR
 
     return run
@@ -58,7 +58,7 @@ class GuardedNode(LifecycleNode):
 
     def report_failure(self, what: str, error: Exception, details: str) -> None:
         """Report an exception of the callback `what`; `details` is its traceback. Must not raise."""
-        self.get_logger().error(f"{what} failed: {type(error).__name__}: {error}\n{details}")
+        self.get_logger().error(with_details(f"{what} failed: {type(error).__name__}: {error}", details))
 
     def create_subscription(
         self, msg_type: type, topic: str, callback: Callable, qos_profile: Any, **arguments: Any

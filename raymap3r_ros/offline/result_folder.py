@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.io.output_folder import claim, clear_folder
+from raymap3r_ros.io.output_folder import MANIFEST, claim, clear_folder, remove_empty, written_files
 from raymap3r_ros.io.png import quantise_depth, write_mask, write_png
 from raymap3r_ros.output_files import whole_file
 
@@ -48,8 +47,16 @@ def prepare_folder(
             (folder / name).mkdir(parents=True, exist_ok=True)
         else:
             # An empty folder of an earlier run would look like a result of this one. One with other files stays.
-            with suppress(OSError):
-                (folder / name).rmdir()
+            remove_empty(folder / name)
+
+
+def discard_folder(folder: Path) -> None:
+    """Delete what a run that ended before its first result has left in its output folder."""
+    for file in written_files(folder):
+        file.unlink()
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in (DEPTH_FOLDER, MASK_FOLDER):
+        remove_empty(folder / name)
 
 
 def write_depth_files(folder: Path, index: int, depth: np.ndarray) -> None:

@@ -4,15 +4,17 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.network import (
     PRESETS,
     NetworkConfig,
@@ -174,11 +176,15 @@ def test_files_that_are_not_checkpoints_are_reported(tmp_path: Path):
     torch.save({"weights": torch.zeros(3), "epoch": 7}, buffer)
     other = tmp_path / "other.pth"
     other.write_bytes(buffer.getvalue())
-    with pytest.raises(CheckpointError, match=r'under "model" \(it contains weights, epoch\).*torch\.save\(\{"model":'):
+    with pytest.raises(
+        CheckpointError, match=r'under "model" \(it contains weights, epoch\).*torch\.save\(\{"model":'
+    ):
         load_network(other)
     cut = tmp_path / "cut.pth"
     cut.write_bytes(buffer.getvalue()[:-100])
-    with pytest.raises(CheckpointError, match=rf"cut\.pth cannot be read.*incomplete: it has {cut.stat().st_size} bytes"):
+    with pytest.raises(
+        CheckpointError, match=rf"cut\.pth cannot be read.*incomplete: it has {cut.stat().st_size} bytes"
+    ):
         load_network(cut)
 
 
@@ -190,7 +196,9 @@ def test_weights_that_are_cut_off_are_reported_with_the_missing_bytes(tmp_path: 
         load_network(path)
 
 
-@pytest.mark.parametrize("use", [load_network, lambda path: convert_checkpoint(path, path.parent / "target.safetensors")])
+@pytest.mark.parametrize(
+    "use", [load_network, lambda path: convert_checkpoint(path, path.parent / "target.safetensors")]
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_what_is_not_a_file_is_no_checkpoint(tmp_path: Path, suffix: str, use):
     (tmp_path / f"folder{suffix}").mkdir()

@@ -69,7 +69,8 @@ def test_every_form_of_published_file_is_read(shared: Path, form: str):
     }
     assert not skipped  # configuration objects of omegaconf and argparse are expected
     with pytest.raises(
-        CheckpointError, match=r"does not hold this network\. 2 misshapen: .* 1246 missing: dec_blocks\.0\.attn.* and 1236 more"
+        CheckpointError,
+        match=r"does not hold this network\. 2 misshapen: .* 1246 missing: dec_blocks\.0\.attn.* and 1236 more",
     ):
         load_network(path)
 

@@ -21,6 +21,7 @@ from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic
 from raymap3r_ros.io.decoding import decode_image
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.stamps import JumpDetector, StampClock
+from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
         and not name.endswith("/compressedDepth")
     }
     listing = "".join(
-        f"\n  {name}  ({info.msgtype.rpartition('/')[2]}, {info.msgcount} messages)"
+        f"\n  {name}  ({info.msgtype.rpartition('/')[2]}, {counted(info.msgcount, 'message')})"
         for name, info in sorted(images.items())
     )
     if not images:

@@ -13,6 +13,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.files import plain_name
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.io.video_container import Container, read_container
+from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -98,16 +99,21 @@ def _frames(
                 else:
                     recording.skip(f"frame {index}", "it cannot be decoded")
             index += 1
-    counted = "" if stored is None or index >= stored else f"; {stored} according to its header"
+    listed = "" if stored is None or index >= stored else f"; {stored} according to its header"
     if container.cut:
-        recording.ended = f"ended after {index} frames{counted}: the file is cut off, or was copied incompletely"
-    elif counted and not container.hides_frames:
-        recording.ended = f"ended after {index} frames{counted}: the file is damaged"
+        recording.ended = (
+            f"ended after {counted(index, 'frame')}{listed}: the file is cut off, or was copied incompletely"
+        )
+    elif listed and not container.hides_frames:
+        recording.ended = f"ended after {counted(index, 'frame')}{listed}: the file is damaged"
     if recording.ended:
         log.warning("%s: %s", recording.path.name, recording.ended)
-    elif counted:
+    elif listed:
         log.warning(
-            "%s: %d frames%s: others are damaged, or hidden by an edit list", recording.path.name, index, counted
+            "%s: %s%s: others are damaged, or hidden by an edit list",
+            recording.path.name,
+            counted(index, "frame"),
+            listed,
         )
 
 
