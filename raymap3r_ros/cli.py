@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -66,6 +67,8 @@ def _run(arguments: list[str]) -> int:
         return args.run(args)
     except (Raymap3rError, OSError) as error:
         text = str(error) if args is None else _flag_words(str(error), args)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{os.fsdecode(error.filename)}: {error.strerror}"
         print(f"raymap3r: error: {printable(text, LONGEST_ERROR, lines=True)}", file=sys.stderr)
     except RuntimeError as error:
         if not _is_out_of_gpu_memory(error):

@@ -99,13 +99,15 @@ def flag_words(text: str, given: Collection[str]) -> str:
 
     `given`: names of the arguments of the command.
     """
-    names = {*given, *(name for name, _ in option_fields(StreamOptions))}
+    flags = {name: _flag(name) for name in (*given, *(name for name, _ in option_fields(StreamOptions)))}
+    if "rules" in given:  # several at once
+        flags["update_rule"] = "--rules"
     subject = re.match(r"[\w.]+(?= (is|are) )", text)
-    if subject and subject[0] in names:
-        text = _flag(subject[0]) + text[subject.end() :]
-    for name in names:
+    if subject and subject[0] in flags:
+        text = flags[subject[0]] + text[subject.end() :]
+    for name, flag in flags.items():
         if "_" in name or "." in name:  # others may be plain words
-            text = re.sub(rf"(?<![\w/.~-]){re.escape(name)}(?![\w/.:=-])", _flag(name), text)
+            text = re.sub(rf"(?<![\w/.~-]){re.escape(name)}(?![\w/.:=-])", flag, text)
     return text
 
 

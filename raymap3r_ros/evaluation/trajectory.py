@@ -18,6 +18,7 @@ from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.geometry.cameras import pose_matrix
 from raymap3r_ros.io.tum import write_trajectory
+from raymap3r_ros.output_files import kind_of
 
 if TYPE_CHECKING:
     from evo.core.trajectory import PosePath3D
@@ -122,6 +123,8 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises InputError if the file is missing or has another format, with the line and its value.
     """
+    if kind := kind_of(path):
+        raise InputError(f"{path}: is {kind}; expected a TUM trajectory, a text file")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.output_files import kind_of
 
 MANIFEST = ".raymap3r_files"
 _TITLE = "# Files that raymap3r wrote here, one per line. --overwrite deletes these and no others."
@@ -31,8 +32,11 @@ def claim(folder: Path, name: str) -> Path:
 
 def written_files(folder: Path) -> set[Path]:
     """Return the existing files of `folder` that its manifest lists."""
+    manifest = folder / MANIFEST
+    if manifest.is_symlink() or kind_of(manifest):
+        raise InputError(f"{manifest}: is {kind_of(manifest) or 'a link'}, not the list of an earlier run; remove it")
     try:
-        lines = (folder / MANIFEST).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except FileNotFoundError:
         return set()
     root = folder.resolve()
@@ -70,7 +74,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     A new folder that is still empty at the end is removed. Raises InputError if `folder` is a file, or if another
     process, or another run in this one, writes to it.
     """
-    _check_is_folder(folder)
+    check_output_folder(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -108,7 +112,7 @@ def clear_folder(
     it contains a file with the name of a result that the manifest does not list; or if a file of the `inputs` would
     be deleted.
     """
-    _check_is_folder(folder)
+    check_output_folder(folder)
     if not overwrite and any(item.is_file() and item != folder / MANIFEST for item in folder.rglob("*")):
         raise InputError(f"{folder}: holds files already; name another folder, or allow it with --overwrite")
     if any(folder.resolve() == item.resolve() for item in inputs):
@@ -145,9 +149,10 @@ def listing(folder: Path, files: Collection[Path]) -> str:
     return ", ".join(names[:_NAMED]) + rest
 
 
-def _check_is_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; the output needs a folder")
+def check_output_folder(folder: Path) -> None:
+    """Raise InputError if `folder` exists and is not a folder."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"{folder}: is {kind_of(folder) or 'a file'}; the output needs a folder")
 
 
 def _files_of(recording: Path, candidates: Collection[Path]) -> set[Path]:

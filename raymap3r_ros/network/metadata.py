@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.output_files import whole_file
 
 
@@ -46,6 +46,8 @@ def copy_with_metadata(source: Path, target: Path, entries: Mapping[str, str]) -
             header["__metadata__"] = {**header.get("__metadata__", {}), **entries}
             new.write(header_bytes(header))
             shutil.copyfileobj(old, new)
+    except InputError:  # of the target
+        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source} is not a readable safetensors file: {error}") from error
 

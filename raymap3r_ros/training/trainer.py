@@ -20,10 +20,11 @@ from torch import Tensor
 
 import raymap3r_ros
 from raymap3r_ros.errors import CheckpointError, InputError
+from raymap3r_ros.io.output_folder import check_output_folder
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
-from raymap3r_ros.output_files import whole_file
+from raymap3r_ros.output_files import check_output_file, whole_file
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.batches import Batch, image_size, make_batch
 from raymap3r_ros.training.losses import Probes, losses, measure
@@ -80,7 +81,10 @@ def train(
     size = image_size(run.network.config.image_size, run.network.config.patch_size)
     held_out = make_batch(options.world, EVALUATION_SEEDS, _MEASURED_SEQUENCES, _MEASURED_LENGTH, size, device)
     if first:
+        check_output_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / STATE_FILE, folder / LOG_FILE, folder / f"{name}.safetensors"):
+            check_output_file(path)
         millions = sum(parameter.numel() for parameter in run.network.parameters()) / 1e6
         report(f"{name}: {millions:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}")
 
