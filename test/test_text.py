@@ -118,6 +118,6 @@ def test_details_are_indented_and_numbers_have_their_nouns():
     logged = with_details(f"failed: {HOSTILE}", f"\nTraceback:\n  in {HOSTILE}\nerror: fake\n")
     first, *others = logged.split("\n")
     assert first.startswith("failed: cam\\x1b") and first.isprintable()
-    assert [line[:4].strip() for line in others] == ["Tr", "", "er"]
+    assert [line[:4].strip() for line in others] == ["Tr", "", "ra", "er"]
     assert all(line.startswith("  ") and line.isprintable() for line in others)
     assert (counted(0, "frame"), counted(1, "frame"), counted(2, "frame")) == ("0 frames", "1 frame", "2 frames")
