@@ -119,7 +119,8 @@ def _load(command: str) -> ModuleType:
 
 def _flag_words(text: str, args: argparse.Namespace) -> str:
     """An error message with flags (`--size`) in place of options' names (`image_size`)."""
-    if getattr(args, "launched", False):  # the message names launch arguments
+    # Launch arguments, or parameters of a running node, have no flags.
+    if getattr(args, "launched", False) or getattr(args, "node", ""):
         return text
     return importlib.import_module("raymap3r_ros.commands.arguments").flag_words(text, vars(args))
 

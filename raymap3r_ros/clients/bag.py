@@ -15,6 +15,7 @@ from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic
 from raymap3r_ros.io.recording import BrokenFrame
 from raymap3r_ros.node.stream_node import DEFAULT_FRAME
 from raymap3r_ros.options import check_options, option
+from raymap3r_ros.text import listing
 
 ODOMETRY_TYPE, RANGE_TYPE = "nav_msgs/msg/Odometry", "sensor_msgs/msg/Range"
 
@@ -145,4 +146,4 @@ def without_slash(frame: str) -> str:
 
 
 def _list(topics: tuple[str, ...]) -> str:
-    return ", ".join(topics) or "none"
+    return listing(topics, 50) or "none"

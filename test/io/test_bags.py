@@ -228,6 +228,19 @@ def test_bag_without_images(tmp_path):
         open_recording(bag)
 
 
+def test_names_of_topics_are_escaped_and_their_number_is_limited(tmp_path):
+    hostile = "/x\x1b]0;title\x07\r\n  /fake\u202e\x9b31m"
+    images = [(f"{hostile}{index}", 1, image_message(1, picture(1), "rgb8")) for index in range(2)]
+    infos = [(f"{hostile}{index:03d}", 1, info_message(1, np.eye(3))) for index in range(99)]
+    for name, messages, count in (("images", images, 3), ("infos", infos, 1)):
+        with pytest.raises(InputError, match="image topic") as caught:
+            open_recording(write_bag(tmp_path / name, messages))
+        lines = str(caught.value).split("\n")
+        assert len(lines) == count and all(line.isprintable() for line in lines)
+        assert r"/x\x1b]0;title\x07\r\n  /fake\u202e\x9b31m" in lines[-1]
+    assert "and 49 more" in lines[0]
+
+
 def test_bag_with_several_image_topics_lists_them(tmp_path):
     bag = write_bag(
         tmp_path / "bag",
@@ -241,9 +254,9 @@ def test_bag_with_several_image_topics_lists_them(tmp_path):
     with pytest.raises(InputError) as caught:
         open_recording(bag)
     assert str(caught.value).splitlines()[1:] == [
-        "  /left/image  (Image, 1 messages)",
-        "  /right/image  (Image, 1 messages)",
-        "  /right/image/compressed  (CompressedImage, 1 messages)",
+        "  /left/image  (Image, 1 message)",
+        "  /right/image  (Image, 1 message)",
+        "  /right/image/compressed  (CompressedImage, 1 message)",
     ]
     with pytest.raises(InputError, match="no image topic /middle; there are:\n  /left/image"):
         open_recording(bag, topic="/middle")

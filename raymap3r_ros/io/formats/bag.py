@@ -21,9 +21,11 @@ from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic
 from raymap3r_ros.io.decoding import decode_image
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.stamps import JumpDetector, StampClock
-from raymap3r_ros.text import counted
+from raymap3r_ros.text import counted, listing, printable
 
 log = logging.getLogger(__name__)
+
+MAX_NAMED = 50  # topics in an error
 
 MAX_RATE = 1000.0  # frames per second; no camera is faster
 
@@ -54,23 +56,23 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
         # 16-bit depth in a CompressedImage message, with a header of its own before the PNG.
         and not name.endswith("/compressedDepth")
     }
-    listing = "".join(
-        f"\n  {name}  ({info.msgtype.rpartition('/')[2]}, {counted(info.msgcount, 'message')})"
+    choices = "".join(
+        f"\n  {printable(name, 200)}  ({info.msgtype.rpartition('/')[2]}, {counted(info.msgcount, 'message')})"
         for name, info in sorted(images.items())
     )
     if not images:
-        others = ", ".join(sorted(bag.topics)) or "none at all"
+        others = listing(sorted(bag.topics), MAX_NAMED) or "none at all"
         loss = f"; {bag.loss}" if bag.loss else ""
         raise InputError(f"{path}: no image topic with messages in this bag; its topics: {others}{loss}")
     if topic is None:
         if len(images) > 1:
-            raise InputError(f"{path}: several image topics; choose one with --topic:{listing}")
+            raise InputError(f"{path}: several image topics; choose one with --topic:{choices}")
         (topic,) = images
     # Names in ROS 1 bags may lack the leading slash.
     for name in (topic, "/" + topic.lstrip("/"), topic.lstrip("/")):
         if name in images:
             return name
-    raise InputError(f"{path}: no image topic /{topic.lstrip('/')}; there are:{listing}")
+    raise InputError(f"{path}: no image topic /{topic.lstrip('/')}; there are:{choices}")
 
 
 def _frames(recording: Recording, topic: str, info_topic: str | None, options: ReadOptions) -> Iterator[Frame]:
