@@ -1,0 +1,225 @@
+"""The program of the child process that opens and reads a bag for `bag_process`, with limited resources.
+
+A bag may be made to exhaust memory, time or disk space: compressed chunks, queries and definitions of messages
+can take any amount of each. Here that ends only this process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from raymap3r_ros.errors import InputError, reason_of
+from raymap3r_ros.io.bag_files import ROS1, DataFile, data_files, prepare
+
+MEMORY = 2**30  # bytes beyond those of the started process
+MEMORY_SHARE = 1 / 16  # of the size of the bag, in addition: the library keeps an index of large bags
+SECONDS, BYTES_PER_SECOND = 20.0, 20e6  # of computing time: for each bag, and by its size
+SECONDS_PER_MESSAGE, MESSAGE_BYTES_PER_SECOND = 0.1, 5e6  # in addition, for each message that is read
+MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
+MAX_SMALL_MESSAGE = 2**22  # bytes, of types other than images: their objects are much larger than their bytes
+
+IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_CURES = {  # parts of messages of the reading library, and what to do
+    "not indexed": "repair it with: rosbag reindex",
+    "malformed": "repair it with: sqlite3 FILE .recover",
+    "not a database": "repair it with: sqlite3 FILE .recover",
+    "Profile is not ros2": "convert it to a ROS 2 bag with: rosbags-convert",
+    "summary offset": "repair it with: mcap recover",
+    "MCAP footer": "repair it with: mcap recover",
+}
+
+
+def main() -> None:
+    """Serve the parent at the other end of the socket that is the last argument, until it closes it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    connection = Connection(int(sys.argv[-1]))
+    first = json.loads(connection.recv_bytes())
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
+    _limit_space(first["size"])
+    seconds = SECONDS + first["size"] / BYTES_PER_SECOND
+    _limit_time(seconds)
+    try:
+        reader, opened = _open(first)
+    except InputError as error:
+        _send(connection, {"error": str(error)})
+        return
+    _send(connection, opened)
+    sources: list[Iterator[Any]] = []
+    while True:
+        request = requests.get()
+        if isinstance(request, list):  # topics of a new pass
+            chosen = [one for one in reader.connections if one.topic in request]
+            sources.append(reader.messages(chosen) if chosen else iter(()))
+        else:
+            size = _send_next(connection, sources[request])
+            seconds += SECONDS_PER_MESSAGE + size / MESSAGE_BYTES_PER_SECOND
+            _limit_time(seconds)
+
+
+def _receive(connection: Connection, requests: queue.SimpleQueue[Any]) -> None:
+    """Receive requests, and end the process with its parent, whatever the main thread is doing."""
+    try:
+        while True:
+            requests.put(json.loads(connection.recv_bytes()))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _send(connection: Connection, header: Any, data: bytes | None = None) -> None:
+    connection.send_bytes(json.dumps(header).encode())
+    if data is not None:
+        connection.send_bytes(data)
+
+
+def _limit_space(size: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack
+    memory = pages * resource.getpagesize() + MEMORY + int(size * MEMORY_SHARE)
+    for kind, limit in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, hard))
+
+
+def _limit_time(seconds: float) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    limit = int(seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+# --------------------------------------------------------------------------------------------------------- opening
+
+
+class _Collector(logging.Handler):
+    """Keeps warnings for the log of the parent."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def _open(first: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the open reader, and what the parent needs to know.
+
+    `first`: path of the bag, folder for copies of its files, what was prepared there the last time, and the names of
+    the types whose definitions are returned.
+    """
+    path, folder, prepared = Path(first["path"]), Path(first["folder"]), first["prepared"]
+    warnings = _Collector()
+    logging.getLogger().addHandler(warnings)
+    kind = 2
+    try:
+        if prepared is None:
+            found, metadata = data_files(path)
+            files = [prepare(file, folder / f"file{index}") for index, file in enumerate(found)]
+            prepared = {
+                "files": [(str(file.path), file.kind, file.loss, file.empty) for file in files],
+                "counts": metadata.counts or {},
+                "messages_compressed": metadata.messages_compressed,
+            }
+        files = [DataFile(Path(name), *others) for name, *others in prepared["files"]]
+        kind = 1 if any(file.kind == ROS1 for file in files) else 2
+        loss = "; ".join(file.loss for file in files if file.loss)
+        if all(file.empty for file in files):
+            raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {loss}")
+        reader = _reader([file.path for file in files if not file.empty])
+        defined, twice = _definitions(reader.connections, first["types"])
+    except InputError:
+        raise
+    except Exception as error:  # the library passes on struct, sqlite and decompression errors
+        cure = "".join(f"; {cure}" for part, cure in _CURES.items() if part in str(error))
+        raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {_reason(error)}{cure}") from error
+    return reader, {
+        "prepared": prepared,
+        "warnings": warnings.texts,
+        "kind": kind,
+        "loss": loss,
+        "topics": {name: (info.msgtype, info.msgcount) for name, info in reader.topics.items()},
+        "times": (reader.start_time, reader.end_time),
+        "defined": defined,
+        "twice": twice,
+    }
+
+
+def _reader(paths: list[Path]) -> Any:
+    from rosbags.highlevel import AnyReader
+    from rosbags.typesys import Stores, get_typestore
+
+    # sqlite3 bags from before ROS 2 Iron contain no definitions of messages; here none are needed.
+    reader = AnyReader(paths, default_typestore=get_typestore(Stores.EMPTY))
+    reader.open()
+    return reader
+
+
+def _definitions(connections: list[Any], names: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of some types by name, as the bag defines them, and those with two different definitions."""
+    defined: dict[str, Any] = {}
+    twice = []
+    for definition, kind in dict.fromkeys((one.msgdef, one.msgtype) for one in connections):
+        for name, (_, fields) in _types(definition, kind).items():
+            if name in names and defined.setdefault(name, fields) != fields:
+                twice.append(name)
+    return defined, twice
+
+
+def _types(definition: Any, name: str) -> dict[str, Any]:
+    """Return the parsed definitions of a connection by name, as the library registers them."""
+    from rosbags.interfaces import MessageDefinitionFormat
+    from rosbags.typesys import get_types_from_idl, get_types_from_msg
+
+    if definition.format == MessageDefinitionFormat.NONE:
+        return {}
+    if definition.format == MessageDefinitionFormat.MSG:
+        return get_types_from_msg(definition.data, name)
+    separator = "=" * 80 + "\n"
+    if not definition.data.startswith(f"{separator}IDL: "):
+        return get_types_from_idl(definition.data)
+    types: dict[str, Any] = {}
+    for text in definition.data.split(separator)[1:]:
+        types.update(get_types_from_idl(text.split("\n", 1)[1]))
+    return types
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def _send_next(connection: Connection, source: Iterator[Any]) -> int:
+    """Send the next message of a pass, an error, or the end; return the number of bytes of the message."""
+    try:
+        one, recorded, data = next(source)
+    except StopIteration:
+        _send(connection, {"end": True})
+        return 0
+    except Exception as error:  # a damaged file cannot be read any further
+        _send(connection, {"error": _reason(error)})
+        return 0
+    size = len(data)
+    too_large = size > (MAX_MESSAGE if one.msgtype in IMAGE_TYPES else MAX_SMALL_MESSAGE)
+    header = {"topic": one.topic, "type": one.msgtype, "time": recorded, "size": size, "data": not too_large}
+    _send(connection, header, None if too_large else bytes(data))
+    return size
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of a failure, in words if it is the limit of the memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "NoMemError" or "allocation" in str(error):
+        return (
+            f"it takes more than {MEMORY // 2**20} MiB of memory, as files do that are made to exhaust it; record it "
+            "again with smaller chunks"
+        )
+    return reason_of(error)
