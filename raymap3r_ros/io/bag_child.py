@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import resource
@@ -22,10 +23,7 @@ from typing import Any
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.io.bag_files import ROS1, DataFile, data_files, prepare
 
-MEMORY = 2**30  # bytes beyond those of the started process
-MEMORY_SHARE = 1 / 16  # of the size of the bag, in addition: the library keeps an index of large bags
-SECONDS, BYTES_PER_SECOND = 20.0, 20e6  # of computing time: for each bag, and by its size
-SECONDS_PER_MESSAGE, MESSAGE_BYTES_PER_SECOND = 0.1, 5e6  # in addition, for each message that is read
+SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
 MAX_SMALL_MESSAGE = 2**22  # bytes, of types other than images: their objects are much larger than their bytes
 
@@ -48,13 +46,15 @@ def main() -> None:
     first = json.loads(connection.recv_bytes())
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
-    _limit_space(first["size"])
-    seconds = SECONDS + first["size"] / BYTES_PER_SECOND
-    _limit_time(seconds)
+    seconds = first["seconds"]
+    _limit(resource.RLIMIT_DATA, _memory() + first["memory"])
+    _limit(resource.RLIMIT_FSIZE, first["disk"])
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, seconds)
     try:
         reader, opened = _open(first)
     except InputError as error:
-        _send(connection, {"error": str(error)})
+        _send(connection, json.dumps({"error": str(error)}))
         return
     _send(connection, opened)
     sources: list[Iterator[Any]] = []
@@ -65,8 +65,8 @@ def main() -> None:
             sources.append(reader.messages(chosen) if chosen else iter(()))
         else:
             size = _send_next(connection, sources[request])
-            seconds += SECONDS_PER_MESSAGE + size / MESSAGE_BYTES_PER_SECOND
-            _limit_time(seconds)
+            seconds += SECONDS_PER_MESSAGE + size / BYTES_PER_SECOND
+            _limit(resource.RLIMIT_CPU, seconds)
 
 
 def _receive(connection: Connection, requests: queue.SimpleQueue[Any]) -> None:
@@ -78,25 +78,20 @@ def _receive(connection: Connection, requests: queue.SimpleQueue[Any]) -> None:
         os._exit(0)
 
 
-def _send(connection: Connection, header: Any, data: bytes | None = None) -> None:
-    connection.send_bytes(json.dumps(header).encode())
+def _send(connection: Connection, header: str, data: bytes | None = None) -> None:
+    connection.send_bytes(header.encode())
     if data is not None:
         connection.send_bytes(data)
 
 
-def _limit_space(size: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack
-    memory = pages * resource.getpagesize() + MEMORY + int(size * MEMORY_SHARE)
-    for kind, limit in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CORE, 0)):
-        hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (limit, hard))
+def _memory() -> int:
+    """Return the bytes of data and stack that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
 
 
-def _limit_time(seconds: float) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    limit = int(seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+def _limit(kind: int, limit: float) -> None:
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (math.ceil(limit) if hard == resource.RLIM_INFINITY else min(math.ceil(limit), hard), hard))
 
 
 # --------------------------------------------------------------------------------------------------------- opening
@@ -113,8 +108,8 @@ class _Collector(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _open(first: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the open reader, and what the parent needs to know.
+def _open(first: dict[str, Any]) -> tuple[Any, str]:
+    """Return the open reader, and in JSON what the parent needs to know.
 
     `first`: path of the bag, folder for copies of its files, what was prepared there the last time, and the names of
     the types whose definitions are returned.
@@ -139,21 +134,22 @@ def _open(first: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {loss}")
         reader = _reader([file.path for file in files if not file.empty])
         defined, twice = _definitions(reader.connections, first["types"])
+        opened = {
+            "prepared": prepared,
+            "warnings": warnings.texts,
+            "kind": kind,
+            "loss": loss,
+            "topics": {name: (info.msgtype, info.msgcount) for name, info in reader.topics.items()},
+            "times": (int(reader.start_time), int(reader.end_time)),
+            "defined": defined,
+            "twice": twice,
+        }
+        return reader, json.dumps(opened)
     except InputError:
         raise
     except Exception as error:  # the library passes on struct, sqlite and decompression errors
         cure = "".join(f"; {cure}" for part, cure in _CURES.items() if part in str(error))
         raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {_reason(error)}{cure}") from error
-    return reader, {
-        "prepared": prepared,
-        "warnings": warnings.texts,
-        "kind": kind,
-        "loss": loss,
-        "topics": {name: (info.msgtype, info.msgcount) for name, info in reader.topics.items()},
-        "times": (reader.start_time, reader.end_time),
-        "defined": defined,
-        "twice": twice,
-    }
 
 
 def _reader(paths: list[Path]) -> Any:
@@ -202,24 +198,25 @@ def _send_next(connection: Connection, source: Iterator[Any]) -> int:
     """Send the next message of a pass, an error, or the end; return the number of bytes of the message."""
     try:
         one, recorded, data = next(source)
+        if not (isinstance(recorded, int) and isinstance(data, bytes)):  # SQLite has no types of columns
+            raise TypeError(f"a time is {type(recorded).__name__}, a message {type(data).__name__}")
+        size = len(data)
+        too_large = size > (MAX_MESSAGE if one.msgtype in IMAGE_TYPES else MAX_SMALL_MESSAGE)
+        header = {"topic": one.topic, "type": one.msgtype, "time": recorded, "size": size, "data": not too_large}
+        _send(connection, json.dumps(header), None if too_large else data)
+        return size
     except StopIteration:
-        _send(connection, {"end": True})
-        return 0
+        _send(connection, json.dumps({"end": True}))
     except Exception as error:  # a damaged file cannot be read any further
-        _send(connection, {"error": _reason(error)})
-        return 0
-    size = len(data)
-    too_large = size > (MAX_MESSAGE if one.msgtype in IMAGE_TYPES else MAX_SMALL_MESSAGE)
-    header = {"topic": one.topic, "type": one.msgtype, "time": recorded, "size": size, "data": not too_large}
-    _send(connection, header, None if too_large else bytes(data))
-    return size
+        _send(connection, json.dumps({"error": _reason(error)}))
+    return 0
 
 
 def _reason(error: Exception) -> str:
     """Return the reason of a failure, in words if it is the limit of the memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "NoMemError" or "allocation" in str(error):
         return (
-            f"it takes more than {MEMORY // 2**20} MiB of memory, as files do that are made to exhaust it; record it "
-            "again with smaller chunks"
+            "it takes too much memory for its size, as files do that are made to exhaust it; if you trust it, record "
+            "it again with smaller chunks"
         )
     return reason_of(error)

@@ -29,7 +29,7 @@ MCAP_MAGIC = b"\x89MCAP0\r\n"
 _MAGIC = {b"SQLite format 3\0": SQLITE, MCAP_MAGIC: MCAP, b"#ROSBAG V": ROS1, b"\x28\xb5\x2f\xfd": ZSTD}
 # `rosbag record` writes to NAME.bag.active until it ends.
 _DATA_FILE = re.compile(r".+\.(mcap|db3|bag)(\.zstd|\.zst|\.active)?", re.IGNORECASE)
-_METADATA = "metadata.yaml"
+METADATA = "metadata.yaml"
 _MAX_METADATA = 16 * 2**20  # bytes
 _UNPACKED, _UNPACKED_ANYWAY = 50, 2**26  # largest unpacked size: times the packed size, and bytes in addition
 
@@ -59,7 +59,7 @@ def is_bag(path: Path) -> bool:
         return bool(_DATA_FILE.fullmatch(path.name)) or kind_of(path) in BAG_SUFFIXES
     if any(_DATA_FILE.fullmatch(item.name) for item in path.iterdir()):
         return True
-    metadata = path / _METADATA
+    metadata = path / METADATA
     if not metadata.is_file():
         return False
     with metadata.open("rb") as data:
@@ -79,7 +79,7 @@ def kind_of(file: Path) -> str:
 def data_files(path: Path) -> tuple[list[Path], Metadata]:
     """Return the data files of a bag and its metadata. Raises InputError if there is none, or if one is missing."""
     folder = path if path.is_dir() else path.parent
-    metadata = _read_metadata(folder / _METADATA) if (folder / _METADATA).is_file() else Metadata()
+    metadata = _read_metadata(folder / METADATA) if (folder / METADATA).is_file() else Metadata()
     if not path.is_dir():
         if path.name not in metadata.files:
             return [path], Metadata()
@@ -96,13 +96,13 @@ def data_files(path: Path) -> tuple[list[Path], Metadata]:
     if missing := [str(folder / name) for name in metadata.files if name not in found]:
         raise InputError(
             f"{path}: cannot be read as a ROS 2 bag: Some database files are missing: {', '.join(missing)}; copy them "
-            f"here, or move {_METADATA} away to read the others"
+            f"here, or move {METADATA} away to read the others"
         )
     if unlisted := sorted(set(present.values()) - set(found.values())):
         names = ", ".join(item.name for item in unlisted)
         log.warning(
             "%s: %s is not read, because %s does not list it; to read it too, move %s away or run ros2 bag reindex",
-            path.name, names, _METADATA, _METADATA,
+            path.name, names, METADATA, METADATA,
         )  # fmt: skip
     return list(found.values()), metadata
 

@@ -17,10 +17,16 @@ from typing import Any
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.bag_child import MAX_MESSAGE
+from raymap3r_ros.io.bag_files import METADATA
 from raymap3r_ros.io.bag_types import part_names
 from raymap3r_ros.signals import stop_requested
 
 log = logging.getLogger(__name__)
+
+# Limits of the child process; each grows with the size of the bag.
+MEMORY = 2**30  # bytes beyond those of the started process
+SECONDS, BYTES_PER_SECOND = 20.0, 20e6  # of computing time
+DISK = 2**30  # bytes of a file that it writes
 
 _POLL = 0.1  # seconds between two looks at stop signals
 _MAX_HEADER = 2**26  # bytes; the one with all topics of a bag is the longest
@@ -58,7 +64,7 @@ class BagProcess:
             )  # fmt: skip
         self._passes = 0
         try:
-            self.opened = self._open(sum(size for _, size, _ in identity))
+            self.opened = self._open(sum(size for _, size, *_ in identity))
         except BaseException:
             self.close()
             raise
@@ -68,7 +74,9 @@ class BagProcess:
         first = {
             "path": str(self._path),
             "folder": work.folder.name,
-            "size": size,
+            "memory": MEMORY + size // 16,  # the library keeps an index of large bags
+            "seconds": SECONDS + size / BYTES_PER_SECOND,
+            "disk": DISK + 50 * size,
             "prepared": work.prepared,
             "types": part_names(),
         }
@@ -144,18 +152,19 @@ class BagProcess:
         return f"the process that read it ended by {name}: it is damaged, or there is too little memory"
 
 
-def _identity(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of the files that a bag may consist of."""
+def _identity(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, size on disk and time of change of the files that a bag may consist of, with the journals beside them."""
     folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
     found = []
     with os.scandir(folder) as items:
         for item in items:
-            if (item.name.startswith(name) or item.name == "metadata.yaml") and item.is_file():
+            if (item.name.startswith(name) or item.name == METADATA) and item.is_file():
                 status = item.stat()
-                found.append((item.name, status.st_size, status.st_mtime_ns))
+                size = min(status.st_size, status.st_blocks * 512)  # a sparse file claims any size
+                found.append((item.name, size, status.st_size, status.st_mtime_ns))
     return tuple(sorted(found))
 
 
 @functools.lru_cache(maxsize=64)
-def _work(path: Path, identity: tuple[tuple[str, int, int], ...]) -> _Work:
+def _work(path: Path, identity: tuple[tuple[str, int, int, int], ...]) -> _Work:
     return _Work()

@@ -17,7 +17,9 @@ from raymap3r_ros.io.bag_child import IMAGE_TYPES
 
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 ODOMETRY_TYPE, RANGE_TYPE = "nav_msgs/msg/Odometry", "sensor_msgs/msg/Range"
-READ_TYPES = (*IMAGE_TYPES, CAMERA_INFO_TYPE, RANGE_TYPE, ODOMETRY_TYPE, "tf2_msgs/msg/TFMessage")
+# By version of ROS: `replay`, which alone reads the others, plays no ROS 1 bags.
+_READ = {1: (*IMAGE_TYPES, CAMERA_INFO_TYPE)}
+_READ[2] = (*_READ[1], RANGE_TYPE, ODOMETRY_TYPE, "tf2_msgs/msg/TFMessage")
 # The first distribution whose definition equals that of the bag is used; the first of all if the bag has none.
 _STORES = {
     1: ("ros1_noetic",),
@@ -31,11 +33,11 @@ _STORES = {
 @functools.cache
 def part_names() -> list[str]:
     """Return the names of the types that are read, and of all types in them."""
-    return sorted({part for name in READ_TYPES for part in _parts(_STORES[2][0], name)})
+    return sorted({part for name in _READ[2] for part in _parts(_STORES[2][0], name)})
 
 
 def matching_stores(path: Path, version: int, defined: dict[str, Any], twice: list[str]) -> dict[str, str]:
-    """Return for each of READ_TYPES the distribution with the same definition as the bag.
+    """Return for each type that is read the distribution with the same definition as the bag.
 
     Args:
         path: of the bag, for errors.
@@ -46,7 +48,7 @@ def matching_stores(path: Path, version: int, defined: dict[str, Any], twice: li
     Raises InputError if a definition is that of no distribution, or if there are two.
     """
     stores = {}
-    for name in READ_TYPES:
+    for name in _READ[version]:
         for store in _STORES[version]:
             parts = _parts(store, name)
             if conflict := sorted(parts.keys() & twice):
