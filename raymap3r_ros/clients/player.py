@@ -254,7 +254,7 @@ class _Player:
             elif topic == TF and (transforms := self._to_forward(message)):
                 self._send(self._tf, _TFMessage(transforms=transforms))
         else:
-            if seen < bag.image_count:
+            if seen < bag.image_count and not self._stop.is_set():
                 playback.missing += bag.image_count - seen
                 playback.ended = playback.ended or f"{bag.image_count - seen} of {bag.image_count} images are missing"
         self._wait_for_outcomes(1)
@@ -274,7 +274,8 @@ class _Player:
         return playback
 
     def _on_loss(self, reason: str) -> None:
-        self._playback.ended = reason
+        if not self._stop.is_set():
+            self._playback.ended = reason
 
     def _prepare(self, topic: str, message: Any) -> bool:
         """Handle what does not depend on the time of playback; whether the message is usable."""

@@ -34,6 +34,7 @@ _CURES = {  # parts of messages of the reading library, and what to do
     "not a database": "repair it with: sqlite3 FILE .recover",
     "Profile is not ros2": "convert it to a ROS 2 bag with: rosbags-convert",
     "summary offset": "repair it with: mcap recover",
+    "different definition": "record it again with one version of the message",
     "MCAP footer": "repair it with: mcap recover",
 }
 
@@ -91,7 +92,9 @@ def _memory() -> int:
 
 def _limit(kind: int, limit: float) -> None:
     hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (math.ceil(limit) if hard == resource.RLIM_INFINITY else min(math.ceil(limit), hard), hard))
+    resource.setrlimit(
+        kind, (math.ceil(limit) if hard == resource.RLIM_INFINITY else min(math.ceil(limit), hard), hard)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- opening
@@ -213,10 +216,11 @@ def _send_next(connection: Connection, source: Iterator[Any]) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """Return the reason of a failure, in words if it is the limit of the memory."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "NoMemError" or "allocation" in str(error):
+    """Return the reason of a failure, in words if it is a limit of this process."""
+    limited = isinstance(error, MemoryError) or type(error).__name__ == "NoMemError"
+    if limited or any(part in str(error) for part in ("allocation", "disk I/O error", "disk is full")):
         return (
-            "it takes too much memory for its size, as files do that are made to exhaust it; if you trust it, record "
-            "it again with smaller chunks"
+            "it takes too much memory or disk space for its size, as files do that are made to exhaust it; if you "
+            "trust it, record it again with smaller chunks"
         )
     return reason_of(error)

@@ -147,6 +147,8 @@ def _process(run: _Run, progress: bool) -> RunSummary:
                     break
         except Exception as error:
             if not run.stamps:
+                if signals:
+                    raise KeyboardInterrupt from error
                 raise
             failure = error
             log.warning("stopped after %d frames by an error: completing the files", len(run.stamps))

@@ -57,7 +57,9 @@ def message(data, time=0, number=1):
 
 
 def chunk(packed, size, compression):
-    return record(6, struct.pack("<QQQI", 0, 2**40, size, 0) + text(compression) + struct.pack("<Q", len(packed)) + packed)
+    return record(
+        6, struct.pack("<QQQI", 0, 2**40, size, 0) + text(compression) + struct.pack("<Q", len(packed)) + packed
+    )
 
 
 def mcap(path: Path, chunks, *, channels=None, indexed=True, size=BIG, compression="zstd", count=1) -> Path:
@@ -93,9 +95,11 @@ def sqlite(path: Path, *statements: str, rows=()) -> Path:
             "offered_qos_profiles TEXT)"
         )
         database.execute("INSERT INTO topics VALUES (1, ?, ?, 'cdr', '')", (TOPIC, IMAGE))
+        database.execute("BEGIN")
         for statement in statements:
             database.execute(statement)
         database.executemany("INSERT INTO messages (topic_id, timestamp) VALUES (?, ?)", rows)
+        database.execute("COMMIT")
     return path
 
 
