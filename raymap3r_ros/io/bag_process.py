@@ -1,4 +1,4 @@
-"""A bag that is read by a child process, see `bag_child`: its memory and time are limited, and it can be interrupted."""
+"""Reading of a bag by a child process, see `bag_child`, with limits of memory and time. It can be interrupted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEMORY = 2**30  # bytes beyond those of the started process
 SECONDS, BYTES_PER_SECOND = 20.0, 20e6  # of computing time
 DISK = 2**30  # bytes of a file that it writes
 
-_POLL = 0.1  # seconds between two looks at stop signals
+_POLL = 0.1  # seconds between two checks for stop signals
 _MAX_HEADER = 2**26  # bytes; the one with all topics of a bag is the longest
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from raymap3r_ros.io.bag_child import main; main()"
@@ -48,7 +48,7 @@ class _Work:
 
 
 class BagProcess:
-    """A child process with an open bag. `opened`: what it returned. Raises InputError if the bag cannot be read."""
+    """A child process with an open bag. `opened` is its description. Raises InputError if the bag cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -20,7 +20,7 @@ ODOMETRY_TYPE, RANGE_TYPE = "nav_msgs/msg/Odometry", "sensor_msgs/msg/Range"
 # By version of ROS: `replay`, which alone reads the others, plays no ROS 1 bags.
 _READ = {1: (*IMAGE_TYPES, CAMERA_INFO_TYPE)}
 _READ[2] = (*_READ[1], RANGE_TYPE, ODOMETRY_TYPE, "tf2_msgs/msg/TFMessage")
-# The first distribution whose definition equals that of the bag is used; the first of all if the bag has none.
+# The first distribution with the same definition as the bag is used; the first of all if the bag has none.
 _STORES = {
     1: ("ros1_noetic",),
     2: (
@@ -45,7 +45,7 @@ def matching_stores(path: Path, version: int, defined: dict[str, Any], twice: li
         defined: fields of the types of `part_names` that the bag defines, by name.
         twice: those with two different definitions.
 
-    Raises InputError if a definition is that of no distribution, or if there are two.
+    Raises InputError if no distribution has a definition of the bag, or if there are two.
     """
     stores = {}
     for name in _READ[version]:

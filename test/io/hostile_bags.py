@@ -63,7 +63,7 @@ def chunk(packed, size, compression):
 
 
 def mcap(path: Path, chunks, *, channels=None, indexed=True, size=BIG, compression="zstd", count=1) -> Path:
-    """`chunks`: packed bytes; each is listed `count` times in the index, with a message of channel 1 and equal times."""
+    """`chunks`: packed bytes; each is `count` times in the index, with a message of channel 1 and equal times."""
     data = bytearray(b"\x89MCAP0\r\n" + record(1, text("ros2") + text("")))
     channels = channel() if channels is None else channels
     index = b""
@@ -74,10 +74,9 @@ def mcap(path: Path, chunks, *, channels=None, indexed=True, size=BIG, compressi
         length = len(data) - start
         offsets = struct.pack("<HQ", 1, start + length)
         data += record(7, struct.pack("<HIQQ", 1, 16, 0, 0))
-        index += count * record(
-            8, struct.pack("<QQQQ", 0, 2**40, start, length) + struct.pack("<I", 10) + offsets
-            + struct.pack("<Q", len(data) - start - length) + text(compression) + struct.pack("<QQ", len(packed), size),
-        )  # fmt: skip
+        head = struct.pack("<QQQQI", 0, 2**40, start, length, 10) + offsets
+        sizes = struct.pack("<QQ", len(packed), size)
+        index += count * record(8, head + struct.pack("<Q", len(data) - start - length) + text(compression) + sizes)
     data += record(15, bytes(4))
     summary = len(data) if indexed else 0
     if indexed:
