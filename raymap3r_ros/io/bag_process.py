@@ -43,7 +43,7 @@ class _Work:
     """What the child prepared for a bag: it is opened several times."""
 
     def __init__(self) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="raymap3r_bag_", ignore_cleanup_errors=True)
+        self.folder: tempfile.TemporaryDirectory | None = None
         self.prepared: dict[str, Any] | None = None
 
 
@@ -53,7 +53,11 @@ class BagProcess:
     def __init__(self, path: Path) -> None:
         self._path = path
         identity = _identity(path)
-        self._work = _work(path.absolute(), identity)  # kept: its files are in use
+        self._work = _work(path.absolute(), identity)
+        # A new one after a failure, which may have left files in it. Kept as long as its files are in use.
+        self._folder = self._work.folder or tempfile.TemporaryDirectory(
+            prefix="raymap3r_bag_", ignore_cleanup_errors=True
+        )
         ours, its = socket.socketpair()
         self._connection = Connection(ours.detach())
         search = json.dumps([os.path.abspath(item) for item in sys.path])
@@ -73,7 +77,7 @@ class BagProcess:
         work = self._work
         first = {
             "path": str(self._path),
-            "folder": work.folder.name,
+            "folder": self._folder.name,
             "memory": MEMORY + size // 16,  # the library keeps an index of large bags
             "seconds": SECONDS + size / BYTES_PER_SECOND,
             "disk": DISK + 50 * size,
@@ -90,9 +94,9 @@ class BagProcess:
         if "error" in opened:
             raise InputError(opened["error"])
         if work.prepared is None:
-            work.prepared = opened["prepared"]
-            if not os.listdir(work.folder.name):
-                work.folder.cleanup()
+            work.folder, work.prepared = self._folder, opened["prepared"]
+            if not os.listdir(self._folder.name):
+                self._folder.cleanup()
             for text in opened["warnings"]:
                 log.warning("%s", text)
         return opened

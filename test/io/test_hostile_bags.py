@@ -242,6 +242,16 @@ def test_redefined_types_are_refused(tmp_path, channels, message):
         open_recording(path)
 
 
+def test_a_second_attempt_gives_the_same_error(tmp_path):
+    path = hostile.mcap(tmp_path / "a#b.mcap", [], channels=hostile.channel(definition=("ros2idl", "nothing")))
+    errors = []
+    for _ in range(2):
+        with pytest.raises(InputError, match="cannot be read as a ROS 2 bag") as caught:
+            open_recording(path)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
 def test_the_real_definition_is_accepted(tmp_path):
     recording = open_recording(defined(tmp_path / "bag.mcap", (hostile.IMAGE, IMAGE + HEADER + TIME)))
     assert recording.topic == "/t0"
