@@ -3,7 +3,6 @@
 import bz2
 import sqlite3
 import struct
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import lz4.frame
 from rosbags.rosbag1 import Writer as Writer1
 from rosbags.typesys import Stores, get_typestore
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from raymap3r_ros.io import bag_files
+
+zstd = bag_files.zstd()  # under one of two names
 
 BIG = 2**29  # bytes, unpacked
 TOPIC = "/a"
