@@ -11,13 +11,13 @@ from typing import Any
 from raymap3r_ros.clients.ground_truth import is_ground_truth_name
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
-from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic
+from raymap3r_ros.io.bag_child import IMAGE_TYPES
+from raymap3r_ros.io.bag_reader import BagReader, camera_info_topic
+from raymap3r_ros.io.bag_types import ODOMETRY_TYPE, RANGE_TYPE
 from raymap3r_ros.io.recording import BrokenFrame
 from raymap3r_ros.node.stream_node import DEFAULT_FRAME
 from raymap3r_ros.options import check_options, option
 from raymap3r_ros.text import listing
-
-ODOMETRY_TYPE, RANGE_TYPE = "nav_msgs/msg/Odometry", "sensor_msgs/msg/Range"
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,8 @@ def _process(run: _Run, progress: bool) -> RunSummary:
                     break
         except Exception as error:
             if not run.stamps:
+                if signals:
+                    raise KeyboardInterrupt from error
                 raise
             failure = error
             done = counted(len(run.stamps), "frame")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys.store import Typestore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recordings import (
@@ -288,10 +288,7 @@ def test_an_error_without_a_text_is_reported_by_its_type(tmp_path, monkeypatch, 
     def fail(*_):
         raise error
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="no frame could be read"):
-        patch.setattr(AnyReader, "deserialize", fail)
+    monkeypatch.setattr(Typestore, "deserialize_cdr", fail)
+    with pytest.raises(InputError, match="no frame could be read"):
         list(open_recording(bag))
     assert caplog.messages[0].endswith(f"not a valid sensor_msgs/msg/Image: {reason}")
-    monkeypatch.setattr(AnyReader, "open", fail)
-    with pytest.raises(InputError, match=rf"cannot be read as a ROS 2 bag: {reason}$"):
-        open_recording(bag)

@@ -16,8 +16,9 @@ import numpy as np
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
+from raymap3r_ros.io.bag_child import IMAGE_TYPES
 from raymap3r_ros.io.bag_files import is_bag
-from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic, nanoseconds
+from raymap3r_ros.io.bag_reader import BagReader, camera_info_topic, nanoseconds
 from raymap3r_ros.io.decoding import decode_image
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.stamps import JumpDetector, StampClock
