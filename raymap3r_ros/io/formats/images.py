@@ -27,9 +27,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         raise InputError(f"{path}: is {what}; give a folder of images, a video or a bag")
     files = _images_in(path)
     if not files:
-        raise InputError(
-            f"{path}: no images ({' '.join(IMAGE_SUFFIXES)}) and no bag in this folder{_contents(path)}"
-        )
+        raise InputError(f"{path}: no images ({' '.join(IMAGE_SUFFIXES)}) and no bag in this folder{_contents(path)}")
     length = options.expected(len(files))
     files.sort(key=lambda item: natural_key(item.name))
     files = files[:: options.stride]
