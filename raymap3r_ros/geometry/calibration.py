@@ -277,8 +277,8 @@ def intrinsics_doubt(
     for cause, other in {"is the image turned by 90 degrees": (height, width), **parts}.items():
         if offset > AWAY_FROM_MIDDLE and _from_middle(cx, cy, other) < NEAR_MIDDLE:
             return (
-                f"the principal point ({cx:g}, {cy:g}) is not near the middle of its image of {width}x{height}, but of "
-                f"{other[0]}x{other[1]}; {cause}?"
+                f"the principal point ({cx:g}, {cy:g}) is not near the middle of its image of {width}x{height}, but "
+                f"of {other[0]}x{other[1]}; {cause}?"
             )
     if offset > FAR_FROM_MIDDLE:
         return (
@@ -350,8 +350,8 @@ def read_camera_info(
     window = left, top, shown[0] or width, shown[1] or height
     if not problem and (left + window[2] > width or top + window[3] > height):
         problem = (
-            f"the region of interest {window[2]}x{window[3]}+{left}+{top} exceeds its image of {width}x{height} (if the "
-            "calibration is already that of the region, set roi to zeros)"
+            f"the region of interest {window[2]}x{window[3]}+{left}+{top} exceeds its image of {width}x{height} (if "
+            "the calibration is already that of the region, set roi to zeros)"
         )
     if problem:
         raise InputError(f"camera_info cannot be used: {problem}; it is ignored: calibrate the camera")
@@ -363,7 +363,7 @@ def read_camera_info(
         ]
     if binning != (1, 1):
         binned = max(window[2] // binning[0], 1), max(window[3] // binning[1], 1)
-        parts["is it already that of the binned image, which is applied twice then (set binning to 0)"] = binned
+        parts["is it already that of the binned image, applied twice then (set binning to 0)"] = binned
     doubt = intrinsics_doubt(matrix, (width, height), fisheye=info.distortion_model == FISHEYE_MODEL, parts=parts)
     if doubt:
         report(f"camera_info is probably wrong: {doubt}")

@@ -129,7 +129,7 @@ def test_a_camera_info_that_cannot_be_used_names_the_likely_cause(info, reason):
     ("info", "cause"),
     [
         (camera_info(matrix(150, 150, 60, 80)), "but of 120x160; is the image turned by 90 degrees?"),
-        (camera_info(GOOD, (320, 240), binning=2), "is it already that of the binned image, which is applied twice"),
+        (camera_info(GOOD, (320, 240), binning=2), "is it already that of the binned image, applied twice"),
         (camera_info(GOOD, (640, 480), region=(240, 180, 160, 120)), "is it already that of the region of interest"),
         (camera_info(GOOD, (200, 150), region=(40, 30, 160, 120)), "is it already that of the region of interest"),
         (camera_info(matrix(4.2, 4.2, 80, 60)), "or the unit not pixels?"),

@@ -35,8 +35,8 @@ KNOWN_FILES = (
 # FFmpeg reads what these files name, anywhere on the disk.
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"v=0", b"<?xml", b"<MPD")
 BLACK_ONLY = (
-    "every image is black, which is how OpenCV returns images that it cannot convert, such as interlaced ones; convert "
-    "the video: ffmpeg -i INPUT -vf bwdif OUTPUT.mp4"
+    "every image is black, which is how OpenCV returns images that it cannot convert, such as interlaced ones; "
+    "convert the video: ffmpeg -i INPUT -vf bwdif OUTPUT.mp4"
 )
 BLACK = 0.01  # share of values above 0 in a black image: one that OpenCV cannot convert is unused memory
 GIVE_UP = 10  # consecutive frames that cannot be decoded: treated as the end of the video
