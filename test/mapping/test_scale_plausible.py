@@ -85,8 +85,10 @@ def test_estimator_drops_an_implausible_observation(observation):
     assert estimate.observations == 10 and estimate.factor == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("stamp", [math.nan, math.inf, -math.inf, 2.0**31, 1e300])
-@pytest.mark.parametrize("of", ["sensor", "frame"])
+@pytest.mark.parametrize(
+    ("of", "stamp"),
+    [*(("sensor", stamp) for stamp in (math.nan, math.inf, -math.inf, 2.0**31, 1e300)), ("frame", 2.0**31)],
+)
 @pytest.mark.parametrize("source", ["odometry", "range"])
 def test_one_absurd_stamp(source, of, stamp):
     metric = MetricScale(ScaleOptions(source=source))

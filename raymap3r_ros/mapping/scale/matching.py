@@ -68,8 +68,11 @@ class FrameMatcher:
 
     def match(self, stamp: float, frame: Any) -> list[Observation]:
         """Add a frame; return the observations from it and from earlier frames that are now possible."""
-        if math.isfinite(stamp):  # another would wait forever, and the frames after it with it
-            self._frames.append((stamp, frame))
+        if not math.isfinite(stamp):  # it would wait forever, and the frames after it with it
+            return []
+        if self._frames and stamp < self._frames[-1][0] - LATE:
+            self._frames.clear()  # the clock was set back
+        self._frames.append((stamp, frame))
         found = []
         while self._frames and self._samples.reach(self._frames[0][0]):
             observation = self._compare(*self._frames.popleft())
