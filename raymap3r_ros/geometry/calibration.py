@@ -133,7 +133,7 @@ class Calibration:
                 self._report(
                     f"the calibration has a binning of {self._binning[0]}x{self._binning[1]} for images of "
                     f"{size[0]}x{size[1]}, but the image is not smaller: binning is not applied; if the calibration "
-                    "is already that of the binned image, set binning_x and binning_y to 0"
+                    "already belongs to the binned image, set binning_x and binning_y to 0"
                 )
             across, down = size[0] / shown[0], size[1] / shown[1]
             unequal = (across * self._binning[0]) / (down * self._binning[1])
@@ -351,19 +351,17 @@ def read_camera_info(
     if not problem and (left + window[2] > width or top + window[3] > height):
         problem = (
             f"the region of interest {window[2]}x{window[3]}+{left}+{top} exceeds its image of {width}x{height} (if "
-            "the calibration is already that of the region, set roi to zeros)"
+            "the calibration already belongs to the region, set roi to zeros)"
         )
     if problem:
         raise InputError(f"camera_info cannot be used: {problem}; it is ignored: calibrate the camera")
     binning = int(info.binning_x) or 1, int(info.binning_y) or 1
-    parts = {}
+    parts = {}  # if K belongs to one of these, roi or binning would be applied twice
     if window[2:] != (width, height):
-        parts["is it already that of the region of interest, which is applied twice then (set roi to zeros)"] = window[
-            2:
-        ]
+        parts["does it already belong to the region of interest (then set roi to zeros)"] = window[2:]
     if binning != (1, 1):
         binned = max(window[2] // binning[0], 1), max(window[3] // binning[1], 1)
-        parts["is it already that of the binned image, applied twice then (set binning to 0)"] = binned
+        parts["does it already belong to the binned image (then set binning_x and binning_y to 0)"] = binned
     doubt = intrinsics_doubt(matrix, (width, height), fisheye=info.distortion_model == FISHEYE_MODEL, parts=parts)
     if doubt:
         report(f"camera_info is probably wrong: {doubt}")

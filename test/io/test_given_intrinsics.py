@@ -116,7 +116,7 @@ GOOD = matrix(150, 150, 80, 60)
         (camera_info(2 * GOOD), "does not have the form"),
         (camera_info(matrix(-150, 150, 80, 60)), "focal lengths of -150 and 150 pixels do not belong"),
         (camera_info(matrix(0.9, 0.9, 0.5, 0.5)), "(are they in millimetres, or relative to the image size?)"),
-        (camera_info(GOOD, region=(240, 180, 160, 120)), "already that of the region, set roi to zeros)"),
+        (camera_info(GOOD, region=(240, 180, 160, 120)), "already belongs to the region, set roi to zeros)"),
     ],
 )
 def test_a_camera_info_that_cannot_be_used_names_the_likely_cause(info, reason):
@@ -129,9 +129,12 @@ def test_a_camera_info_that_cannot_be_used_names_the_likely_cause(info, reason):
     ("info", "cause"),
     [
         (camera_info(matrix(150, 150, 60, 80)), "but of 120x160; is the image turned by 90 degrees?"),
-        (camera_info(GOOD, (320, 240), binning=2), "is it already that of the binned image, applied twice"),
-        (camera_info(GOOD, (640, 480), region=(240, 180, 160, 120)), "is it already that of the region of interest"),
-        (camera_info(GOOD, (200, 150), region=(40, 30, 160, 120)), "is it already that of the region of interest"),
+        (camera_info(GOOD, (320, 240), binning=2), "does it already belong to the binned image (then set binning_x"),
+        (
+            camera_info(GOOD, (640, 480), region=(240, 180, 160, 120)),
+            "does it already belong to the region of interest",
+        ),
+        (camera_info(GOOD, (200, 150), region=(40, 30, 160, 120)), "does it already belong to the region of interest"),
         (camera_info(matrix(4.2, 4.2, 80, 60)), "or the unit not pixels?"),
         (camera_info(matrix(30_000, 30_000, 80, 60)), "a field of view of 0.31 degrees"),
         (camera_info(matrix(150, 75, 80, 60)), "was the image resized to another aspect ratio"),
@@ -154,7 +157,7 @@ def test_a_binning_that_the_image_does_not_have_is_one_warning():
     for _ in range(2):
         assert np.array_equal(calibration.rectify(np.zeros((120, 160, 3), np.uint8))[1], GOOD)
     (report,) = reports
-    assert "binning is not applied; if the calibration is already that of the binned image, set binning_x" in report
+    assert "binning is not applied; if the calibration already belongs to the binned image, set binning_x" in report
 
 
 def test_a_calibration_of_the_turned_image_is_named():
