@@ -283,7 +283,7 @@ def test_a_folder_without_images_reports_what_it_contains(tmp_path, files, messa
 def test_an_animation_in_an_image_file_is_named(tmp_path, name):
     first, second = (Image.fromarray(picture(index)) for index in range(2))
     first.save(tmp_path / name, save_all=True, append_images=[second])
-    with pytest.raises(InputError, match="is an animation; convert it to a video"):
+    with pytest.raises(InputError, match=r"is an animation \(convert it to a video\)"):
         open_recording(tmp_path / name)
 
 

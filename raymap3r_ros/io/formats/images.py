@@ -23,7 +23,7 @@ def _matches(path: Path) -> bool:
 
 def _open(path: Path, options: ReadOptions) -> Recording:
     if path.is_file():
-        what = "an animation; convert it to a video" if _is_animated(path) else "a single image"
+        what = "an animation (convert it to a video)" if _is_animated(path) else "a single image"
         raise InputError(f"{path}: is {what}; give a folder of images, a video or a bag")
     files = _images_in(path)
     if not files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +33,11 @@ KNOWN_FILES = (
 )
 # FFmpeg reads what these files name, anywhere on the disk.
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"v=0", b"<?xml", b"<MPD")
-BLACK_ONLY = (
-    "every image is black, which is how OpenCV returns images that it cannot convert, such as interlaced ones; "
+UNWRITTEN = (
+    "every image is black, or the same, as OpenCV returns images that it cannot convert, such as interlaced ones; "
     "convert the video: ffmpeg -i INPUT -vf bwdif OUTPUT.mp4"
 )
-BLACK = 0.01  # share of values above 0 in a black image: one that OpenCV cannot convert is unused memory
+BLACK = 0.01  # share of values above 0 in a black image, which may be memory that was never written
 GIVE_UP = 10  # consecutive frames that cannot be decoded: treated as the end of the video
 
 
@@ -105,8 +104,9 @@ def _frames(
 ) -> Iterator[Frame]:
     """Yield every N-th frame. `stored`: number of frames according to the file, None if it does not contain that."""
     with _capture(recording.path) as capture:
-        stamp = None
-        index = failed = black = 0
+        stamp = first = None
+        index = failed = decoded_images = 0
+        written = False  # whether an image is certainly not memory that OpenCV has never written to
         while failed < GIVE_UP:
             # OpenCV reports a broken frame and the end alike, but after a broken frame more frames follow.
             if not capture.grab():
@@ -121,14 +121,20 @@ def _frames(
             if index % options.stride == 0:
                 decoded, image = capture.retrieve()
                 if decoded:
-                    black += np.count_nonzero(image) < BLACK * image.size
+                    first = image if first is None else first
+                    decoded_images += 1
+                    written = written or not (_is_black(image) or np.array_equal(first, image))
                     yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stamp, options.intrinsics)
                 else:
                     recording.skip(f"frame {index}", "it cannot be decoded")
             index += 1
-    if black and black == math.ceil(index / options.stride) - recording.skipped:
-        recording.ended = BLACK_ONLY
+    if first is not None and not written and (decoded_images > 1 or _is_black(first)):
+        recording.ended = UNWRITTEN
     _check_end(recording, index, stored, container)
+
+
+def _is_black(image: np.ndarray) -> bool:
+    return np.count_nonzero(image) < BLACK * image.size
 
 
 def _check_end(recording: Recording, index: int, stored: int | None, container: Container) -> None:
