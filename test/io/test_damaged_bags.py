@@ -366,3 +366,11 @@ def test_semiplanar_images_with_odd_sides_are_refused_in_words(tmp_path, caplog,
         list(open_recording(write_bag(tmp_path / "bag", [("/cam/image", 1, message)])))
     assert f"{width}x{rows} {encoding}: its sides must be even" in caplog.text
     assert "OpenCV" not in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv"])
+def test_images_of_pixel_pairs_with_odd_width_are_refused_in_words(tmp_path, caplog, encoding):
+    message = image_message(0.1, np.zeros((32, 2 * 47), np.uint8), encoding, width=47)
+    with pytest.raises(InputError, match="no frame could be read"):
+        list(open_recording(write_bag(tmp_path / "bag", [("/cam/image", 1, message)])))
+    assert f"47x32 {encoding}: its width must be even" in caplog.text

@@ -140,6 +140,8 @@ def _raw_image(message: Any) -> np.ndarray:
             raise BrokenFrame(f"encoding {message.encoding!r} does not define its channels")
         if layout in (Format.YUV_NV12, Format.YUV_NV21) and (message.width % 2 or message.height % 2):
             raise BrokenFrame(f"{message.width}x{message.height} {message.encoding}: its sides must be even")
+        if channels == 2 and message.width % 2:
+            raise BrokenFrame(f"{message.width}x{message.height} {message.encoding}: its width must be even")
         # The library expects rows without padding, and counts the chroma rows of NV12 and NV21 as height.
         row = message.width * channels * np.dtype(dtype).itemsize
         height = message.height * 3 // 2 if layout in (Format.YUV_NV12, Format.YUV_NV21) else message.height
