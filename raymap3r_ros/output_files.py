@@ -23,7 +23,7 @@ _KINDS = {
 def kind_of(path: Path) -> str:
     """Return what is at `path` if it is not a file, for a message; "" for a file, and if nothing is there."""
     if not path.exists():
-        return "a link to a file that does not exist" if path.is_symlink() else ""
+        return "a link that leads nowhere" if path.is_symlink() else ""
     return _KINDS.get(stat.S_IFMT(path.stat().st_mode), "")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence, checked_frames
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
 from raymap3r_ros.mapping.uncertainty import DEFAULT, ErrorModel, VarianceModel, travels
 from raymap3r_ros.network import Network
@@ -91,7 +91,7 @@ def _run_batch(
 ) -> list[EvaluatedSequence]:
     stream = Stream(network, options)
     truth, columns = [], []
-    for frames in zip(*(islice(sequence.frames(), length) for sequence in sequences), strict=True):
+    for frames in zip(*(islice(checked_frames(sequence), length) for sequence in sequences), strict=True):
         truth.append(np.stack([_true_pose(frame) for frame in frames]))
         images = np.stack([frame.image for frame in frames])
         columns.append(_summary(stream.step(images, intrinsics=_intrinsics(frames), motion=False)))

@@ -172,7 +172,7 @@ def test_a_writer_follows_no_link_under_the_partial_name(tmp_path):
         (os.mkfifo, "a FIFO"),
         (os.mkdir, "a folder"),
         (lambda path: path.symlink_to("/dev/null"), "a device"),
-        (lambda path: path.symlink_to("nowhere"), "a link to a file that does not exist"),
+        (lambda path: path.symlink_to("nowhere"), "a link that leads nowhere"),
     ],
 )
 def test_only_files_are_replaced(tmp_path, make, what):

@@ -205,7 +205,7 @@ def test_what_is_not_a_file_is_no_checkpoint(tmp_path: Path, suffix: str, use):
     os.mkfifo(tmp_path / f"fifo{suffix}")
     (tmp_path / f"link{suffix}").symlink_to("nowhere")
     for name, what in (
-        ("folder", "a folder"), ("fifo", "a FIFO"), ("link", "a link to a file that does not exist"),
+        ("folder", "a folder"), ("fifo", "a FIFO"), ("link", "a link that leads nowhere"),
         ("missing", "not a file, nor weights that come with"),
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=rf"{name}\{suffix}' is {what}.*give the path of"):

@@ -62,7 +62,8 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
         for name, info in sorted(images.items())
     )
     if not images:
-        others = listing(sorted(bag.topics), MAX_NAMED) or "none at all"
+        topics = [f"{name} ({info.msgtype})" for name, info in sorted(bag.topics.items())]
+        others = listing(topics, MAX_NAMED) or "none at all"
         loss = f"; {bag.loss}" if bag.loss else ""
         raise InputError(f"{path}: no image topic with messages in this bag; its topics: {others}{loss}")
     if topic is None:
@@ -127,7 +128,10 @@ def _update(camera: CameraCalibration, message: Any) -> None:
 def _message_image(message: Any) -> np.ndarray:
     """Return the (h, w, 3) uint8 RGB image of an Image or CompressedImage message. Raises BrokenFrame."""
     if hasattr(message, "format"):
-        return decode_image(io.BytesIO(message.data.tobytes()), upright=False)
+        try:
+            return decode_image(io.BytesIO(message.data.tobytes()), upright=False)
+        except BrokenFrame as error:
+            raise BrokenFrame(f"{error} (format {message.format!r})") from error
     return _raw_image(message)
 
 
@@ -139,6 +143,10 @@ def _raw_image(message: Any) -> np.ndarray:
         depth, layout, dtype, channels = to_cvtype(message.encoding)
         if layout is Format.GENERIC:
             raise BrokenFrame(f"encoding {message.encoding!r} does not define its channels")
+        if layout in (Format.YUV_NV12, Format.YUV_NV21) and (message.width % 2 or message.height % 2):
+            raise BrokenFrame(f"{message.width}x{message.height} {message.encoding}: its sides must be even")
+        if channels == 2 and message.width % 2:
+            raise BrokenFrame(f"{message.width}x{message.height} {message.encoding}: its width must be even")
         # The library expects rows without padding, and counts the chroma rows of NV12 and NV21 as height.
         row = message.width * channels * np.dtype(dtype).itemsize
         height = message.height * 3 // 2 if layout in (Format.YUV_NV12, Format.YUV_NV21) else message.height
