@@ -158,7 +158,7 @@ def camera_messages(image: np.ndarray, vary: str, index: int) -> tuple[Image, Ca
     if vary == "sizes":
         image = np.ascontiguousarray(image[index % 31 :, index % 37 :])
     height, width = image.shape[:2]
-    frame = f"{CAMERA_FRAME}_{index}" if vary == "frames" else CAMERA_FRAME
+    frame = f"{CAMERA_FRAME}_{index:0200}" if vary == "frames" else CAMERA_FRAME
     info = None
     if vary == "calibration":
         focal = width * (1 + index % 9973 * 1e-6)
