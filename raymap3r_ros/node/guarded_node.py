@@ -17,9 +17,11 @@ from rclpy.service import Service
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 from rosgraph_msgs.msg import Clock
+from tf2_msgs.msg import TFMessage
 
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.node.conversions import check_stamp
+from raymap3r_ros.node.tf_frames import limited
 from raymap3r_ros.text import printable, with_details
 
 PARAMETER_TYPES = sorted(kind.value for kind in Parameter.Type)
@@ -51,6 +53,7 @@ class GuardedNode(LifecycleNode):
     def __init__(self, *arguments: Any, **node_arguments: Any) -> None:
         """As rclpy's."""
         self.transition_error = ""  # of the last transition that raised an exception
+        self._tf_names: set[str] = set()  # of frames, from /tf and /tf_static
         super().__init__(*arguments, **node_arguments)
         # rclpy creates some of its services without `create_service`.
         for service in self.services:
@@ -66,6 +69,8 @@ class GuardedNode(LifecycleNode):
         """As rclpy's."""
         if msg_type is Clock:
             callback = _checked_clock(callback)
+        if msg_type is TFMessage:
+            callback = limited(callback, self._tf_names)
         guarded = self.guarded(callback, f"the callback of {topic}")
         return super().create_subscription(msg_type, topic, guarded, qos_profile, **arguments)
 
