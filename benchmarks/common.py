@@ -24,9 +24,9 @@ import torch
 
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, NetworkConfig
+from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.preprocessing import frame_image
 from raymap3r_ros.tables import text_table

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Play a rendered clip into the node for hours, and fail if memory or latency grows or a frame is lost.
 
-    python benchmarks/soak.py [--frames N] [--seconds S] [--size N] [--checkpoint F] [--device D] [--out DIR]
+    python benchmarks/soak.py [--frames N] [--seconds S] [--size N] [--checkpoint F] [--device D]
+                              [--vary none|calibration|sizes|frames] [--out DIR]
 
 Three processes: a camera (this one), the node in every-frame mode, and a subscriber to every output. The camera keeps
 two frames in flight, so that the node is never idle and may not drop any. The clip is played back and forth with
 stamps at 30 Hz. Every few seconds the camera samples the resident memory of the node's process, its GPU memory, the
-median latency from an image's publication to its pose, frames dropped and lost, and errors.
+median latency from an image's publication to its pose, frames dropped and lost, and errors. With `--vary`, every image
+has another calibration, size or frame_id: nothing that the node keeps by one of these may grow.
 
 Writes soak.csv and soak.png. The exit status is 1 if `find_problems` finds a trend, the diagnostics contain an error,
 or a frame has no pose, odometry or transform.
@@ -33,7 +35,7 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 from scipy.stats import theilslopes
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from raymap3r_ros.clients.harness import (
@@ -61,6 +63,7 @@ MAP_POINTS = 100_000  # reached within the warm-up, so that removal of points is
 IN_FLIGHT = 2  # frames
 STALL_LIMIT = 60.0  # seconds without a pose after which the run fails
 WARM_UP = 0.25  # share of the samples that is ignored: caches and maps fill up
+VARIED = ("none", "calibration", "sizes", "frames")  # what differs in every image
 EVERY_FRAME = ("pose", "odometry", "tf")  # reliable outputs, published for each frame
 
 # Limits of `find_problems`. The trajectories (200 bytes a frame, up to 200,000 frames) and the map grow by design, and
@@ -150,6 +153,20 @@ class MessageCounter(OutputSubscriber):
 # ---------------------------------------------------------------------------------------------------------- the camera
 
 
+def camera_messages(image: np.ndarray, vary: str, index: int) -> tuple[Image, CameraInfo | None]:
+    """Messages of image number `index`, (h, w, 3); `vary`: one of VARIED. Neighbours differ, and so do most others."""
+    if vary == "sizes":
+        image = np.ascontiguousarray(image[index % 31 :, index % 37 :])
+    height, width = image.shape[:2]
+    frame = f"{CAMERA_FRAME}_{index:0200}" if vary == "frames" else CAMERA_FRAME
+    info = None
+    if vary == "calibration":
+        focal = width * (1 + index % 9973 * 1e-6)
+        info = CameraInfo(width=width, height=height, distortion_model="plumb_bob", d=[-0.1, index * 1e-9, 0.0, 0.0])
+        info.k = [focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0]
+    return image_message(Header(frame_id=frame), image, "rgb8"), info
+
+
 class Camera:
     """Sends images and records when their poses arrive."""
 
@@ -160,12 +177,16 @@ class Camera:
         self.latencies: list[float] = []  # seconds, since the last sample
         self._in_flight: deque[tuple[int, float]] = deque()  # stamp in nanoseconds, and time of publication
         self._publisher = node.create_publisher(Image, "image", queue(ReliabilityPolicy.RELIABLE))
+        self._infos = node.create_publisher(CameraInfo, "camera_info", queue(ReliabilityPolicy.RELIABLE))
         node.create_subscription(PoseStamped, f"{NODE}/pose", self._receive_pose, queue(ReliabilityPolicy.RELIABLE))
 
-    def send(self, message: Image, index: int) -> None:
-        """Publish image number `index` of the soak."""
+    def send(self, message: Image, info: CameraInfo | None, index: int) -> None:
+        """Publish image number `index` of the soak, after its calibration."""
         nanoseconds = index * 1_000_000_000 // RATE
         message.header.stamp = Time(sec=START + nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+        if info is not None:
+            info.header = message.header
+            self._infos.publish(info)
         self._in_flight.append((START * 10**9 + nanoseconds, time.monotonic()))
         self._publisher.publish(message)
 
@@ -211,11 +232,10 @@ def soak(args: argparse.Namespace) -> tuple[list[SoakSample], list[str]]:
         "static_map.max_points": MAP_POINTS,
     }
     images = rendered_room(args.images)
-    messages = [image_message(Header(frame_id=CAMERA_FRAME), image, "rgb8") for image in images]
     with running_harness(NAMESPACE, parameters, MessageCounter, "--log-level", "warn") as harness:
         camera = Camera(harness.camera)
         harness.wait_until_connected()
-        samples, sent = _play(camera, harness, messages, args)
+        samples, sent = _play(camera, harness, images, args)
         counts = _final_counts(harness, sent)
         problems = [f"{sent - counts[topic]} of {sent} frames have no {topic}" for topic in EVERY_FRAME
                     if counts[topic] != sent]  # fmt: skip
@@ -226,7 +246,7 @@ def soak(args: argparse.Namespace) -> tuple[list[SoakSample], list[str]]:
 
 
 def _play(
-    camera: Camera, harness: Harness, messages: list[Image], args: argparse.Namespace
+    camera: Camera, harness: Harness, images: list[np.ndarray], args: argparse.Namespace
 ) -> tuple[list[SoakSample], int]:
     """Send images for the frames or seconds in the arguments. Return the samples and the number of images."""
     samples: list[SoakSample] = []
@@ -237,14 +257,14 @@ def _play(
         samples.append(_sample(camera, harness.process.pid, start))
         _print_sample(samples[-1], args)
 
-    for message in back_and_forth(messages):
+    for image in back_and_forth(images):
         now = time.monotonic()
         if now >= due and camera.latencies:
             due = now + args.interval
             sample()
         if sent == args.frames or (args.seconds and now - start > args.seconds):
             break
-        camera.send(message, sent)
+        camera.send(*camera_messages(image, args.vary, sent), sent)
         sent += 1
         camera.wait(harness, IN_FLIGHT - 1)
     camera.wait(harness, 0)
@@ -354,6 +374,9 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="estimate motion in every N-th frame only, which is faster (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vary", choices=VARIED, default="none", help="what differs in every image (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--out", type=Path, default=Path("build/soak"), help="folder (default: %(default)s)")

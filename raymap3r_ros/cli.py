@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.signals import INTERRUPTED
+from raymap3r_ros.standard_streams import SteadyStream, reserve_standard_descriptors
 from raymap3r_ros.text import LONGEST_ERROR, PrintableFormatter, RepeatFilter, printable
 
 # Module in `commands/` and help. Modules import PyTorch, those of ROS_COMMANDS also rclpy, so that only the module of
@@ -31,20 +35,41 @@ FAILED = 2  # exit status of every error with a message of this package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status. An expected error is printed as one line on stderr."""
+    """Run one command and return the exit status. An expected error is printed as one line on stderr.
+
+    Without standard output the command still writes its files. The status is FAILED then, unless the output was closed
+    or its reader has ended.
+    """
+    reserve_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in another encoding
+    out, err = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            out.flush()
+            if out.error is not None and not isinstance(out.error, BrokenPipeError):
+                print(f"raymap3r: error: cannot write to standard output: {out.error.strerror}", file=err)
+                sys.exit(FAILED)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command and return the exit status."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("raymap3r: %(levelname)s: %(message)s"))
     handler.addFilter(RepeatFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.addLevelName(logging.WARNING, "warning")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in another encoding
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args = None
     try:
         args = build_parser(arguments).parse_args(arguments)
         return args.run(args)
     except (Raymap3rError, OSError) as error:
-        print(f"raymap3r: error: {printable(error, LONGEST_ERROR, lines=True)}", file=sys.stderr)
+        text = str(error) if args is None else _flag_words(str(error), args)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        print(f"raymap3r: error: {printable(text, LONGEST_ERROR, lines=True)}", file=sys.stderr)
     except RuntimeError as error:
         if not _is_out_of_gpu_memory(error):
             raise
@@ -54,12 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return FAILED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Prints errors without control characters: arguments may be names of files that a shell's pattern matched."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        super().error(printable(message))
+
+
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser for `arguments`. Only the command named there gets its own arguments.
 
     Raises Raymap3rError if that command needs ROS 2 and it is not available.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="raymap3r", description="Camera pose, depth, moving objects and the static scene from one moving camera."
     )
     parser.add_argument("--version", action="version", version=f"raymap3r {__version__}")
@@ -82,6 +115,14 @@ def _load(command: str) -> ModuleType:
         raise Raymap3rError(
             f"the {command} needs ROS 2 ({error}); source your ROS installation, or see README.md for the one on PyPI"
         ) from error
+
+
+def _flag_words(text: str, args: argparse.Namespace) -> str:
+    """An error message with flags (`--size`) in place of options' names (`image_size`)."""
+    # Launch arguments, or parameters of a running node, have no flags.
+    if getattr(args, "launched", False) or getattr(args, "node", ""):
+        return text
+    return importlib.import_module("raymap3r_ros.commands.arguments").flag_words(text, vars(args))
 
 
 def _is_out_of_gpu_memory(error: RuntimeError) -> bool:

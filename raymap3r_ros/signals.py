@@ -11,6 +11,9 @@ from contextlib import contextmanager
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as shells report it
 
 
+_received: list[int] = []  # stop signals within `on_stop_signals`; not an Event, which handlers can block
+
+
 class StopSignal:
     """Wakes a main thread that only waits for SIGINT or SIGTERM.
 
@@ -47,6 +50,7 @@ def on_stop_signals(react: Callable[[str], None], *, repeatedly: bool = False) -
         return
 
     def receive(number: int, _: object) -> None:
+        _received.append(number)
         if not repeatedly:
             signal.signal(number, before[number])
         react(signal.Signals(number).name)
@@ -57,3 +61,9 @@ def on_stop_signals(react: Callable[[str], None], *, repeatedly: bool = False) -
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _received.clear()
+
+
+def stop_requested() -> bool:
+    """Return whether a stop signal was received within the current `on_stop_signals`: work that waits should end."""
+    return bool(_received)

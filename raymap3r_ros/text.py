@@ -45,12 +45,23 @@ def _shortened(text: str, longest: int) -> str:
     return f"{text[: 2 * end]}{gap}{text[-end:]}"
 
 
-def listing(names: Iterable[str]) -> str:
-    """The names in a row, for an error about all of them."""
+def listing(names: Iterable[object], most: int = MAX_LISTED) -> str:
+    """The first names in a row and the number of the others, for an error about all of them."""
     names = list(names)
-    shown = ", ".join(printable(name, 200) for name in names[:MAX_LISTED])
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    shown = ", ".join(printable(name, 200) for name in names[:most])
+    more = f" and {len(names) - most} more" if len(names) > most else ""
     return printable(shown, LONGEST_ERROR // 2) + more
+
+
+def with_details(text: object, details: str) -> str:
+    """A log message with a traceback, whose lines are indented so that none of them passes for another message."""
+    indented = "\n" + details.strip("\n")
+    return printable(text) + printable(indented.replace("\n", "\n  "), 10 * LONGEST_TEXT, lines=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 frame", "2 frames"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class Throttle:

@@ -170,7 +170,7 @@ def test_interrupted_run_gives_the_status_of_ctrl_c(images, tmp_path, capsys, mo
 
     monkeypatch.setattr(Stream, "step", interrupted)
     assert cli.main(["run", str(images), "--out", str(tmp_path / "out"), *SMALL]) == 130
-    assert "1 frames (stopped early: SIGINT)" in capsys.readouterr().out
+    assert "1 frame (stopped early: SIGINT)" in capsys.readouterr().out
 
 
 def test_bad_inputs_are_one_clear_line(images, tmp_path, capsys):
@@ -188,13 +188,13 @@ def test_bad_inputs_are_one_clear_line(images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "-3"], "image_size is -3; allowed range: 0 to 4096"),
-        (["--mask-noise-floor", "9"], "mask.noise_floor is 9.0; allowed range: 0.0001 to 1.0"),
-        (["--mask-low", "50"], "mask.low is 50.0, above mask.high"),
-        (["--reset-interval", "1"], "reset_interval is 1; allowed: 0 (never) or 2 and more"),
-        (["--max-points", "1"], "max_points is 1; allowed range: 1000 to"),
-        (["--stride", "0"], "stride is 0; allowed: 1 and more"),
-        (["--device", "tpu"], "device is 'tpu'; on this machine there are: auto, cpu"),
+        (["--size", "-3"], "--size is -3; allowed range: 0 to 4096"),
+        (["--mask-noise-floor", "9"], "--mask-noise-floor is 9.0; allowed range: 0.0001 to 1.0"),
+        (["--mask-low", "50"], "--mask-low is 50.0, above --mask-high"),
+        (["--reset-interval", "1"], "--reset-interval is 1; allowed: 0 (never) or 2 and more"),
+        (["--max-points", "1"], "--max-points is 1; allowed range: 1000 to"),
+        (["--stride", "0"], "--stride is 0; allowed: 1 and more"),
+        (["--device", "tpu"], "--device is 'tpu'; on this machine there are: auto, cpu"),
         (["--topic", "/image"], "not a bag, so it has no topic '/image'"),
     ],
 )

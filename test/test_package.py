@@ -27,6 +27,7 @@ KEYS = {
     "torch": None,
     "safetensors": None,
     "rosbags": None,
+    "lz4": None,  # a dependency of rosbags
     "rerun": None,
     "raymap3r_pip_ros": None,  # of pip_ros/, in environments without a ROS distribution
 }

@@ -10,7 +10,16 @@ import torch
 from raymap3r_ros import cli, text
 from raymap3r_ros.errors import CheckpointError
 from raymap3r_ros.network import load_network
-from raymap3r_ros.text import LONGEST_ERROR, MAX_LINES, MAX_PROBLEMS, Throttle, listing, printable
+from raymap3r_ros.text import (
+    LONGEST_ERROR,
+    MAX_LINES,
+    MAX_PROBLEMS,
+    Throttle,
+    counted,
+    listing,
+    printable,
+    with_details,
+)
 
 HOSTILE = "cam\x1b[2J\x1b]0;title\x07\r\nraymap3r: error: fake\u202e\x9b31m\x00\udcff\u2028x"
 
@@ -103,3 +112,12 @@ def test_names_of_tensors_reach_the_terminal_escaped_and_cut(tmp_path):
     )
     assert result.returncode == 2 and len(result.stderr) < 2 * LONGEST_ERROR
     assert b"\x1b" not in result.stderr and result.stderr.count(b"\n") == 1
+
+
+def test_details_are_indented_and_numbers_have_their_nouns():
+    logged = with_details(f"failed: {HOSTILE}", f"\nTraceback:\n  in {HOSTILE}\nerror: fake\n")
+    first, *others = logged.split("\n")
+    assert first.startswith("failed: cam\\x1b") and first.isprintable()
+    assert [line[:4].strip() for line in others] == ["Tr", "", "ra", "er"]
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+    assert (counted(0, "frame"), counted(1, "frame"), counted(2, "frame")) == ("0 frames", "1 frame", "2 frames")

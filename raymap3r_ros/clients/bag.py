@@ -11,12 +11,13 @@ from typing import Any
 from raymap3r_ros.clients.ground_truth import is_ground_truth_name
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
-from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic
+from raymap3r_ros.io.bag_child import IMAGE_TYPES
+from raymap3r_ros.io.bag_reader import BagReader, camera_info_topic
+from raymap3r_ros.io.bag_types import ODOMETRY_TYPE, RANGE_TYPE
 from raymap3r_ros.io.recording import BrokenFrame
 from raymap3r_ros.node.stream_node import DEFAULT_FRAME
 from raymap3r_ros.options import check_options, option
-
-ODOMETRY_TYPE, RANGE_TYPE = "nav_msgs/msg/Odometry", "sensor_msgs/msg/Range"
+from raymap3r_ros.text import listing
 
 
 @dataclass(frozen=True)
@@ -145,4 +146,4 @@ def without_slash(frame: str) -> str:
 
 
 def _list(topics: tuple[str, ...]) -> str:
-    return ", ".join(topics) or "none"
+    return listing(topics, 50) or "none"

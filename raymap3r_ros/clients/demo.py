@@ -37,6 +37,7 @@ from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.video_file import VideoFile
 from raymap3r_ros.node.conversions import image_message
 from raymap3r_ros.rates import significant
+from raymap3r_ros.text import counted, printable
 
 NAMESPACE = "/raymap3r_demo"
 CAMERA_FRAME = "raymap3r_demo_camera"
@@ -131,9 +132,10 @@ def _report(args: argparse.Namespace, clip: SentClip, recorded: Recorded, status
     out = len(recorded.stamps["pose"])
     rate = (sent - 1) / (clip.stamps[-1] - clip.stamps[0]) * 1e9 if sent > 1 else 0.0
     print()
-    name = args.input or "the rendered room"
-    print(f"camera     {sent} frames of {clip.size[0]}x{clip.size[1]} at {significant(rate)} Hz: {name}")
-    print(f"node       {values.get('checkpoint')}, on {values.get('device')}, rule {values.get('update rule')}")
+    name = printable(args.input or "the rendered room")
+    print(f"camera     {counted(sent, 'frame')} of {clip.size[0]}x{clip.size[1]} at {significant(rate)} Hz: {name}")
+    node = f"{values.get('checkpoint')}, on {values.get('device')}, rule {values.get('update rule')}"
+    print(f"node       {printable(node)}")
     print(
         f"frames     in {values.get('frames in')}   out {out}   dropped {values.get('frames dropped')} "
         f"(a newer one came first)   lost {values.get('frames lost')}"
@@ -204,4 +206,4 @@ def _write_preview(recorded: Recorded, args: argparse.Namespace) -> None:
     claim(args.out, video.path.name)
     chosen = np.linspace(0, len(rows) - 1, min(SHEET_ROWS, len(rows))).round().astype(int)
     write_image(claim(args.out, SHEET), np.concatenate([rows[index] for index in chosen]))
-    print(f"\nwrote {video.path} and {args.out / SHEET}")
+    print(f"\nwrote {printable(video.path)} and {printable(args.out / SHEET)}")

@@ -45,6 +45,7 @@ from raymap3r_ros.node.publishers import LATCHED
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.stamps import JumpDetector, StampClock
 from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -227,12 +228,14 @@ class _Player:
         seen = 0
         for topic, recorded, message in bag.messages(topics, self._on_loss):
             seen += topic == bag.images
+            if isinstance(message, BrokenFrame):  # even its time may be impossible
+                self._report_broken(topic, message)
+                continue
             first = recorded if first is None else first
             offset = (recorded - first) * 1e-9
             if offset >= end or self._stop.is_set():
                 break
-            if not self._prepare(topic, message):
-                continue
+            self._prepare(topic, message)
             if offset < options.start or topic == TF_STATIC or (topic in bag.odometry and topic != sensor):
                 continue
             begin = time.monotonic() if begin is None else begin
@@ -254,9 +257,11 @@ class _Player:
             elif topic == TF and (transforms := self._to_forward(message)):
                 self._send(self._tf, _TFMessage(transforms=transforms))
         else:
-            if seen < bag.image_count:
+            if seen < bag.image_count and not self._stop.is_set():
                 playback.missing += bag.image_count - seen
-                playback.ended = playback.ended or f"{bag.image_count - seen} of {bag.image_count} images are missing"
+                playback.ended = (
+                    playback.ended or f"{bag.image_count - seen} of {counted(bag.image_count, 'image')} missing"
+                )
         self._wait_for_outcomes(1)
         playback.seconds += time.monotonic() - started
 
@@ -274,20 +279,19 @@ class _Player:
         return playback
 
     def _on_loss(self, reason: str) -> None:
-        self._playback.ended = reason
+        if not self._stop.is_set():
+            self._playback.ended = reason
 
-    def _prepare(self, topic: str, message: Any) -> bool:
-        """Handle what does not depend on the time of playback; whether the message is usable."""
-        if isinstance(message, BrokenFrame):
-            if topic == self._bag.images:
-                self._playback.unreadable += 1
-            log.warning("%s: skipped a message of %s: %s", self._bag.path.name, topic, message)
-            return False
+    def _report_broken(self, topic: str, message: BrokenFrame) -> None:
+        self._playback.unreadable += topic == self._bag.images
+        log.warning("%s: skipped a message of %s: %s", self._bag.path.name, topic, message)
+
+    def _prepare(self, topic: str, message: Any) -> None:
+        """Handle what does not depend on the time of playback."""
         self._collect_ground_truth(topic, message)
         if topic == TF_STATIC:
             self._static.update({without_slash(one.child_frame_id): one for one in self._to_forward(message)})
             self._send(self._tf_static, _TFMessage(transforms=list(self._static.values())))
-        return True
 
     def _send_image(self, message: Any, recorded: int) -> None:
         stamp = _set_stamp(message, self._stamp_clock.image(nanoseconds(message.header.stamp), recorded))
@@ -363,7 +367,8 @@ class _Player:
             if self._wait(lambda known=known: self._outcomes() > known, time.monotonic() + STALL_LIMIT):
                 continue
             if not self._stop.is_set():
-                log.warning("%d frames had no outcome for %.0f s: they are given up", self._in_flight(), STALL_LIMIT)
+                frames = counted(self._in_flight(), "frame")
+                log.warning("%s without outcome for %.0f s: given up", frames, STALL_LIMIT)
                 self._given_up = len(self._playback.frames)
             return
 

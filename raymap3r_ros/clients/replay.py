@@ -24,16 +24,17 @@ from raymap3r_ros.clients.player import Playback, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
 from raymap3r_ros.geometry.cameras import pose_matrix
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.output_folder import claim, clear_folder
 from raymap3r_ros.io.tum import write_tum
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.offline.summary import Milliseconds
 from raymap3r_ros.options import option_fields
+from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.rates import rate_text, rounded
 from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
 from raymap3r_ros.stamps import rising
+from raymap3r_ros.text import counted, printable
 
 PRIVATE_NAMESPACE = "/raymap3r_replay"  # of the node that is started here, unless global topics are requested
 REPORT, REPORT_TEXT = "report.json", "report.txt"
@@ -127,7 +128,7 @@ def run(
         camera = stack.enter_context(camera_node(namespace, *private, unique="" if node else name))
         if not node:
             process = stack.enter_context(running_node(namespace, node_parameters(bag, parameters or {}), *private))
-        print(f"playing {bag.images} of {bag.path} into {name} ...", flush=True)
+        print(printable(f"playing {bag.images} of {bag.path} into {name} ..."), flush=True)
         playback = play(bag, options, camera, name, process, stop, beside_others=global_topics is not None)
         if playback.stopped and process is not None:
             process.terminate()  # it ends while the report is written
@@ -135,7 +136,9 @@ def run(
         if playback.stopped and process is not None:
             end_node(process, INTERRUPTED_LIMIT)
     print((out / REPORT_TEXT).read_text(), end="")
-    print(f"wrote {out}: {', '.join([REPORT, REPORT_TEXT, *(world.trajectory for world in report.worlds)])}")
+    print(
+        f"wrote {printable(out)}: {', '.join([REPORT, REPORT_TEXT, *(world.trajectory for world in report.worlds)])}"
+    )
     if playback.stopped:
         return INTERRUPTED
     accounted = report.frames_processed + report.frames_refused == report.frames_sent
@@ -214,7 +217,7 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
     )
     write_json(claim(folder, REPORT), dataclasses.asdict(report))
     with whole_file(claim(folder, REPORT_TEXT)) as partial:
-        partial.write_text("\n".join(_text(report)) + "\n")
+        partial.write_text("\n".join(map(printable, _text(report))) + "\n")
     return report
 
 
@@ -283,14 +286,14 @@ def _text(report: ReplayReport) -> Iterator[str]:
     yield "frames     " + "   ".join(f"{what} {count}" for what, count in counts.items() if count or what in always)
     timing = f", latency {latency.median:.0f} ms median, {latency.p95:.0f} ms p95" if latency else ""
     yield f"speed      {rate_text(report.rate)} over {report.seconds:.1f} s{timing}"
-    yield f"memory     {report.resets} resets"
+    yield f"memory     {counted(report.resets, 'reset')}"
     if report.scale_topic:
         yield f"scale      {node.get('scale')}, {report.scale_topic}"
     if node.get("last error"):
         yield f"error      {node['last error']}"
     yield f"truth      {report.truth}"
     for world in report.worlds:
-        yield f"{world.trajectory}: {world.frames} frames in {world.seconds:.1f} s{_score_text(world)}"
+        yield f"{world.trajectory}: {counted(world.frames, 'frame')} in {world.seconds:.1f} s{_score_text(world)}"
 
 
 def _score_text(world: WorldReport) -> str:

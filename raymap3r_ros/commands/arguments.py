@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, shipped_weights
@@ -92,6 +92,23 @@ def size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height in pixels, such as 320x240")
     return int(match[2]), int(match[1])
+
+
+def flag_words(text: str, given: Collection[str]) -> str:
+    """Return an error message with flags (`--size`) in place of the names of options (`image_size`).
+
+    `given`: names of the arguments of the command.
+    """
+    flags = {name: _flag(name) for name in (*given, *(name for name, _ in option_fields(StreamOptions)))}
+    if "rules" in given:  # several at once
+        flags["update_rule"] = "--rules"
+    subject = re.match(r"[\w.]+(?= (is|are) )", text)
+    if subject and subject[0] in flags:
+        text = flags[subject[0]] + text[subject.end() :]
+    for name, flag in flags.items():
+        if "_" in name or "." in name:  # others may be plain words
+            text = re.sub(rf"(?<![\w/.~-]){re.escape(name)}(?![\w/.:=-])", flag, text)
+    return text
 
 
 def _flag(name: str) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import STORED_DTYPES, convert_checkpoint
+from raymap3r_ros.output_files import check_output_file
+from raymap3r_ros.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +32,14 @@ def run(args: argparse.Namespace) -> int:
     """Convert a checkpoint; return the exit status."""
     if args.output.suffix != ".safetensors":
         raise InputError(f"{args.output}: must end in .safetensors, by which the format is recognised")
+    check_output_file(args.output)
     if args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output}: exists already; name another file, or allow it with --overwrite")
     if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output}: is the input; name another file for the result")
     result = convert_checkpoint(args.input, args.output, args.dtype, progress=True)
-    print(f"{args.output}: {result.parameters / 1e6:.1f} M parameters as {args.dtype}, {result.bytes / 1e6:.1f} MB")
+    size = f"{result.parameters / 1e6:.1f} M parameters as {args.dtype}, {result.bytes / 1e6:.1f} MB"
+    print(f"{printable(args.output)}: {size}")
     if any(result.rounding.values()):
         errors = ", ".join(f"{part} {error:.1e}" for part, error in result.rounding.items())
         print(f"relative rounding error of the weights: {errors}")

@@ -30,13 +30,15 @@ from raymap3r_ros.evaluation.pictures import PICTURES, draw_pictures
 from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, rule_variants
 from raymap3r_ros.evaluation.settings import describe_settings, settings_text
 from raymap3r_ros.evaluation.statistics import optional_module
-from raymap3r_ros.io.output_folder import check_results
+from raymap3r_ros.io.output_folder import check_output_folder, check_results
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import Network, checkpoint_path, choose_device, load_network
 from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
+from raymap3r_ros.output_files import check_output_file
 from raymap3r_ros.streaming import RULES, StreamOptions
 from raymap3r_ros.synthetic import SUITES, WORLDS
+from raymap3r_ros.text import counted, printable
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +198,8 @@ def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int)
 
 
 def _run_simulated(args: argparse.Namespace) -> None:
+    if args.picture:
+        _check_output(args.picture)
     print(noise_study.format_rows(noise_study.run_simulated(args.sequences, args.world)))
     if args.picture:
         noise_study.draw_masks(args.picture)
@@ -228,10 +232,11 @@ def _run_covariance(args: argparse.Namespace) -> None:
         )
     report = covariance.report(evaluated, published)
     print(f"{report.text}\n")
-    print(f"{network.source}, {args.world}, {total} frames, on {device.type} in {time.perf_counter() - begin:.0f} s")
+    seconds = time.perf_counter() - begin
+    print(f"{network.source}, {args.world}, {counted(total, 'frame')}, on {device.type} in {seconds:.0f} s")
     if source is not None:
         copy_with_metadata(source, args.write, {METADATA_KEY: report.model.to_json()})
-        print(f"wrote {args.write}")
+        print(f"wrote {printable(args.write)}")
 
 
 def _published_model(network: Network, replace: bool) -> ErrorModel:
@@ -254,6 +259,7 @@ def _source_to_annotate(checkpoint: str, target: Path) -> Path:
         )
     if target.suffix != ".safetensors":
         raise OptionError(f"--write is {target}; the name of a checkpoint must end in .safetensors")
+    check_output_file(target)
     return path
 
 
@@ -289,7 +295,7 @@ def _run_rules(args: argparse.Namespace) -> None:
         tables.write_tables(args.json, settings, rows, runs)
     if args.pictures:
         for path in draw_pictures(args.pictures, runs, args.rules):
-            print(path)
+            print(printable(path))
 
 
 def _load(args: argparse.Namespace, options: StreamOptions) -> Network:
@@ -305,15 +311,22 @@ def _check(args: argparse.Namespace) -> None:
     optional_module("scipy.stats")
     if args.pictures:
         optional_module("matplotlib")
+        check_output_folder(args.pictures)
         args.pictures.mkdir(parents=True, exist_ok=True)
         check_results(args.pictures, PICTURES)
     for path in (args.json, args.csv):
-        if path and not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: there is no folder {path.absolute().parent} to write it to")
+        if path:
+            _check_output(path)
     if args.sequences is not None and args.sequences < 1:
         raise OptionError(f"sequences is {args.sequences}; allowed: 1 and more")
     if len(set(args.rules)) < len(args.rules):
         raise OptionError(f"rules are {','.join(args.rules)}; each may be named once")
+
+
+def _check_output(path: Path) -> None:
+    check_output_file(path)
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.absolute().parent} to write it to")
 
 
 def _synthetic_parts(args: argparse.Namespace, network: Network, options: StreamOptions) -> list[Part]:

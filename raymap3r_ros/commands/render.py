@@ -10,6 +10,7 @@ from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import choose_device
 from raymap3r_ros.synthetic import SUITES, WORLDS, suite_sequence
 from raymap3r_ros.synthetic.export import FORMATS, export_sequence
+from raymap3r_ros.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,5 +48,6 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     for index in args.index or range(args.sequences or count):
         sequence = suite_sequence(args.suite, index, world=args.world, size=args.size, device=device)
-        print(export_sequence(sequence, args.out, args.format, max_frames=args.frames, overwrite=args.overwrite))
+        folder = export_sequence(sequence, args.out, args.format, max_frames=args.frames, overwrite=args.overwrite)
+        print(printable(folder))
     return 0

@@ -22,6 +22,7 @@ from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.stamps import MAX_GAP
+from raymap3r_ros.text import counted, printable
 
 INCOMPLETE = 1  # exit status if the recording ended early
 
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(summary: RunSummary, folder: Path) -> None:
-    counts = [f"{summary.frames} frames"]
+    counts = [counted(summary.frames, "frame")]
     if summary.frames_skipped:
         counts.append(f"{summary.frames_skipped} not readable")
     if summary.frames_unhealthy:
@@ -117,17 +118,17 @@ def _report(summary: RunSummary, folder: Path) -> None:
     if summary.frames_late:
         counts.append(f"{summary.frames_late} with a stamp that does not rise")
     if summary.worlds > 1:
-        counts.append(f"{summary.worlds} worlds")
+        counts.append(counted(summary.worlds, "world"))
     print(f"weights: {summary.checkpoint}")
     early = ""
     if not summary.complete:
         missing = "an unknown number" if summary.frames_missing is None else summary.frames_missing
-        early = f" (stopped early: {summary.stopped_by}), {missing} missing"
+        early = f" (stopped early: {printable(summary.stopped_by)}), {missing} missing"
     print(
         f"{', '.join(counts)}{early}: {rate_text(summary.engine_rate)}, "
         f"{rate_text(summary.whole_rate)} with reading and writing, on {summary.device}"
     )
-    print(f"{folder}: {', '.join(summary.files)}")
+    print(f"{printable(folder)}: {', '.join(summary.files)}")
 
 
 def _view_file(text: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raymap3r_ros.commands.arguments import add_device, add_options, read_options
 from raymap3r_ros.network import choose_device
+from raymap3r_ros.text import printable
 from raymap3r_ros.training import RECIPES, TrainOptions, train
 
 
@@ -35,5 +36,5 @@ def run(args: argparse.Namespace) -> int:
         seconds=args.seconds,
     )  # fmt: skip
     if weights is not None:
-        print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB")
+        print(f"{printable(weights)}: {weights.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -22,12 +22,13 @@ import numpy as np
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence, checked_frames
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
 from raymap3r_ros.mapping.uncertainty import DEFAULT, ErrorModel, VarianceModel, travels
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.tables import markdown_table
+from raymap3r_ros.text import counted
 
 SMALLEST = 1e-3  # metres, radians: lower limit of fitted standard deviations
 SIGNIFICANT_DIGITS = 3  # of fitted coefficients
@@ -90,7 +91,7 @@ def _run_batch(
 ) -> list[EvaluatedSequence]:
     stream = Stream(network, options)
     truth, columns = [], []
-    for frames in zip(*(islice(sequence.frames(), length) for sequence in sequences), strict=True):
+    for frames in zip(*(islice(checked_frames(sequence), length) for sequence in sequences), strict=True):
         truth.append(np.stack([_true_pose(frame) for frame in frames]))
         images = np.stack([frame.image for frame in frames])
         columns.append(_summary(stream.step(images, intrinsics=_intrinsics(frames), motion=False)))
@@ -137,7 +138,7 @@ def score_sequence(
     `confidence` and `depth` (T,) are the medians of the frames. Raises InputError for fewer than two frames.
     """
     if len(poses) < 2:
-        raise InputError(f"{name}: {len(poses)} frames with finite output; errors of steps need two")
+        raise InputError(f"{name}: {counted(len(poses), 'frame')} with finite output; errors of steps need two")
     truth = np.linalg.inv(truth[0]) @ truth
     travel = travels(poses)
     steps, true_steps = (np.linalg.inv(path[:-1]) @ path[1:] for path in (poses, truth))

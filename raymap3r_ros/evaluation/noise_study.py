@@ -28,8 +28,8 @@ from raymap3r_ros.evaluation.simulated_prediction import SimulatedPrediction, si
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, optional_module
 from raymap3r_ros.geometry import cameras
 from raymap3r_ros.geometry.similarity import Similarity
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.preview import DepthRange, color_depth, overlay_mask
+from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.streaming import METHOD, MaskOptions, Method, gates, staticness
 from raymap3r_ros.streaming.alignment import align_segments
 from raymap3r_ros.streaming.mask import dynamic_mask, static_weight

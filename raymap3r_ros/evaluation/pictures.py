@@ -14,9 +14,9 @@ from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.evaluation.scorer import SampledFrame, SequenceRun
 from raymap3r_ros.evaluation.statistics import optional_module, spearman
 from raymap3r_ros.evaluation.tables import grouped
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.output_folder import claim
 from raymap3r_ros.io.preview import DepthRange, color_depth, overlay_mask
+from raymap3r_ros.output_files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,7 +20,7 @@ from torch import Tensor
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant, in_effect
 from raymap3r_ros.evaluation.scorer import SequenceRun, SequenceScorer
-from raymap3r_ros.evaluation.sequences import PosedSequence
+from raymap3r_ros.evaluation.sequences import PosedSequence, checked_frames
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import Stream
 from raymap3r_ros.streaming.preprocessing import frame_image
@@ -123,7 +123,7 @@ def _run_batch(
     }
     step = -(-length // plan.judged_frames)
     scorers = [SequenceScorer(variants, plan, length, step) for _ in batch]
-    sources = [islice(sequence.frames(), length) for sequence in batch]
+    sources = [islice(checked_frames(sequence), length) for sequence in batch]
     for index, frames in enumerate(zip(*sources, strict=True)):
         images = _stack([frame.image for frame in frames], batch)
         height, width = images.shape[1:3]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.geometry.calibration import intrinsics_doubt, intrinsics_problem
 from raymap3r_ros.synthetic import suite_sequence
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,23 @@ class PosedSequence:
     name: str
     length: int
     frames: Callable[[], Iterator[Frame]] = field(repr=False)
+
+
+def checked_frames(sequence: PosedSequence) -> Iterator[Frame]:
+    """Yield the frames of a sequence. Doubtful intrinsics of the first one are logged as a warning.
+
+    Raises InputError for intrinsics that cannot belong to their image.
+    """
+    for index, frame in enumerate(sequence.frames()):
+        if frame.intrinsics is not None:
+            size = frame.image.shape[1], frame.image.shape[0]
+            if problem := intrinsics_problem(frame.intrinsics, size):
+                raise InputError(
+                    f"{sequence.name}: intrinsics of frame {index} cannot be used: {problem}; correct the camera file"
+                )
+            if not index and (doubt := intrinsics_doubt(frame.intrinsics, size)):
+                log.warning("%s: the intrinsics are probably wrong: %s", sequence.name, doubt)
+        yield frame
 
 
 def known_depth(depth: np.ndarray) -> np.ndarray:

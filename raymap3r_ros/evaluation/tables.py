@@ -17,8 +17,8 @@ import numpy as np
 from raymap3r_ros.evaluation.plan import Variant
 from raymap3r_ros.evaluation.scorer import SequenceRun
 from raymap3r_ros.evaluation.statistics import bootstrap_mean, paired_bootstrap, spearman
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.json_file import write_json
+from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.tables import text_table
 
 LESS, MORE, NEITHER = "less", "more", ""

@@ -17,7 +17,9 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.geometry.cameras import pose_matrix
+from raymap3r_ros.geometry.poses import MAX_DISTANCE
 from raymap3r_ros.io.tum import write_trajectory
+from raymap3r_ros.output_files import kind_of
 
 if TYPE_CHECKING:
     from evo.core.trajectory import PosePath3D
@@ -122,6 +124,8 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises InputError if the file is missing or has another format, with the line and its value.
     """
+    if kind := kind_of(path):
+        raise InputError(f"{path}: is {kind}; expected a TUM trajectory, a text file")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -152,6 +156,7 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not rows:
         raise InputError(f"{path}: contains no pose; expected lines `timestamp tx ty tz qx qy qz qw`")
     table = np.array(rows)
+    table[:, 4:] /= np.abs(table[:, 4:]).max(axis=1, keepdims=True)  # so that no square is 0 or infinite
     return table[:, 0], pose_matrix(torch.from_numpy(table[:, [1, 2, 3, 7, 4, 5, 6]])).numpy()  # w first
 
 
@@ -172,6 +177,8 @@ def _row_problem(fields: list[str], values: list[float | None]) -> str:
         return f"the timestamp is {fields[0]}"
     if np.isinf(values).any():
         return f"{fields[int(np.isinf(values).argmax())]} is not finite"
+    if max(map(abs, values[1:4])) > MAX_DISTANCE:
+        return f"a position beyond {MAX_DISTANCE:g} m"
     return ""
 
 

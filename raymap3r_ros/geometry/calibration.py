@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,13 @@ FISHEYE_MODEL = "equidistant"
 WIDEST = 100.0
 MAX_ZOOM = 8.0  # if there are unseen pixels even at this zoom, the coefficients are invalid
 NEIGHBOUR = 1e-5  # offset between a ray and its neighbours in the test for folds
-FAR_FROM_MIDDLE = 0.2  # distance of a principal point from the middle, in image sizes; more is doubtful
-WIDEST_PINHOLE = 150.0  # degrees; a wider view without a fisheye model is doubtful
+# Limits beyond which intrinsics are doubtful.
+FAR_FROM_MIDDLE = 0.2  # distance of a principal point from the middle, in image sizes
+AWAY_FROM_MIDDLE, NEAR_MIDDLE = 0.08, 0.03  # the same, if another image of the same camera has it near its middle
+WIDEST_PINHOLE = 150.0  # degrees, without a fisheye model
+NARROWEST = 0.5  # degrees; long zoom lenses have 1 to 2
+MOST_UNEQUAL = 1.5  # ratio of the focal lengths; analogue video has up to 1.46
+LARGEST_SKEW = 0.02  # of the focal length
 GRID = 33  # points per side at which the distortion is evaluated
 
 
@@ -124,14 +129,20 @@ class Calibration:
         if size == tuple(expected):
             across, down = 1 / self._binning[0], 1 / self._binning[1]
         else:
+            if list(size) == shown:
+                self._report(
+                    f"the calibration has a binning of {self._binning[0]}x{self._binning[1]} for images of "
+                    f"{size[0]}x{size[1]}, but the image is not smaller: binning is not applied; if the calibration "
+                    "already belongs to the binned image, set binning_x and binning_y to 0"
+                )
             across, down = size[0] / shown[0], size[1] / shown[1]
             unequal = (across * self._binning[0]) / (down * self._binning[1])
             # Sizes are rounded to whole pixels, which can be more than one percent of a small image.
             if abs(unequal - 1) > max(0.01, 1 / min(size)):
                 raise InputError(
                     f"calibration is for {expected[0]}x{expected[1]}, the image is {size[0]}x{size[1]}, which is not "
-                    "a plain scaling: calibration ignored; give the calibration of this image, with its region of "
-                    "interest if it shows a part of the sensor"
+                    f"a plain scaling{_turned(size, expected)}: calibration ignored; give the calibration of this "
+                    "image, with its region of interest if it shows a part of the sensor"
                 )
         matrix = self.intrinsics.copy()
         matrix[:2, 2] -= left, top
@@ -243,20 +254,33 @@ def intrinsics_problem(matrix: np.ndarray, size: tuple[int, int], *, cropped: bo
     if not (width and height):
         return f"the image size is {width}x{height}"
     if not (0.01 < fx / width < 1000 and 0.01 < fy / height < 1000):
-        return f"focal lengths of {fx:g} and {fy:g} pixels do not belong to an image of {width}x{height}"
+        return f"focal lengths of {fx:g} and {fy:g} pixels do not belong to an image of {width}x{height}{_unit(fx)}"
+    # Some drivers leave the last number at 0.
+    if matrix[1, 0] or matrix[2, :2].any() or matrix[2, 2] not in (0, 1):
+        return "the matrix does not have the form [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] (is it transposed?)"
     if not cropped and not (0 < cx < width and 0 < cy < height):
         return f"the principal point ({cx:g}, {cy:g}) lies outside its image of {width}x{height}{_other_size(matrix)}"
     return ""
 
 
-def intrinsics_doubt(matrix: np.ndarray, size: tuple[int, int], *, fisheye: bool = False) -> str:
+def intrinsics_doubt(
+    matrix: np.ndarray, size: tuple[int, int], *, fisheye: bool = False, parts: Mapping[str, tuple[int, int]] = {}
+) -> str:
     """Why a pinhole matrix probably belongs to other images, with the likely cause; empty if it is plausible.
 
-    Arguments as in `intrinsics_problem`, which has found nothing. `fisheye`: any field of view is possible.
+    Arguments as in `intrinsics_problem`, which has found nothing. `fisheye`: any field of view is possible. `parts`:
+    sizes of other images of the same camera to which the matrix may belong, each with the likely cause.
     """
     width, height = size
-    (fx, _, cx), (_, fy, cy) = matrix[:2].tolist()
-    if max(abs(cx / width - 0.5), abs(cy / height - 0.5)) > FAR_FROM_MIDDLE:
+    (fx, skew, cx), (_, fy, cy) = matrix[:2].tolist()
+    offset = _from_middle(cx, cy, size)
+    for cause, other in {"is the image turned by 90 degrees": (height, width), **parts}.items():
+        if offset > AWAY_FROM_MIDDLE and _from_middle(cx, cy, other) < NEAR_MIDDLE:
+            return (
+                f"the principal point ({cx:g}, {cy:g}) is not near the middle of its image of {width}x{height}, but "
+                f"of {other[0]}x{other[1]}; {cause}?"
+            )
+    if offset > FAR_FROM_MIDDLE:
         return (
             f"the principal point ({cx:g}, {cy:g}) is far from the middle of its image of {width}x{height}"
             f"{_other_size(matrix)}; was the image resized, binned or cropped after the calibration?"
@@ -265,10 +289,36 @@ def intrinsics_doubt(matrix: np.ndarray, size: tuple[int, int], *, fisheye: bool
     if not fisheye and view > WIDEST_PINHOLE:
         return (
             f"focal lengths of {fx:g} and {fy:g} pixels give an image of {width}x{height} a field of view of "
-            f"{view:.0f} degrees, too wide for a lens of this model; is the calibration for smaller images, or the "
-            "lens a fisheye (equidistant)?"
+            f"{view:.0f} degrees, too wide for a lens of this model; is the calibration for smaller images, the "
+            "lens a fisheye (equidistant), or the unit not pixels?"
         )
+    if view < NARROWEST:
+        return (
+            f"focal lengths of {fx:g} and {fy:g} pixels give an image of {width}x{height} a field of view of "
+            f"{view:.2g} degrees; is the calibration for larger images, or the unit not pixels?"
+        )
+    if max(fx / fy, fy / fx) > MOST_UNEQUAL:
+        return (
+            f"the focal lengths {fx:g} and {fy:g} differ, but cameras have square pixels; was the image resized to "
+            "another aspect ratio after the calibration?"
+        )
+    if abs(skew) > LARGEST_SKEW * fx:
+        return f"a skew of {skew:g} is not used, cameras have none; are the numbers in another order?"
     return ""
+
+
+def _from_middle(x: float, y: float, size: tuple[int, int]) -> float:
+    """Return the distance of a point from the middle of an image, in image sizes."""
+    return max(abs(x / size[0] - 0.5), abs(y / size[1] - 0.5))
+
+
+def _unit(focal: float) -> str:
+    return " (are they in millimetres, or relative to the image size?)" if 0 < focal < 50 else ""
+
+
+def _turned(size: Sequence[int], other: Sequence[int]) -> str:
+    turned = (size[0] > size[1]) != (other[0] > other[1])
+    return " (portrait and landscape: one is turned)" if turned and size[0] != size[1] else ""
 
 
 def _other_size(matrix: np.ndarray) -> str:
@@ -299,10 +349,20 @@ def read_camera_info(
     # CameraInfo.msg: zeros mean the whole image.
     window = left, top, shown[0] or width, shown[1] or height
     if not problem and (left + window[2] > width or top + window[3] > height):
-        problem = f"the region of interest {window[2]}x{window[3]}+{left}+{top} exceeds its image of {width}x{height}"
+        problem = (
+            f"the region of interest {window[2]}x{window[3]}+{left}+{top} exceeds its image of {width}x{height} (if "
+            "the calibration already belongs to the region, set roi to zeros)"
+        )
     if problem:
         raise InputError(f"camera_info cannot be used: {problem}; it is ignored: calibrate the camera")
-    doubt = intrinsics_doubt(matrix, (width, height), fisheye=info.distortion_model == FISHEYE_MODEL)
+    binning = int(info.binning_x) or 1, int(info.binning_y) or 1
+    parts = {}  # if K belongs to one of these, roi or binning would be applied twice
+    if window[2:] != (width, height):
+        parts["does it already belong to the region of interest (then set roi to zeros)"] = window[2:]
+    if binning != (1, 1):
+        binned = max(window[2] // binning[0], 1), max(window[3] // binning[1], 1)
+        parts["does it already belong to the binned image (then set binning_x and binning_y to 0)"] = binned
+    doubt = intrinsics_doubt(matrix, (width, height), fisheye=info.distortion_model == FISHEYE_MODEL, parts=parts)
     if doubt:
         report(f"camera_info is probably wrong: {doubt}")
     return Calibration(
@@ -311,6 +371,6 @@ def read_camera_info(
         distortion,
         info.distortion_model,
         window=window,
-        binning=(int(info.binning_x) or 1, int(info.binning_y) or 1),
+        binning=binning,
         report=report,
     )

@@ -3,6 +3,19 @@
 Does not need ROS.
 """
 
-from raymap3r_ros.io.recording import Frame, Recording, open_recording
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raymap3r_ros.io.recording import Frame, Recording, open_recording
 
 __all__ = ["Frame", "Recording", "open_recording"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the child process that reads bags starts without NumPy and OpenCV."""
+    if name in __all__:
+        return getattr(importlib.import_module("raymap3r_ros.io.recording"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,8 +6,6 @@ temporary copy; the bag itself is never changed.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import importlib
 import logging
 import os
@@ -15,7 +13,6 @@ import re
 import shutil
 import sqlite3
 import struct
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +29,9 @@ MCAP_MAGIC = b"\x89MCAP0\r\n"
 _MAGIC = {b"SQLite format 3\0": SQLITE, MCAP_MAGIC: MCAP, b"#ROSBAG V": ROS1, b"\x28\xb5\x2f\xfd": ZSTD}
 # `rosbag record` writes to NAME.bag.active until it ends.
 _DATA_FILE = re.compile(r".+\.(mcap|db3|bag)(\.zstd|\.zst|\.active)?", re.IGNORECASE)
-_METADATA = "metadata.yaml"
+METADATA = "metadata.yaml"
 _MAX_METADATA = 16 * 2**20  # bytes
+_UNPACKED, _UNPACKED_ANYWAY = 50, 2**26  # largest unpacked size: times the packed size, and bytes in addition
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,6 @@ class DataFile:
     kind: str  # SQLITE, MCAP or ROS1
     loss: str = ""  # what is missing at its end, if that is known from its structure
     empty: bool = False  # there is nothing in it that could be opened
-    folder: tempfile.TemporaryDirectory | None = None  # keeps the file while it is in use
 
 
 def is_bag(path: Path) -> bool:
@@ -62,8 +59,11 @@ def is_bag(path: Path) -> bool:
         return bool(_DATA_FILE.fullmatch(path.name)) or kind_of(path) in BAG_SUFFIXES
     if any(_DATA_FILE.fullmatch(item.name) for item in path.iterdir()):
         return True
-    metadata = path / _METADATA
-    return metadata.is_file() and b"rosbag2_bagfile_information" in metadata.read_bytes()
+    metadata = path / METADATA
+    if not metadata.is_file():
+        return False
+    with metadata.open("rb") as data:
+        return b"rosbag2_bagfile_information" in data.read(_MAX_METADATA)
 
 
 def kind_of(file: Path) -> str:
@@ -79,7 +79,7 @@ def kind_of(file: Path) -> str:
 def data_files(path: Path) -> tuple[list[Path], Metadata]:
     """Return the data files of a bag and its metadata. Raises InputError if there is none, or if one is missing."""
     folder = path if path.is_dir() else path.parent
-    metadata = _read_metadata(folder / _METADATA) if (folder / _METADATA).is_file() else Metadata()
+    metadata = _read_metadata(folder / METADATA) if (folder / METADATA).is_file() else Metadata()
     if not path.is_dir():
         if path.name not in metadata.files:
             return [path], Metadata()
@@ -96,54 +96,46 @@ def data_files(path: Path) -> tuple[list[Path], Metadata]:
     if missing := [str(folder / name) for name in metadata.files if name not in found]:
         raise InputError(
             f"{path}: cannot be read as a ROS 2 bag: Some database files are missing: {', '.join(missing)}; copy them "
-            f"here, or move {_METADATA} away to read the others"
+            f"here, or move {METADATA} away to read the others"
         )
     if unlisted := sorted(set(present.values()) - set(found.values())):
         names = ", ".join(item.name for item in unlisted)
         log.warning(
             "%s: %s is not read, because %s does not list it; to read it too, move %s away or run ros2 bag reindex",
-            path.name, names, _METADATA, _METADATA,
+            path.name, names, METADATA, METADATA,
         )  # fmt: skip
     return list(found.values()), metadata
 
 
-def prepare(file: Path) -> DataFile:
-    """Return a data file as the library can open it. Raises InputError if its content is not known."""
-    beside = [Path(f"{file}{suffix}") for suffix in ("-wal", "-journal")]
-    stamps = tuple((item.stat().st_size, item.stat().st_mtime_ns) for item in (file, *beside) if item.is_file())
-    return _prepare(file.absolute(), stamps)
+def prepare(file: Path, copy: Path) -> DataFile:
+    """Return a data file as the library can open it. `copy`: name without suffix of a copy, if one is needed.
 
-
-@functools.lru_cache(maxsize=64)  # a recording is opened several times
-def _prepare(file: Path, _: tuple[tuple[int, int], ...]) -> DataFile:
+    Raises InputError if its content is not known, or if it unpacks to far more than its size.
+    """
     kind = kind_of(file)
     if not file.stat().st_size:
         return DataFile(file, kind, f"{file.name} is empty", empty=True)
     if not kind:
         raise InputError(f"{file}: neither SQLite, MCAP nor a ROS 1 bag by its first bytes")
-    folder = tempfile.TemporaryDirectory(prefix="raymap3r_bag_", ignore_cleanup_errors=True)
-    copy = Path(folder.name, f"data{kind}")
+    stem, copy = copy, copy.with_suffix(kind)
     try:
         if kind == ZSTD:
             _unpack(file, copy)
             inner = kind_of(copy) if kind_of(copy) in BAG_SUFFIXES else Path(file.stem).suffix
-            copy = copy.rename(copy.with_suffix(inner))
-            unpacked = prepare(copy)
-            return dataclasses.replace(unpacked, folder=unpacked.folder or folder)
+            return prepare(copy.rename(copy.with_suffix(inner)), stem.with_name(f"{stem.name}_inner"))
         if kind == SQLITE and any(_size(f"{file}{suffix}") for suffix in ("-wal", "-journal")):
             _recover_sqlite(file, copy)
-            return DataFile(copy, kind, folder=folder)
+            return DataFile(copy, kind)
         if kind == MCAP and _is_cut(file):
             loss, empty = _recover_mcap(file, copy)
-            return DataFile(copy, kind, loss, empty, folder)
+            return DataFile(copy, kind, loss, empty)
     except OSError as error:
-        raise InputError(f"{file}: cannot be repaired in {folder.name}: {error.strerror or error}") from error
+        raise InputError(f"{file}: cannot be repaired in {copy.parent}: {error.strerror or error}") from error
     # The library puts the path into a URI, and recognises formats by their suffix.
     if file.suffix == kind and re.fullmatch(r"[\w./ -]+", str(file), re.ASCII):
-        folder.cleanup()
         return DataFile(file, kind)
-    copy.symlink_to(file)
-    return DataFile(copy, kind, folder=folder)
+    copy.symlink_to(file.absolute())
+    return DataFile(copy, kind)
 
 
 def _size(path: str) -> int:
@@ -164,7 +156,14 @@ def _unpack(file: Path, target: Path) -> None:
     module = zstd()
     try:
         with file.open("rb") as packed, module.open(packed, "rb") as source, target.open("wb") as out:
-            shutil.copyfileobj(source, out)
+            limit = _UNPACKED * file.stat().st_size + _UNPACKED_ANYWAY
+            while block := source.read(2**20):
+                if out.tell() + len(block) > limit:
+                    raise InputError(
+                        f"{file}: unpacks to more than {limit} bytes, over {_UNPACKED} times its size; if you trust "
+                        f"it, unpack it with: zstd -d {file.name}"
+                    )
+                out.write(block)
     except (module.ZstdError, EOFError) as error:
         raise InputError(f"{file}: damaged or cut off, cannot be unpacked: {reason_of(error)}") from error
 
@@ -268,7 +267,10 @@ def _read_metadata(file: Path) -> Metadata:
         if file.stat().st_size > _MAX_METADATA:
             raise ValueError(f"{file.stat().st_size} bytes")
         yaml = importlib.import_module("ruamel.yaml")  # rosbags depends on it, and on zstd
-        values = yaml.YAML(typ="safe").load(file.read_text())["rosbag2_bagfile_information"]
+        text = file.read_text()
+        if re.search(r"&\w", text) and re.search(r"\*\w", text):
+            raise ValueError("contains aliases, which can stand for any amount of data")
+        values = yaml.YAML(typ="safe").load(text)["rosbag2_bagfile_information"]
         compression = str(values.get("compression_mode") or "none").lower()
         files = tuple(Path(name).name for name in values["relative_file_paths"])
         counts = {

@@ -30,7 +30,9 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
     try:
         data = _bounded_bytes(source)
         if data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
-            checked_image(data)
+            checked = checked_image(data)
+            # As in the node, metadata are not read: they may be damaged. They contain the orientation.
+            data = data if upright else checked
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenFrame(f"{picture.width}x{picture.height} pixels are more than any camera's ({MAX_PIXELS})")
@@ -85,6 +87,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _bounded_bytes(source: Path | io.BytesIO) -> bytes:
     if isinstance(source, io.BytesIO):
         return source.getvalue()
+    if not source.is_file():
+        raise BrokenFrame("a link that leads nowhere" if source.is_symlink() else "not a regular file")
     size = source.stat().st_size
     if size > MAX_FILE:
         raise BrokenFrame(f"it has {size} bytes, more than {MAX_FILE}")

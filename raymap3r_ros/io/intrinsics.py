@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.output_files import whole_file
 
 
 def write_intrinsics(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.output_files import whole_file
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

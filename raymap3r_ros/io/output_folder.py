@@ -6,11 +6,13 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.output_files import kind_of
 
 MANIFEST = ".raymap3r_files"
 _TITLE = "# Files that raymap3r wrote here, one per line. --overwrite deletes these and no others."
@@ -30,21 +32,38 @@ def claim(folder: Path, name: str) -> Path:
 
 
 def written_files(folder: Path) -> set[Path]:
-    """Return the existing files of `folder` that its manifest lists."""
-    try:
-        lines = (folder / MANIFEST).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except FileNotFoundError:
+    """Return the existing files of `folder` that its manifest lists. Raises InputError if the manifest is no file."""
+    manifest = folder / MANIFEST
+    if not os.path.lexists(manifest):
         return set()
-    root = folder.resolve()
+    if manifest.is_symlink() or not manifest.is_file():
+        raise InputError(f"{manifest}: not a regular file, so not a manifest of raymap3r; move it away")
+    lines = manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    root = real_path(folder)
     found = set()
     for line in lines:
         name = PurePosixPath(line)
         file = folder / name
-        # A manifest may come from elsewhere, and a subfolder may have become a link.
-        inside = not name.is_absolute() and ".." not in name.parts and file.parent.resolve().is_relative_to(root)
-        if inside and not line.startswith("#") and (file.is_file() or file.is_symlink()):
+        # A manifest may come from elsewhere and contain anything, and a subfolder may have become a link.
+        if line.startswith("#") or name.is_absolute() or ".." in name.parts or not _is_file_or_link(file):
+            continue
+        if real_path(file.parent).is_relative_to(root):
             found.add(file)
     return found
+
+
+def real_path(path: Path) -> Path:
+    """Return the absolute path without links. Unlike `Path.resolve`, it accepts links that form a loop."""
+    return Path(os.path.realpath(path))
+
+
+def _is_file_or_link(path: Path) -> bool:
+    """Return whether there is a file or a link of this name; names that cannot exist are none."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 
 def foreign_files(folder: Path) -> list[Path]:
@@ -70,7 +89,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     A new folder that is still empty at the end is removed. Raises InputError if `folder` is a file, or if another
     process, or another run in this one, writes to it.
     """
-    _check_is_folder(folder)
+    check_output_folder(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -108,10 +127,10 @@ def clear_folder(
     it contains a file with the name of a result that the manifest does not list; or if a file of the `inputs` would
     be deleted.
     """
-    _check_is_folder(folder)
+    check_output_folder(folder)
     if not overwrite and any(item.is_file() and item != folder / MANIFEST for item in folder.rglob("*")):
         raise InputError(f"{folder}: holds files already; name another folder, or allow it with --overwrite")
-    if any(folder.resolve() == item.resolve() for item in inputs):
+    if any(real_path(folder) == real_path(item) for item in inputs):
         raise InputError(f"{folder}: is the input; name another folder for the results")
     check_results(folder, results)
     ours = written_files(folder)
@@ -128,8 +147,8 @@ def clear_folder(
 
 
 def check_results(folder: Path, results: re.Pattern[str]) -> None:
-    """Raise InputError if a file in `folder` has the name of a result, but the manifest does not list it."""
-    candidates = (item for pattern in ("*", "*/*") for item in folder.glob(pattern) if not item.is_dir())
+    """Raise InputError if anything in `folder` has the name of a result, but the manifest does not list it."""
+    candidates = (item for pattern in ("*", "*/*") for item in folder.glob(pattern))
     named = {item for item in candidates if results.fullmatch(item.relative_to(folder).as_posix())}
     if in_the_way := sorted(named - written_files(folder)):
         raise InputError(
@@ -145,14 +164,15 @@ def listing(folder: Path, files: Collection[Path]) -> str:
     return ", ".join(names[:_NAMED]) + rest
 
 
-def _check_is_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; the output needs a folder")
+def check_output_folder(folder: Path) -> None:
+    """Raise InputError if `folder` exists and is not a folder."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"{folder}: is {kind_of(folder) or 'a file'}; the output needs a folder")
 
 
 def _files_of(recording: Path, candidates: Collection[Path]) -> set[Path]:
     """Return the files among `candidates` that belong to a recording: a file, or a folder of files."""
-    root = recording.resolve()
-    parts = {root, *(item.resolve() for item in recording.iterdir())} if recording.is_dir() else {root}
-    real = {file: file.resolve() for file in candidates}
+    root = real_path(recording)
+    parts = {root, *(real_path(item) for item in recording.iterdir())} if recording.is_dir() else {root}
+    real = {file: real_path(file) for file in candidates}
     return {file for file, target in real.items() if target in parts or root in target.parents}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.output_files import whole_file
 
 
 def write_ply(path: Path, points: np.ndarray, colors: np.ndarray) -> None:

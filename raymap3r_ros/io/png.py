@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.output_files import whole_file
 
 DEPTH_UNIT = 1000  # values of a depth PNG per metre
 DEPTH_LIMIT = 65535 / DEPTH_UNIT  # metres; the largest depth in 16 bits

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from raymap3r_ros.geometry.cameras import pose_encoding
-from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.output_files import whole_file
 
 
 def write_tum(path: Path, stamps: Sequence[int] | np.ndarray, poses: np.ndarray) -> None:

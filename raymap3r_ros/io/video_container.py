@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import BinaryIO
 
 _MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+# H.264 or H.265 without a container: start code, then a parameter set, delimiter or SEI message. MPEG-1, MPEG-2 and
+# program streams have the same start code, but other numbers after it.
+_ANNEX_B = rb"\x00?\x00\x00\x01([\x06\x09\x27\x47\x67]|[\x40\x42\x44\x46\x4e]\x01)"
 _MAX_BOXES = 1_000_000  # in a file; a fragmented one has two per fragment
 
 
@@ -20,6 +24,8 @@ class Container:
     counts_frames: bool = False  # it stores their number; in other files, OpenCV estimates it from duration and rate
     hides_frames: bool = False  # an edit list may exclude stored frames
     cut: bool = False  # it ends before its contents
+    lacks_index: bool = False  # an MP4 file that cannot be decoded
+    has_times: bool = True  # FFmpeg assumes 25 frames per second otherwise
 
 
 def read_container(path: Path) -> Container:
@@ -32,11 +38,14 @@ def read_container(path: Path) -> Container:
             boxes = list(_mp4_boxes(file, size))
             fragmented = any(kind == b"moof" for kind, _, _ in boxes)
             edited = any(kind == b"moov" and _contains(file, begin, end, b"elst") for kind, begin, end in boxes)
-            return Container(not fragmented, edited, any(end > size for _, _, end in boxes))
+            lacks_index = not any(kind == b"moov" for kind, _, _ in boxes)
+            return Container(not fragmented, edited, any(end > size for _, _, end in boxes), lacks_index)
         if start[:4] == b"RIFF" and start[8:11] == b"AVI":
             return Container(True, False, any(end > size for end in _riff_ends(file, size)))
         if start.startswith(_EBML):
             return Container(cut=_matroska_end(file) > size)
+        if re.match(_ANNEX_B, start, re.DOTALL):
+            return Container(has_times=False)
     return Container()
 
 

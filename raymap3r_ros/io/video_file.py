@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from raymap3r_ros.io.files import partial_path, plain_name, whole_file
+from raymap3r_ros.io.files import plain_name
+from raymap3r_ros.output_files import partial_path, whole_file
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,11 @@ from tqdm import tqdm
 
 from raymap3r_ros.errors import CheckpointError, OptionError
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
-from raymap3r_ros.network.metadata import header_bytes
+from raymap3r_ros.network.metadata import header_bytes, missing_bytes, whole_weights
 from raymap3r_ros.network.model import Network, initialise
 from raymap3r_ros.network.pickle_machine import Skipped, TensorRecord
 from raymap3r_ros.network.torch_file import TorchFile, open_torch_file
+from raymap3r_ros.output_files import kind_of
 from raymap3r_ros.text import listing, printable
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ DEFAULT_CHECKPOINT = "one_room"  # comes with the package
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
 
+MAX_NAMED = 10  # tensors of one kind in an error
 STORED_DTYPES = ("float32", "mixed", "float16")  # types of the numbers in a file
 # Stored in float32 by `mixed`, beside norms and biases: little of the size, most of the error (docs/weights.md).
 _MIXED_FLOAT32 = (
@@ -100,21 +101,15 @@ def load_network(
     if name in shipped:
         network = _read_network(shipped[name])
         network.trained = True
-        network.source = f"{name}: {network.manifest.get('about', 'comes with the package')}"
+        network.source = printable(f"{name}: {network.manifest.get('about', 'comes with the package')}", 200)
     elif name in PRESETS:
         network = untrained_network(PRESETS[name])
         network.source = f"preset {name}: untrained weights, its geometry means nothing"
     else:
         path = checkpoint_path(name)
-        if not path.is_file():
-            raise CheckpointError(
-                f"checkpoint {name!r} is not a file, nor weights that come with the package "
-                f"({', '.join(shipped) or 'none'}), nor one of the untrained presets {', '.join(PRESETS)}; "
-                "give the path of a .safetensors or .pth file"
-            )
         network = _read_network(path)
         network.trained = True
-        network.source = path.name
+        network.source = printable(path.name, 200)
     if precision != "float32":
         network.lower_precision(precision)
     # Tokens are rows of channels, so feature maps from them are channels last, as images are.
@@ -239,7 +234,7 @@ def public_name(key: str) -> str:
 def network_from_public(tensors: dict[str, Tensor], config: NetworkConfig, origin: str = "checkpoint") -> Network:
     """A network of this configuration from weights with public names; a `module.` prefix is removed.
 
-    Raises CheckpointError with every missing, unexpected and misshapen tensor.
+    Raises CheckpointError if tensors are misshapen, unexpected or missing.
     """
     tensors = _without_prefix(tensors)
     _require_match(_shapes(tensors), public_shapes(config), origin)
@@ -285,6 +280,12 @@ def _read_network(path: Path) -> Network:
 @contextlib.contextmanager
 def _open_weights(path: Path) -> Iterator[_Weights]:
     """Open a file of this package (.safetensors) or a public one. Raises CheckpointError."""
+    if not path.is_file():
+        what = kind_of(path) or (
+            f"not a file, nor weights that come with the package ({', '.join(shipped_weights()) or 'none'}), "
+            f"nor one of the untrained presets {', '.join(PRESETS)}"
+        )
+        raise CheckpointError(f"checkpoint {str(path)!r} is {what}; give the path of a .safetensors or .pth file")
     with contextlib.ExitStack() as stack:
         if path.suffix == ".safetensors":
             yield stack.enter_context(_open_native(path))
@@ -307,12 +308,19 @@ def _open_native(path: Path) -> Iterator[_Weights]:
             manifest = {key: value for key, value in metadata.items() if key not in ("format", "config")}
             yield _Weights(network.config, manifest, expected, lambda key: file.get_tensor(key).float())
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {printable(error)}") from error
+        short = missing_bytes(path)
+        cure = f"; {short} bytes are missing at its end: download or copy it again" if short else ""
+        raise CheckpointError(f"{path} is not a readable safetensors file: {printable(error)}{cure}") from error
 
 
 def _public_weights(file: TorchFile) -> _Weights:
     """The weights in a public checkpoint: a dictionary with every tensor of the public preset under "model"."""
     config = PRESETS["cut3r_512_dpt"]
+    if file.skipped:
+        log.warning(
+            "%s: skipped objects that are not tensors (%s); nothing in the file was executed",
+            file.path, listing(file.skipped, MAX_NAMED),
+        )  # fmt: skip
     records = _without_prefix(public_records(file))
     shapes = {key: torch.Size(record.shape) for key, record in records.items()}
     _require_match(shapes, public_shapes(config), str(file.path))
@@ -321,25 +329,28 @@ def _public_weights(file: TorchFile) -> _Weights:
         found = records[integers[0]].storage.dtype
         raise CheckpointError(f"{file.path}: {integers[0]} contains {found}, expected floating-point numbers")
     ours = {key: shapes[public_name(key)] for key in _empty_network(config).state_dict()}
-    if file.skipped:
-        log.warning(
-            "%s: skipped objects that are not tensors (%s); nothing in the file was executed",
-            file.path, listing(file.skipped[:10]),
-        )  # fmt: skip
     # Copies, because several tensors may share a storage.
     return _Weights(config, {}, ours, lambda key: file.read(records[public_name(key)]).to(torch.float32, copy=True))
 
 
 def public_records(file: TorchFile) -> dict[str, TensorRecord]:
-    """The tensors under "model" of a public checkpoint. Raises CheckpointError if there are none."""
+    """The tensors of a public checkpoint: those under "model", or the whole content. Raises CheckpointError."""
     content = file.content
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not all(
-        isinstance(key, str) and isinstance(value, TensorRecord) for key, value in model.items()
-    ):
-        found = f"a {printable(model.name, 120)} object" if isinstance(model, Skipped) else "no dictionary of tensors"
-        raise CheckpointError(f'{file.path} has {found} under "model"; it is not a CUT3R checkpoint')
-    return model
+    model = content.get("model", content) if isinstance(content, dict) else None
+    if _is_state_dict(model):
+        return model
+    found = f"a {printable(model.name, 120)} object" if isinstance(model, Skipped) else "no dictionary of tensors"
+    keys = f" (it contains {listing(content, MAX_NAMED)})" if isinstance(content, dict) and content else ""
+    raise CheckpointError(
+        f'{file.path} has {found} under "model"{keys}; it is not a CUT3R checkpoint. If it contains one, load it '
+        'where it was made and save its tensors: torch.save({"model": state_dict}, "weights.pth")'
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(item, TensorRecord) for key, item in value.items()
+    )
 
 
 class _Rounding:
@@ -383,22 +394,13 @@ def _write_weights(
         start, end = end, end + weights.shapes[key].numel() * dtypes[key].itemsize
         shape, kind = list(weights.shapes[key]), _SAFETENSORS_DTYPES[dtypes[key]]
         header[key] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
-            whole = Path(folder) / target.name
-            with whole.open("wb") as file:
-                file.write(header_bytes(header))
-                for key in order:
-                    stored = read(key).to(dtypes[key]).contiguous()
-                    if not torch.isfinite(stored).all():
-                        raise CheckpointError(f"weights do not fit into {dtypes[key]}, or are not finite: {key}")
-                    file.write(stored.numpy().data)
-            if target.exists():
-                whole.chmod(target.stat().st_mode)
-            whole.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
+    with whole_weights(target) as file:
+        file.write(header_bytes(header))
+        for key in order:
+            stored = read(key).to(dtypes[key]).contiguous()
+            if not torch.isfinite(stored).all():
+                raise CheckpointError(f"weights do not fit into {dtypes[key]}, or are not finite: {key}")
+            file.write(stored.numpy().data)
 
 
 def _described_network(path: Path, metadata: dict[str, str]) -> Network:
@@ -419,7 +421,7 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _require_match(shapes: dict[str, torch.Size], expected: dict[str, torch.Size], origin: str) -> None:
-    """Raise one CheckpointError with everything that is missing, unexpected or misshapen."""
+    """Raise one CheckpointError with the first tensors that are misshapen, unexpected or missing, and their number."""
     missing = sorted(expected.keys() - shapes.keys())
     unexpected = sorted(shapes.keys() - expected.keys())
     misshapen = sorted(
@@ -428,8 +430,8 @@ def _require_match(shapes: dict[str, torch.Size], expected: dict[str, torch.Size
         if shapes[key] != expected[key]
     )
     parts = [
-        f"{len(names)} {what}: {listing(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        f"{len(names)} {what}: {listing(names, MAX_NAMED)}"
+        for what, names in (("misshapen", misshapen), ("unexpected", unexpected), ("missing", missing))
         if names
     ]
     if parts:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.errors import CheckpointError, InputError
+from raymap3r_ros.output_files import whole_file
 
 
 def header_bytes(header: Mapping[str, Any]) -> bytes:
@@ -19,6 +20,20 @@ def header_bytes(header: Mapping[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+@contextmanager
+def whole_weights(target: Path) -> Iterator[BinaryIO]:
+    """Open a weights file to write, which appears under its name when it is complete, see `whole_file`.
+
+    Raises CheckpointError if it cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as partial, partial.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
+
+
 def copy_with_metadata(source: Path, target: Path, entries: Mapping[str, str]) -> None:
     """Copy a .safetensors file and add or replace `entries` of its metadata; tensors are copied byte by byte.
 
@@ -26,16 +41,25 @@ def copy_with_metadata(source: Path, target: Path, entries: Mapping[str, str]) -
     one that `load_network` has read. Raises CheckpointError if a file cannot be read or written.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as old, tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with source.open("rb") as old, whole_weights(target) as new:
             header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
             header["__metadata__"] = {**header.get("__metadata__", {}), **entries}
-            complete = Path(folder) / target.name
-            with complete.open("wb") as new:
-                new.write(header_bytes(header))
-                shutil.copyfileobj(old, new)
-            complete.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target} from {source}: {error.strerror or error}") from error
-    except ValueError as error:
+            new.write(header_bytes(header))
+            shutil.copyfileobj(old, new)
+    except InputError:  # of the target
+        raise
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{source} is not a readable safetensors file: {error}") from error
+
+
+def missing_bytes(path: Path) -> int:
+    """Return how many bytes a .safetensors file is shorter than its header states; 0 if the header is unreadable."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < size else {}
+        end = max(item["data_offsets"][1] for name, item in header.items() if name != "__metadata__")
+        return max(0, 8 + length + end - size)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 0

@@ -243,7 +243,8 @@ class PickleMachine:
             raise ValueError(f"it has a class name of {len(module) + len(name)} characters")
         named = _Name(module, name)
         if not self._is_allowed(named):
-            self._refuse(f"it names {named.full!r:.120}, which is neither a tensor nor a plain object")
+            hint = "" if _CLASS.fullmatch(named.name) else " (a name in lower case is taken for a function)"
+            self._refuse(f"it names {named.full!r:.120}, which is neither a tensor nor a plain object{hint}")
         self._push(named)
 
     def _is_allowed(self, named: _Name) -> bool:

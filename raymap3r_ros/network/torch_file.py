@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.errors import CheckpointError, reason_of
 from raymap3r_ros.network.pickle_machine import MAX_PICKLE, PickleMachine, TensorRecord
 
 MAX_DIRECTORY = 2**22  # bytes of the directory of an archive; the public checkpoint's has 0.1 MB
@@ -88,9 +88,10 @@ def reading(path: Path) -> Iterator[None]:
         OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError,
         OverflowError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {str(error) or type(error).__name__}"
-        ) from error
+        reason = reason_of(error)
+        if " " not in reason:  # such as the missing key of a KeyError
+            reason = f"it is damaged ({type(error).__name__}: {reason})"
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 class _ZipFile(TorchFile):
@@ -131,7 +132,10 @@ def _check_directory(path: Path, file: BinaryIO) -> None:
     file.seek(max(stop, 0))
     end = file.read(22)
     if len(end) < 22 or end[:8] != b"PK\x05\x06" + bytes(4) or end[20:] != bytes(2):
-        raise zipfile.BadZipFile("it is damaged, or not a zip file of torch: it has no directory at its end")
+        raise zipfile.BadZipFile(
+            f"it begins like a file of torch, but has no directory at its end. The download seems incomplete: it has "
+            f"{size} bytes. Compare this with the source, and download it again"
+        )
     short = struct.unpack("<12xII2x", end)
     length, start = short
     file.seek(max(stop - 76, 0))
@@ -182,8 +186,9 @@ class _LegacyFile(TorchFile):
         programs = io.BytesIO(file.read(MAX_PICKLE))
         try:
             magic = PickleMachine(path).run(programs)
-        except ValueError as error:
-            raise ValueError(f"it is neither a zip archive nor a pickle ({error})") from error
+        except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
+            start = programs.getvalue()[:16]
+            raise ValueError(f"it is neither a zip archive nor a pickle; it begins with {start!r}") from error
         if magic != LEGACY_MAGIC:
             raise ValueError("it is a pickle, but not one of torch")
         PickleMachine(path).run(programs)  # version of the protocol

@@ -24,7 +24,7 @@ from rclpy.utilities import remove_ros_args
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.stream_node import StreamNode
 from raymap3r_ros.signals import StopSignal
-from raymap3r_ros.text import LONGEST_TEXT, Throttle, printable
+from raymap3r_ros.text import Throttle, printable, with_details
 
 
 class Executor(MultiThreadedExecutor):
@@ -71,10 +71,7 @@ class Executor(MultiThreadedExecutor):
         where = traceback.extract_tb(error.__traceback__)[-1]
         if self._throttle.permits(f"{logger.name} {where.filename} {where.lineno}"):
             details = "".join(traceback.format_exception(error))
-            logger.error(
-                printable(f"a callback failed: {type(error).__name__}: {error}")
-                + printable(f"\n{details}".replace("\n", "\n  "), 10 * LONGEST_TEXT, lines=True)
-            )
+            logger.error(with_details(f"a callback failed: {type(error).__name__}: {error}", details))
 
     def _take(self, take: Callable[[Any], Any], entity: Any) -> Any:
         # An exception here would keep rclpy from ever calling this entity and its callback group again.
@@ -122,7 +119,7 @@ def main() -> int:
         arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # ROS arguments that cannot be parsed, or a parameter file that cannot be read
-        parser.error(str(error))
+        parser.error(printable(error))
 
     if arguments.cameras:
         pool = NetworkPool(len(arguments.cameras))
@@ -139,7 +136,8 @@ def main() -> int:
             _spin(nodes, stop)
             status = 0
     except Exception as error:  # of rclpy; no worker may keep running without its node
-        nodes[0].get_logger().fatal(f"the process ends: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+        text = f"the process ends: {type(error).__name__}: {error}"
+        nodes[0].get_logger().fatal(with_details(text, traceback.format_exc()))
     finally:
         # At exit Python restores the default handlers. Then a second signal, as from launch, would kill the process.
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,10 +17,12 @@ from rclpy.service import Service
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 from rosgraph_msgs.msg import Clock
+from tf2_msgs.msg import TFMessage
 
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.node.conversions import check_stamp
-from raymap3r_ros.text import printable
+from raymap3r_ros.node.tf_frames import limited
+from raymap3r_ros.text import printable, with_details
 
 PARAMETER_TYPES = sorted(kind.value for kind in Parameter.Type)
 
@@ -34,7 +36,7 @@ def keep_reason(transition: Callable[..., TransitionCallbackReturn]) -> Callable
             return transition(self, state)
         except Exception as error:
             self.transition_error = f"{type(error).__name__}: {error}"
-            self.get_logger().debug(traceback.format_exc())
+            self.get_logger().debug(with_details(self.transition_error, traceback.format_exc()))
             return TransitionCallbackReturn.ERROR
 
     return run
@@ -51,6 +53,7 @@ class GuardedNode(LifecycleNode):
     def __init__(self, *arguments: Any, **node_arguments: Any) -> None:
         """As rclpy's."""
         self.transition_error = ""  # of the last transition that raised an exception
+        self._tf_names: set[str] = set()  # of frames, from /tf and /tf_static
         super().__init__(*arguments, **node_arguments)
         # rclpy creates some of its services without `create_service`.
         for service in self.services:
@@ -58,7 +61,7 @@ class GuardedNode(LifecycleNode):
 
     def report_failure(self, what: str, error: Exception, details: str) -> None:
         """Report an exception of the callback `what`; `details` is its traceback. Must not raise."""
-        self.get_logger().error(f"{what} failed: {type(error).__name__}: {error}\n{details}")
+        self.get_logger().error(with_details(f"{what} failed: {type(error).__name__}: {error}", details))
 
     def create_subscription(
         self, msg_type: type, topic: str, callback: Callable, qos_profile: Any, **arguments: Any
@@ -66,6 +69,8 @@ class GuardedNode(LifecycleNode):
         """As rclpy's."""
         if msg_type is Clock:
             callback = _checked_clock(callback)
+        if msg_type is TFMessage:
+            callback = limited(callback, self._tf_names)
         guarded = self.guarded(callback, f"the callback of {topic}")
         return super().create_subscription(msg_type, topic, guarded, qos_profile, **arguments)
 

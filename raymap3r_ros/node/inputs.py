@@ -26,6 +26,7 @@ from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
 from raymap3r_ros.node.silence import SilenceWatch
 from raymap3r_ros.stamps import StampClock
+from raymap3r_ros.text import counted
 
 try:
     from rclpy.event_handler import QoSMessageLostInfo, SubscriptionEventCallbacks
@@ -181,7 +182,7 @@ class Inputs:
             return
         self._lost += losses.total_count_change
         self._monitor.count("frames lost", losses.total_count_change)
-        text = f"{self._lost} images were lost on their way to the node: {PROFILE_HINT}"
+        text = f"{counted(self._lost, 'image')} lost on the way to the node: {PROFILE_HINT}"
         if self._every_frame:
             self._reporter.fail(text, throttle=True)
         else:

@@ -9,7 +9,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.node.conversions import EncodingError
 from raymap3r_ros.node.diagnostics import Monitor
-from raymap3r_ros.text import LONGEST_TEXT, MAX_PROBLEMS, THROTTLE, Throttle, printable
+from raymap3r_ros.text import MAX_PROBLEMS, THROTTLE, Throttle, printable, with_details
 
 
 class Reporter:
@@ -36,7 +36,7 @@ class Reporter:
 
     def debug(self, text: str) -> None:
         """Log an event that is part of normal operation."""
-        self._logger.debug(text)
+        self._logger.debug(printable(text))
 
     def info(self, text: str) -> None:
         """Log an event that is no problem."""
@@ -83,8 +83,7 @@ class Reporter:
         text = printable(text)
         self._monitor.error(text)
         if not throttle or self._throttle.permits(problem or text, THROTTLE):
-            # Indented, so that no line of it passes for another message.
-            self._logger.error(text + printable(details.replace("\n", "\n  "), 10 * LONGEST_TEXT, lines=True))
+            self._logger.error(with_details(text, details) if details else text)
 
     def refuse(self, error: InputError) -> None:
         """Report an image that cannot be used."""

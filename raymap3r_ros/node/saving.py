@@ -14,6 +14,7 @@ import numpy as np
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.tum import write_tum
 from raymap3r_ros.stamps import rising
+from raymap3r_ros.text import counted
 
 DEFAULT_FOLDER = "~/.ros/raymap3r"
 
@@ -33,8 +34,8 @@ class Saved:
         poses = len(self.trajectories["trajectory"][0])
         cloud = "no static map (it had no subscribers; see static_map.always)"
         if self.points is not None:
-            cloud = f"{len(self.points)} points of the static map"
-        return f"{poses} poses, {cloud}, settings"
+            cloud = f"{counted(len(self.points), 'point')} of the static map"
+        return f"{counted(poses, 'pose')}, {cloud}, settings"
 
 
 def save(output_dir: str, saved: Saved) -> Path:

@@ -39,6 +39,7 @@ from raymap3r_ros.node.summary import FrameSummary, summarize
 from raymap3r_ros.stamps import clock_problem
 from raymap3r_ros.streaming import Stream, StreamOptions, WorldChange
 from raymap3r_ros.streaming.batching import step_of
+from raymap3r_ros.text import counted, printable, with_details
 
 WORLD_FROM_OPTICAL = poses.world_pose(np.eye(4))
 DEFAULT_FRAME = "camera_optical_frame"
@@ -77,7 +78,7 @@ class StreamNode(GuardedNode):
 
         parameters.declare(self, NodeOptions, StreamOptions)
         for line in parameters.unknown_overrides(self):
-            self.get_logger().warning(line)
+            self.get_logger().warning(printable(line))
         self.add_on_set_parameters_callback(self._check_parameters)
 
         # Images and the timer must not wait for a transition or a service in the default group.
@@ -166,7 +167,7 @@ class StreamNode(GuardedNode):
         except Exception as error:  # rclpy would hide it; any error becomes one line for the user
             self._release()
             self._reporter.fail(f"configure failed: {reason_of(error)}")
-            self.get_logger().debug(traceback.format_exc())
+            self.get_logger().debug(with_details(reason_of(error), traceback.format_exc()))
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
 
@@ -218,7 +219,7 @@ class StreamNode(GuardedNode):
 
     def _configure(self) -> None:
         settings = Settings.read(self, self._frame_prefix)
-        self.get_logger().info(f"loading {settings.node.checkpoint}")
+        self.get_logger().info(printable(f"loading {settings.node.checkpoint}"))
         session = open_session(self, settings, self._pool, self._tf_buffer, self._reporter, self._map_group)
         self._reporter.forget()
         with self._session_lock:
@@ -253,7 +254,7 @@ class StreamNode(GuardedNode):
             self._worker = None
             self._monitor.count("frames dropped", left)
             if left and self._session.settings.node.every_frame:
-                self.get_logger().warning(f"{left} waiting frames were not processed")
+                self.get_logger().warning(f"{counted(left, 'waiting frame')} not processed")
 
     def _deactivate_after_failures(self) -> None:
         if self._worker is not None:  # the user may have deactivated the node already
@@ -330,16 +331,15 @@ class StreamNode(GuardedNode):
             saved = Saved(trajectories, points, colors, text)
             folder = save(settings.node.output_dir, saved)
         except OSError as error:
-            response.message = (
-                f"not saved: {error}; check that the node may write to output_dir and that there is free space"
-            )
+            text = f"not saved: {error}; check that the node may write to output_dir and that there is free space"
+            response.message = printable(text)
             self._reporter.fail(response.message)
             return response
         except Exception as error:  # in most cases no memory; a failure to save must not end the node
-            response.message = f"not saved: {reason_of(error)}"
+            response.message = printable(f"not saved: {reason_of(error)}")
             self._reporter.fail(response.message, details=f"\n{traceback.format_exc()}")
             return response
-        response.success, response.message = True, f"{folder}: {saved.contents()}"
+        response.success, response.message = True, printable(f"{folder}: {saved.contents()}")
         self.get_logger().info(response.message)
         return response
 

@@ -11,6 +11,7 @@ camera is mounted. One constant pose, `world_from_stream`, lies between the two.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TransformStamped
 from rclpy.time import Time as RosTime
+from tf2_msgs.msg import TFMessage
 from tf2_ros import Buffer, TransformException
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.poses import MAX_DISTANCE, is_plausible, rotation_vector
-from raymap3r_ros.node.conversions import rigid_matrix, seconds
+from raymap3r_ros.node.conversions import MAX_NAME, rigid_matrix, seconds
 
 TF_MODES = ("camera", "base", "odom", "map")
 
@@ -39,6 +41,7 @@ MOUNT_AGE = 1.0
 DRIFT_AGE = 1.0
 # Limit of extrapolation, in intervals of the last motion: over a few dropped images, not over a gap.
 COAST = 2.0
+MAX_FRAMES = 10_000  # different frames that a node receives; tf2 never forgets one
 
 
 class TransformError(InputError):
@@ -289,6 +292,32 @@ def look_up(buffer: Buffer, parent: str, child: str, stamp: Time, age: float = 0
             f"no transform {parent} -> {child} at the image's stamp, {when}: publish it without pauses, at "
             f"{1 / PATIENCE:.0f} Hz or more if it changes, with a clock that agrees with the images'"
         ) from error
+
+
+def limited(callback: Callable[[TFMessage], None], names: set[str]) -> Callable[[TFMessage], None]:
+    """`callback` of a subscription to transforms, without those that would exceed MAX_FRAMES or MAX_NAME.
+
+    The names of all frames so far are collected in `names`. Raises InputError if transforms were left out.
+    """
+
+    @functools.wraps(callback)
+    def run(message: TFMessage) -> None:
+        kept = []
+        for transform in message.transforms:
+            new = {transform.header.frame_id, transform.child_frame_id} - names
+            if len(names) + len(new) <= MAX_FRAMES and all(len(name) <= MAX_NAME for name in new):
+                names.update(new)
+                kept.append(transform)
+        left_out = len(message.transforms) - len(kept)
+        message.transforms = kept
+        callback(message)
+        if left_out:
+            raise InputError(
+                f"{left_out} transforms are left out: allowed are {MAX_FRAMES} different frames with names of up to "
+                f"{MAX_NAME} characters; stop the publisher whose frames change, then start this node again"
+            )
+
+    return run
 
 
 def _matrix(transform: TransformStamped) -> np.ndarray:

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from raymap3r_ros.errors import InputError, Raymap3rError
-from raymap3r_ros.io.files import whole_file
 from raymap3r_ros.io.png import DEPTH_UNIT, quantise_depth
 from raymap3r_ros.mapping import StaticMap
+from raymap3r_ros.output_files import check_output_file, whole_file
 from raymap3r_ros.streaming import StepResult
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class RerunView:
         if file is not None:
             if file.suffix != SUFFIX:
                 raise InputError(f"{file}: must end in {SUFFIX}, by which Rerun recognises its recordings")
+            check_output_file(file)
             if file.exists() and not overwrite:
                 raise InputError(f"{file}: exists already; name another file, or allow it with --overwrite")
         self._rerun = _import_rerun()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.io.files import whole_file
-from raymap3r_ros.io.output_folder import claim, clear_folder
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.output_folder import MANIFEST, claim, clear_folder, remove_empty, written_files
 from raymap3r_ros.io.png import quantise_depth, write_mask, write_png
+from raymap3r_ros.output_files import whole_file
 
 TRAJECTORY = "trajectory.txt"
 INTRINSICS = "intrinsics.txt"
@@ -42,14 +43,25 @@ def prepare_folder(
     inputs: Collection[Path] = (),
 ) -> None:
     """Create or clear the output folder of a run, with the `subfolders` that it writes to; see `clear_folder`."""
+    for name in subfolders:
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            raise InputError(f"{folder / name}: is not a folder; the results need one of this name; move it away")
     clear_folder(folder, _RESULTS, overwrite, inputs)
     for name in (DEPTH_FOLDER, MASK_FOLDER):
         if name in subfolders:
             (folder / name).mkdir(parents=True, exist_ok=True)
         else:
             # An empty folder of an earlier run would look like a result of this one. One with other files stays.
-            with suppress(OSError):
-                (folder / name).rmdir()
+            remove_empty(folder / name)
+
+
+def discard_folder(folder: Path) -> None:
+    """Delete what a run that ended before its first result has left in its output folder."""
+    for file in written_files(folder):
+        file.unlink()
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in (DEPTH_FOLDER, MASK_FOLDER):
+        remove_empty(folder / name)
 
 
 def write_depth_files(folder: Path, index: int, depth: np.ndarray) -> None:

@@ -36,6 +36,7 @@ from raymap3r_ros.offline.result_folder import (
     MASK_FOLDER,
     SUMMARY,
     TRAJECTORY,
+    discard_folder,
     numbered,
     prepare_folder,
     write_depth_files,
@@ -46,6 +47,7 @@ from raymap3r_ros.offline.summary import Milliseconds, RunSummary
 from raymap3r_ros.rates import rounded
 from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +120,12 @@ def run_recording(
         if not network.trained:
             log.warning(UNTRAINED_WARNING)
         run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions())
-        return _process(run, progress)
+        try:
+            return _process(run, progress)
+        except BaseException:
+            if not run.stamps:
+                discard_folder(folder)
+            raise
 
 
 def _process(run: _Run, progress: bool) -> RunSummary:
@@ -147,9 +154,12 @@ def _process(run: _Run, progress: bool) -> RunSummary:
                     break
         except Exception as error:
             if not run.stamps:
+                if signals:
+                    raise KeyboardInterrupt from error
                 raise
             failure = error
-            log.warning("stopped after %d frames by an error: completing the files", len(run.stamps))
+            done = counted(len(run.stamps), "frame")
+            log.warning("stopped after %s by an error: completing the files", done)
         run.show_scene()
         elapsed = time.perf_counter() - begin
     signal = signals[0] if signals else ""
@@ -237,9 +247,19 @@ class _Run:
         if len(self.stamps) == self.worlds[-1]:
             return  # nothing has been written for the current one
         if self.outputs.cloud:
-            write_ply(claim(self.folder, numbered(CLOUD, len(self.worlds))), *self.cloud.arrays())
+            self._write_cloud(numbered(CLOUD, len(self.worlds)))
         self.worlds.append(len(self.stamps))
         self._new_cloud()
+
+    def _write_cloud(self, name: str) -> None:
+        points, colors = self.cloud.arrays()
+        if not len(points):
+            log.warning(
+                "%s has no points: in all frames the confidence is below --confidence-threshold, the depth changes "
+                "faster than --max-slope, or everything moves",
+                name,
+            )
+        write_ply(claim(self.folder, name), points, colors)
 
     def _new_cloud(self) -> None:
         if self.outputs.scene_built:
@@ -290,7 +310,7 @@ class _Run:
         )
         points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
         if self.outputs.cloud:
-            write_ply(claim(self.folder, self._names(CLOUD)[-1]), points, colors)
+            self._write_cloud(self._names(CLOUD)[-1])
         summary = self._summarise(poses, None if points is None else len(points), elapsed, stopped_by)
         if self.preview is not None:
             self.preview.write_sheet(summary, poses[:, :3, 3], points, colors)

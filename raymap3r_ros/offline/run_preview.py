@@ -17,6 +17,7 @@ from raymap3r_ros.offline.summary import RunSummary
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.streaming import StepResult, Stream
 from raymap3r_ros.streaming.preprocessing import frame_image, visible_crop
+from raymap3r_ros.text import counted
 
 SHEET_ROWS = 5
 
@@ -77,8 +78,8 @@ class RunPreview:
         if summary.moving_share is not None:
             moving, scene = f"{100 * summary.moving_share:.1f} % of pixels move", "static scene"
         lines = [
-            f"{summary.frames} frames over {summary.duration:.1f} s, {_size_text(summary.input_size)} resized to "
-            f"{_size_text(summary.image_size)}",
+            f"{counted(summary.frames, 'frame')} over {summary.duration:.1f} s, {_size_text(summary.input_size)} "
+            f"resized to {_size_text(summary.image_size)}",
             summary.checkpoint,
             f"rule {options['update_rule']}, router {options['router']}, smoothing {options['smoothing']}, "
             f"{summary.resets} resets",

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,11 @@ from torch import Tensor
 
 import raymap3r_ros
 from raymap3r_ros.errors import CheckpointError, InputError
+from raymap3r_ros.io.output_folder import check_output_folder
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
+from raymap3r_ros.output_files import check_output_file, whole_file
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.batches import Batch, image_size, make_batch
 from raymap3r_ros.training.losses import Probes, losses, measure
@@ -80,7 +81,10 @@ def train(
     size = image_size(run.network.config.image_size, run.network.config.patch_size)
     held_out = make_batch(options.world, EVALUATION_SEEDS, _MEASURED_SEQUENCES, _MEASURED_LENGTH, size, device)
     if first:
+        check_output_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / STATE_FILE, folder / LOG_FILE, folder / f"{name}.safetensors"):
+            check_output_file(path)
         millions = sum(parameter.numel() for parameter in run.network.parameters()) / 1e6
         report(f"{name}: {millions:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}")
 
@@ -218,10 +222,8 @@ def _save(run: Run, folder: Path, name: str, options: TrainOptions, world: int, 
         "average": run.average.state_dict(),
         "optimizer": run.optimizer.state_dict(),
     }
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        whole = Path(scratch) / STATE_FILE
-        torch.save(state, whole)
-        whole.replace(folder / STATE_FILE)
+    with whole_file(folder / STATE_FILE) as partial:
+        torch.save(state, partial)
     target = folder / f"{name}.safetensors"
     save_network(run.average, target, torch.float16, manifest(run, name, options, world, device))
     return target

@@ -1,8 +1,10 @@
 """Bags played into the node over DDS: the messages sent and the outputs received."""
 
 import itertools
+import sqlite3
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -260,3 +262,16 @@ def test_paused_and_stepped_sim_time(make_bench):
     bench.publish(without_stamp)
     bench.wait_for("pose", 5)
     assert bench.times("pose")[-1] == 0.0  # the sim time at which it was received
+
+
+@pytest.mark.parametrize("time", [-(2**63), 2**63 - 1])
+def test_a_message_with_an_impossible_time_is_skipped_and_does_not_move_the_others(
+    active_bench, replay_into, tmp_path, caplog, time
+):
+    folder = images_bag(tmp_path / "bag", 4)
+    with closing(sqlite3.connect(next(folder.glob("*.db3")), isolation_level=None)) as database:
+        database.execute("UPDATE messages SET timestamp = ? WHERE id = (SELECT min(id) FROM messages)", (time,))
+    bag = open_bag(folder)
+    playback = replay_into(active_bench(bag), bag, ReplayOptions(rate=0.0))
+    assert playback.unreadable == 1 and len(playback.poses) == 3 and not playback.ended
+    assert f"recorded at an impossible time, {time} ns" in caplog.text

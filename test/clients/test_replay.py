@@ -72,8 +72,8 @@ def test_unusable_input_is_one_clear_line(tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "pictures" / "0.png"), picture(0))
     assert "is no ROS 2 bag" in error_of(capsys, tmp_path / "pictures")
     assert "no image topic /other" in error_of(capsys, images_bag(tmp_path / "images"), "--topic", "/other")
-    assert "rate is -1.0; allowed range" in error_of(capsys, bag, "--rate", -1)
-    assert "max_gap is 0.0; allowed range" in error_of(capsys, bag, "--max-gap", 0)
+    assert "--rate is -1.0; allowed range" in error_of(capsys, bag, "--rate", -1)
+    assert "--max-gap is 0.0; allowed range" in error_of(capsys, bag, "--max-gap", 0)
     (tmp_path / "file").touch()
     assert "is a file" in error_of(capsys, tmp_path / "images", "--out", tmp_path / "file")
 

@@ -135,7 +135,7 @@ def test_topic_for_the_scale_must_be_in_the_bag(tmp_path, capsys):
         f"no topic /sonar of type {odometry}; the bag has: /left, /right\n"
     )
     assert error_of(capsys, bag, "--scale-source", "odometry").endswith(
-        f"scale.source is odometry: select its topic with --wheel-odometry; of type {odometry} the "
+        f"--scale-source is odometry: select its topic with --wheel-odometry; of type {odometry} the "
         "bag has: /left, /right\n"
     )
     images = images_bag(tmp_path / "images")

@@ -148,10 +148,10 @@ def test_unusable_selections(weights, tmp_path, capsys):
     base = ["synthetic", "--checkpoint", weights, "--device", "cpu"]
     assert "invalid choice: 'sturdy'" in usage_error_of(capsys, *base, "--suite", "sturdy")
     assert "invalid choice: 'mars'" in usage_error_of(capsys, *base, "--world", "mars")
-    assert error_of(capsys, *base, "--rules", "slam").startswith("update_rule is 'slam'; allowed values: raymap3r")
-    assert error_of(capsys, *base, "--rules", "cut3r,cut3r") == "rules are cut3r,cut3r; each may be named once"
-    assert error_of(capsys, *base, "--sequences", "0") == "sequences is 0; allowed: 1 and more"
-    assert error_of(capsys, *base, "--frames", "-1") == "frames is -1; allowed: 0 and more"
+    assert error_of(capsys, *base, "--rules", "slam").startswith("--rules is 'slam'; allowed values: raymap3r")
+    assert error_of(capsys, *base, "--rules", "cut3r,cut3r") == "--rules are cut3r,cut3r; each may be named once"
+    assert error_of(capsys, *base, "--sequences", "0") == "--sequences is 0; allowed: 1 and more"
+    assert error_of(capsys, *base, "--frames", "-1") == "--frames is -1; allowed: 0 and more"
     assert "there is no folder" in error_of(capsys, *base, "--json", tmp_path / "no" / "a.json")
     assert "such as 320x240" in usage_error_of(capsys, *base, "--render-size", "big")
 

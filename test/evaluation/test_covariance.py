@@ -195,7 +195,7 @@ def test_command_prints_spreads_and_writes_the_model(capsys, monkeypatch, tmp_pa
 
 def test_command_refuses_unusable_arguments_before_it_runs(capsys, tmp_path):
     for arguments, text in (
-        (["--sequences", 1], "sequences is 1; allowed: 2 and more"),
+        (["--sequences", 1], "--sequences is 1; allowed: 2 and more"),
         (["--checkpoint", "mini", "--write", tmp_path / "a.safetensors"], "checkpoint mini has no metadata"),
         (["--write", tmp_path / "a.pth"], "a.pth; the name of a checkpoint must end in .safetensors"),
     ):

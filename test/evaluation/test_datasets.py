@@ -210,7 +210,7 @@ def test_unusable_tum_folder(tmp_path):
         open_dataset("tum_folder", tmp_path)
     write_text(tmp_path / "groundtruth.txt", trajectory)
     write_text(tmp_path / "rgb.txt", "1000.0\n")
-    with pytest.raises(InputError, match=r"rgb\.txt: expected lines `timestamp filename`"):
+    with pytest.raises(InputError, match=r"rgb\.txt, line 1: expected `timestamp filename`"):
         open_dataset("tum_folder", tmp_path)
 
 
@@ -426,3 +426,56 @@ def test_images_whose_names_are_not_utf8(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(InputError, match="no image that can be decoded"):
         read_image(path)
+
+
+def tum_folder(root, images):
+    for number in (1, 2):
+        write_image(root / f"rgb/{number}.png", size=(48, 64))
+    (root / "rgb.txt").write_bytes(images if isinstance(images, bytes) else images.encode())
+    write_text(root / "groundtruth.txt", "1 0 0 0 0 0 0 1\n2 0 0 0 0 0 0 1\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff# images\r\n1 rgb/1.png\r\n2 rgb/2.png\r\n",
+        "1,rgb/1.png\n2, rgb/2.png",
+        "1.0e0\trgb/1.png\n20e-1\trgb/2.png",
+        "2 rgb/2.png\n1 rgb/1.png\n1 rgb/gone.png",
+    ],
+    ids=["bom", "comma", "tab", "repeated"],
+)
+def test_lists_of_images_in_other_forms(tmp_path, text, caplog):
+    _, frames = only("tum_folder", tum_folder(tmp_path, text))
+    assert [frame.stamp for frame in frames] == [1, 2]
+    repeated = "gone" in text
+    assert ("1 lines repeat a stamp, the first is line 3" in caplog.text) == repeated
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        ("1 rgb/1.png\n".encode("utf-16"), "is not text in UTF-8"),
+        ("1 rgb/1.png\nnan rgb/2.png\n", "line 2: expected `timestamp filename`: 'nan rgb"),
+        ("1 rgb/1.png\n1e999 rgb/2.png\n", "line 2"),
+        ("1\n", "line 1"),
+    ],
+)
+def test_damaged_lists_of_images_are_refused(tmp_path, images, problem):
+    with pytest.raises(InputError, match=problem):
+        open_dataset("tum_folder", tum_folder(tmp_path, images))
+
+
+def test_damaged_calibrations_and_images_are_input_errors(tmp_path):
+    drive = "2011_09_26_drive_0001_sync"
+    write_depth(tmp_path / "val" / drive / "proj_depth/groundtruth/image_02/0.png", np.ones((H, W)))
+    write_image(tmp_path / "2011_09_26" / drive / "image_02/data/0.png")
+    for text, problem in (("P_rect_02: " + "x " * 12, "could not convert string"), ("\0\xff", "no line `P_rect_02:`")):
+        write_text(tmp_path / "2011_09_26" / "calib_cam_to_cam.txt", text)
+        with pytest.raises(InputError, match=rf"calib_cam_to_cam\.txt: .*{problem}"):
+            open_dataset("kitti", tmp_path)
+    header = struct.pack(">I4sII", 13, b"IHDR", 60000, 60000)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"x" * 40)
+    with pytest.raises(InputError, match=r"bomb\.png: .*60000x60000"):
+        read_image(tmp_path / "bomb.png")

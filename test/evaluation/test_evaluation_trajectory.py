@@ -231,3 +231,17 @@ def test_a_malformed_trajectory_is_refused(tmp_path, text):
         read_tum(tmp_path / "a.txt")
     with pytest.raises(InputError, match=r"b\.txt"):
         read_tum(tmp_path / "b.txt")
+
+
+def test_quaternions_of_any_length_and_positions_of_no_place(tmp_path):
+    path = tmp_path / "truth.txt"
+    half = math.sqrt(0.5)
+    rows = [
+        f"{index} 1 2 3 0 0 {half * size!r} {half * size!r}" for index, size in enumerate((1, 7, -2, 1e-200, 1e200))
+    ]
+    path.write_text("\n".join(rows))
+    expected = [[0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1]]  # a quarter turn about z
+    assert np.allclose(read_tum(path)[1], expected, atol=1e-9)
+    path.write_text("0 1 2 3 0 0 0 1\n1 1e200 1e300 -1e308 0 0 0 1\n")
+    with pytest.raises(InputError, match=r"line 2: a position beyond 1e\+08 m"):
+        read_tum(path)

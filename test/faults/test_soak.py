@@ -72,11 +72,24 @@ def test_too_few_samples_are_a_problem(script, flat):
     assert "samples after the warm-up are too few" in problem
 
 
-def test_short_soak_of_the_node(script, sized, tmp_path):
+@pytest.mark.parametrize("vary", ["calibration", "sizes", "frames"])
+def test_every_image_differs(script, vary):
+    image = np.zeros((120, 160, 3), np.uint8)
+
+    def content(index):
+        message, info = script.camera_messages(image, vary, index)
+        return message.height, message.width, message.header.frame_id, str(info)
+
+    assert len({content(index) for index in range(1000)}) == 1000
+    assert len({script.camera_messages(image, "none", index)[0].header.frame_id for index in range(3)}) == 1
+
+
+@pytest.mark.parametrize("vary", ["none", "sizes"])
+def test_short_soak_of_the_node(script, sized, tmp_path, vary):
     """Three processes over DDS, every output subscribed to; a run of seconds has no meaningful trends."""
     frames = sized(24, 2000)
     args = script._parser().parse_args(
-        ["--frames", str(frames), "--interval", "0.2", "--images", "4", "--device", "cpu"]
+        ["--frames", str(frames), "--interval", "0.2", "--images", "4", "--device", "cpu", "--vary", vary]
     )
     samples, problems = script.soak(args)
     assert problems == []

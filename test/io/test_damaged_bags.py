@@ -5,9 +5,11 @@ import shutil
 import sqlite3
 import struct
 import sys
+import zlib
 from contextlib import closing
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from rosbags.rosbag1 import Writer as Writer1
@@ -15,7 +17,17 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recordings import STORE, assert_shows, camera_bag, image_message, index_of, picture, write_bag
+from recordings import (
+    STORE,
+    assert_shows,
+    camera_bag,
+    compressed_message,
+    image_message,
+    index_of,
+    info_message,
+    picture,
+    write_bag,
+)
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
@@ -289,3 +301,76 @@ def test_unindexed_ros1_bag_is_named_with_the_cure(tmp_path):
     active.write_bytes(data[:start] + bytes(8) + data[start + 8 :])
     with pytest.raises(InputError, match=r"ROS 1 bag: Bag is not indexed.*; repair it with: rosbag reindex"):
         open_recording(active)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cure"),
+    [
+        ("a.bag", b"#ROSBAG V2.0\n" + bytes(4096), "rosbag reindex"),
+        ("a.bag", b"#ROSBAG V2.0\n", "rosbag reindex"),
+        ("a.bag", b"#ROSBAG V1.2\n" + b"x" * 100, "rosbag fix"),
+        ("a.mcap", b"hello world" * 10, "not an MCAP file by its first bytes"),
+        ("a.db3", b"hello world" * 10, "sqlite3 FILE .recover"),
+    ],
+    ids=["zeros", "empty", "old", "mcap", "db3"],
+)
+def test_a_file_that_is_no_bag_is_named_with_a_cure(tmp_path, name, content, cure):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(cure)):
+        open_recording(tmp_path / name)
+
+
+def test_a_database_of_another_program_is_named(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "a.db3")) as database:
+        database.execute("CREATE TABLE notes (text)")
+    with pytest.raises(InputError, match="an SQLite database, but not a bag"):
+        open_recording(tmp_path / "a.db3")
+
+
+def test_types_of_other_topics_are_listed(tmp_path):
+    bag = write_bag(tmp_path / "bag", [("/cam/camera_info", 1, info_message(1.0, np.eye(3)))])
+    with pytest.raises(InputError, match=r"/cam/camera_info \(sensor_msgs/msg/CameraInfo\)"):
+        open_recording(bag)
+
+
+def compressed(seconds, data, kind):
+    message = compressed_message(seconds, picture(0))
+    message.data, message.format = np.frombuffer(data, np.uint8), kind
+    return message
+
+
+def test_a_video_stream_in_images_is_named_by_its_format(tmp_path, caplog):
+    data = [compressed_message(0.1, picture(0)), compressed(0.2, b"\0\0\0\1\x67" + bytes(50), "h264")]
+    bag = write_bag(tmp_path / "bag", [("/cam/compressed", 1 + index, message) for index, message in enumerate(data)])
+    assert len(list(open_recording(bag))) == 1
+    assert "not a known image format (format 'h264')" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_metadata_of_png_messages_are_not_read(tmp_path, kind):
+    """As in the node: the pixels are used, whatever a text or colour profile unpacks to."""
+    plain = cv2.imencode(".png", picture(1)[..., ::-1])[1].tobytes()
+    bomb = b"name\0\0" + zlib.compress(bytes(2**24), 9)
+    part = struct.pack(">I", len(bomb)) + kind + bomb + struct.pack(">I", zlib.crc32(kind + bomb))
+    message = compressed(0.1, plain[:33] + part + plain[33:], "png")
+    (frame,) = open_recording(write_bag(tmp_path / "bag", [("/cam/compressed", 1, message)]))
+    assert_shows(frame.image, 1)
+
+
+@pytest.mark.parametrize(("width", "rows"), [(47, 48), (48, 47)])
+@pytest.mark.parametrize("encoding", ["nv12", "nv21"])
+def test_semiplanar_images_with_odd_sides_are_refused_in_words(tmp_path, caplog, encoding, width, rows):
+    message = image_message(0.1, np.zeros((rows * 3 // 2 + 1, width), np.uint8), encoding, width=width)
+    message.height = rows
+    with pytest.raises(InputError, match="no frame could be read"):
+        list(open_recording(write_bag(tmp_path / "bag", [("/cam/image", 1, message)])))
+    assert f"{width}x{rows} {encoding}: its sides must be even" in caplog.text
+    assert "OpenCV" not in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv"])
+def test_images_of_pixel_pairs_with_odd_width_are_refused_in_words(tmp_path, caplog, encoding):
+    message = image_message(0.1, np.zeros((32, 2 * 47), np.uint8), encoding, width=47)
+    with pytest.raises(InputError, match="no frame could be read"):
+        list(open_recording(write_bag(tmp_path / "bag", [("/cam/image", 1, message)])))
+    assert f"47x32 {encoding}: its width must be even" in caplog.text

@@ -97,3 +97,89 @@ def test_a_picture_that_is_turned_is_reported(tmp_path, caplog):
     caplog.clear()
     list(open_recording(tmp_path))
     assert not caplog.records
+
+
+def camera_info(k, size=SIZE, *, region=(0, 0, 0, 0), binning=0):
+    info = info_message(0.0, np.array(k, float).reshape(3, 3), size)
+    info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height = region
+    info.binning_x = info.binning_y = binning
+    return info
+
+
+GOOD = matrix(150, 150, 80, 60)
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        (camera_info(GOOD.T), "(is it transposed?)"),
+        (camera_info(2 * GOOD), "does not have the form"),
+        (camera_info(matrix(-150, 150, 80, 60)), "focal lengths of -150 and 150 pixels do not belong"),
+        (camera_info(matrix(0.9, 0.9, 0.5, 0.5)), "(are they in millimetres, or relative to the image size?)"),
+        (camera_info(GOOD, region=(240, 180, 160, 120)), "already belongs to the region, set roi to zeros)"),
+    ],
+)
+def test_a_camera_info_that_cannot_be_used_names_the_likely_cause(info, reason):
+    with pytest.raises(InputError) as error:
+        read_camera_info(info)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("info", "cause"),
+    [
+        (camera_info(matrix(150, 150, 60, 80)), "but of 120x160; is the image turned by 90 degrees?"),
+        (camera_info(GOOD, (320, 240), binning=2), "does it already belong to the binned image (then set binning_x"),
+        (
+            camera_info(GOOD, (640, 480), region=(240, 180, 160, 120)),
+            "does it already belong to the region of interest",
+        ),
+        (camera_info(GOOD, (200, 150), region=(40, 30, 160, 120)), "does it already belong to the region of interest"),
+        (camera_info(matrix(4.2, 4.2, 80, 60)), "or the unit not pixels?"),
+        (camera_info(matrix(30_000, 30_000, 80, 60)), "a field of view of 0.31 degrees"),
+        (camera_info(matrix(150, 75, 80, 60)), "was the image resized to another aspect ratio"),
+        (camera_info([[150, 30, 80], [0, 150, 60], [0, 0, 1]]), "a skew of 30 is not used"),
+    ],
+)
+def test_a_doubtful_camera_info_is_one_warning_with_the_likely_cause(info, cause):
+    reports = []
+    calibration = read_camera_info(info, report=reports.append)
+    image = np.zeros((120, 160, 3), np.uint8)
+    for _ in range(2):
+        calibration.rectify(image)
+    (report,) = reports
+    assert report.startswith("camera_info is probably wrong: ") and cause in report
+
+
+def test_a_binning_that_the_image_does_not_have_is_one_warning():
+    reports = []
+    calibration = read_camera_info(camera_info(GOOD, binning=2), report=reports.append)
+    for _ in range(2):
+        assert np.array_equal(calibration.rectify(np.zeros((120, 160, 3), np.uint8))[1], GOOD)
+    (report,) = reports
+    assert "binning is not applied; if the calibration already belongs to the binned image, set binning_x" in report
+
+
+def test_a_calibration_of_the_turned_image_is_named():
+    reports = []
+    calibration = read_camera_info(camera_info(matrix(150, 150, 60, 80), (120, 160)), report=reports.append)
+    assert calibration.rectify(np.zeros((120, 160, 3), np.uint8))[1] is None
+    (report,) = reports
+    assert "not a plain scaling (portrait and landscape: one is turned)" in report
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        camera_info(GOOD),
+        camera_info([150, 0, 80, 0, 150, 60, 0, 0, 0]),  # some drivers leave the last number out
+        camera_info(matrix(600, 600, 320, 240), (640, 480), region=(200, 150, 160, 120)),
+        camera_info(matrix(300, 300, 165, 117), (320, 240), binning=2),
+        camera_info(matrix(90, 131, 80, 60)),  # analogue video, 16:9
+        camera_info(matrix(150, 150, 70, 66)),
+    ],
+)
+def test_a_plausible_camera_info_is_no_warning(info):
+    reports = []
+    assert read_camera_info(info, report=reports.append).rectify(np.zeros((120, 160, 3), np.uint8))[1] is not None
+    assert not reports

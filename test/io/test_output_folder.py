@@ -1,5 +1,6 @@
 """Output folders: only files that an earlier run listed in its manifest are deleted."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.output_folder import MANIFEST, claim, clear_folder, locked_folder, written_files
+from raymap3r_ros.offline.result_folder import prepare_folder
 
 RESULTS = re.compile(r"trajectory\.txt|depth/\d{6}\.png")
 
@@ -104,3 +106,65 @@ def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
     with locked_folder(tmp_path / "out"):
         claim(tmp_path / "out", "trajectory.txt").touch()
     assert files_in(tmp_path / "out") == [MANIFEST, "trajectory.txt"]
+
+
+def test_links_that_form_a_loop_are_no_obstacle(tmp_path):
+    (tmp_path / "in").mkdir()
+    for folder in (tmp_path / "in", tmp_path / "out"):
+        write(folder, "mine.txt", ours=False)
+        (folder / "loop.png").symlink_to("loop.png")
+        (folder / "up").symlink_to("..")
+    write(tmp_path / "out", "trajectory.txt")
+    clear_folder(tmp_path / "out", RESULTS, overwrite=True, inputs=[tmp_path / "in"])
+    assert not (tmp_path / "out" / "trajectory.txt").exists()
+    assert (tmp_path / "in" / "mine.txt").read_text() == "mine.txt"
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "gone").symlink_to("nowhere")
+    for name in ("self", "gone"):
+        with pytest.raises(InputError, match="a link that leads nowhere"), locked_folder(tmp_path / name):
+            pass
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["x" * 5000, "y/" * 3000, "a\0b", "\udcff\udcfe", "# version 99", '{"files": ["mine"]}'],
+    ids=["long", "deep", "null", "not-utf8", "version", "json"],
+)
+def test_a_damaged_manifest_deletes_nothing_and_is_no_obstacle(tmp_path, line):
+    write(tmp_path, "mine", ours=False)
+    write(tmp_path, "trajectory.txt")
+    with (tmp_path / MANIFEST).open("ab") as file:
+        file.write(line.encode(errors="surrogateescape") + b"\n")
+    clear_folder(tmp_path, RESULTS, overwrite=True)
+    assert files_in(tmp_path) == ["mine"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "loop", "folder"])
+def test_a_manifest_that_is_no_file_is_refused(tmp_path, kind):
+    write(tmp_path, "trajectory.txt", ours=False)
+    manifest = tmp_path / MANIFEST
+    (tmp_path / "list").write_text("trajectory.txt\n")
+    make = {
+        "pipe": lambda: os.mkfifo(manifest),
+        "link": lambda: manifest.symlink_to("list"),
+        "loop": lambda: manifest.symlink_to(MANIFEST),
+        "folder": manifest.mkdir,
+    }
+    make[kind]()
+    with pytest.raises(InputError, match="not a regular file, so not a manifest"):
+        clear_folder(tmp_path, RESULTS, overwrite=True)
+    assert (tmp_path / "trajectory.txt").exists()
+
+
+def test_a_folder_with_the_name_of_a_result_is_in_the_way(tmp_path):
+    (tmp_path / "trajectory.txt").mkdir()
+    with pytest.raises(InputError, match=r"trajectory\.txt in the way"):
+        clear_folder(tmp_path, RESULTS, overwrite=True)
+
+
+def test_a_file_in_place_of_a_subfolder_is_refused_before_anything_is_deleted(tmp_path):
+    write(tmp_path, "trajectory.txt")
+    write(tmp_path, "depth", ours=False)
+    with pytest.raises(InputError, match="depth: is not a folder"):
+        prepare_folder(tmp_path, overwrite=True)
+    assert (tmp_path / "trajectory.txt").exists()

@@ -1,5 +1,6 @@
 """Videos, folders of images and new formats, against frames that the tests encoded."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -245,3 +246,51 @@ def test_damaged_exif_does_not_hide_the_picture(tmp_path, name):
             assert "different sizes" in str(error)  # a damaged orientation may turn the picture
         else:
             assert len(frames) == 2 or name == "a.png"  # which has a checksum
+
+
+def test_images_that_are_no_files_are_skipped_and_counted(tmp_path, caplog):
+    for index in (0, 2, 5):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}.png")
+    os.mkfifo(tmp_path / "1.png")
+    (tmp_path / "3.png").symlink_to("gone.png")
+    (tmp_path / "4.png").symlink_to("4.png")
+    (tmp_path / "6.png").mkdir()
+    (tmp_path / "7").symlink_to(".")
+    recording = open_recording(tmp_path, rate=1)
+    assert [(index_of(frame.image), frame.stamp) for frame in recording] == [(0, 0), (2, 2), (5, 5)]
+    assert (recording.length, recording.skipped) == (6, 3)
+    assert "skipped 1.png: not a regular file" in caplog.text
+    assert "skipped 3.png: a link that leads nowhere" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["IMG_1.HEIC", "IMG_2.HEIC", "notes"], r"its files: 2 \.heic, 1 without suffix \(convert images"),
+        ([".DS_Store", "Thumbs.db"], r"its files: .*1 \.db"),
+        (["left/1.png", "right/1.png"], r"its subfolder left contains images: give .*left$"),
+    ],
+)
+def test_a_folder_without_images_reports_what_it_contains(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=message):
+        open_recording(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
+def test_an_animation_in_an_image_file_is_named(tmp_path, name):
+    first, second = (Image.fromarray(picture(index)) for index in range(2))
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    with pytest.raises(InputError, match=r"is an animation \(convert it to a video\)"):
+        open_recording(tmp_path / name)
+
+
+def test_depth_maps_among_the_images_are_reported_once(tmp_path, caplog):
+    for index in range(2):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}_rgb.png")
+        cv2.imwrite(str(tmp_path / f"{index}_depth.png"), np.full((32, 48), 1000, np.uint16))
+    open_recording(tmp_path)
+    (record,) = caplog.records
+    assert "2 of 4 images have 16 bits of grey (0_depth.png)" in record.getMessage()

@@ -174,3 +174,117 @@ def test_broken_avi_that_lacks_frames_is_incomplete(tmp_path):
     recording = open_recording(path)
     count = len(list(recording)) + recording.skipped
     assert count == 12 or recording.ended
+
+
+def rotate(path: Path, degrees: int) -> Path:
+    """Write a rotation into the matrix of an MP4 file's track, as phones do."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    data[start : start + 36] = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_video_that_is_turned_is_reported_if_intrinsics_are_given(tmp_path, caplog, degrees):
+    path = rotate(write_video(tmp_path / "a.mp4"), degrees)
+    (first, *_) = open_recording(path)
+    assert first.image.shape[:2] == ((48, 32) if degrees != 180 else (32, 48))
+    turned = np.rot90(first.image, degrees // 90).astype(int)  # back again, counter-clockwise
+    assert np.abs(turned[..., 0] - picture(0)[..., 0]).mean() < 8
+    assert not caplog.records
+    open_recording(path, intrinsics=np.array([[50.0, 0, 16], [0, 50, 24], [0, 0, 1]]))
+    (record,) = caplog.records
+    assert f"turned by {degrees} degrees" in record.getMessage()
+
+
+def test_an_mp4_without_its_index_is_named(tmp_path, capfd):
+    data = write_video(tmp_path / "a.mp4", 12).read_bytes()
+    (tmp_path / "killed.mp4").write_bytes(data[: data.index(b"moov") - 4])
+    with pytest.raises(InputError, match=r"an MP4 file without its index \(moov box\).*repair it"):
+        open_recording(tmp_path / "killed.mp4")
+
+
+@pytest.mark.parametrize("name", ["a.m3u8", "a.mp4", "a.txt"])
+@pytest.mark.parametrize(
+    "text",
+    ["#EXTM3U\n#EXTINF:1,\n{}\n", "\n ffconcat version 1.0\nfile '{}'\n", "v=0\nm=video\n"],
+    ids=["m3u8", "ffconcat", "sdp"],
+)
+def test_a_file_cannot_name_other_files_to_read(tmp_path, name, text):
+    other = write_video(tmp_path / "other.mp4")
+    (tmp_path / name).write_text(text.format(other))
+    with pytest.raises(InputError, match="a playlist, which names other files; give the video itself"):
+        open_recording(tmp_path / name)
+
+
+def write_grey(path: Path, values: list[int]) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 20, (48, 32))
+    for value in values:
+        writer.write(np.full((32, 48, 3), value, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("values", [[0] * 10, [0], [90] * 10])
+def test_a_video_of_images_that_were_never_written_is_no_success(tmp_path, values, stride):
+    """OpenCV returns unused memory for interlaced videos, without an error."""
+    recording = open_recording(write_grey(tmp_path / "a.avi", values), stride=stride)
+    assert len(list(recording)) == len(range(0, len(values), stride))
+    assert recording.ended.startswith("every image is black, or the same") and "-vf bwdif" in recording.ended
+
+
+@pytest.mark.parametrize("values", [[0] * 9 + [90], [90], [90] * 9 + [91]])
+def test_a_dark_or_still_video_is_one(tmp_path, values):
+    recording = open_recording(write_grey(tmp_path / "a.avi", values))
+    assert len(list(recording)) == len(values) and not recording.ended
+
+
+class Bits:
+    """Bits of an H.264 parameter set, with the codes of the standard (ITU-T H.264, 9.1)."""
+
+    def __init__(self):
+        self.text = ""
+
+    def plain(self, value, count):
+        self.text += f"{value:0{count}b}"
+        return self
+
+    def golomb(self, *values):
+        for value in values:
+            code = f"{value + 1:b}"
+            self.text += "0" * (len(code) - 1) + code
+        return self
+
+    def unit(self, kind, pixels=b""):
+        """The unit with its start code. `pixels` are appended at the next whole byte, as in an I_PCM macroblock."""
+        text = self.text if pixels else self.text + "1"
+        text += "0" * (-len(text) % 8)
+        body = int(text, 2).to_bytes(len(text) // 8, "big") + pixels + (b"\x80" if pixels else b"")
+        return b"\0\0\0\1" + bytes([kind]) + body
+
+
+def write_h264(path: Path, brightness: list[int]) -> Path:
+    """A raw H.264 stream of grey images of 16x16 pixels, each one uncompressed macroblock."""
+    # Profile 66, level 10; 16 frames, 1x1 macroblock, whole frames.
+    stream = Bits().plain(66, 8).plain(0, 8).plain(10, 8).golomb(0, 0, 2, 0).plain(0, 1).golomb(0, 0).plain(0b1100, 4)
+    data = stream.unit(0x67)
+    data += Bits().golomb(0, 0).plain(0, 2).golomb(0, 0, 0).plain(0, 3).golomb(0, 0, 0).plain(0, 3).unit(0x68)
+    for index, value in enumerate(brightness):
+        # I slice of an IDR picture; slice QP, no deblocking control; macroblock type 25: I_PCM.
+        head = Bits().golomb(0, 7, 0).plain(0, 4).golomb(index % 2).plain(0, 2).golomb(0, 25)
+        data += head.unit(0x65, bytes([value]) * 256 + bytes([128]) * 128)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_stream_without_times_has_the_given_rate(tmp_path, caplog):
+    path = write_h264(tmp_path / "a.h264", [40, 80, 120, 160])
+    recording = open_recording(path, rate=10)
+    frames = list(recording)
+    assert np.allclose(np.diff([frame.image.mean() for frame in frames]), 40 * 255 / 219, atol=2)
+    assert [frame.stamp for frame in frames] == [0, 0.1, 0.2, pytest.approx(0.3)]
+    assert recording.rate == 10
+    assert "a stream without times: 10 frames per second are assumed (--rate)" in caplog.text

@@ -2,16 +2,20 @@
 
 import json
 import math
+import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from raymap3r_ros.io.files import whole_file
+from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.tum import write_trajectory, write_tum
+from raymap3r_ros.output_files import partial_path, whole_file
 
 
 def turn(axis: int, degrees: float) -> np.ndarray:
@@ -126,3 +130,63 @@ def test_interrupted_write_keeps_the_old_file_and_leaves_no_partial_file(tmp_pat
         partial.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_writer_leaves_nothing_visible(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o600)
+    script = (
+        "import sys; from pathlib import Path; from raymap3r_ros.output_files import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as partial:\n"
+        "    partial.write_text('half'); print(partial.stat().st_mode & 0o777, flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout.readline() == f"{0o600}\n"
+        with pytest.raises(InputError, match="another process is writing"), whole_file(path):
+            raise AssertionError("two writers at the same time")
+        writer.kill()
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir() if not item.name.startswith(".")] == ["a.txt"]
+    with whole_file(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_follows_no_link_under_the_partial_name(tmp_path):
+    path, other = tmp_path / "a.txt", tmp_path / "other"
+    other.write_text("other")
+    for target in (other, tmp_path / "nowhere"):
+        partial_path(path).symlink_to(target)
+        with whole_file(path) as partial:
+            partial.write_text("new")
+        assert path.read_text() == "new" and not path.is_symlink()
+    assert other.read_text() == "other" and sorted(tmp_path.iterdir()) == [path, other]
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (os.mkfifo, "a FIFO"),
+        (os.mkdir, "a folder"),
+        (lambda path: path.symlink_to("/dev/null"), "a device"),
+        (lambda path: path.symlink_to("nowhere"), "a link that leads nowhere"),
+    ],
+)
+def test_only_files_are_replaced(tmp_path, make, what):
+    path = tmp_path / "a.txt"
+    make(path)
+    with pytest.raises(InputError, match=rf"a\.txt: is {what}; name a file"), whole_file(path):
+        raise AssertionError("the output is opened")
+    assert list(tmp_path.iterdir()) == [path] and not path.is_file()
+
+
+def test_a_link_to_a_file_is_replaced(tmp_path):
+    path, other = tmp_path / "a.txt", tmp_path / "other"
+    other.write_text("other")
+    path.symlink_to(other)
+    with whole_file(path) as partial:
+        partial.write_text("new")
+    assert not path.is_symlink() and other.read_text() == "other"

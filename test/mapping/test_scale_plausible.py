@@ -83,3 +83,27 @@ def test_estimator_drops_an_implausible_observation(observation):
             estimator.add(observation)
     estimate = estimator.estimate(9.0)
     assert estimate.observations == 10 and estimate.factor == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("of", "stamp"),
+    [*(("sensor", stamp) for stamp in (math.nan, math.inf, -math.inf, 2.0**31, 1e300)), ("frame", 2.0**31)],
+)
+@pytest.mark.parametrize("source", ["odometry", "range"])
+def test_one_absurd_stamp(source, of, stamp):
+    metric = MetricScale(ScaleOptions(source=source))
+    measured = None if source == "odometry" else np.array([4.0, 0.0])
+
+    def add(at, step):
+        metric.add_odometry(at, moved(0.6 * step))
+        metric.add_range(RangeReading(at, 8.0, 0.1, 20.0, 0.05))
+
+    for step in range(60):
+        if step == 5 and of == "sensor":
+            add(stamp, step)
+        if step == 5 and of == "frame":
+            metric.update(stamp, moved(0.3 * step), measured)
+        add(float(step), step)
+        estimate = metric.update(float(step), moved(0.3 * step), measured)
+        assert math.isfinite(estimate.factor)
+    assert estimate.known and estimate.factor == pytest.approx(2.0, rel=0.02)

@@ -4,15 +4,17 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.network import (
     PRESETS,
     NetworkConfig,
@@ -171,15 +173,91 @@ def test_files_that_are_not_checkpoints_are_reported(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"notes\.pth cannot be read as a checkpoint"):
         load_network(text)
     buffer = io.BytesIO()
-    torch.save({"weights": torch.zeros(3)}, buffer)
+    torch.save({"weights": torch.zeros(3), "epoch": 7}, buffer)
     other = tmp_path / "other.pth"
     other.write_bytes(buffer.getvalue())
-    with pytest.raises(CheckpointError, match='no dictionary of tensors under "model"'):
+    with pytest.raises(
+        CheckpointError, match=r'under "model" \(it contains weights, epoch\).*torch\.save\(\{"model":'
+    ):
         load_network(other)
     cut = tmp_path / "cut.pth"
     cut.write_bytes(buffer.getvalue()[:-100])
-    with pytest.raises(CheckpointError, match=r"cut\.pth cannot be read"):
+    with pytest.raises(
+        CheckpointError, match=rf"cut\.pth cannot be read.*incomplete: it has {cut.stat().st_size} bytes"
+    ):
         load_network(cut)
+
+
+def test_weights_that_are_cut_off_are_reported_with_the_missing_bytes(tmp_path: Path):
+    path = tmp_path / "cut.safetensors"
+    save_network(untrained_network(TINY), path)
+    path.write_bytes(path.read_bytes()[:-1234])
+    with pytest.raises(CheckpointError, match="1234 bytes are missing at its end"):
+        load_network(path)
+
+
+@pytest.mark.parametrize(
+    "use", [load_network, lambda path: convert_checkpoint(path, path.parent / "target.safetensors")]
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_not_a_file_is_no_checkpoint(tmp_path: Path, suffix: str, use):
+    (tmp_path / f"folder{suffix}").mkdir()
+    os.mkfifo(tmp_path / f"fifo{suffix}")
+    (tmp_path / f"link{suffix}").symlink_to("nowhere")
+    for name, what in (
+        ("folder", "a folder"), ("fifo", "a FIFO"), ("link", "a link that leads nowhere"),
+        ("missing", "not a file, nor weights that come with"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=rf"{name}\{suffix}' is {what}.*give the path of"):
+            use(tmp_path / f"{name}{suffix}")
+
+
+def test_a_bare_state_dict_is_read(tiny_is_public, tmp_path: Path):
+    tensors, paths = public_tensors(TINY), (tmp_path / "model.pth", tmp_path / "bare.pth")
+    torch.save({"model": tensors}, paths[0])
+    torch.save(tensors, paths[1])
+    expected, loaded = (load_network(path).state_dict() for path in paths)
+    assert all(torch.equal(loaded[key], value) for key, value in expected.items())
+
+
+def test_skipped_objects_are_reported_although_loading_fails(tmp_path: Path, caplog):
+    class Settings:
+        pass
+
+    Settings.__module__, Settings.__qualname__ = "lab.settings", "Settings"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "lab", types.ModuleType("lab"))
+        patch.setitem(sys.modules, "lab.settings", types.SimpleNamespace(Settings=Settings))
+        torch.save({"model": {"a": torch.zeros(1)}, "settings": Settings()}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="1 unexpected: a"):
+        load_network(tmp_path / "odd.pth")
+    assert "lab.settings.Settings" in caplog.text
+
+
+def test_writers_of_weights_keep_permissions_and_replace_no_device(tmp_path: Path):
+    source, target = tmp_path / "source.safetensors", tmp_path / "target.safetensors"
+    network = untrained_network(TINY)
+    save_network(network, source)
+    writers = (
+        lambda path: save_network(network, path),
+        lambda path: convert_checkpoint(source, path),
+        lambda path: copy_with_metadata(source, path, {"name": "x"}),
+    )
+    for write in writers:
+        target.touch()
+        target.chmod(0o600)
+        write(target)
+        assert load_network(target).trained and target.stat().st_mode & 0o777 == 0o600
+        target.unlink()
+        write(target)
+        assert target.stat().st_mode == source.stat().st_mode
+        target.unlink()
+        os.mkfifo(target)
+        with pytest.raises(InputError, match=r"target\.safetensors: is a FIFO"):
+            write(target)
+        assert target.is_fifo()
+        target.unlink()
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -315,5 +393,5 @@ def test_broken_files_in_the_own_format_are_reported(tmp_path: Path):
         load_network(path)
     config = json.dumps(TINY.to_dict())
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"format": "raymap3r-1", "config": config})
-    with pytest.raises(CheckpointError, match=r"missing: .*first_pose_token.* 1 unexpected: a"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected: a.* missing: "):
         load_network(path)

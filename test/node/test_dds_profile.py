@@ -111,7 +111,7 @@ def test_node_reports_images_that_the_transport_loses(make_bench, monkeypatch):
     bench.start()
     process = subprocess.Popen([sys.executable, "-c", FLOOD, f"{bench.namespace}/image"])
     try:
-        bench.wait_for_log("images were lost on their way to the node: use the Fast DDS profile", level=30)
+        bench.wait_for_log("images lost on the way to the node: use the Fast DDS profile", level=30)
         bench.wait(lambda: int(bench.diagnostics.get("frames lost", 0)) > 0, "count of lost frames")
         bench.wait(lambda: any("config/fastdds.xml" in text for _, text in bench.statuses), "warning")
     finally:

@@ -71,7 +71,7 @@ def test_full_queue_is_reported_as_an_error(make_bench, hold):
     # Deactivation does not process the waiting frames.
     held.release(1)
     assert bench.change_state("deactivate")
-    bench.wait_for_log("100 waiting frames were not processed", level=30)
+    bench.wait_for_log("100 waiting frames not processed", level=30)
 
 
 def test_callbacks_do_not_wait_for_the_network(make_bench, hold):

@@ -112,5 +112,5 @@ def test_lost_messages_are_counted_without_numbers_that_cannot_be_true(make_benc
     activate(bench)
     events["message_lost"](Losses(garbage, garbage))
     events["message_lost"](Losses(garbage, 3))
-    assert bench.wait_for_log("images were lost", level=30).startswith("3 images were lost on their way")
+    assert bench.wait_for_log("images lost", level=30).startswith("3 images lost on the way")
     assert bench.current_diagnostics()["frames lost"] == "3"

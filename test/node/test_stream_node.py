@@ -10,12 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 from rclpy.parameter import Parameter
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 from topic_helpers import WIDTH, numbers, wait_for_end
 
 from raymap3r_ros.geometry import poses
-from raymap3r_ros.network import load_network
+from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
 from raymap3r_ros.node import conversions, session, stream_node
+from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.map_publisher import MapPublisher
 from raymap3r_ros.streaming import Stream, StreamOptions
 
@@ -275,3 +276,24 @@ def test_destroyed_node_leaves_the_graph_at_once(make_bench):
         bench.wait(lambda: not in_graph(), "the guest's removal from the graph")
     finally:
         gc.enable()
+
+
+def test_foreign_text_reaches_log_responses_and_diagnostics_escaped(make_bench, tmp_path):
+    """Names of weights, parameters, folders, frames, and of callbacks' errors, whose traceback is indented."""
+    hostile = "x\x1b]0;title\x07\r\n\u202e\x9b31m"
+    weights = tmp_path / f"{hostile}.safetensors"
+    save_network(untrained_network(PRESETS["mini"]), weights, manifest={"about": hostile * 10**5})
+    names = {"checkpoint": str(weights), "output_dir": str(tmp_path / f"out{hostile}")}
+    bench = make_bench(image_size=64, **names, **{f"mask.{hostile}": 1, hostile * 10**4: 2})
+    bench.start()
+    response = bench.call(Trigger, "save", Trigger.Request())
+    bench.node.report_failure("a callback", ValueError(hostile), f"Traceback:\n  line\nValueError: {hostile * 10**5}")
+    GuardedNode.report_failure(bench.node, "a timer", ValueError(hostile), f"Traceback:\nValueError: {hostile}")
+    bench.node.get_logger().info("the last line")
+    bench.wait_for_log("the last line")
+    texts = [text for _, text in bench.logs] + [response.message] + [text for _, text in bench.statuses]
+    assert sum(r"x\x1b]0;title\x07\r\n\u202e\x9b31m" in text for text in texts) >= 7
+    for text in (*texts, *bench.current_diagnostics().values()):
+        first, *others = text.split("\n")
+        assert len(text) < 12_000 and first.isprintable()
+        assert all(line.isprintable() and line.startswith("  ") for line in others), text[:2000]

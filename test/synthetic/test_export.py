@@ -327,9 +327,12 @@ def test_command_writes_the_first_sequences_of_a_suite(tmp_path):
     ("arguments", "message"),
     [
         (["--index", "999"], "999"),
-        (["--sequences", "999"], f"sequences is 999; allowed range: 1 to {SUITES['static'].sequences}"),
-        (["--frames", "0"], "frames is 0; allowed: 1 and more"),
-        (["--frames", "150"], f"frames is 150; allowed: 1 to {SUITES['static'].frames}, the length of the sequences"),
+        (["--sequences", "999"], f"--sequences is 999; allowed range: 1 to {SUITES['static'].sequences}"),
+        (["--frames", "0"], "--frames is 0; allowed: 1 and more"),
+        (
+            ["--frames", "150"],
+            f"--frames is 150; allowed: 1 to {SUITES['static'].frames}, the length of the sequences",
+        ),
         (["--device", "tpu"], "device is 'tpu'"),
     ],
 )

@@ -11,6 +11,7 @@ from raymap3r_ros.evaluation.datasets.files import (
     numbered_files,
     read_image,
     read_labels,
+    read_text,
     same_size,
     standard_folders,
 )
@@ -22,7 +23,7 @@ def load_davis(root: Path) -> list[PosedSequence]:
     lists = [root / "ImageSets" / "2017" / f"{part}.txt" for part in ("train", "val")]
     annotations = root / "Annotations" / "480p"
     if all(path.is_file() for path in lists):
-        names = sorted(name for path in lists for name in path.read_text().split())
+        names = sorted(name for path in lists for name in read_text(path).split())
     else:
         names = sorted(path.name for path in annotations.glob("*") if path.is_dir())
     return [_sequence(root, folder) for folder in standard_folders(annotations, names)]

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.encoded import JPEG_SIGNATURE, PNG_SIGNATURE, checked_image
 from raymap3r_ros.io.files import natural_key
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,14 @@ def existing_file(path: Path) -> Path:
     return path
 
 
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark."""
+    try:
+        return existing_file(path).read_text(encoding="utf-8-sig")
+    except ValueError as error:
+        raise InputError(f"{path}: is not text in UTF-8: {error}") from error
+
+
 def read_image(path: Path) -> np.ndarray:
     """(h, w, 3) uint8 RGB."""
     image = _decode(path, cv2.IMREAD_COLOR)
@@ -55,7 +64,12 @@ def read_image(path: Path) -> np.ndarray:
 def _decode(path: Path, flags: int) -> np.ndarray | None:
     # Not by the name: OpenCV ends the process on one that is not UTF-8.
     data = np.fromfile(existing_file(path), np.uint8)
-    return cv2.imdecode(data, flags) if data.size else None
+    try:
+        if bytes(data[:8]).startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
+            checked_image(data.tobytes())
+        return cv2.imdecode(data, flags) if data.size else None
+    except (InputError, cv2.error) as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_grey(path: Path) -> np.ndarray:

@@ -15,6 +15,7 @@ from raymap3r_ros.evaluation.datasets.files import (
     numbered_files,
     read_depth,
     read_image,
+    read_text,
     same_size,
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
@@ -50,8 +51,11 @@ def _read_camera(path: Path) -> np.ndarray | None:
     """Intrinsics (3, 3) of the rectified left colour camera; None if the file is missing."""
     if not path.is_file():
         return None
-    match = re.search(r"^P_rect_02:(.*)$", path.read_text(), re.MULTILINE)
-    values = np.array(match[1].split(), np.float64) if match else np.empty(0)
+    match = re.search(r"^P_rect_02:(.*)$", read_text(path), re.MULTILINE)
+    try:
+        values = np.array(match[1].split(), np.float64) if match else np.empty(0)
+    except ValueError as error:
+        raise InputError(f"{path}: P_rect_02: {error}") from error
     if len(values) != 12:
         raise InputError(f"{path}: no line `P_rect_02:` with twelve numbers")
     return values.reshape(3, 4)[:, :3].copy()

@@ -9,12 +9,12 @@ from pathlib import Path
 from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     MILLIMETRES,
-    existing_file,
     numbered_files,
     pinhole,
     read_depth,
     read_image,
     read_matrix,
+    read_text,
     same_size,
     standard_folders,
 )
@@ -30,7 +30,7 @@ def load_seven_scenes(root: Path) -> list[PosedSequence]:
     return [
         _sequence(scene / f"seq-{int(number):02d}")
         for scene in standard_folders(root, SCENES)
-        for number in re.findall(r"\d+", existing_file(scene / "TestSplit.txt").read_text())
+        for number in re.findall(r"\d+", read_text(scene / "TestSplit.txt"))
     ]
 
 

@@ -56,7 +56,10 @@ def _read_cam(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path}: {len(data) + 4} bytes; a .cam file has {21 * 8 + 4}")
     values = np.frombuffer(data, "<f8")
     to_camera = np.vstack((values[9:].reshape(3, 4), (0, 0, 0, 1)))
-    return values[:9].reshape(3, 3).copy(), np.linalg.inv(to_camera)
+    try:
+        return values[:9].reshape(3, 3).copy(), np.linalg.inv(to_camera)
+    except np.linalg.LinAlgError as error:
+        raise InputError(f"{path}: its pose cannot be inverted: {error}") from error
 
 
 def _read_dpt(path: Path) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,18 +13,20 @@ import numpy as np
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
-    existing_file,
     pinhole,
     read_depth,
     read_grey,
     read_image,
     read_matrix,
+    read_text,
     same_size,
     standard_folders,
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.trajectory import read_tum
 from raymap3r_ros.io.files import natural_key
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 0.02  # seconds between associated entries
 DEPTH_UNIT = 5000  # values of a depth PNG per metre
@@ -133,14 +138,30 @@ def _sequence(
 
 
 def _read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Stamps (n,) in increasing order and file names (n,) from a list with lines `timestamp filename`."""
-    lines = [line.split(maxsplit=1) for line in existing_file(path).read_text().splitlines() if line.strip()]
-    lines = [line for line in lines if not line[0].startswith("#")]
-    try:
-        pairs = sorted((float(stamp), name.strip()) for stamp, name in lines)
-    except ValueError as error:
-        raise InputError(f"{path}: expected lines `timestamp filename`: {error}") from error
-    return np.array([stamp for stamp, _ in pairs]), np.array([name for _, name in pairs])
+    """Stamps (n,) in increasing order and file names (n,) from a list with lines `timestamp filename`.
+
+    A comma may separate the two. Of several files with one stamp, the first is used, with a warning.
+    """
+    files: dict[float, str] = {}
+    repeated = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = re.fullmatch(r"\s*([-+\d.eE]+)(?:\s*,\s*|\s+)(\S.*?)\s*", line)
+        try:
+            stamp = float(match[1]) if match else math.nan
+        except ValueError:
+            stamp = math.nan
+        if not math.isfinite(stamp):
+            raise InputError(f"{path}, line {number}: expected `timestamp filename`: {line[:80]!r}")
+        if stamp in files:
+            repeated.append(number)
+        else:
+            files[stamp] = match[2]
+    if repeated:
+        log.warning("%s: %d lines repeat a stamp, the first is line %d: left out", path, len(repeated), repeated[0])
+    stamps = sorted(files)
+    return np.array(stamps), np.array([files[stamp] for stamp in stamps])
 
 
 def _matching(folder: Path, name: str, stamps: np.ndarray) -> list[Path | None]:

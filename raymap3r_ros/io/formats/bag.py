@@ -16,13 +16,17 @@ import numpy as np
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
+from raymap3r_ros.io.bag_child import IMAGE_TYPES
 from raymap3r_ros.io.bag_files import is_bag
-from raymap3r_ros.io.bag_reader import IMAGE_TYPES, BagReader, camera_info_topic, nanoseconds
+from raymap3r_ros.io.bag_reader import BagReader, camera_info_topic, nanoseconds
 from raymap3r_ros.io.decoding import decode_image
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.stamps import JumpDetector, StampClock
+from raymap3r_ros.text import counted, listing, printable
 
 log = logging.getLogger(__name__)
+
+MAX_NAMED = 50  # topics in an error
 
 MAX_RATE = 1000.0  # frames per second; no camera is faster
 
@@ -53,23 +57,24 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
         # 16-bit depth in a CompressedImage message, with a header of its own before the PNG.
         and not name.endswith("/compressedDepth")
     }
-    listing = "".join(
-        f"\n  {name}  ({info.msgtype.rpartition('/')[2]}, {info.msgcount} messages)"
+    choices = "".join(
+        f"\n  {printable(name, 200)}  ({info.msgtype.rpartition('/')[2]}, {counted(info.msgcount, 'message')})"
         for name, info in sorted(images.items())
     )
     if not images:
-        others = ", ".join(sorted(bag.topics)) or "none at all"
+        topics = [f"{name} ({info.msgtype})" for name, info in sorted(bag.topics.items())]
+        others = listing(topics, MAX_NAMED) or "none at all"
         loss = f"; {bag.loss}" if bag.loss else ""
         raise InputError(f"{path}: no image topic with messages in this bag; its topics: {others}{loss}")
     if topic is None:
         if len(images) > 1:
-            raise InputError(f"{path}: several image topics; choose one with --topic:{listing}")
+            raise InputError(f"{path}: several image topics; choose one with --topic:{choices}")
         (topic,) = images
     # Names in ROS 1 bags may lack the leading slash.
     for name in (topic, "/" + topic.lstrip("/"), topic.lstrip("/")):
         if name in images:
             return name
-    raise InputError(f"{path}: no image topic /{topic.lstrip('/')}; there are:{listing}")
+    raise InputError(f"{path}: no image topic /{topic.lstrip('/')}; there are:{choices}")
 
 
 def _frames(recording: Recording, topic: str, info_topic: str | None, options: ReadOptions) -> Iterator[Frame]:
@@ -123,7 +128,10 @@ def _update(camera: CameraCalibration, message: Any) -> None:
 def _message_image(message: Any) -> np.ndarray:
     """Return the (h, w, 3) uint8 RGB image of an Image or CompressedImage message. Raises BrokenFrame."""
     if hasattr(message, "format"):
-        return decode_image(io.BytesIO(message.data.tobytes()), upright=False)
+        try:
+            return decode_image(io.BytesIO(message.data.tobytes()), upright=False)
+        except BrokenFrame as error:
+            raise BrokenFrame(f"{error} (format {message.format!r})") from error
     return _raw_image(message)
 
 
@@ -135,6 +143,10 @@ def _raw_image(message: Any) -> np.ndarray:
         depth, layout, dtype, channels = to_cvtype(message.encoding)
         if layout is Format.GENERIC:
             raise BrokenFrame(f"encoding {message.encoding!r} does not define its channels")
+        if layout in (Format.YUV_NV12, Format.YUV_NV21) and (message.width % 2 or message.height % 2):
+            raise BrokenFrame(f"{message.width}x{message.height} {message.encoding}: its sides must be even")
+        if channels == 2 and message.width % 2:
+            raise BrokenFrame(f"{message.width}x{message.height} {message.encoding}: its width must be even")
         # The library expects rows without padding, and counts the chroma rows of NV12 and NV21 as height.
         row = message.width * channels * np.dtype(dtype).itemsize
         height = message.height * 3 // 2 if layout in (Format.YUV_NV12, Format.YUV_NV21) else message.height

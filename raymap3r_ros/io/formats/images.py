@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,15 +23,11 @@ def _matches(path: Path) -> bool:
 
 def _open(path: Path, options: ReadOptions) -> Recording:
     if path.is_file():
-        raise InputError(f"{path}: is a single image; give a folder of images, a video or a bag")
-    files = [
-        item
-        for item in path.iterdir()
-        # macOS leaves ._name.jpg files beside copied pictures.
-        if item.suffix.lower() in IMAGE_SUFFIXES and not item.name.startswith(".") and item.is_file()
-    ]
+        what = "an animation (convert it to a video)" if _is_animated(path) else "a single image"
+        raise InputError(f"{path}: is {what}; give a folder of images, a video or a bag")
+    files = _images_in(path)
     if not files:
-        raise InputError(f"{path}: no images ({' '.join(IMAGE_SUFFIXES)}) and no bag in this folder")
+        raise InputError(f"{path}: no images ({' '.join(IMAGE_SUFFIXES)}) and no bag in this folder{_contents(path)}")
     length = options.expected(len(files))
     files.sort(key=lambda item: natural_key(item.name))
     files = files[:: options.stride]
@@ -55,13 +52,43 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     )
 
 
+def _images_in(folder: Path) -> list[Path]:
+    # Links that lead nowhere are included: they are images that are missing. macOS leaves ._name.jpg files beside
+    # copied pictures.
+    return [
+        item
+        for item in folder.iterdir()
+        if item.suffix.lower() in IMAGE_SUFFIXES and not item.name.startswith(".") and not item.is_dir()
+    ]
+
+
+def _contents(folder: Path) -> str:
+    """Return what a folder without images contains instead, for an error message."""
+    found = Counter(item.suffix.lower() or "without suffix" for item in folder.iterdir() if item.is_file())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.most_common(3))
+    below = next((item.name for item in sorted(folder.iterdir()) if item.is_dir() and _images_in(item)), "")
+    files = f"; its files: {kinds} (convert images of other formats to PNG or JPEG)" if kinds else ""
+    return files + (f"; its subfolder {below} contains images: give {folder / below}" if below else "")
+
+
+def _is_animated(file: Path) -> bool:
+    try:
+        with Image.open(file, formats=IMAGE_FORMATS) as picture:
+            return getattr(picture, "n_frames", 1) > 1
+    except Exception:  # as in `decode_image`
+        return False
+
+
 def _check_same_size(files: list[Path]) -> Path | None:
     """Return the first picture that its EXIF orientation turns. Raises InputError if the sizes differ.
 
     Reads only headers, so that mixed sizes are found before any work.
     """
     first = turned = None
+    depths = []
     for file in files:
+        if not file.is_file():
+            continue  # as below; opening a pipe would wait forever
         try:
             with Image.open(file, formats=IMAGE_FORMATS) as picture:
                 width, height = picture.size
@@ -70,6 +97,8 @@ def _check_same_size(files: list[Path]) -> Path | None:
                     width, height = height, width
                 if turn > 1:
                     turned = turned or file
+                if picture.mode.startswith("I"):
+                    depths.append(file.name)
         except Exception:  # as in `decode_image`
             continue  # skipped with a warning when it is read
         if first is None:
@@ -79,6 +108,11 @@ def _check_same_size(files: list[Path]) -> Path | None:
                 f"{file.parent}: images of different sizes: {first[0].name} is {first[1]}x{first[2]}, "
                 f"{file.name} is {width}x{height}"
             )
+    if depths and len(depths) < len(files):
+        log.warning(
+            "%s: %d of %d images have 16 bits of grey (%s): if these are depth maps, move them to another folder",
+            files[0].parent.name, len(depths), len(files), depths[0],
+        )  # fmt: skip
     return turned
 
 

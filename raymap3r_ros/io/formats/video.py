@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.files import plain_name
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.io.video_container import Container, read_container
+from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +32,37 @@ KNOWN_FILES = (
     (0, b"rosbag2_bagfile_information", "the metadata of a bag; give its folder"),
     (0, b"\x89HDF", "an HDF5 file; convert it to a folder of images"),
 )
+# FFmpeg reads what these files name, anywhere on the disk.
+PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"v=0", b"<?xml", b"<MPD")
+UNWRITTEN = (
+    "every image is black, or the same, as OpenCV returns images that it cannot convert, such as interlaced ones; "
+    "convert the video: ffmpeg -i INPUT -vf bwdif OUTPUT.mp4"
+)
+BLACK = 0.01  # share of values above 0 in a black image, which may be memory that was never written
 GIVE_UP = 10  # consecutive frames that cannot be decoded: treated as the end of the video
 
 
 def _open(path: Path, options: ReadOptions) -> Recording:
+    with path.open("rb") as file:
+        if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(PLAYLISTS):
+            raise InputError(f"{path}: a playlist, which names other files; give the video itself")
+    container = read_container(path)
     with _capture(path) as capture:
         if not capture.isOpened() or not capture.grab():
             raise InputError(f"{path}: {_description(path)}")
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         fps = capture.get(cv2.CAP_PROP_FPS)
-    if not MIN_RATE <= fps <= MAX_RATE:
+        turn = round(capture.get(cv2.CAP_PROP_ORIENTATION_META))
+    if not container.has_times:
+        log.warning("%s: a stream without times: %g frames per second are assumed (--rate)", path.name, options.rate)
+    if not (container.has_times and MIN_RATE <= fps <= MAX_RATE):
         fps = options.rate
-    container = read_container(path)
+    if turn and options.intrinsics is not None:
+        log.warning(
+            "%s: the video is turned by %d degrees, as its header requires: the given intrinsics must be those of the "
+            "turned images",
+            path.name, turn,
+        )  # fmt: skip
     stored = count if count > 0 and container.counts_frames else None
     return Recording(
         path, "video", options.expected(stored), options.stride, options.max_frames, fps / options.stride,
@@ -68,8 +89,14 @@ def _description(path: Path) -> str:
     for offset, magic, what in KNOWN_FILES:
         if start[offset:].startswith(magic):
             return f"is {what}"
-    if read_container(path).cut:
+    container = read_container(path)
+    if container.cut:
         return "a video that was cut off, or copied incompletely; OpenCV cannot read the rest"
+    if container.lacks_index:
+        return (
+            "an MP4 file without its index (moov box): the camera stopped before it wrote it; repair it, for instance "
+            "with untrunc and another video of the same camera"
+        )
     return "not a video that OpenCV can read (and not a folder of images, .mcap or .db3 file)"
 
 
@@ -78,8 +105,9 @@ def _frames(
 ) -> Iterator[Frame]:
     """Yield every N-th frame. `stored`: number of frames according to the file, None if it does not contain that."""
     with _capture(recording.path) as capture:
-        stamp = None
-        index = failed = 0
+        stamp = first = None
+        index = failed = decoded_images = 0
+        written = False  # whether an image is certainly not memory that OpenCV has never written to
         while failed < GIVE_UP:
             # OpenCV reports a broken frame and the end alike, but after a broken frame more frames follow.
             if not capture.grab():
@@ -88,26 +116,44 @@ def _frames(
             for broken in range(index, index + failed):
                 recording.skip(f"frame {broken}", "it cannot be decoded")
             index, failed = index + failed, 0
-            container_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            container_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if container.has_times else index / fps
             # Some containers have no times: OpenCV then reports 0 or the same time again.
             stamp = container_time if stamp is None or container_time > stamp else stamp + 1 / fps
             if index % options.stride == 0:
                 decoded, image = capture.retrieve()
                 if decoded:
+                    first = image if first is None else first
+                    decoded_images += 1
+                    written = written or not (_is_black(image) or np.array_equal(first, image))
                     yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stamp, options.intrinsics)
                 else:
                     recording.skip(f"frame {index}", "it cannot be decoded")
             index += 1
-    counted = "" if stored is None or index >= stored else f"; {stored} according to its header"
-    if container.cut:
-        recording.ended = f"ended after {index} frames{counted}: the file is cut off, or was copied incompletely"
-    elif counted and not container.hides_frames:
-        recording.ended = f"ended after {index} frames{counted}: the file is damaged"
+    if first is not None and not written and (decoded_images > 1 or _is_black(first)):
+        recording.ended = UNWRITTEN
+    _check_end(recording, index, stored, container)
+
+
+def _is_black(image: np.ndarray) -> bool:
+    return np.count_nonzero(image) < BLACK * image.size
+
+
+def _check_end(recording: Recording, index: int, stored: int | None, container: Container) -> None:
+    """Report a video that ended too early, after `index` frames."""
+    listed = "" if stored is None or index >= stored else f"; {stored} according to its header"
+    ended = f"ended after {counted(index, 'frame')}{listed}"
+    if container.cut and not recording.ended:
+        recording.ended = f"{ended}: the file is cut off, or was copied incompletely"
+    elif listed and not container.hides_frames and not recording.ended:
+        recording.ended = f"{ended}: the file is damaged"
     if recording.ended:
         log.warning("%s: %s", recording.path.name, recording.ended)
-    elif counted:
+    elif listed:
         log.warning(
-            "%s: %d frames%s: others are damaged, or hidden by an edit list", recording.path.name, index, counted
+            "%s: %s%s: others are damaged, or hidden by an edit list",
+            recording.path.name,
+            counted(index, "frame"),
+            listed,
         )
 
 

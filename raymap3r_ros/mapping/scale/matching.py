@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,12 @@ class Samples:
         self._samples: deque[tuple[float, Any]] = deque(maxlen=MAX_SAMPLES)
 
     def add(self, stamp: float, value: Any) -> None:
-        """Add a sample. One that is late is dropped; one far in the past means that the clock was set back."""
+        """Add a sample. One that is late is dropped; one far in the past means that the clock was set back.
+
+        A stamp that is not finite is ignored: all others would compare as late.
+        """
+        if not math.isfinite(stamp):
+            return
         if self._samples and stamp <= self._samples[-1][0]:
             if stamp > self._samples[-1][0] - LATE:
                 return
@@ -62,6 +68,10 @@ class FrameMatcher:
 
     def match(self, stamp: float, frame: Any) -> list[Observation]:
         """Add a frame; return the observations from it and from earlier frames that are now possible."""
+        if not math.isfinite(stamp):  # it would wait forever, and the frames after it with it
+            return []
+        if self._frames and stamp < self._frames[-1][0] - LATE:
+            self._frames.clear()  # the clock was set back
         self._frames.append((stamp, frame))
         found = []
         while self._frames and self._samples.reach(self._frames[0][0]):

@@ -85,7 +85,8 @@ class MetricScale:
     def update(self, stamp: float, pose: np.ndarray, measured: np.ndarray | None) -> ScaleEstimate:
         """Return the scale at a frame.
 
-        `stamp` in seconds; `pose` (4, 4) camera to world in network units; `measured` from `look`, in host memory.
+        `stamp` in seconds, finite; `pose` (4, 4) camera to world in network units; `measured` from `look`, in host
+        memory.
         """
         default = self.options.value
         if self.source is None:

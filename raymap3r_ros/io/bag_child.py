@@ -1,0 +1,231 @@
+"""The program of the child process that opens and reads a bag for `bag_process`, with limited resources.
+
+A bag may be made to exhaust memory, time or disk space: compressed chunks, queries and definitions of messages
+can take any amount of each. Here that ends only this process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from raymap3r_ros.errors import InputError, reason_of
+from raymap3r_ros.io.bag_files import ROS1, DataFile, data_files, prepare
+
+SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
+MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
+MAX_SMALL_MESSAGE = 2**22  # bytes, of types other than images: their objects are much larger than their bytes
+
+IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_CURES = {  # parts of messages of the reading library, and what to do
+    "not indexed": "repair it with: rosbag reindex",
+    "malformed": "repair it with: sqlite3 FILE .recover",
+    "not a database": "repair it with: sqlite3 FILE .recover",
+    "Profile is not ros2": "convert it to a ROS 2 bag with: rosbags-convert",
+    "summary offset": "repair it with: mcap recover",
+    "different definition": "record it again with one version of the message",
+    "MCAP footer": "repair it with: mcap recover",
+    "missing tables": "an SQLite database, but not a bag",
+    "magic is invalid": "not an MCAP file by its first bytes; was it copied completely?",
+    "Bag version": "only version 2.0 is read; convert it with ROS 1: rosbag fix",
+    "could not be read from file": "cut off or damaged; repair it with ROS 1: rosbag reindex",
+    "Could not read": "cut off or damaged; repair it with ROS 1: rosbag reindex",
+}
+
+
+def main() -> None:
+    """Serve the parent at the other end of the socket that is the last argument, until it closes it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    connection = Connection(int(sys.argv[-1]))
+    first = json.loads(connection.recv_bytes())
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
+    seconds = first["seconds"]
+    _limit(resource.RLIMIT_DATA, _memory() + first["memory"])
+    _limit(resource.RLIMIT_FSIZE, first["disk"])
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, seconds)
+    try:
+        reader, opened = _open(first)
+    except InputError as error:
+        _send(connection, json.dumps({"error": str(error)}))
+        return
+    _send(connection, opened)
+    sources: list[Iterator[Any]] = []
+    while True:
+        request = requests.get()
+        if isinstance(request, list):  # topics of a new pass
+            chosen = [one for one in reader.connections if one.topic in request]
+            sources.append(reader.messages(chosen) if chosen else iter(()))
+        else:
+            size = _send_next(connection, sources[request])
+            seconds += SECONDS_PER_MESSAGE + size / BYTES_PER_SECOND
+            _limit(resource.RLIMIT_CPU, seconds)
+
+
+def _receive(connection: Connection, requests: queue.SimpleQueue[Any]) -> None:
+    """Receive requests, and end the process with its parent, whatever the main thread is doing."""
+    try:
+        while True:
+            requests.put(json.loads(connection.recv_bytes()))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _send(connection: Connection, header: str, data: bytes | None = None) -> None:
+    connection.send_bytes(header.encode())
+    if data is not None:
+        connection.send_bytes(data)
+
+
+def _memory() -> int:
+    """Return the bytes of data and stack that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+
+
+def _limit(kind: int, limit: float) -> None:
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(
+        kind, (math.ceil(limit) if hard == resource.RLIM_INFINITY else min(math.ceil(limit), hard), hard)
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- opening
+
+
+class _Collector(logging.Handler):
+    """Keeps warnings for the log of the parent."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def _open(first: dict[str, Any]) -> tuple[Any, str]:
+    """Return the open reader, and in JSON what the parent needs to know.
+
+    `first`: path of the bag, folder for copies of its files, what was prepared there the last time, and the names of
+    the types whose definitions are returned.
+    """
+    path, folder, prepared = Path(first["path"]), Path(first["folder"]), first["prepared"]
+    warnings = _Collector()
+    logging.getLogger().addHandler(warnings)
+    kind = 2
+    try:
+        if prepared is None:
+            found, metadata = data_files(path)
+            files = [prepare(file, folder / f"file{index}") for index, file in enumerate(found)]
+            prepared = {
+                "files": [(str(file.path), file.kind, file.loss, file.empty) for file in files],
+                "counts": metadata.counts or {},
+                "messages_compressed": metadata.messages_compressed,
+            }
+        files = [DataFile(Path(name), *others) for name, *others in prepared["files"]]
+        kind = 1 if any(file.kind == ROS1 for file in files) else 2
+        loss = "; ".join(file.loss for file in files if file.loss)
+        if all(file.empty for file in files):
+            raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {loss}")
+        reader = _reader([file.path for file in files if not file.empty])
+        defined, twice = _definitions(reader.connections, first["types"])
+        opened = {
+            "prepared": prepared,
+            "warnings": warnings.texts,
+            "kind": kind,
+            "loss": loss,
+            "topics": {name: (info.msgtype, info.msgcount) for name, info in reader.topics.items()},
+            "times": (int(reader.start_time), int(reader.end_time)),
+            "defined": defined,
+            "twice": twice,
+        }
+        return reader, json.dumps(opened)
+    except InputError:
+        raise
+    except Exception as error:  # the library passes on struct, sqlite and decompression errors
+        cure = "".join(f"; {cure}" for part, cure in _CURES.items() if part in str(error))
+        raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {_reason(error)}{cure}") from error
+
+
+def _reader(paths: list[Path]) -> Any:
+    from rosbags.highlevel import AnyReader
+    from rosbags.typesys import Stores, get_typestore
+
+    # sqlite3 bags from before ROS 2 Iron contain no definitions of messages; here none are needed.
+    reader = AnyReader(paths, default_typestore=get_typestore(Stores.EMPTY))
+    reader.open()
+    return reader
+
+
+def _definitions(connections: list[Any], names: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of some types by name, as the bag defines them, and those with two different definitions."""
+    defined: dict[str, Any] = {}
+    twice = []
+    for definition, kind in dict.fromkeys((one.msgdef, one.msgtype) for one in connections):
+        for name, (_, fields) in _types(definition, kind).items():
+            if name in names and defined.setdefault(name, fields) != fields:
+                twice.append(name)
+    return defined, twice
+
+
+def _types(definition: Any, name: str) -> dict[str, Any]:
+    """Return the parsed definitions of a connection by name, as the library registers them."""
+    from rosbags.interfaces import MessageDefinitionFormat
+    from rosbags.typesys import get_types_from_idl, get_types_from_msg
+
+    if definition.format == MessageDefinitionFormat.NONE:
+        return {}
+    if definition.format == MessageDefinitionFormat.MSG:
+        return get_types_from_msg(definition.data, name)
+    separator = "=" * 80 + "\n"
+    if not definition.data.startswith(f"{separator}IDL: "):
+        return get_types_from_idl(definition.data)
+    types: dict[str, Any] = {}
+    for text in definition.data.split(separator)[1:]:
+        types.update(get_types_from_idl(text.split("\n", 1)[1]))
+    return types
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def _send_next(connection: Connection, source: Iterator[Any]) -> int:
+    """Send the next message of a pass, an error, or the end; return the number of bytes of the message."""
+    try:
+        one, recorded, data = next(source)
+        if not (isinstance(recorded, int) and isinstance(data, bytes)):  # SQLite has no types of columns
+            raise TypeError(f"a time is {type(recorded).__name__}, a message {type(data).__name__}")
+        size = len(data)
+        too_large = size > (MAX_MESSAGE if one.msgtype in IMAGE_TYPES else MAX_SMALL_MESSAGE)
+        header = {"topic": one.topic, "type": one.msgtype, "time": recorded, "size": size, "data": not too_large}
+        _send(connection, json.dumps(header), None if too_large else data)
+        return size
+    except StopIteration:
+        _send(connection, json.dumps({"end": True}))
+    except Exception as error:  # a damaged file cannot be read any further
+        _send(connection, json.dumps({"error": _reason(error)}))
+    return 0
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of a failure, in words if it is a limit of this process."""
+    limited = isinstance(error, MemoryError) or type(error).__name__ == "NoMemError"
+    if limited or any(part in str(error) for part in ("allocation", "disk I/O error", "disk is full")):
+        return (
+            "it takes too much memory or disk space for its size, as files do that are made to exhaust it; if you "
+            "trust it, record it again with smaller chunks"
+        )
+    return reason_of(error)
