@@ -572,7 +572,6 @@ class Runs:
             }
         return row
 
-
     def _results(self, stream: Stream, index: int, run: Run) -> dict[str, Any]:
         """The part of `_row` that needs no intermediate results: recorded frames have none."""
         result = stream.step(self.images[index], motion=run.rays)

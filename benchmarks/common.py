@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import openmp  # noqa: F401
 import torch
 
 from raymap3r_ros import __version__
@@ -263,12 +264,28 @@ class Machine:
     threads: int  # CPU threads of torch
     torch: str
     package: str
+    waiting: str  # of OpenMP's threads for each other
+    load: int  # other processes at full speed
 
 
-def machine(device: torch.device) -> Machine:
+def machine(device: torch.device, load: int = 0) -> Machine:
     """Return the description of this machine and `device`."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return Machine(name, torch.get_num_threads(), torch.__version__, __version__)
+    waiting = os.environ.get("OMP_WAIT_POLICY", "default").lower()
+    return Machine(name, torch.get_num_threads(), torch.__version__, __version__, waiting, load)
+
+
+def sgemm_rate(device: torch.device, size: int = 1024, seconds: float = 0.3) -> float:
+    """Operations per second of the product of two float32 matrices: what the machine reaches at best."""
+    one, other = (torch.rand(size, size, device=device) for _ in range(2))
+    one @ other
+    _synchronise(device)
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        one @ other
+        _synchronise(device)
+        products += 1
+    return products * 2 * size**3 / (time.perf_counter() - start)
 
 
 def _processor() -> str:
@@ -287,6 +304,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --device and --json."""
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
+
+
+def add_load_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --load."""
+    parser.add_argument(
+        "--load", type=int, default=0, metavar="N", help="run N other processes at full speed (default: 0)"
+    )
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:

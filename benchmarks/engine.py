@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure time and memory per frame, against the public way of running the same weights (naive mode), in one run.
 
-    python benchmarks/engine.py [--preset P ...] [--device D] [--json FILE] [--csv FILE]
+    python benchmarks/engine.py [--preset P ...] [--device D] [--load N] [--json FILE] [--csv FILE]
 
 One row for each combination of the given sizes, precisions and other options; without options, a default list for the
 device. A frame is timed from an image in host memory to results in host memory. All rows of one size take turns of
@@ -14,7 +14,8 @@ several frames. Each row has a baseline (`naive.py`), which works as a public im
 | other rules, no ray branch | CUT3R |
 
 The last column is frames/s divided by the frames/s of the baseline. A baseline runs one stream at a time, so rows of
-several streams also gain from batching.
+several streams also gain from batching. The column before is the share of the machine's own rate (a product of two
+large float32 matrices) that the row reaches.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from typing import Any
 import common
 import torch
 from common import Candidate, Latency, Machine
+from load import load
 from naive import NaiveStream
+from torch.utils.flop_counter import FlopCounterMode
 
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, choose_device, load_network
 from raymap3r_ros.streaming import RULES, StreamOptions
+from raymap3r_ros.streaming.recordings import long_running
 
 MOTION = ("on", "off", "auto")
 VARIED = ("size", "precision", "rule", "motion", "ray_interval", "execution", "streams")  # options of a row
@@ -80,6 +84,7 @@ class Row:
     latency: Latency
     frames: int  # timed, of each stream
     memory_mb: float  # highest, see `common.memory_kind`
+    share: float  # operations per second divided by those of the machine, see `common.sgemm_rate`
     ratio: float  # frames/s divided by the frames/s of the baseline
     stages: dict[str, float]  # median milliseconds
 
@@ -92,6 +97,7 @@ class Row:
             **dataclasses.asdict(self.latency),
             "memory_mb": self.memory_mb,
             "memory": memory,
+            "share_of_sgemm": self.share,
             "ratio_to_naive": self.ratio,
             **{f"stage_{name}_ms": value for name, value in self.stages.items()},
             **dataclasses.asdict(machine),
@@ -109,16 +115,19 @@ def combinations(base: Setting, varied: dict[str, Sequence[Any]]) -> list[Settin
     return list(dict.fromkeys(settings))
 
 
-def default_settings(base: Setting, device: torch.device, patch: int) -> list[Setting]:
+def default_settings(base: Setting, network: Network, device: torch.device) -> list[Setting]:
     """The rows of a run without options.
 
-    On a CPU: the default settings, and those with the least work. On a GPU: the same in bfloat16, and the default
-    settings with each option changed alone.
+    On a CPU: the default settings, and those with the least work, operation by operation and, for networks that a node
+    traces, traced. On a GPU: the same in bfloat16, and the default settings with each option changed alone.
     """
     least = dataclasses.replace(base, rule="filt3r", motion="off")
     if device.type == "cpu":
-        return [base, least]
+        traced = long_running(network, _options(base)).execution
+        executions = dict.fromkeys(("plain", traced if traced != "auto" else "plain"))
+        return [dataclasses.replace(one, execution=name) for one in (base, least) for name in executions]
     base, least = (dataclasses.replace(one, precision="bfloat16") for one in (base, least))
+    patch = network.config.patch_size
     changes: list[dict[str, Any]] = [{"precision": name} for name in common.PRECISIONS]
     changes += [{"rule": name} for name in RULES]
     changes += [{"execution": name} for name in ("plain", "compile")]
@@ -133,10 +142,13 @@ def measure(
 ) -> list[Row]:
     """Measure settings of one network (float32, on the CPU) and one size; the rows of their baselines come first."""
     settings = [*dict.fromkeys(setting.baseline() for setting in settings), *settings]
+    if any(setting.execution == "trace" for setting in settings):
+        warmup = max(warmup, common.GPU_WARMUP)  # recorded frames begin as late as on a GPU
     networks = common.variants_of(network, device, (setting.variant for setting in settings))
     size = common.image_size(network.config, settings[0].size)
     candidates = [Candidate(_builder(networks[setting.variant], setting, size)) for setting in settings]
     common.take_turns(candidates, frames, warmup, device)
+    machine_rate = common.sgemm_rate(device)
     latencies = {
         setting: Latency.of(candidate.latencies, setting.streams)
         for setting, candidate in zip(settings, candidates, strict=True)
@@ -152,6 +164,7 @@ def measure(
                 latency=latencies[setting],
                 frames=frames,
                 memory_mb=(candidate.peak - (foreign if device.type == "cuda" else 0)) / 1e6,
+                share=_operations(candidate, setting) * latencies[setting].frames_per_second / machine_rate,
                 ratio=latencies[setting].frames_per_second / base.frames_per_second,
                 stages=candidate.stage_medians(),
             )
@@ -171,6 +184,17 @@ def _builder(network: Network, setting: Setting, size: tuple[int, int]) -> Calla
     return build_naive if setting.mode == "naive" else build_engine
 
 
+def _operations(candidate: Candidate, setting: Setting) -> float:
+    """Floating-point operations of a frame of one stream: matrix products, convolutions and attention."""
+    step = candidate.build()
+    for index in range(common.MIN_WARMUP):
+        step(index)
+    with FlopCounterMode(display=False) as counter:
+        for index in range(setting.ray_interval):
+            step(common.MIN_WARMUP + index)
+    return counter.get_total_flops() / setting.ray_interval / setting.streams
+
+
 def _options(setting: Setting) -> StreamOptions:
     return StreamOptions(
         execution=setting.execution,
@@ -186,7 +210,19 @@ def report(rows: Sequence[Row]) -> None:
     names = [_name(row.setting) for row in rows]
     print()
     common.print_table(
-        ("network", "pixels", "mode", "streams", "median ms", "p95", "p99", "frames/s", "memory MB", "x naive"),
+        (
+            "network",
+            "pixels",
+            "mode",
+            "streams",
+            "median ms",
+            "p95",
+            "p99",
+            "frames/s",
+            "memory MB",
+            "of sgemm",
+            "x naive",
+        ),
         [
             (
                 row.setting.network,
@@ -198,6 +234,7 @@ def report(rows: Sequence[Row]) -> None:
                 row.latency.p99_ms,
                 row.latency.frames_per_second,
                 row.memory_mb,
+                f"{row.share:.0%}",
                 row.ratio,
             )
             for name, row in zip(names, rows, strict=True)
@@ -232,17 +269,21 @@ def run(args: argparse.Namespace) -> None:
     # A turn has one untimed and 4 or 20 timed frames, enough to include frames in which an infrequent ray branch runs.
     frames = args.frames or (40 if device.type == "cpu" else 200)
     default = [DEFAULT_CHECKPOINT] if device.type == "cpu" else [DEFAULT_CHECKPOINT, "cut3r_512_dpt"]
-    machine, memory = common.machine(device), common.memory_kind(device)
-    print(f"{machine.device}, {machine.threads} CPU threads, torch {machine.torch}; memory: {memory}")
+    machine, memory = common.machine(device, args.load), common.memory_kind(device)
+    print(
+        f"{machine.device}, {machine.threads} CPU threads (waiting: {machine.waiting}), torch {machine.torch}, "
+        f"{args.load} other processes; memory: {memory}"
+    )
     rows: list[Row] = []
     for checkpoint in args.preset or ([args.checkpoint] if args.checkpoint else default):
         network = load_network(checkpoint)
         base = Setting(Path(checkpoint).stem, network.config.image_size)
-        settings = combinations(base, varied) if varied else default_settings(base, device, network.config.patch_size)
+        settings = combinations(base, varied) if varied else default_settings(base, network, device)
         for setting in settings:
             _options(setting)  # raises OptionError before anything is measured
         for size in dict.fromkeys(setting.size for setting in settings):
-            group = measure(network, device, [one for one in settings if one.size == size], frames, warmup)
+            with load(args.load):
+                group = measure(network, device, [one for one in settings if one.size == size], frames, warmup)
             report(group)
             rows += group
             common.save({"rows": [row.flat(machine, memory) for row in rows]}, args.json, args.csv)
@@ -256,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--preset", nargs="+", choices=PRESETS, metavar="P", help=presets)
     which.add_argument("--checkpoint", metavar="F", help=f"weights (default: {DEFAULT_CHECKPOINT})")
     common.add_common_arguments(parser)
+    common.add_load_argument(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows to this file")
     parser.add_argument("--size", nargs="+", type=common.positive, metavar="N", help="long edges, pixels")
     for name, choices, note in (

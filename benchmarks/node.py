@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Measure the node over DDS: from a camera's image to the transform, and to the last output of the frame.
 
-    python benchmarks/node.py [--checkpoint F] [--device D] [--size N] [--rates HZ ...] [--frames N] [--json FILE]
+    python benchmarks/node.py [--checkpoint F] [--device D] [--size N] [--rates HZ ...] [--frames N] [--load N]
+                              [--json FILE]
 
 Three processes, as on a robot: a camera (this one), the node, and a subscriber that records when each message arrives.
 The node runs twice, once with subscriptions to all outputs and once to the transform alone. Each run covers all rates,
@@ -30,6 +31,7 @@ from typing import Any
 import common
 import cv2
 import numpy as np
+from load import load
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
@@ -211,19 +213,22 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print the tables, write the file. Raises Raymap3rError."""
     common.check_targets(args.json)
     device = choose_device(args.device)
-    machine = common.machine(device)
+    machine = common.machine(device, args.load)
     set_up_dds(own_domain=True)
     width, height = args.camera
     size = f"a long edge of {args.size}" if args.size else "the size used in training"
     print(f"{args.checkpoint} on {machine.device}, torch {machine.torch}; camera {width}x{height}, network at {size}")
     for parameter in args.parameter:
         print(f"with {parameter}")
+    if args.load:
+        print(f"beside {args.load} other processes")
     messages = camera_messages(width, height)
     runs: list[Run] = []
     parts: list[Parts] = []
     for subscribed in OUTPUTS:
         print(f"subscribed to {subscribed} ...", file=sys.stderr, flush=True)
-        more, part = measure(subscribed, messages, args)
+        with load(args.load):
+            more, part = measure(subscribed, messages, args)
         runs += more
         parts.append(part)
 
@@ -250,6 +255,7 @@ def run(args: argparse.Namespace) -> None:
         "parameters": " ".join(args.parameter),
         "device": machine.device,
         "torch": machine.torch,
+        "load": machine.load,
         "package": machine.package,
     }
     common.save({"rows": [{**setting, **_flat(r)} for r in runs], "parts": [_flat(p) for p in parts]}, args.json)
@@ -292,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", default=DEFAULT_CHECKPOINT, metavar="F", help="weights or preset (default: %(default)s)"
     )
     common.add_common_arguments(parser)
+    common.add_load_argument(parser)
     parser.add_argument(
         "--size", type=int, default=0, metavar="N", help="long edge of the network's input (default: as trained)"
     )

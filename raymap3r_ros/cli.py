@@ -18,6 +18,7 @@ from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.standard_streams import SteadyStream, reserve_standard_descriptors
 from raymap3r_ros.text import LONGEST_ERROR, PrintableFormatter, RepeatFilter, printable
+from raymap3r_ros.threads import wait_passively
 
 # Module in `commands/` and help. Modules import PyTorch, those of ROS_COMMANDS also rclpy, so that only the module of
 # the command in use is imported.
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     """Run one command and return the exit status."""
+    wait_passively()
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("raymap3r: %(levelname)s: %(message)s"))
     handler.addFilter(RepeatFilter())

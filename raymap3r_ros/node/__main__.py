@@ -9,6 +9,9 @@ def main() -> int:
     # Imports take seconds. Until the node can end in order, a signal just ends the process, without a traceback.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    from raymap3r_ros.threads import wait_passively
+
+    wait_passively()
     from raymap3r_ros.node.executable import main as run_node
 
     return run_node()
