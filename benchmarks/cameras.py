@@ -25,7 +25,7 @@ import common
 import torch
 from common import Candidate, Latency
 
-from raymap3r_ros.network import Network, choose_device, load_network
+from raymap3r_ros.network import Network, choose_device, choose_threads, load_network
 from raymap3r_ros.streaming import METHOD, RULES, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler
 
@@ -128,6 +128,7 @@ def run(args: argparse.Namespace) -> None:
     machine, checkpoint = common.machine(device), args.preset or args.checkpoint
     name = Path(checkpoint).stem
     network = load_network(checkpoint, device, args.precision)
+    choose_threads(network)
     print(f"{machine.device}, {machine.threads} CPU threads, torch {machine.torch}")
     print(f"{name}, {args.rule} {args.precision} {args.execution}")
     rows = measure(network, options, tuple(dict.fromkeys(args.cameras)), frames, warmup, device)

@@ -36,7 +36,7 @@ from load import load
 from naive import NaiveStream
 from torch.utils.flop_counter import FlopCounterMode
 
-from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, choose_device, load_network
+from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, choose_device, choose_threads, load_network
 from raymap3r_ros.streaming import RULES, StreamOptions
 from raymap3r_ros.streaming.recordings import long_running
 
@@ -269,14 +269,16 @@ def run(args: argparse.Namespace) -> None:
     # A turn has one untimed and 4 or 20 timed frames, enough to include frames in which an infrequent ray branch runs.
     frames = args.frames or (40 if device.type == "cpu" else 200)
     default = [DEFAULT_CHECKPOINT] if device.type == "cpu" else [DEFAULT_CHECKPOINT, "cut3r_512_dpt"]
-    machine, memory = common.machine(device, args.load), common.memory_kind(device)
-    print(
-        f"{machine.device}, {machine.threads} CPU threads (waiting: {machine.waiting}), torch {machine.torch}, "
-        f"{args.load} other processes; memory: {memory}"
-    )
-    rows: list[Row] = []
+    memory = common.memory_kind(device)
+    rows: list[dict[str, Any]] = []
     for checkpoint in args.preset or ([args.checkpoint] if args.checkpoint else default):
         network = load_network(checkpoint)
+        choose_threads(network)
+        machine = common.machine(device, args.load)
+        print(
+            f"{machine.device}, CPU threads: {machine.threads} (waiting: {machine.waiting}), torch {machine.torch}, "
+            f"{args.load} other processes; memory: {memory}"
+        )
         base = Setting(Path(checkpoint).stem, network.config.image_size)
         settings = combinations(base, varied) if varied else default_settings(base, network, device)
         for setting in settings:
@@ -285,8 +287,8 @@ def run(args: argparse.Namespace) -> None:
             with load(args.load):
                 group = measure(network, device, [one for one in settings if one.size == size], frames, warmup)
             report(group)
-            rows += group
-            common.save({"rows": [row.flat(machine, memory) for row in rows]}, args.json, args.csv)
+            rows += [row.flat(machine, memory) for row in group]
+            common.save({"rows": rows}, args.json, args.csv)
             common.free_memory(device)
 
 

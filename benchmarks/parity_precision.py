@@ -28,7 +28,7 @@ import torch
 
 from raymap3r_ros.errors import OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import checked_poses
-from raymap3r_ros.network import STORED_DTYPES, Network, choose_device, load_network
+from raymap3r_ros.network import STORED_DTYPES, Network, choose_device, choose_threads, load_network
 from raymap3r_ros.network.checkpoint import stored_dtype
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
 from raymap3r_ros.synthetic import SUITES, suite_sequence
@@ -136,6 +136,7 @@ def compare(
     """Run all modes and the reference. Return the deviations, and the length of the reference's path in metres."""
     keys = {mode: (common.variant(mode.precision, mode.execution), mode.stored) for mode in (REFERENCE, *modes)}
     network = load_network(checkpoint)
+    choose_threads(network)
     add_lost_digits(network)
     networks = {}
     for stored in dict.fromkeys(mode.stored for mode in keys):

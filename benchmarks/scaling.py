@@ -26,7 +26,7 @@ import torch
 from common import Candidate, Latency
 
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.network import Network, NetworkConfig, choose_device, load_network, untrained_network
+from raymap3r_ros.network import Network, NetworkConfig, choose_device, choose_threads, load_network, untrained_network
 from raymap3r_ros.streaming import StreamOptions
 
 TITLES = {"frames": "frames", "pixels": "pixels", "streams": "streams", "state": "state tokens"}
@@ -232,6 +232,7 @@ def run(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     trends: list[dict[str, Any]] = []
     network: Network | None = load_network(checkpoint, device, args.precision)
+    choose_threads(network)
     config = network.config
     for over in (over for over in TITLES if over in args.over):
         if over == "frames":

@@ -16,7 +16,7 @@ from raymap3r_ros.commands.arguments import (
     read_stream_options,
 )
 from raymap3r_ros.io import open_recording
-from raymap3r_ros.network import choose_device, load_network
+from raymap3r_ros.network import choose_device, choose_threads, load_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
 from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
 from raymap3r_ros.rates import rate_text
@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         view=RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None,
     )  # fmt: skip
     network = load_network(args.checkpoint, choose_device(args.device), options.precision)
+    choose_threads(network)
     summary = run_recording(
         recording, network, args.out, options, outputs=outputs, cloud_options=cloud_options, overwrite=args.overwrite
     )

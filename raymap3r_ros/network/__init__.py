@@ -12,7 +12,7 @@ from raymap3r_ros.network.checkpoint import (
 )
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.decoder import Decoded
-from raymap3r_ros.network.device import choose_device
+from raymap3r_ros.network.device import choose_device, choose_threads, is_small
 from raymap3r_ros.network.model import Network
 
 __all__ = [
@@ -24,7 +24,9 @@ __all__ = [
     "NetworkConfig",
     "checkpoint_path",
     "choose_device",
+    "choose_threads",
     "convert_checkpoint",
+    "is_small",
     "load_network",
     "save_network",
     "shipped_weights",

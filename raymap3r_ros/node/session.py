@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import threading
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +16,7 @@ from tf2_ros import Buffer, TransformListener
 
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
-from raymap3r_ros.network import Network, choose_device, load_network
+from raymap3r_ros.network import Network, choose_device, choose_threads, load_network
 from raymap3r_ros.node import parameters
 from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.map_publisher import MapPublisher
@@ -161,15 +160,15 @@ def open_session(
     with contextlib.ExitStack() as resources:
         scheduler = None
         if pool is None:
-            _leave_a_core_free()
             network = load_network(options.checkpoint, choose_device(options.device), settings.stream.precision)
         else:
             name = node.get_fully_qualified_name()
             pool.claim(name, options)
             resources.callback(pool.give_back, name)
-            _leave_a_core_free()
             scheduler = pool.get(options.checkpoint, options.device, settings.stream.precision)
             network = scheduler.network
+        # With a thread on every core, each DDS message or callback would delay all of them: they wait for each other.
+        choose_threads(network, spare=1)
         # Each number of cameras in a batch would be recorded for itself.
         stream = Stream(network, long_running(network, settings.stream) if pool is None else settings.stream)
         if not network.trained:
@@ -208,12 +207,3 @@ def _error_model(node: LifecycleNode, network: Network) -> ErrorModel:
             "~/odometry use the default, see docs/odometry.md"
         )
     return model or DEFAULT
-
-
-def _leave_a_core_free() -> None:
-    """Limit PyTorch to all cores but one, unless the user has set the number of threads.
-
-    Its threads wait for each other. With one on every core, each DDS message or callback would delay all of them.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.network import Network
+from raymap3r_ros.network import Network, is_small
 from raymap3r_ros.streaming import engine
 from raymap3r_ros.streaming.cuda_graphs import Capture, CudaCapture, record_graph
 from raymap3r_ros.streaming.result import Estimate
@@ -23,9 +23,6 @@ from raymap3r_ros.streaming.traces import trace
 # Number of recordings: each holds the results of a whole frame. A node with one image size needs them with and without
 # given intrinsics, each for frames with motion, without motion, and without the ray branch.
 _KEPT = 6
-
-# Parameters of a network. Above, operations take so long that Python's cost for each of them does not count.
-_SMALL = 50_000_000
 
 Recorded = Callable[[tuple, StreamState], tuple[Estimate, StreamState]]
 Recorder = Callable[[Callable, tuple, StreamState], Recorded]
@@ -90,8 +87,7 @@ def recordings(network: Network, options: StreamOptions, capture: Capture | None
 
 def long_running(network: Network, options: StreamOptions) -> StreamOptions:
     """Options for a stream of thousands of frames: with `trace` for `auto` where it pays."""
-    small = sum(parameter.numel() for parameter in network.parameters()) <= _SMALL
     on_cpu = network.first_pose_token.device.type == "cpu"
-    if options.execution == "auto" and options.precision == "float32" and on_cpu and small:
+    if options.execution == "auto" and options.precision == "float32" and on_cpu and is_small(network):
         return dataclasses.replace(options, execution="trace")
     return options
