@@ -79,6 +79,7 @@ class Bench:
         self._clients = {}
         self.spinning = []
         self._spin(self.probe, SingleThreadedExecutor(context=self.context))
+        parameters = {"execution": "plain", **parameters}  # recording frames takes seconds
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
         self.node = StreamNode(pool, parameter_overrides=overrides, **names)
         self._spin(self.node, Executor(num_threads=4, context=self.context))
