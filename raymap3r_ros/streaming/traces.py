@@ -29,12 +29,12 @@ def trace(network: Network, frame: Callable, inputs: tuple, state: Any) -> Calla
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         graph = torch.jit.freeze(torch.jit.trace(module, example, check_trace=False))
-    # The executor would profile the first runs, to fuse operations, which it cannot do on a CPU.
-    before = torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
-    try:
-        graph(*example)
-    finally:
-        torch.jit.set_fusion_strategy(before)
+        # The executor would profile the first runs, to fuse operations, which it cannot do on a CPU.
+        before = torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
+        try:
+            graph(*example)
+        finally:
+            torch.jit.set_fusion_strategy(before)
     results = copy_of(module.results)
 
     def run(inputs: tuple, state: Any) -> tuple[Any, Any]:
