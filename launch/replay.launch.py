@@ -18,7 +18,7 @@ from raymap3r_ros.clients.graph import GLOBAL_TOPICS
 from raymap3r_ros.clients.replay import PRIVATE_NAMESPACE, launch_words, node_parameters, prepare_folder
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.node.dds_profile import config_file
-from raymap3r_ros.node.launching import declare, full_name, is_true, read
+from raymap3r_ros.node.launching import PREFIX, command_prefix, declare, end_if_failed, full_name, is_true, read
 from raymap3r_ros.options import build_options
 
 ARGUMENTS = {
@@ -41,6 +41,7 @@ ARGUMENTS = {
         "exchange /tf, /tf_static, /clock and /diagnostics with all nodes of the ROS domain, for RViz; false: these "
         "topics are in the node's namespace",
     ),
+    "prefix": PREFIX,
     "namespace": (
         "",
         f"namespace of the node and its topics; empty: {PRIVATE_NAMESPACE}, or none if global_topics",
@@ -58,6 +59,7 @@ def generate_launch_description() -> LaunchDescription:
 
 def _processes(context: LaunchContext) -> list[Action]:
     values = read(context, ARGUMENTS)
+    prefix = command_prefix(values["prefix"])
     for name in ("bag", "out"):
         values[name] = str(Path(values[name]).expanduser())  # the shell does not expand ~ after `bag:=`
     overwrite, global_topics = is_true(values["overwrite"]), is_true(values["global_topics"])
@@ -87,6 +89,7 @@ def _processes(context: LaunchContext) -> list[Action]:
         arguments=["--autostart"],
         output="screen",
         on_exit=_end,
+        **prefix,
     )
     player = ExecuteProcess(
         cmd=[
@@ -111,5 +114,6 @@ def _value(name: str, kind: type, text: str) -> object:
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[Action]:
-    """Shut down with either process, unless the launch is shutting down already."""
+    """Shut down with either process, with an error if it failed, unless the launch is shutting down already."""
+    end_if_failed(event, context)
     return [] if context.is_shutdown else [Shutdown(reason=f"{event.process_name} has ended")]

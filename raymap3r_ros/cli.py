@@ -6,6 +6,7 @@ import argparse
 import importlib
 import io
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -31,7 +32,18 @@ FAILED = 2  # exit status of every error with a message of this package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status. An expected error is printed as one line on stderr."""
+    """Run one command and return the exit status. An expected error is printed as one line on stderr.
+
+    `arguments`: None for those of the process, which is then expected to end with this status.
+    """
+    try:
+        return _run(arguments)
+    finally:
+        if arguments is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would kill the process or change its status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("raymap3r: %(levelname)s: %(message)s"))
     handler.addFilter(RepeatFilter())

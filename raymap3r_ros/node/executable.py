@@ -22,6 +22,7 @@ from rclpy.task import Future, Task
 from rclpy.utilities import remove_ros_args
 
 from raymap3r_ros.node.network_pool import NetworkPool
+from raymap3r_ros.node.parameter_files import FORM, parameter_files, section_warnings
 from raymap3r_ros.node.stream_node import StreamNode
 from raymap3r_ros.signals import StopSignal
 from raymap3r_ros.text import LONGEST_TEXT, Throttle, printable
@@ -122,7 +123,7 @@ def main() -> int:
         arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # ROS arguments that cannot be parsed, or a parameter file that cannot be read
-        parser.error(str(error))
+        parser.error(f"{error}\n{FORM}" if "ros__parameters" in str(error) else str(error))
 
     if arguments.cameras:
         pool = NetworkPool(len(arguments.cameras))
@@ -133,6 +134,9 @@ def main() -> int:
         ]
     else:
         nodes = [StreamNode()]
+    for file in parameter_files(sys.argv):
+        for line in section_warnings(file, [node.get_fully_qualified_name() for node in nodes]):
+            nodes[0].get_logger().warning(printable(line))
     status = 1
     try:
         if not arguments.autostart or all([node.autostart() for node in nodes]):

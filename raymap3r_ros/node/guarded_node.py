@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +53,7 @@ class GuardedNode(LifecycleNode):
     def __init__(self, *arguments: Any, **node_arguments: Any) -> None:
         """As rclpy's."""
         self.transition_error = ""  # of the last transition that raised an exception
+        self.clock_arrival = -math.inf  # of the last message on /clock; seconds of the monotonic clock
         super().__init__(*arguments, **node_arguments)
         # rclpy creates some of its services without `create_service`.
         for service in self.services:
@@ -65,7 +68,7 @@ class GuardedNode(LifecycleNode):
     ) -> Subscription:
         """As rclpy's."""
         if msg_type is Clock:
-            callback = _checked_clock(callback)
+            callback = self._checked_clock(callback)
         guarded = self.guarded(callback, f"the callback of {topic}")
         return super().create_subscription(msg_type, topic, guarded, qos_profile, **arguments)
 
@@ -112,6 +115,15 @@ class GuardedNode(LifecycleNode):
 
         return callback if inspect.iscoroutinefunction(callback) else respond
 
+    def _checked_clock(self, callback: Callable[[Clock], None]) -> Callable[[Clock], None]:
+        @functools.wraps(callback)
+        def run(message: Clock) -> None:
+            self.clock_arrival = time.monotonic()
+            check_stamp(message.clock)
+            callback(message)
+
+        return run
+
     def _on_set_parameters(
         self, request: SetParameters.Request, response: SetParameters.Response
     ) -> SetParameters.Response:
@@ -138,12 +150,3 @@ class GuardedNode(LifecycleNode):
             return self.set_parameters_atomically(changes)
         except Exception as error:  # rclpy raises many kinds: undeclared, static type, invalid value
             return SetParametersResult(successful=False, reason=printable(reason_of(error)))
-
-
-def _checked_clock(callback: Callable[[Clock], None]) -> Callable[[Clock], None]:
-    @functools.wraps(callback)
-    def run(message: Clock) -> None:
-        check_stamp(message.clock)
-        callback(message)
-
-    return run

@@ -13,6 +13,7 @@ from typing import Any
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch.action import Action
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction, SetEnvironmentVariable
+from launch.events.process import ProcessExited
 from launch.launch_description_sources import (
     PythonLaunchDescriptionSource,
     get_launch_description_from_python_launch_file,
@@ -24,10 +25,11 @@ from launch_ros.utilities import prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.node.dds_profile import profile_environment
+from raymap3r_ros.node.dds_profile import config_file, profile_environment
 
 BOOLEANS = ["true", "false", "True", "False"]
 ADDED_BY_LAUNCH = ("launch-prefix", "launch-prefix-filter")  # by options of `ros2 launch`
+PREFIX = ("", "command that starts the node's process, such as nice -n -5; see docs/troubleshooting.md")
 
 
 def declare(
@@ -119,6 +121,25 @@ def command_prefix(text: str) -> dict[str, str]:
     return {"prefix": text} if words else {}
 
 
+def end_if_failed(event: ProcessExited, context: LaunchContext) -> None:
+    """End the launch with status 1 if a process fails: what is left over would wait for it, or run without a purpose.
+
+    If the launch file of another package includes ours, launch only reports the process: the rest is not ours to end.
+    """
+    if context.is_shutdown or not event.returncode or not _is_own_launch():
+        return
+    # launch prints an exception, ends all processes and exits with status 1.
+    raise RuntimeError(
+        f"{event.process_name} has failed with status {event.returncode}, the launch ends; its own message is above"
+    )
+
+
+def _is_own_launch() -> bool:
+    """Whether the launch file on the command line is one of this package."""
+    own = (config_file("stream.yaml").parents[1] / "launch").glob("*.launch.py")
+    return not {file.name for file in own}.isdisjoint(Path(word).name for word in sys.argv)
+
+
 def require(package: str, executable: str, why: str, remedy: str) -> None:
     """Raise FileNotFoundError with `why` and `remedy` if a ROS package with this executable is not installed.
 
@@ -202,6 +223,7 @@ def mapper_beside(
                 ],
                 remappings=[(name, f"{stream_node}/{topic}") for name, topic in inputs.items()],
                 output="screen",
+                on_exit=end_if_failed,
             )
         ]
 
