@@ -272,7 +272,9 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["convert", "/nowhere.pth", "/nowhere/out"], 2)])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["--version"], 0), (["convert", "/nowhere.pth", "/nowhere/out"], 2)]
+)
 def test_ctrl_c_while_python_ends_does_not_change_the_status(arguments, status):
     """Ctrl-C under ros2 launch arrives twice; the second one may find a command that has done its work."""
     done = subprocess.run([sys.executable, "-c", AT_EXIT, *arguments], capture_output=True, text=True)

@@ -108,7 +108,9 @@ def read(
 
 
 def command_prefix(text: str) -> dict[str, str]:
-    """The keyword argument `prefix` of a node; none if `text` is empty, so that `--launch-prefix` has effect.
+    """The keyword arguments of the stream node for a prefix; none if `text` is empty, so `--launch-prefix` has effect.
+
+    Without `exec_name` launch would call the process after the prefix.
 
     Raises OptionError if it is not a command that exists.
     """
@@ -118,7 +120,7 @@ def command_prefix(text: str) -> dict[str, str]:
         raise OptionError(f"prefix is {text!r}: {error}") from None
     if words and not shutil.which(words[0]):
         raise OptionError(f"prefix is {text!r}: there is no command {words[0]!r}; install it, or correct its name")
-    return {"prefix": text} if words else {}
+    return {"prefix": text, "exec_name": "stream"} if words else {}
 
 
 def end_if_failed(event: ProcessExited, context: LaunchContext) -> None:
