@@ -14,10 +14,12 @@ from rosgraph_msgs.msg import Clock
 from raymap3r_ros.node.diagnostics import PROFILE_HINT
 from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.text import printable
 
 SILENCE = 5.0  # seconds without a message before the first warning
 REPEAT = 60.0  # seconds between two warnings about the same topic
-LISTED = 4  # publishers or topics that a warning names
+LISTED = 3  # publishers or topics that a warning names
+LONGEST_NAME = 80  # characters of one of them: a longer warning would be cut, perhaps in its remedy
 CLOCK_REMEDY = "publish it (ros2 bag play --clock, or the simulator), or set use_sim_time to false"
 
 
@@ -63,7 +65,8 @@ def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> st
     topic, kind = subscription.topic_name, _type_name(subscription.msg_type)
     publishers = node.get_publishers_info_by_topic(topic)
     listed = "; ".join(
-        f"{_name(one)} publishes {one.topic_type}, {_reliability(one.qos_profile)}" for one in publishers[:LISTED]
+        f"{_name(one)} publishes {printable(one.topic_type, LONGEST_NAME)}, {_reliability(one.qos_profile)}"
+        for one in publishers[:LISTED]
     )
     if len(publishers) > LISTED:
         listed += f"; and {len(publishers) - LISTED} more"
@@ -82,7 +85,7 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
         if topic.endswith("/compressed/compressed"):
             return "its name ends in compressed twice; remap `image` to the name without /compressed"
         others = [name for name, types in node.get_topic_names_and_types() if kind in types and name != topic]
-        others = [name for name in others if node.count_publishers(name)][:LISTED]
+        others = [printable(name, LONGEST_NAME) for name in others if node.count_publishers(name)][:LISTED]
         return "it has no publisher; " + (
             f"remap it to the topic of the driver, such as {', '.join(others)}"
             if others
@@ -105,7 +108,7 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
         )
     if is_clock:
         return f"use_sim_time is true, but its publishers send nothing; {CLOCK_REMEDY}"
-    return f"its publishers send nothing, or large messages are lost; check `ros2 topic hz {topic}`, {PROFILE_HINT}"
+    return f"its publishers send nothing, or large messages are lost; check its rate with `ros2 topic hz`, {PROFILE_HINT}"
 
 
 def _type_name(kind: type) -> str:
@@ -114,7 +117,7 @@ def _type_name(kind: type) -> str:
 
 
 def _name(publisher: TopicEndpointInfo) -> str:
-    return f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
+    return printable(f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}", LONGEST_NAME)
 
 
 def _reliability(qos: QoSProfile) -> str:

@@ -243,8 +243,8 @@ def test_prefix_starts_the_node(launch):
 
 def test_prefix_starts_the_node_of_a_replay(launch, bag, tmp_path):
     process = launch(
-        f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path}", "device:=cpu", "prefix:=nice -n 3", "loop:=1000",
-        file="replay.launch.py",
+        f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path}", "device:=cpu", "loop:=1000",
+        "prefix:=nice -n 3", file="replay.launch.py",
     )  # fmt: skip
     out = lines_until(process, "a new world starts")
     nice = {

@@ -78,6 +78,21 @@ def test_publisher_that_sends_nothing(make_bench):
     assert "nav_msgs/msg/Odometry" in bench.wait_for_log(f"on {bench.namespace}/wheel_odometry", level=30)
 
 
+def test_long_names_leave_the_remedy_readable(make_bench):
+    long = "a_long_name_of_a_topic_or_node_" * 7  # near the limit of 255 characters
+    bench = make_bench("-r", f"image:={long}")
+    drivers = [rclpy.create_node(f"{long}{index}", context=bench.context) for index in range(5)]
+    publishers = [driver.create_publisher(Image, f"{bench.namespace}/{long}", RELIABLE) for driver in drivers]
+    bench.wait(lambda: bench.node.count_publishers(publishers[0].topic_name) == len(drivers), "discovery")
+    activate(bench)
+    bench.wait(lambda: bench.statuses and "nothing has arrived" in bench.statuses[-1][1], "diagnostics")
+    line = bench.statuses[-1][1]
+    assert "check its rate with `ros2 topic hz`, use the Fast DDS profile of config/fastdds.xml" in line
+    assert "on the publisher's side above all. Publishers: /a_long_name" in line and line.endswith("and 2 more")
+    for driver in drivers:
+        driver.destroy_node()
+
+
 LOCAL = ("-r", "/clock:=clock")  # not to other tests
 
 

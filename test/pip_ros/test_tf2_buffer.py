@@ -250,7 +250,7 @@ def test_waits_no_longer_than_the_timeout(buffer):
 
 def test_clears_the_buffer_when_time_jumps_back(buffer):
     buffer.set_transform(message("a", "b", 5), "test")
-    buffer._time_jumped(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(seconds=-4)))
+    buffer.time_jump_callback(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(seconds=-4)))
     assert not buffer.can_transform("a", "b", Time())
     buffer.set_transform(message("a", "b", 1), "test")
     assert buffer.can_transform("a", "b", at(1))

@@ -29,7 +29,7 @@ class Buffer(BufferCore):
         self._waiting: list[tuple[Future, Callable[[], TransformStamped]]] = []  # asynchronous look-ups
         self.clock = node.get_clock() if node is not None else Clock()
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-1), on_clock_change=True)
-        self._jump_handle = self.clock.create_jump_callback(threshold, post_callback=self._time_jumped)
+        self.jump_handle = self.clock.create_jump_callback(threshold, post_callback=self.time_jump_callback)
 
     def set_transform(self, transform: TransformStamped, authority: str) -> None:
         """Store a transform of /tf, and complete the asynchronous look-ups that have waited for it."""
@@ -147,6 +147,7 @@ class Buffer(BufferCore):
                     return result
                 self._changed.wait(left)
 
-    def _time_jumped(self, jump: TimeJump) -> None:
+    def time_jump_callback(self, time_jump: TimeJump) -> None:
+        """Forget everything but the static transforms."""
         get_logger("tf2_buffer").warning("Detected jump back in time. Clearing TF buffer.")
         self.clear()
