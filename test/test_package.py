@@ -32,6 +32,7 @@ KEYS = {
 }
 NOT_IMPORTED = {"ros2launch"}  # keys of what is needed without an import: the command `ros2 launch`
 IMPORTERS = ("optional_module", "importorskip")  # functions that import the module that they are given
+# Names on PyPI that differ from the import.
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "PIL": "pillow",

@@ -108,7 +108,9 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
         )
     if is_clock:
         return f"use_sim_time is true, but its publishers send nothing; {CLOCK_REMEDY}"
-    return f"its publishers send nothing, or large messages are lost; check its rate with `ros2 topic hz`, {PROFILE_HINT}"
+    return (
+        f"its publishers send nothing, or large messages are lost; check its rate with `ros2 topic hz`, {PROFILE_HINT}"
+    )
 
 
 def _type_name(kind: type) -> str:
