@@ -2,7 +2,9 @@
 
 import ast
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
@@ -108,6 +110,23 @@ def test_modules_of_the_tests_have_unique_names(root):
         folders[file.name].append(str(file.parent.relative_to(root)))
     assert not {name: found for name, found in folders.items() if len(found) > 1}, "give each file a name of its own"
     assert not {file.stem for file in ours} & sys.stdlib_module_names
+
+
+def test_warnings_are_seen_beside_the_plugins_of_launch(root, tmp_path):
+    """launch, imported by its pytest plugins, creates loggers that do not propagate."""
+    (tmp_path / "quiet_plugin.py").write_text(
+        "import logging\n"
+        "class Quiet(logging.Logger):\n"
+        "    def __init__(self, *args):\n"
+        "        super().__init__(*args)\n"
+        "        self.propagate = False\n"
+        "logging.setLoggerClass(Quiet)\n"
+    )
+    test = "test/geometry/test_calibration.py::test_unknown_model_is_reported_and_not_corrected"
+    command = [sys.executable, "-m", "pytest", "-p", "quiet_plugin", "-p", "no:cacheprovider", test]
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
 def test_share_is_installed(root):
