@@ -20,6 +20,7 @@ from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.node.dds_profile import config_file
 from raymap3r_ros.node.launching import PREFIX, command_prefix, declare, end_if_failed, full_name, is_true, read
 from raymap3r_ros.options import build_options
+from raymap3r_ros.text import LONGEST_ERROR, printable
 
 ARGUMENTS = {
     "bag": (None, "the bag: .mcap, .db3, or its folder"),
@@ -70,7 +71,7 @@ def _processes(context: LaunchContext) -> list[Action]:
         bag = open_bag(Path(values["bag"]), options)
         prepare_folder(Path(values["out"]), overwrite)
     except (InputError, OptionError) as error:
-        raise RuntimeError(launch_words(str(error))) from error
+        raise RuntimeError(printable(launch_words(str(error)), LONGEST_ERROR, lines=True)) from error
     name = full_name(context, namespace, values["name"])
     private = [] if global_topics else [(topic, name.rpartition("/")[0] + topic) for topic in GLOBAL_TOPICS]
     chosen = {

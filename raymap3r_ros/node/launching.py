@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import shlex
 import shutil
 import sys
@@ -26,6 +27,10 @@ from launch_ros.utilities import prefix_namespace
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node.dds_profile import config_file, profile_environment
+from raymap3r_ros.text import PrintableFormatter
+
+# launch creates all loggers without a path to the root's handlers, so warnings of this package get the last resort.
+logging.lastResort.setFormatter(PrintableFormatter("raymap3r: %(levelname)s: %(message)s"))
 
 BOOLEANS = ["true", "false", "True", "False"]
 ADDED_BY_LAUNCH = ("launch-prefix", "launch-prefix-filter")  # by options of `ros2 launch`

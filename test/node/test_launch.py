@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,6 +296,16 @@ def test_replay_ends_by_itself_with_a_report(launch, bag, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["complete"] and report["frames_processed"] == report["frames_sent"] == 10
     assert [world["frames"] for world in report["worlds"]] == [5, 5]
+
+
+def test_warnings_about_a_bag_are_escaped(launch, bag, tmp_path):
+    """The launch file opens the bag itself, and launch replaces the handlers of Python's logging."""
+    copy = shutil.copytree(bag, tmp_path / "cam\x1b[31m")
+    (copy / "metadata.yaml").write_text("\0\x1b[2J")
+    out = launch(f"bag:={copy}", "topic:=/none", f"out:={tmp_path / 'out'}", file="replay.launch.py")
+    text = out.communicate(timeout=LIMIT)[0]
+    assert r"metadata.yaml: damaged, not used" in text and "process started" not in text
+    assert "\x1b[31m" not in text and "\x1b[2J" not in text
 
 
 def test_replay_ends_if_the_node_cannot_start(launch, bag, tmp_path):
