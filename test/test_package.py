@@ -125,7 +125,9 @@ def test_warnings_are_seen_beside_the_plugins_of_launch(root, tmp_path):
     test = "test/geometry/test_calibration.py::test_unknown_model_is_reported_and_not_corrected"
     command = [sys.executable, "-m", "pytest", "-p", "quiet_plugin", "-p", "no:cacheprovider", test]
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    # Without the options of colcon, which may name this file and would start it again and again.
+    environment = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
