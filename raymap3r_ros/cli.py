@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. An expected error is printed as one line on stderr.
 
     Without standard output the command still writes its files. The status is FAILED then, unless the output was closed
-    or its reader has ended. `arguments`: None for those of the process, which is then expected to end with this status.
+    or its reader has ended. `arguments`: None for those of the process, which then is expected to end.
     """
     reserve_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out.flush()
             if arguments is None:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would change the exit status
-                gc.freeze()  # otherwise Python searches PyTorch for reference cycles at exit: half a second of CPU time
+                gc.freeze()  # otherwise Python searches PyTorch for reference cycles at exit, for half a second
             if out.error is not None and not isinstance(out.error, BrokenPipeError):
                 print(f"raymap3r: error: cannot write to standard output: {out.error.strerror}", file=err)
                 sys.exit(FAILED)
