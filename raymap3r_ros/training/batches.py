@@ -1,4 +1,4 @@
-"""Training batches: rendered sequences and the targets of the network."""
+"""Training batches: sequences and the targets of the network; rendered ones, or those of a recording."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ class Batch:
     """B sequences of T frames. Metres."""
 
     image: Tensor  # (B, T, 3, H, W) in -1..1
-    points: Tensor  # (B, T, H, W, 3) in the camera frame
-    static_points: Tensor  # (B, T, H, W, 3) of the static world
+    points: Tensor  # (B, T, H, W, 3) in the camera frame; z not above 0: unknown
+    static_points: Tensor  # (B, T, H, W, 3) of the static world; z not above 0: unknown
     moving: Tensor  # (B, T, H, W) bool
-    world_pose: Tensor  # (B, T, 4, 4) c2w in the rendered world
+    world_pose: Tensor  # (B, T, 4, 4) c2w in the world of the scene
     intrinsics: Tensor  # (B, 3, 3) pixels
+
+    @property
+    def known(self) -> Tensor:
+        """Pixels (B, T, H, W) with a known depth; the points of the others are not used."""
+        return self.points[..., 2] > 0
 
     @property
     def pose(self) -> Tensor:

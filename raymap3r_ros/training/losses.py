@@ -16,6 +16,7 @@ from raymap3r_ros.training.batches import Batch
 from raymap3r_ros.training.train_options import TrainOptions
 
 _CONFIDENCE_WEIGHT = 0.2  # alpha of the confidence-weighted regression: weight of the log confidence
+_NEARER = 0.85  # ratio of main to ray depth below which `mask_iou` counts a pixel as moving
 _ROTATION_WEIGHT = 2.0  # weight of a quaternion's error relative to metres
 
 
@@ -147,12 +148,24 @@ def losses(
     return parts
 
 
-def point_loss(points: Tensor, confidence: Tensor, target: Tensor, distance: Tensor | None = None) -> Tensor:
-    """Confidence-weighted error of points (..., 3), relative to their distance from the camera."""
-    if distance is None:
-        distance = target.norm(dim=-1)
+def point_loss(points: Tensor, confidence: Tensor, target: Tensor, own: Tensor | None = None) -> Tensor:
+    """Confidence-weighted error of points (..., 3), relative to their distance from the camera.
+
+    `own`: the true points in the camera frame, if `target` is in another one. Points with own z not above 0 are
+    unknown and take no part.
+    """
+    own = target if own is None else own
+    known = own[..., 2] > 0
+    # Unknown points may have any value, also NaN.
+    target = torch.where(known[..., None], target, 0.0)
+    distance = torch.where(known, own.norm(dim=-1), 1.0)
     error = (points - target).norm(dim=-1) / distance.clamp_min(0.1)
-    return (confidence * error - _CONFIDENCE_WEIGHT * confidence.log()).mean()
+    return masked_mean(confidence * error - _CONFIDENCE_WEIGHT * confidence.log(), known)
+
+
+def masked_mean(values: Tensor, used: Tensor) -> Tensor:
+    """Mean of the values where `used`; 0 without any. The others may be NaN."""
+    return torch.where(used, values, 0.0).sum() / used.sum().clamp_min(1)
 
 
 def pose_loss(encoding: Tensor, pose: Tensor) -> Tensor:
@@ -171,7 +184,7 @@ def _world_loss(network: Network, predictions: Predictions, batch: Batch, some: 
     points, confidence = network.world_points(chosen, batch.image.shape[-2:])
     own, pose = batch.points.flatten(0, 1)[some], batch.pose.flatten(0, 1)[some]
     target = own @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
-    return point_loss(points, confidence, target, own.norm(dim=-1))
+    return point_loss(points, confidence, target, own)
 
 
 def _rgb_loss(network: Network, predictions: Predictions, batch: Batch, some: Tensor) -> Tensor:
@@ -201,7 +214,9 @@ def _place_loss(probes: Probes, predictions: Predictions, batch: Batch) -> Tenso
     points = _token_points(batch, patch)
     first = batch.world_pose[:, :1]
     target = points @ first[..., :3, :3].mT + first[..., None, :3, 3]
-    tokens = (probes.place(predictions.tokens.float()) - target).norm(dim=-1).mean()
+    known = batch.known[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2, 3)
+    target = torch.where(known[..., None], target, 0.0)
+    tokens = masked_mean((probes.place(predictions.tokens.float()) - target).norm(dim=-1), known)
     cameras = batch.world_pose[..., :3, [0, 2, 3]].flatten(-2)  # two axes and the position
     both = torch.cat((cameras, cameras[:, :1].expand_as(cameras)), dim=-1)
     camera_error = (probes.cameras(predictions.main.pose_token[:, 0]).view_as(both) - both).abs().mean()
@@ -214,11 +229,26 @@ def match_loss(features: Tensor, batch: Batch, patch: int, temperature: float = 
     points = _token_points(batch, patch)
     features = F.normalize(features, dim=-1)
     similarity = features[:, :-1] @ features[:, 1:].mT / temperature
-    gap, nearest = torch.cdist(points[:, :-1], points[:, 1:]).min(dim=-1)
-    depth = batch.points[:, :-1, patch // 2 :: patch, patch // 2 :: patch, 2].flatten(2, 3)
-    seen = gap < 0.05 * depth  # within about half a token
+    depth = batch.points[:, :, patch // 2 :: patch, patch // 2 :: patch, 2].flatten(2, 3)
+    known = depth > 0
+    points = torch.where(known[..., None], points, 0.0)
+    gaps = torch.cdist(points[:, :-1], points[:, 1:])
+    gap, nearest = torch.where(known[:, 1:, None], gaps, torch.inf).min(dim=-1)
+    seen = known[:, :-1] & (gap < 0.05 * depth[:, :-1])  # within about half a token
     loss = F.cross_entropy(similarity.flatten(0, 2), nearest.flatten(), reduction="none")
     return (loss * seen.flatten()).sum() / seen.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def mask_iou(network: Network, batch: Batch, precision: str = "float32") -> float:
+    """Share of overlap between the true motion and where the main branch predicts less depth than the ray branch.
+
+    In the frames after the first, over all sequences; NaN where nothing moves and no motion is predicted.
+    """
+    predictions = predict(network, batch, list(range(1, batch.image.shape[1])), precision)
+    nearer = predictions.points[:, 1:, ..., 2] < _NEARER * predictions.ray_points[..., 2]
+    moving = batch.moving[:, 1:]
+    return float((nearer & moving).sum() / (nearer | moving).sum())
 
 
 @torch.no_grad()
@@ -238,8 +268,8 @@ def measure(network: Network, batch: Batch, precision: str = "float32") -> dict[
     turned = rotation_angle(pose[..., 3:], target[..., 3:]).mean() / rotation_angle(still, target[..., 3:]).mean()
     gone = (pose[..., :3] - target[..., :3]).norm(dim=-1).mean() / target[..., :3].norm(dim=-1).mean()
     return {
-        "depth": float(((predictions.points[..., 2] - true).abs() / true).mean()),
-        "ray_depth": float(((predictions.ray_points[..., 2] - static).abs() / static).mean()),
+        "depth": float(masked_mean((predictions.points[..., 2] - true).abs() / true, true > 0)),
+        "ray_depth": float(masked_mean((predictions.ray_points[..., 2] - static).abs() / static, static > 0)),
         "position": float(gone),
         "rotation": float(turned),
     }

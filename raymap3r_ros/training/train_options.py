@@ -9,13 +9,15 @@ from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.options import check_options, option
 from raymap3r_ros.synthetic import WORLDS
 
+RECORDING = "recording"  # the world of frames of a recording, not rendered
+
 
 @dataclass(frozen=True)
 class TrainOptions:
     """One training run. The sequences get longer during the run; a batch always has the same number of frames."""
 
     preset: str = option("mini", "shape of the network", choices=tuple(PRESETS))
-    world: str = option("varied", "kind of scenes", choices=WORLDS)
+    world: str = option("varied", "kind of scenes; recording: a real place", choices=(*WORLDS, RECORDING))
     seed: int = option(0, "seed of the initial weights and of all scenes", low=0, high=10_000)
     steps: int = option(100_000, "steps of the optimiser", low=1, high=1_000_000)
     frames: int = option(64, "frames in a batch of one process: sequences times their length", low=2, high=65_536)
@@ -72,6 +74,21 @@ RECIPES: dict[str, tuple[str, TrainOptions]] = {
         TrainOptions(
             world="one_room",
             steps=6000,
+            frames=48,
+            world_share=0.05,
+            place_weight=0.5,
+            pose_weight=2.0,
+            rgb_share=0.0,
+            warmup=200,
+            cooldown=0.6,
+            average=0.998,
+        ),
+    ),
+    "one_office": (
+        "one real place, from a recording of it, for that place only",
+        TrainOptions(
+            world=RECORDING,
+            steps=12_000,
             frames=48,
             world_share=0.05,
             place_weight=0.5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import raymap3r_ros
-from raymap3r_ros.errors import CheckpointError, InputError
+from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.io.output_folder import check_output_folder
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
@@ -27,8 +28,9 @@ from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.output_files import check_output_file, whole_file
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.batches import Batch, image_size, make_batch
-from raymap3r_ros.training.losses import Probes, losses, measure
-from raymap3r_ros.training.train_options import RECIPES, TrainOptions
+from raymap3r_ros.training.losses import Probes, losses, mask_iou, measure
+from raymap3r_ros.training.recording import read_recording
+from raymap3r_ros.training.train_options import RECIPES, RECORDING, TrainOptions
 
 STATE_FILE = "training.pt"
 LOG_FILE = "log.jsonl"
@@ -47,6 +49,7 @@ class Run:
     probes: Probes
     average: Network
     optimizer: torch.optim.Optimizer
+    source: Callable[..., Batch] | None = None  # batches from seed, count, length, size and device
     rendered: tuple[tuple[int, ...], Batch] | None = None  # the batch in use, and the seed and length it depends on
     step: int = 0
     seconds: float = 0.0  # of training, over all sessions
@@ -63,12 +66,14 @@ def train(
     device: torch.device,
     *,
     start: str | os.PathLike | None = None,
+    data: str | os.PathLike | None = None,
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> Path | None:
     """Train until the last step, for `seconds`, or until SIGINT or SIGTERM; a run in `folder` is resumed.
 
-    A new run starts from the weights file `start`, if given.
+    A new run starts from the weights file `start`, if given. `data`: folder of the recording, for the world
+    "recording".
 
     Writes `training.pt` (the state of the run), `log.jsonl` and NAME.safetensors (averaged weights, half precision) to
     the folder. The result does not depend on interruptions. Returns the weights file, or None in all but the first of
@@ -79,7 +84,11 @@ def train(
     first = rank == 0
     run = _resume(_begin(options, start, device), folder / STATE_FILE, options, device)
     size = image_size(run.network.config.image_size, run.network.config.patch_size)
-    held_out = make_batch(options.world, EVALUATION_SEEDS, _MEASURED_SEQUENCES, _MEASURED_LENGTH, size, device)
+    run.source = batch_source(options.world, data, size)
+    held_out, moving = (
+        run.source(seed, _MEASURED_SEQUENCES, _MEASURED_LENGTH, size, device)
+        for seed in (EVALUATION_SEEDS, EVALUATION_SEEDS + 1)
+    )
     if first:
         check_output_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +114,7 @@ def train(
                 entry = {"step": run.step, "frames_per_s": world * options.frames * steps / (now - logged), **entry}
                 if run.step % _MEASURE_EVERY == 0 or last:
                     entry.update(measure(run.average, held_out, options.precision))
+                    entry["iou"] = mask_iou(run.average, moving, options.precision)
                 logged, sums, steps = time.monotonic(), {}, 0
                 _log(entry, folder / LOG_FILE, report)
             # All processes must leave at the same step.
@@ -118,6 +128,17 @@ def train(
         for sign, handler in before.items():
             signal.signal(sign, handler)
     return _save(run, folder, name, options, world, device) if first else None
+
+
+def batch_source(world: str, data: str | os.PathLike | None, size: tuple[int, int]) -> Callable[..., Batch]:
+    """The function that returns batches of H x W pixels of this world from seed, count, length, size and device."""
+    if (world == RECORDING) != (data is not None):
+        raise OptionError(
+            f"world is {world!r} and the folder of a recording is {data}: it is needed for {RECORDING!r} and only there"
+        )
+    if data is None:
+        return functools.partial(make_batch, world)
+    return read_recording(Path(data), size).make_batch
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -194,7 +215,7 @@ def _batch(
     seed = (options.seed * 1_000_003 + run.step // options.reuse) * 64 + rank
     key = seed, length
     if run.rendered is None or run.rendered[0] != key:
-        run.rendered = key, make_batch(options.world, seed, options.frames // length, length, size, device)
+        run.rendered = key, run.source(seed, options.frames // length, length, size, device)
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed * 1000 + run.step % options.reuse))
     return run.rendered[1].in_order(order)
 
