@@ -32,9 +32,8 @@ def change_colours(generator: torch.Generator, image: Tensor) -> Tensor:
     count, length = image.shape[:2]
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return (low + (high - low) * torch.rand(count, *shape, generator=generator))[
-            (...,) + (None,) * (4 - len(shape))
-        ]
+        values = low + (high - low) * torch.rand(count, *shape, generator=generator)
+        return values[(...,) + (None,) * (4 - len(shape))]
 
     gain = uniform(-0.25, 0.25, 1) + uniform(-0.06, 0.06, length) + uniform(-0.06, 0.06, 1, 3)
     image = (image * gain.exp()).clamp(1e-3, 1) ** uniform(0.85, 1.2)

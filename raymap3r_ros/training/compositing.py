@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,23 +54,20 @@ def add_movers(
     `intrinsics` (B, 3, 3). `time` (B, F) in seconds. Movers get their colours from `photos` (N, 3, h, w) uint8.
     `floor`: height of the ground in the world.
     """
-    count, length, _, height, width = image.shape
+    count, size = len(image), tuple(image.shape[-2:])
     many = torch.arange(count) >= count - count // 2
     half, centre, yaw = _place(generator, many, depth.abs(), pose, intrinsics, time, floor)
     clock = time + 10 * torch.rand(count, 1, generator=generator)
     solids = mover_solids(half, centre, turn_z(yaw), clock)
     lights = F.normalize(torch.randn(count, 2, 3, generator=generator) + torch.tensor((0.0, 0.0, 1.2)), dim=-1)
-    brightness = torch.tensor((0.4, 0.3, 0.1)) + torch.tensor((0.4, 0.4, 0.3)) * torch.rand(
-        count, 3, generator=generator
-    )
-    rays = pixel_rays(intrinsics, (height, width))
-    focal = intrinsics[:, 0, 0]
-    found, value = render_solids(solids, lights, brightness, pose, rays, _paint(generator, count, focal, photos))
+    brightness = torch.rand(count, 3, generator=generator) * torch.tensor((0.4, 0.4, 0.3))
+    brightness = brightness + torch.tensor((0.4, 0.3, 0.1))
+    rays, albedo = pixel_rays(intrinsics, size), _paint(generator, intrinsics[:, 0, 0], photos)
+    found, value = render_solids(solids, lights, brightness, pose, rays, albedo)
     moving = found < depth.abs()
     value = value.movedim(-1, 2)
-    value = value + torch.randn(value.shape, generator=generator) * 0.01 * torch.rand(
-        count, 1, 1, 1, 1, generator=generator
-    )
+    noise = 0.01 * torch.rand(count, 1, 1, 1, 1, generator=generator)
+    value = value + noise * torch.randn(value.shape, generator=generator)
     return _blend(generator, image, value, moving), torch.where(moving, found, depth), moving
 
 
@@ -140,18 +138,17 @@ def _place(
     return half, centre, uniform(-math.pi, math.pi, 1, MOVERS) + motion[..., 6]
 
 
-def _paint(generator: torch.Generator, count: int, focal: Tensor, photos: Tensor):
+def _paint(generator: torch.Generator, focal: Tensor, photos: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The function `albedo` of `render_solids`: patterns in recorded colours, or pieces of recorded images."""
-    shape = count, _SOLIDS
-    materials = random_materials(generator, shape, torch.tensor(0.35))
+    shape = len(focal), _SOLIDS
     total, _, height, width = photos.shape
 
     def random(limit: int, *more: int) -> Tensor:
         return torch.randint(limit, (*shape, *more), generator=generator)
 
     frame = random(total)
-    pixels = photos[frame[..., None], :, random(height, 3), random(width, 3)]  # (B, K, 3, 3): three colours
-    materials[..., -10:-1] = pixels.flatten(-2).float() / 255
+    colours = photos[frame[..., None], :, random(height, 3), random(width, 3)].flatten(-2).float() / 255
+    materials = random_materials(generator, shape, torch.tensor(0.35), colours)
     photo = torch.rand(shape, generator=generator) < _PHOTO
     axes = F.normalize(torch.randn(*shape, 2, 3, generator=generator), dim=-1)
     axes = axes * width / (0.4 + 1.6 * torch.rand(*shape, 1, 1, generator=generator))  # pixels per metre

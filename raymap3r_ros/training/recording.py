@@ -229,7 +229,7 @@ def _raw_pixels(camera: np.ndarray, size: tuple[int, int], matrix: np.ndarray, d
 
 
 def _depth_positions(pixels: np.ndarray, full: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Positions (1, H, W, 2), as in `grid_sample`, in depth maps (h, w) with every s-th pixel of full width, height."""
+    """Positions (1, H, W, 2), as in `grid_sample`, in depth maps (h, w) with every s-th pixel of `full`."""
     few = np.array(size[::-1])
     every = np.array(full) / few
     index = (pixels - (every - 1) // 2) / every

@@ -134,7 +134,7 @@ def batch_source(world: str, data: str | os.PathLike | None, size: tuple[int, in
     """The function that returns batches of H x W pixels of this world from seed, count, length, size and device."""
     if (world == RECORDING) != (data is not None):
         raise OptionError(
-            f"world is {world!r} and the folder of a recording is {data}: it is needed for {RECORDING!r} and only there"
+            f"world is {world!r}, folder of the recording: {data}; {RECORDING!r} needs one, other worlds have none"
         )
     if data is None:
         return functools.partial(make_batch, world)
