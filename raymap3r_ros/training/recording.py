@@ -37,10 +37,10 @@ _NO_DEPTH = 10.0  # metres; fill of a frame without any depth
 
 @dataclass(frozen=True)
 class Recording:
-    """N frames of a static place, rectified and small. World frame: that of the recorded poses, z up; metres."""
+    """N frames of a static place, rectified and small. World frame of the recorded poses, z up; metres."""
 
     images: Tensor  # (N, 3, h, w) uint8 RGB
-    depth: Tensor  # (N, 1, h', w') float16 along z; negative: unknown, its magnitude is that of the nearest known one
+    depth: Tensor  # (N, 1, h', w') float16 along z; negative: unknown, minus the nearest known depth
     pose: Tensor  # (N, 4, 4) c2w
     stamp: Tensor  # (N,) seconds after the first frame
     camera: Tensor  # (4,) fx, fy, cx, cy as shares of width and height, from the upper left corner
@@ -195,7 +195,7 @@ def _poses_at(stamps: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
     before = np.clip(np.searchsorted(known, stamps, side="right") - 1, 0, len(known) - 2)
     share = ((stamps - known[before]) / np.maximum(known[before + 1] - known[before], 1e-9)).clip(0, 1)[:, None]
     one, other = encoding[before], encoding[before + 1]
-    # Both signs of a quaternion are the same rotation; that of the shorter way is interpolated.
+    # Both signs of a quaternion are the same rotation; the shorter way is interpolated.
     sign = np.where((one[:, 3:] * other[:, 3:]).sum(-1, keepdims=True) < 0, -1.0, 1.0)
     mixed = (1 - share) * one + share * np.concatenate((other[:, :3], sign * other[:, 3:]), axis=1)
     gaps = np.maximum(stamps - known[before], known[before + 1] - stamps)
