@@ -61,7 +61,7 @@ def add_movers(
     solids = mover_solids(half, centre, turn_z(yaw), clock)
     lights = F.normalize(torch.randn(count, 2, 3, generator=generator) + torch.tensor((0.0, 0.0, 1.2)), dim=-1)
     brightness = torch.rand(count, 3, generator=generator) * torch.tensor((0.4, 0.4, 0.3))
-    brightness = brightness + torch.tensor((0.4, 0.3, 0.1))
+    brightness = brightness + torch.tensor((0.6, 0.35, 0.15))
     rays, albedo = pixel_rays(intrinsics, size), _paint(generator, intrinsics[:, 0, 0], photos)
     found, value = render_solids(solids, lights, brightness, pose, rays, albedo)
     moving = found < depth.abs()
@@ -74,7 +74,7 @@ def add_movers(
 def _blend(generator: torch.Generator, image: Tensor, value: Tensor, moving: Tensor) -> Tensor:
     """The image with the movers' colours `value`; their outlines are soft towards their inside."""
     mask = moving[:, :, None].float()
-    amount = torch.rand(len(image), image.shape[1], 1, 1, 1, generator=generator)
+    amount = 0.5 * torch.rand(len(image), image.shape[1], 1, 1, 1, generator=generator)
     value = blur(value * mask, amount) / blur(mask, amount).clamp_min(1e-3)
     opacity = blur(mask, torch.tensor(0.8)) * mask
     return torch.lerp(image, value.clamp(0, 1), opacity)

@@ -231,7 +231,6 @@ def match_loss(features: Tensor, batch: Batch, patch: int, temperature: float = 
     similarity = features[:, :-1] @ features[:, 1:].mT / temperature
     depth = batch.points[:, :, patch // 2 :: patch, patch // 2 :: patch, 2].flatten(2, 3)
     known = depth > 0
-    points = torch.where(known[..., None], points, 0.0)
     gaps = torch.cdist(points[:, :-1], points[:, 1:])
     gap, nearest = torch.where(known[:, 1:, None], gaps, torch.inf).min(dim=-1)
     seen = known[:, :-1] & (gap < 0.05 * depth[:, :-1])  # within about half a token

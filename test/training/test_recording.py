@@ -20,7 +20,7 @@ from raymap3r_ros.synthetic.worlds import static_solids
 from raymap3r_ros.training import RECIPES, RECORDING, TrainOptions, train, trainer
 from raymap3r_ros.training.augmentation import change_colours, random_views
 from raymap3r_ros.training.compositing import add_movers
-from raymap3r_ros.training.losses import losses, mask_iou, measure
+from raymap3r_ros.training.losses import losses, mask_iou, measure, predict
 from raymap3r_ros.training.recording import (
     FREIBURG1_CAMERA,
     FREIBURG1_DISTORTION,
@@ -169,7 +169,7 @@ def test_unknown_depth_takes_no_part_in_any_loss(recording):
     batch = with_holes(recording).make_batch(3, 2, 4, SIZE, CPU)
     unknown, static_unknown = ~batch.known, batch.static_points[..., 2] <= 0
     assert 0.02 < unknown.float().mean() < static_unknown.float().mean() < 0.5
-    run = trainer._begin(dataclasses.replace(EVERYTHING, preset="mini"), None, CPU)
+    run = trainer._begin(EVERYTHING, None, CPU)
     garbage = torch.tensor((1e6, float("nan"), float("nan")))
     spoiled = dataclasses.replace(
         batch,
@@ -186,10 +186,43 @@ def test_unknown_depth_takes_no_part_in_any_loss(recording):
         return {key: value.item() for key, value in found.items()}, norm
 
     found, norm = parts(batch)
-    assert found.keys() == {"points", "pose", "ray", "world", "rgb", "place", "match"}
+    assert found.keys() == {"points", "pose", "ray", "world", "rgb", "place", "match"} and found["match"] > 0
     assert parts(spoiled) == (pytest.approx(found), pytest.approx(norm)) and math.isfinite(norm)
     assert measure(run.network, spoiled) == pytest.approx(measure(run.network, batch))
     assert all(math.isfinite(value) for value in measure(run.network, batch).values())
+
+
+def test_predictions_at_unknown_depth_take_no_part_in_any_loss(recording, monkeypatch: pytest.MonkeyPatch):
+    """Other points and confidence at these pixels, and other tokens there, leave losses and errors as they are."""
+    batch = with_holes(recording).make_batch(3, 2, 4, SIZE, CPU)
+    run = trainer._begin(EVERYTHING, None, CPU)
+    patch = run.network.config.patch_size
+    plain, later = predict, batch.static_points[..., 2] > 0
+
+    def spoiled(network, batch, ray_frames, precision="float32"):
+        found = plain(network, batch, ray_frames, precision)
+        known, token_known = batch.known, batch.known[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2)
+        return dataclasses.replace(
+            found,
+            points=torch.where(known[..., None], found.points, 7.0),
+            confidence=torch.where(known, found.confidence, 7.0),
+            ray_points=torch.where(later[:, ray_frames, ..., None], found.ray_points, 7.0),
+            ray_confidence=torch.where(later[:, ray_frames], found.ray_confidence, 7.0),
+            tokens=torch.where(token_known[..., None], found.tokens, 7.0),
+        )
+
+    options = dataclasses.replace(
+        EVERYTHING, match_weight=0.0
+    )  # a token of unknown depth is still a wrong match for others
+
+    def everything() -> tuple[dict[str, float], dict[str, float]]:
+        found = losses(run.network, run.probes, batch, options, torch.Generator().manual_seed(0), 0.0)
+        return {key: value.item() for key, value in found.items()}, measure(run.network, batch)
+
+    before = everything()
+    monkeypatch.setattr("raymap3r_ros.training.losses.predict", spoiled)
+    for now, then in zip(everything(), before, strict=True):
+        assert now == pytest.approx(then)
 
 
 def test_held_out_frames_are_never_trained_on(recording):
