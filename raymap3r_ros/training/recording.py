@@ -1,4 +1,4 @@
-"""Training batches from a recording of a real place in the TUM RGB-D layout."""
+"""A source of training images: a recording of a real place in the TUM RGB-D layout."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from raymap3r_ros.evaluation.datasets.tum import DEPTH_UNIT, TOLERANCE, nearest_
 from raymap3r_ros.evaluation.trajectory import read_tum
 from raymap3r_ros.geometry.calibration import Calibration
 from raymap3r_ros.geometry.cameras import back_project, pixel_rays, pose_encoding, pose_matrix
+from raymap3r_ros.synthetic import Rendering
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.augmentation import change_colours, random_views
-from raymap3r_ros.training.batches import Batch
 from raymap3r_ros.training.compositing import add_movers
 
 # TUM's freiburg1: fx fy cx cy in pixels of 640x480, and plumb_bob coefficients; from the data set's page.
@@ -51,8 +51,8 @@ class Recording:
         """Number of frames, from the first one, that training batches are made of."""
         return len(self.images) - len(self.images) // HELD_OUT
 
-    def make_batch(self, seed: int, count: int, length: int, size: tuple[int, int], device: torch.device) -> Batch:
-        """Sequences that depend only on the seed.
+    def sequences(self, seed: int, count: int, length: int, size: tuple[int, int], device: torch.device) -> Rendering:
+        """A source of training images (see `sources.py`).
 
         Seeds from `EVALUATION_SEEDS` on give the held-out frames as recorded; odd ones, with movers.
         """
@@ -68,15 +68,14 @@ class Recording:
             )
         if not held_out:
             image = change_colours(generator, image)
-        batch = Batch(
-            image=(image - 0.5) / 0.5,
-            points=back_project(depth.clamp_min(0), intrinsics),
-            static_points=back_project(static.clamp_min(0), intrinsics),
-            moving=moving,
-            world_pose=pose,
-            intrinsics=intrinsics,
+        return Rendering(
+            image=(image * 255).round().to(torch.uint8).movedim(2, -1).to(device),
+            depth=depth.clamp_min(0).to(device),
+            static_depth=static.clamp_min(0).to(device),
+            moving=moving.to(device),
+            pose=pose.to(device),
+            intrinsics=intrinsics.to(device),
         )
-        return Batch(**{name: value.to(device) for name, value in vars(batch).items()})
 
     def look(
         self, frames: Tensor, camera: Tensor, roll: Tensor, size: tuple[int, int]

@@ -19,6 +19,7 @@ from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.synthetic.worlds import static_solids
 from raymap3r_ros.training import RECIPES, RECORDING, TrainOptions, train, trainer
 from raymap3r_ros.training.augmentation import change_colours, random_views
+from raymap3r_ros.training.batches import make_batch
 from raymap3r_ros.training.compositing import add_movers
 from raymap3r_ros.training.losses import losses, mask_iou, measure, predict
 from raymap3r_ros.training.recording import (
@@ -166,11 +167,11 @@ def test_the_mask_is_where_movers_changed_the_image(recording):
 
 
 def test_unknown_depth_takes_no_part_in_any_loss(recording):
-    batch = with_holes(recording).make_batch(3, 2, 4, SIZE, CPU)
-    unknown, static_unknown = ~batch.known, batch.static_points[..., 2] <= 0
+    batch = make_batch(with_holes(recording).sequences, 3, 2, 4, SIZE, CPU)
+    unknown, static_unknown = batch.points[..., 2] <= 0, batch.static_points[..., 2] <= 0
     assert 0.02 < unknown.float().mean() < static_unknown.float().mean() < 0.5
     run = trainer._begin(EVERYTHING, None, CPU)
-    garbage = torch.tensor((1e6, float("nan"), float("nan")))
+    garbage = torch.tensor((1e3, 5.0, -1.0))
     spoiled = dataclasses.replace(
         batch,
         points=torch.where(unknown[..., None], garbage, batch.points),
@@ -194,14 +195,15 @@ def test_unknown_depth_takes_no_part_in_any_loss(recording):
 
 def test_predictions_at_unknown_depth_take_no_part_in_any_loss(recording, monkeypatch: pytest.MonkeyPatch):
     """Other points and confidence at these pixels, and other tokens there, leave losses and errors as they are."""
-    batch = with_holes(recording).make_batch(3, 2, 4, SIZE, CPU)
+    batch = make_batch(with_holes(recording).sequences, 3, 2, 4, SIZE, CPU)
     run = trainer._begin(EVERYTHING, None, CPU)
     patch = run.network.config.patch_size
     plain, later = predict, batch.static_points[..., 2] > 0
 
     def spoiled(network, batch, ray_frames, precision="float32"):
         found = plain(network, batch, ray_frames, precision)
-        known, token_known = batch.known, batch.known[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2)
+        known = batch.points[..., 2] > 0
+        token_known = known[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2)
         return dataclasses.replace(
             found,
             points=torch.where(known[..., None], found.points, 7.0),
@@ -234,10 +236,10 @@ def test_held_out_frames_are_never_trained_on(recording):
     marked = dataclasses.replace(recording, pose=pose, images=images)
     trained, held_out = set(), set()
     for seed in range(20):
-        batch = marked.make_batch(seed, 6, 4, SIZE, CPU)
+        batch = make_batch(marked.sequences, seed, 6, 4, SIZE, CPU)
         assert (batch.image[:, :, 0] - batch.image[:, :, 1]).max() < 0.9
         trained.update(batch.world_pose[..., 0, 3].flatten().tolist())
-        batch = marked.make_batch(EVALUATION_SEEDS + seed, 4, 2, SIZE, CPU)
+        batch = make_batch(marked.sequences, EVALUATION_SEEDS + seed, 4, 2, SIZE, CPU)
         held_out.update(batch.world_pose[..., 0, 3].flatten().tolist())
         assert batch.moving.any() == bool(seed % 2)
     assert trained == set(range(recording.trained))
@@ -245,7 +247,7 @@ def test_held_out_frames_are_never_trained_on(recording):
 
 
 def test_held_out_frames_are_as_recorded_and_others_change(recording):
-    first, second = (recording.make_batch(EVALUATION_SEEDS, 3, 2, SIZE, CPU) for _ in range(2))
+    first, second = (make_batch(recording.sequences, EVALUATION_SEEDS, 3, 2, SIZE, CPU) for _ in range(2))
     assert torch.equal(first.image, second.image)
     assert torch.allclose(first.intrinsics[:, 0, 0], recording.camera[0] * SIZE[1])
     image = torch.full((50, 2, 3, 8, 8), 0.5)
@@ -259,7 +261,7 @@ def test_the_office_command(tmp_path: Path, folder: Path, monkeypatch, capsys: p
     monkeypatch.setattr(trainer, "_MEASURED_SEQUENCES", 2)
     monkeypatch.setattr(trainer, "_MEASURED_LENGTH", 3)
     arguments = ["train", "one_office", "--out", str(tmp_path / "run"), "--device", "cpu"]
-    small = ["--steps", "1", "--frames", "4", "--longest", "2"]
+    small = ["--steps", "1", "--frames", "4", "--shortest", "2", "--longest", "2"]
     assert main([*arguments, "--data", str(folder), *small]) == 0
     assert "iou" in capsys.readouterr().out
     network = load_network(tmp_path / "run" / "one_office.safetensors")
@@ -285,7 +287,7 @@ def test_a_recording_without_usable_frames_is_refused(folder: Path, tmp_path: Pa
 
 
 def test_iou_of_masks_is_one_where_depths_tell_motion(recording, monkeypatch):
-    batch = recording.make_batch(EVALUATION_SEEDS + 1, 2, 3, SIZE, CPU)
+    batch = make_batch(recording.sequences, EVALUATION_SEEDS + 1, 2, 3, SIZE, CPU)
 
     def perfect(network, batch, ray_frames, precision):
         moved = torch.where(batch.moving[..., None], 0.5 * batch.static_points, batch.static_points)
