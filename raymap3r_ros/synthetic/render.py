@@ -26,7 +26,7 @@ class Rendering:
     static_depth: Tensor  # (B, F, H, W) of the world without movable objects
     moving: Tensor  # (B, F, H, W) bool: moving at this time
     pose: Tensor  # (B, F, 4, 4) c2w
-    intrinsics: Tensor  # (B, 3, 3) pixels, pixel centres integer, principal point at (W / 2, H / 2)
+    intrinsics: Tensor  # (B, 3, 3) pixels, pixel centres integer
 
 
 def intrinsics_of(scenes: Scenes, size: tuple[int, int]) -> Tensor:

@@ -176,6 +176,8 @@ def read_recording(folder: Path, size: tuple[int, int]) -> Recording:
         if raw.shape != raw_shape:
             raise InputError(f"{path}: a depth map of shape {raw.shape[2:]}; expected {raw_shape[2:]}")
         maps.append(sample_depth(raw, where)[0].half())
+    if not any((depth > 0).any() for depth in maps):
+        raise InputError(f"{folder}: no depth map has a known value; values are 0 where depth is unknown")
     pose = torch.from_numpy(poses[used]).float()
     recording = Recording(
         torch.stack(small), torch.stack(maps), pose, torch.from_numpy(stamps[used] - stamps[used[0]]).float(),

@@ -286,6 +286,18 @@ def test_a_recording_without_usable_frames_is_refused(folder: Path, tmp_path: Pa
         read_recording(tmp_path, SIZE)
 
 
+def test_a_recording_without_any_depth_is_refused(folder: Path, tmp_path: Path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    nothing = tmp_path / "nothing.png"
+    cv2.imwrite(str(nothing), np.zeros((120, 160), np.uint16))
+    (tmp_path / "depth.txt").unlink()
+    lines = [f"{line.split()[0]} nothing.png" for line in (tmp_path / "rgb.txt").read_text().splitlines()[3:]]
+    (tmp_path / "depth.txt").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="no depth map has a known value"):
+        read_recording(tmp_path, SIZE)
+
+
 def test_iou_of_masks_is_one_where_depths_tell_motion(recording, monkeypatch):
     batch = make_batch(recording.sequences, EVALUATION_SEEDS + 1, 2, 3, SIZE, CPU)
 
