@@ -39,6 +39,7 @@ setup(
         "rosbags",
         "rosbags-image",
         "tqdm",
+        "pyyaml",
     ],
     extras_require={
         "evaluation": EVALUATION,

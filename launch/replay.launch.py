@@ -18,8 +18,9 @@ from raymap3r_ros.clients.graph import GLOBAL_TOPICS
 from raymap3r_ros.clients.replay import PRIVATE_NAMESPACE, launch_words, node_parameters, prepare_folder
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.node.dds_profile import config_file
-from raymap3r_ros.node.launching import declare, full_name, is_true, read
+from raymap3r_ros.node.launching import PREFIX, command_prefix, declare, end_if_failed, full_name, is_true, read
 from raymap3r_ros.options import build_options
+from raymap3r_ros.text import LONGEST_ERROR, printable
 
 ARGUMENTS = {
     "bag": (None, "the bag: .mcap, .db3, or its folder"),
@@ -41,6 +42,7 @@ ARGUMENTS = {
         "exchange /tf, /tf_static, /clock and /diagnostics with all nodes of the ROS domain, for RViz; false: these "
         "topics are in the node's namespace",
     ),
+    "prefix": PREFIX,
     "namespace": (
         "",
         f"namespace of the node and its topics; empty: {PRIVATE_NAMESPACE}, or none if global_topics",
@@ -58,6 +60,7 @@ def generate_launch_description() -> LaunchDescription:
 
 def _processes(context: LaunchContext) -> list[Action]:
     values = read(context, ARGUMENTS)
+    prefix = command_prefix(values["prefix"])
     for name in ("bag", "out"):
         values[name] = str(Path(values[name]).expanduser())  # the shell does not expand ~ after `bag:=`
     overwrite, global_topics = is_true(values["overwrite"]), is_true(values["global_topics"])
@@ -68,7 +71,7 @@ def _processes(context: LaunchContext) -> list[Action]:
         bag = open_bag(Path(values["bag"]), options)
         prepare_folder(Path(values["out"]), overwrite)
     except (InputError, OptionError) as error:
-        raise RuntimeError(launch_words(str(error))) from error
+        raise RuntimeError(printable(launch_words(str(error)), LONGEST_ERROR, lines=True)) from error
     name = full_name(context, namespace, values["name"])
     private = [] if global_topics else [(topic, name.rpartition("/")[0] + topic) for topic in GLOBAL_TOPICS]
     chosen = {
@@ -87,6 +90,7 @@ def _processes(context: LaunchContext) -> list[Action]:
         arguments=["--autostart"],
         output="screen",
         on_exit=_end,
+        **prefix,
     )
     player = ExecuteProcess(
         cmd=[
@@ -111,5 +115,6 @@ def _value(name: str, kind: type, text: str) -> object:
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[Action]:
-    """Shut down with either process, unless the launch is shutting down already."""
+    """Shut down with either process, with an error if it failed, unless the launch is shutting down already."""
+    end_if_failed(event, context)
     return [] if context.is_shutdown else [Shutdown(reason=f"{event.process_name} has ended")]

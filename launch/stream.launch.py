@@ -12,7 +12,18 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.node.dds_profile import config_file
-from raymap3r_ros.node.launching import BOOLEANS, command_prefix, declare, full_name, is_true, read, require, sim_time
+from raymap3r_ros.node.launching import (
+    BOOLEANS,
+    PREFIX,
+    command_prefix,
+    declare,
+    end_if_failed,
+    full_name,
+    is_true,
+    read,
+    require,
+    sim_time,
+)
 
 ARGUMENTS = {
     "image": ("image", "topic of the images; with image_transport:=compressed, /compressed is appended"),
@@ -36,7 +47,7 @@ ARGUMENTS = {
     "params_file": (str(config_file("stream.yaml")), "YAML file with the node's parameters"),
     "autostart": ("true", "configure and activate the node at start"),
     "use_sim_time": ("", "true: use the time of /clock; empty: from the parameter file"),
-    "prefix": ("", "command that starts the node's process, such as nice -n -5; see docs/troubleshooting.md"),
+    "prefix": PREFIX,
     "namespace": ("", "namespace of the node and of its topics"),
     "name": ("raymap3r", "name of the node"),
 }
@@ -86,6 +97,7 @@ def _node(context: LaunchContext) -> list[Action]:
             ("wheel_odometry", values["wheel_odometry"]),
         ],
         "output": "screen",
+        "on_exit": end_if_failed,
         **command_prefix(values["prefix"]),
     }
     # The node starts itself, so that no transition request can be lost.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. An expected error is printed as one line on stderr.
 
     Without standard output the command still writes its files. The status is FAILED then, unless the output was closed
-    or its reader has ended.
+    or its reader has ended. `arguments`: None for those of the process, which then is expected to end.
     """
     reserve_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -49,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             out.flush()
+            if arguments is None:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would change the exit status
+                gc.freeze()  # otherwise Python searches PyTorch for reference cycles at exit, for half a second
             if out.error is not None and not isinstance(out.error, BrokenPipeError):
                 print(f"raymap3r: error: cannot write to standard output: {out.error.strerror}", file=err)
                 sys.exit(FAILED)

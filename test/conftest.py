@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import os
 import socket
 import sys
@@ -30,6 +31,8 @@ def claim_domain() -> tuple[int, socket.socket]:
     raise RuntimeError("all 100 ROS domains are in use by other test runs on this machine")
 
 
+# launch, which its pytest plugins import, replaces the class of loggers by one that passes nothing on to `caplog`.
+logging.setLoggerClass(logging.Logger)
 _domain, _domain_lock = claim_domain()
 os.environ["ROS_DOMAIN_ID"] = str(_domain)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"

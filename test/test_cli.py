@@ -256,3 +256,27 @@ def test_command_is_needed(capsys):
         cli.main([])
     assert stopped.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+AT_EXIT = """
+import atexit, os, signal, sys
+from raymap3r_ros import cli
+
+class Late:
+    def __del__(self, kill=os.kill, own=os.getpid(), number=signal.SIGINT):
+        kill(own, number)
+
+late = Late()  # deleted when Python has restored the default handlers
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["--version"], 0), (["convert", "/nowhere.pth", "/nowhere/out"], 2)]
+)
+def test_ctrl_c_while_python_ends_does_not_change_the_status(arguments, status):
+    """Ctrl-C under ros2 launch arrives twice; the second one may find a command that has done its work."""
+    done = subprocess.run([sys.executable, "-c", AT_EXIT, *arguments], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert "KeyboardInterrupt" not in done.stderr

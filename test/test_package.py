@@ -2,7 +2,9 @@
 
 import ast
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
@@ -33,7 +35,12 @@ KEYS = {
 }
 NOT_IMPORTED = {"ros2launch"}  # keys of what is needed without an import: the command `ros2 launch`
 IMPORTERS = ("optional_module", "importorskip")  # functions that import the module that they are given
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}  # names on PyPI that differ from the import
+# Names on PyPI that differ from the import.
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+}  # names on PyPI that differ from the import
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +111,25 @@ def test_modules_of_the_tests_have_unique_names(root):
         folders[file.name].append(str(file.parent.relative_to(root)))
     assert not {name: found for name, found in folders.items() if len(found) > 1}, "give each file a name of its own"
     assert not {file.stem for file in ours} & sys.stdlib_module_names
+
+
+def test_warnings_are_seen_beside_the_plugins_of_launch(root, tmp_path):
+    """launch, imported by its pytest plugins, creates loggers that do not propagate."""
+    (tmp_path / "quiet_plugin.py").write_text(
+        "import logging\n"
+        "class Quiet(logging.Logger):\n"
+        "    def __init__(self, *args):\n"
+        "        super().__init__(*args)\n"
+        "        self.propagate = False\n"
+        "logging.setLoggerClass(Quiet)\n"
+    )
+    test = "test/geometry/test_calibration.py::test_unknown_model_is_reported_and_not_corrected"
+    command = [sys.executable, "-m", "pytest", "-p", "quiet_plugin", "-p", "no:cacheprovider", test]
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    # Without the options of colcon, which may name this file and would start it again and again.
+    environment = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
 def test_share_is_installed(root):

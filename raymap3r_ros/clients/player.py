@@ -188,6 +188,11 @@ class _Player:
         if not self._wait(future.done, deadline):
             return
         values = [parameter_value_to_python(value) for value in future.result().values]
+        if len(values) != len(names):  # rclpy's response is empty if one of them is not declared
+            raise Raymap3rError(
+                f"the node {self._node_name} does not have all parameters of the stream node of this version; start "
+                "it from the same installation as this command"
+            )
         parameters = self._playback.parameters = dict(zip(names, values, strict=True))
         if parameters["publish_tf"]:
             frames = {**parameters, "child_frame": parameters["child_frame"] or self._bag.frame}

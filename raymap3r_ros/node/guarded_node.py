@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +56,7 @@ class GuardedNode(LifecycleNode):
         """As rclpy's."""
         self.transition_error = ""  # of the last transition that raised an exception
         self._tf_names: set[str] = set()  # of frames, from /tf and /tf_static
+        self.clock_arrival = -math.inf  # of the last message on /clock; seconds of the monotonic clock
         super().__init__(*arguments, **node_arguments)
         # rclpy creates some of its services without `create_service`.
         for service in self.services:
@@ -68,7 +71,7 @@ class GuardedNode(LifecycleNode):
     ) -> Subscription:
         """As rclpy's."""
         if msg_type is Clock:
-            callback = _checked_clock(callback)
+            callback = self._checked_clock(callback)
         if msg_type is TFMessage:
             callback = limited(callback, self._tf_names)
         guarded = self.guarded(callback, f"the callback of {topic}")
@@ -117,6 +120,15 @@ class GuardedNode(LifecycleNode):
 
         return callback if inspect.iscoroutinefunction(callback) else respond
 
+    def _checked_clock(self, callback: Callable[[Clock], None]) -> Callable[[Clock], None]:
+        @functools.wraps(callback)
+        def run(message: Clock) -> None:
+            self.clock_arrival = time.monotonic()
+            check_stamp(message.clock)
+            callback(message)
+
+        return run
+
     def _on_set_parameters(
         self, request: SetParameters.Request, response: SetParameters.Response
     ) -> SetParameters.Response:
@@ -143,12 +155,3 @@ class GuardedNode(LifecycleNode):
             return self.set_parameters_atomically(changes)
         except Exception as error:  # rclpy raises many kinds: undeclared, static type, invalid value
             return SetParametersResult(successful=False, reason=printable(reason_of(error)))
-
-
-def _checked_clock(callback: Callable[[Clock], None]) -> Callable[[Clock], None]:
-    @functools.wraps(callback)
-    def run(message: Clock) -> None:
-        check_stamp(message.clock)
-        callback(message)
-
-    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import shlex
 import shutil
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch.action import Action
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction, SetEnvironmentVariable
+from launch.events.process import ProcessExited
 from launch.launch_description_sources import (
     PythonLaunchDescriptionSource,
     get_launch_description_from_python_launch_file,
@@ -24,10 +26,15 @@ from launch_ros.utilities import prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.node.dds_profile import profile_environment
+from raymap3r_ros.node.dds_profile import config_file, profile_environment
+from raymap3r_ros.text import PrintableFormatter
+
+# launch creates all loggers without a path to the root's handlers, so warnings of this package get the last resort.
+logging.lastResort.setFormatter(PrintableFormatter("raymap3r: %(levelname)s: %(message)s"))
 
 BOOLEANS = ["true", "false", "True", "False"]
 ADDED_BY_LAUNCH = ("launch-prefix", "launch-prefix-filter")  # by options of `ros2 launch`
+PREFIX = ("", "command that starts the node's process, such as nice -n -5; see docs/troubleshooting.md")
 
 
 def declare(
@@ -106,7 +113,9 @@ def read(
 
 
 def command_prefix(text: str) -> dict[str, str]:
-    """The keyword argument `prefix` of a node; none if `text` is empty, so that `--launch-prefix` has effect.
+    """The keyword arguments of the stream node for a prefix; none if `text` is empty, so `--launch-prefix` has effect.
+
+    Without `exec_name` launch would call the process after the prefix.
 
     Raises OptionError if it is not a command that exists.
     """
@@ -116,7 +125,26 @@ def command_prefix(text: str) -> dict[str, str]:
         raise OptionError(f"prefix is {text!r}: {error}") from None
     if words and not shutil.which(words[0]):
         raise OptionError(f"prefix is {text!r}: there is no command {words[0]!r}; install it, or correct its name")
-    return {"prefix": text} if words else {}
+    return {"prefix": text, "exec_name": "stream"} if words else {}
+
+
+def end_if_failed(event: ProcessExited, context: LaunchContext) -> None:
+    """End the launch with status 1 if a process fails: what is left over would wait for it, or run without a purpose.
+
+    If the launch file of another package includes ours, launch only reports the process: the rest is not ours to end.
+    """
+    if context.is_shutdown or not event.returncode or not _is_own_launch():
+        return
+    # launch prints an exception, ends all processes and exits with status 1.
+    raise RuntimeError(
+        f"{event.process_name} has failed with status {event.returncode}, the launch ends; its own message is above"
+    )
+
+
+def _is_own_launch() -> bool:
+    """Whether the launch file on the command line is one of this package."""
+    own = (config_file("stream.yaml").parents[1] / "launch").glob("*.launch.py")
+    return not {file.name for file in own}.isdisjoint(Path(word).name for word in sys.argv)
 
 
 def require(package: str, executable: str, why: str, remedy: str) -> None:
@@ -202,6 +230,7 @@ def mapper_beside(
                 ],
                 remappings=[(name, f"{stream_node}/{topic}") for name, topic in inputs.items()],
                 output="screen",
+                on_exit=end_if_failed,
             )
         ]
 

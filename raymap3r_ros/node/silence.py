@@ -6,28 +6,32 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
+from rosgraph_msgs.msg import Clock
 
 from raymap3r_ros.node.diagnostics import PROFILE_HINT
+from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.text import printable
 
 SILENCE = 5.0  # seconds without a message before the first warning
 REPEAT = 60.0  # seconds between two warnings about the same topic
-LISTED = 4  # publishers or topics that a warning names
+LISTED = 3  # publishers or topics that a warning names
+LONGEST_NAME = 80  # characters of one of them: a longer warning would be cut, perhaps in its remedy
+CLOCK_REMEDY = "publish it (ros2 bag play --clock, or the simulator), or set use_sim_time to false"
 
 
 class SilenceWatch:
-    """Warns about subscriptions that receive nothing."""
+    """Warns about subscriptions that receive nothing, with `use_sim_time` also about the node's own to /clock."""
 
-    def __init__(self, node: Node, reporter: Reporter) -> None:
+    def __init__(self, node: GuardedNode, reporter: Reporter) -> None:
         self._node = node
         self._reporter = reporter
-        # By topic, as given to `watched`: time of the last message or of the start, and of the next warning.
-        self._last: dict[str, float] = {}
-        self._due: dict[str, float] = {}
+        self._last: dict[str, float] = {}  # time of the last message or of the start, by topic as given to `watched`
+        self._due: dict[str, float] = {}  # time of the next warning, by full name of the topic
+        self._start = time.monotonic()
 
     def watched(self, topic: str, callback: Callable[[Any], None]) -> Callable[[Any], None]:
         """`callback` of a subscription to `topic`; the time of its last message is recorded from now on."""
@@ -43,21 +47,26 @@ class SilenceWatch:
         """Warn of each watched topic on which nothing has arrived for SILENCE seconds; once in REPEAT seconds."""
         now = time.monotonic()
         by_topic = {subscription.topic_name: subscription for subscription in subscriptions}
-        for topic, last in self._last.items():
+        watched = [(by_topic[self._node.resolve_topic_name(topic)], last) for topic, last in self._last.items()]
+        if self._node.get_parameter("use_sim_time").value:
+            last = max(self._start, self._node.clock_arrival)
+            watched += [(one, last) for one in self._node.subscriptions if one.msg_type is Clock]
+        for subscription, last in watched:
+            topic = subscription.topic_name
             if now - last < SILENCE:
                 self._due.pop(topic, None)
             elif now >= self._due.get(topic, now):
                 self._due[topic] = now + REPEAT
-                subscription = by_topic[self._node.resolve_topic_name(topic)]
                 self._reporter.warn(explain(self._node, subscription, now - last))
 
 
-def explain(node: Node, subscription: Subscription, seconds: float) -> str:
+def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> str:
     """One line: the topic, its publishers with type and QoS, and the likely cause of their silence."""
     topic, kind = subscription.topic_name, _type_name(subscription.msg_type)
     publishers = node.get_publishers_info_by_topic(topic)
     listed = "; ".join(
-        f"{_name(one)} publishes {one.topic_type}, {_reliability(one.qos_profile)}" for one in publishers[:LISTED]
+        f"{_name(one)} publishes {printable(one.topic_type, LONGEST_NAME)}, {_reliability(one.qos_profile)}"
+        for one in publishers[:LISTED]
     )
     if len(publishers) > LISTED:
         listed += f"; and {len(publishers) - LISTED} more"
@@ -67,13 +76,16 @@ def explain(node: Node, subscription: Subscription, seconds: float) -> str:
     )
 
 
-def _cause(node: Node, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo]) -> str:
+def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo]) -> str:
     topic = subscription.topic_name
+    is_clock = subscription.msg_type is Clock
     if not publishers:
+        if is_clock:
+            return f"use_sim_time is true, but it has no publisher; {CLOCK_REMEDY}"
         if topic.endswith("/compressed/compressed"):
             return "its name ends in compressed twice; remap `image` to the name without /compressed"
         others = [name for name, types in node.get_topic_names_and_types() if kind in types and name != topic]
-        others = [name for name in others if node.count_publishers(name)][:LISTED]
+        others = [printable(name, LONGEST_NAME) for name in others if node.count_publishers(name)][:LISTED]
         return "it has no publisher; " + (
             f"remap it to the topic of the driver, such as {', '.join(others)}"
             if others
@@ -94,7 +106,11 @@ def _cause(node: Node, subscription: Subscription, kind: str, publishers: list[T
             f"the QoS of its publishers is incompatible ({reasons[0].strip('; ')}); make them reliable, "
             "or set every_frame to false"
         )
-    return f"its publishers send nothing, or large messages are lost; check `ros2 topic hz {topic}`, {PROFILE_HINT}"
+    if is_clock:
+        return f"use_sim_time is true, but its publishers send nothing; {CLOCK_REMEDY}"
+    return (
+        f"its publishers send nothing, or large messages are lost; check its rate with `ros2 topic hz`, {PROFILE_HINT}"
+    )
 
 
 def _type_name(kind: type) -> str:
@@ -103,7 +119,7 @@ def _type_name(kind: type) -> str:
 
 
 def _name(publisher: TopicEndpointInfo) -> str:
-    return f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
+    return printable(f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}", LONGEST_NAME)
 
 
 def _reliability(qos: QoSProfile) -> str:

@@ -376,6 +376,7 @@ class StreamNode(GuardedNode):
                 self._monitor.count("failed frames")
                 text = f"frame skipped: {type(error).__name__}: {error}"
                 self._reporter.fail(text, throttle=True, details=f"\n{traceback.format_exc()}")
+            self._check_clock(frame)
             if out_of_memory:
                 torch.cuda.empty_cache()  # only here, after the exception, which holds the frame's tensors, is gone
                 failures += 1
@@ -429,8 +430,12 @@ class StreamNode(GuardedNode):
             "whole frame": (done - started) * 1e3,
         }
         now = self.get_clock().now().nanoseconds * 1e-9
-        self._reporter.stand(clock_problem(now, seconds, self.get_parameter("use_sim_time").value))
         self._monitor.published(now - seconds, done - frame.arrival, stages)
+
+    def _check_clock(self, frame: WaitingFrame) -> None:
+        """Report stamps of another clock than the node's, also of frames that are not published."""
+        now, stamp = self.get_clock().now().nanoseconds * 1e-9, conversions.seconds(frame.stamp)
+        self._reporter.stand(clock_problem(now, stamp, self.get_parameter("use_sim_time").value))
 
     def _frame_of(self, message: Image | CompressedImage) -> str:
         """The frame_id of an image, without the leading slash that tf2 does not allow."""

@@ -199,6 +199,16 @@ def test_node_with_another_image_transport_is_an_error(make_bench, replay_into, 
 # ------------------------------------------------------------------------------------------------------- TF, clock
 
 
+def test_node_of_another_version_is_an_error(active_bench, replay_into, tmp_path, monkeypatch):
+    bag = open_bag(images_bag(tmp_path / "bag", 2), ReplayOptions())
+    bench = active_bench(bag)
+    known = player.option_fields
+    newer = [("not.in.the.node", next(known(player.NodeOptions))[1])]
+    monkeypatch.setattr(player, "option_fields", lambda kind: [*known(kind), *newer])
+    with pytest.raises(Raymap3rError, match="does not have all parameters of the stream node of this version"):
+        replay_into(bench, bag)
+
+
 def test_transforms_of_the_node_are_not_forwarded_from_the_bag(active_bench, replay_into, tmp_path):
     messages = [
         (0.0, "/tf_static", transforms(transform(0, "base", "camera"), transform(0, "base", "lidar"))),

@@ -9,7 +9,7 @@ from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from topic_helpers import image
 
-from raymap3r_ros.node import reporter
+from raymap3r_ros.node import reporter, stream_node
 from raymap3r_ros.stamps import clock_problem
 
 LOCAL = ("-r", "/clock:=clock")  # not to other tests
@@ -54,6 +54,32 @@ def test_simulated_stamps_on_wall_time(make_bench, monkeypatch):
     send(bench, time.time())
     send(bench, 100)
     bench.wait(lambda: bench.count_logs("use_sim_time to true") == 2, "one line each time it begins")
+
+
+def test_a_bag_played_without_clock_is_one_line_with_the_cure(make_bench, monkeypatch):
+    """Also if it is looped, and if its images cannot be processed."""
+    monkeypatch.setattr(reporter, "THROTTLE", 0.0)
+    bench = make_bench(image_size=64, every_frame=True)
+    bench.start("pose")
+    for seconds in (100.0, 100.1, 1e6, 100.0, 100.1):
+        send(bench, seconds)
+    bench.wait_for_log("set use_sim_time to true if they come from a simulator or a bag (ros2 bag play --clock)")
+    assert bench.count_logs("use_sim_time") == 1
+
+
+def test_also_if_no_frame_is_published(make_bench, monkeypatch):
+    bench = make_bench(image_size=64, every_frame=True)
+    bench.start("pose")
+
+    def fail(*_, **__):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(stream_node, "step_of", lambda *_: fail)
+    message = image()
+    message.header.stamp = Time(seconds=100).to_msg()
+    bench.publish(message)
+    bench.wait_for_log("set use_sim_time to true", level=30)
+    assert not bench.messages["pose"] and bench.count_logs("no network")
 
 
 @pytest.mark.parametrize(("clock", "text"), [(None, "nothing arrives on /clock"), (50, "use_sim_time to false")])

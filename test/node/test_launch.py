@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def lines_until(process, text):
     raise AssertionError(f"launch ended without {text!r}: {''.join(lines)}")
 
 
-def package_in(prefix, name, executable=None):
+def package_in(prefix, name, executable=None, script='echo "arguments: $*"'):
     """A ROS package in a folder; its executable prints its arguments and ends. None: the package has none."""
     index = prefix / "share" / "ament_index" / "resource_index" / "packages"
     index.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def package_in(prefix, name, executable=None):
     if executable:
         file = prefix / "lib" / name / executable
         file.parent.mkdir(parents=True)
-        file.write_text('#!/bin/sh\necho "arguments: $*"\n')
+        file.write_text(f"#!/bin/sh\n{script}\n")
         file.chmod(0o755)
     return prefix
 
@@ -108,6 +109,54 @@ def test_launch_prints_the_error_of_the_node(launch):
     out = process.communicate(timeout=LIMIT)[0]
     assert "configure failed: checkpoint '/nowhere.pth' is not a file" in out
     assert "Traceback" not in out
+
+
+MAPPERS = {"rtabmap": ("rtabmap_slam", "rtabmap"), "nvblox": ("nvblox_ros", "nvblox_node")}
+MAPPERS["octomap"] = ("octomap_server", "octomap_server_node")
+
+
+@pytest.mark.parametrize("file", ["stream", *MAPPERS])
+def test_launch_ends_with_an_error_if_the_node_fails(launch, tmp_path, file):
+    """RViz or the mapper, which run on by themselves, end too."""
+    package, executable = MAPPERS.get(file, ("rviz2", "rviz2"))
+    prefix = package_in(tmp_path, package, executable, "exec sleep 1000")
+    arguments = ["checkpoint:=/nowhere.pth", *(["rviz:=true"] if file == "stream" else [])]
+    process = launch(*arguments, file=f"{file}.launch.py", prefix=prefix)
+    out = process.communicate(timeout=LIMIT)[0]
+    assert process.returncode == 1, out
+    assert "configure failed: checkpoint '/nowhere.pth' is not a file" in out
+    assert re.search(r"stream-\d has failed with status 1, the launch ends; its own message is above", out)
+    assert len(re.findall(r"process started with pid", out)) == 2
+
+
+def test_launch_ends_with_an_error_if_the_mapper_fails(launch, tmp_path):
+    prefix = package_in(tmp_path, "octomap_server", "octomap_server_node", "exit 3")
+    process = launch("device:=cpu", file="octomap.launch.py", prefix=prefix)
+    out = process.communicate(timeout=LIMIT)[0]
+    assert process.returncode == 1, out
+    assert re.search(r"octomap_server_node-\d has failed with status 3, the launch ends", out)
+    assert re.search(r"stream-\d\]: process has (finished|died)", out), "a node is left"
+
+
+def test_a_failed_node_does_not_end_the_launch_of_another_package(launch, root, tmp_path):
+    file = tmp_path / "robot.launch.py"
+    file.write_text(f"""
+from launch import LaunchDescription
+from launch.actions import ExecuteProcess, IncludeLaunchDescription, RegisterEventHandler
+from launch.event_handlers import OnProcessExit
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+def generate_launch_description():
+    source = PythonLaunchDescriptionSource({str(root / "launch" / "stream.launch.py")!r})
+    stream = IncludeLaunchDescription(source, launch_arguments={{"checkpoint": "/nowhere.pth"}}.items())
+    after = ExecuteProcess(cmd=["echo", "the robot", "continues"], output="screen")
+    after = OnProcessExit(on_exit=[after], handle_once=True)
+    return LaunchDescription([RegisterEventHandler(after), stream])
+""")
+    process = launch(file=file)
+    out = process.communicate(timeout=LIMIT)[0]
+    assert "configure failed" in out and "the robot continues" in out and "the launch ends" not in out
+    assert process.returncode == 0
 
 
 def test_missing_parameter_file_is_an_error(launch):
@@ -193,6 +242,19 @@ def test_prefix_starts_the_node(launch):
     assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 3
 
 
+def test_prefix_starts_the_node_of_a_replay(launch, bag, tmp_path):
+    process = launch(
+        f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path}", "device:=cpu", "loop:=1000",
+        "prefix:=nice -n 3", file="replay.launch.py",
+    )  # fmt: skip
+    out = lines_until(process, "a new world starts")
+    nice = {
+        name: os.getpriority(os.PRIO_PROCESS, int(pid))
+        for name, pid in re.findall(r"\[(\w+)-\d\]: process started with pid \[(\d+)\]", out)
+    }
+    assert nice["stream"] == nice["replay"] + 3
+
+
 @pytest.mark.parametrize("file", ["rtabmap", "nvblox", "octomap"])
 def test_arguments_with_another_default_keep_their_descriptions(root, file):
     stream, mapper = (
@@ -236,11 +298,23 @@ def test_replay_ends_by_itself_with_a_report(launch, bag, tmp_path):
     assert [world["frames"] for world in report["worlds"]] == [5, 5]
 
 
+def test_warnings_about_a_bag_are_escaped(launch, bag, tmp_path):
+    """The launch file opens the bag itself, and launch replaces the handlers of Python's logging."""
+    copy = shutil.copytree(bag, tmp_path / "cam\x1b[31m")
+    (copy / "metadata.yaml").write_text("\0\x1b[2J")
+    out = launch(f"bag:={copy}", "topic:=/none", f"out:={tmp_path / 'out'}", file="replay.launch.py")
+    text = out.communicate(timeout=LIMIT)[0]
+    assert r"metadata.yaml: damaged, not used" in text and "process started" not in text
+    assert "\x1b[31m" not in text and "\x1b[2J" not in text
+
+
 def test_replay_ends_if_the_node_cannot_start(launch, bag, tmp_path):
-    out = launch(
+    process = launch(
         f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path}", "checkpoint:=/nowhere.pth",
         file="replay.launch.py",
-    ).communicate(timeout=LIMIT)[0]  # fmt: skip
+    )  # fmt: skip
+    out = process.communicate(timeout=LIMIT)[0]
+    assert process.returncode == 1 and "stream-1 has failed with status 1, the launch ends" in out
     assert "configure failed: checkpoint '/nowhere.pth' is not a file" in out
     assert "a new world starts" not in out
 
@@ -258,6 +332,7 @@ def test_replay_of_a_missing_bag_is_an_error(launch, tmp_path):
         (["rate:=nan"], "rate is nan; allowed range"),
         (["loop:=1.5"], "loop is '1.5'; allowed: a whole number"),
         (["topic:="], "several image topics; choose one with topic:="),
+        (["prefix:=nise"], "prefix is 'nise': there is no command 'nise'"),
         ([], "name another folder, or allow it with overwrite:=true"),
     ],
 )

@@ -105,6 +105,25 @@ def test_missing_parameter_file_is_reported_without_a_traceback(start):
     assert not any("Traceback" in line for line in process.lines)
 
 
+def test_parameter_file_for_another_node_is_one_warning(start, tmp_path):
+    file = tmp_path / "stream.yaml"
+    file.write_text("raymap3:\n  ros__parameters:\n    checkpoint: mini\n")
+    process = start("--autostart", "--ros-args", "--params-file", str(file), "-p", "checkpoint:=/nowhere")
+    assert process.end() == 1
+    (line,) = (line for line in process.lines if "[WARN]" in line)
+    assert f"{file} has no effect" in line and line.endswith("rename /raymap3 to /raymap3r, or to /**")
+
+
+@pytest.mark.parametrize("text", ["raymap3r:\n  rate: 1\n", "raymap3r:\n  ros_parameters:\n    rate: 1\n"])
+def test_parameter_file_of_another_form_is_an_error_with_the_form(start, tmp_path, text):
+    file = tmp_path / "stream.yaml"
+    file.write_text(text)
+    process = start("--ros-args", "--params-file", str(file))
+    assert process.end() == 2
+    assert str(file) in process.lines[-2] and "below it ros__parameters with the parameters" in process.lines[-1]
+    assert not any("Traceback" in line for line in process.lines)
+
+
 BROKEN = """
 import sys
 from raymap3r_ros.node import conversions, executable

@@ -5,6 +5,7 @@ import rclpy
 from nav_msgs.msg import Odometry
 from rclpy.context import Context
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from raymap3r_ros.node import inputs, silence
@@ -75,6 +76,56 @@ def test_publisher_that_sends_nothing(make_bench):
     line = bench.wait_for_log(f"nothing has arrived on {bench.namespace}/image", level=30)
     assert "its publishers send nothing, or large messages are lost" in line and "fastdds.xml" in line
     assert "nav_msgs/msg/Odometry" in bench.wait_for_log(f"on {bench.namespace}/wheel_odometry", level=30)
+
+
+def test_long_names_leave_the_remedy_readable(make_bench):
+    long = "a_long_name_of_a_topic_or_node_" * 7  # near the limit of 255 characters
+    bench = make_bench("-r", f"image:={long}")
+    drivers = [rclpy.create_node(f"{long}{index}", context=bench.context) for index in range(5)]
+    publishers = [driver.create_publisher(Image, f"{bench.namespace}/{long}", RELIABLE) for driver in drivers]
+    bench.wait(lambda: bench.node.count_publishers(publishers[0].topic_name) == len(drivers), "discovery")
+    activate(bench)
+    bench.wait(lambda: bench.statuses and "nothing has arrived" in bench.statuses[-1][1], "diagnostics")
+    line = bench.statuses[-1][1]
+    assert "check its rate with `ros2 topic hz`, use the Fast DDS profile of config/fastdds.xml" in line
+    assert "on the publisher's side above all. Publishers: /a_long_name" in line and line.endswith("and 2 more")
+    for driver in drivers:
+        driver.destroy_node()
+
+
+LOCAL = ("-r", "/clock:=clock")  # not to other tests
+
+
+def test_simulated_time_without_a_clock(make_bench):
+    bench = make_bench(*LOCAL, use_sim_time=True)
+    activate(bench)
+    line = bench.wait_for_log(f"nothing has arrived on {bench.namespace}/clock (rosgraph_msgs/msg/Clock", level=30)
+    assert "it has no publisher; publish it (ros2 bag play --clock, or the simulator), or set use_sim_time" in line
+    assert bench.count_logs("nothing has arrived on") == 2  # and on the images' topic
+
+
+def test_clock_that_stops(make_bench, monkeypatch):
+    monkeypatch.setattr(silence, "SILENCE", 3600.0)
+    bench = make_bench(*LOCAL, use_sim_time=True)
+    clock = wait_for_publisher(bench, Clock, "clock", RELIABLE)
+    bench.wait(clock.get_subscription_count, "the node's subscription")
+    activate(bench)
+    clock.publish(Clock(clock=bench.stamp(0)))
+    bench.wait(lambda: bench.node.get_clock().now().nanoseconds > 0, "the clock")
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 2, "diagnostics")
+    assert bench.count_logs("nothing has arrived") == 0
+    monkeypatch.setattr(silence, "SILENCE", 0.0)
+    assert "its publishers send nothing; publish it" in bench.wait_for_log(f"{bench.namespace}/clock", level=30)
+
+
+def test_the_clock_is_not_watched_on_wall_time(make_bench):
+    bench = make_bench(*LOCAL)
+    activate(bench)
+    bench.wait_for_log("nothing has arrived on", level=30)
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 2, "diagnostics")
+    assert bench.count_logs("/clock") == 0
 
 
 def test_quiet_while_images_arrive_and_one_line_otherwise(make_bench, monkeypatch):

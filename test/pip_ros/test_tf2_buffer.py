@@ -9,6 +9,7 @@ import tf2_ros
 from geometry_msgs.msg import TransformStamped
 from rclpy.clock import ClockChange, TimeJump
 from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.time import Time
 
 
@@ -249,7 +250,7 @@ def test_waits_no_longer_than_the_timeout(buffer):
 
 def test_clears_the_buffer_when_time_jumps_back(buffer):
     buffer.set_transform(message("a", "b", 5), "test")
-    buffer._time_jumped(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(seconds=-4)))
+    buffer.time_jump_callback(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(seconds=-4)))
     assert not buffer.can_transform("a", "b", Time())
     buffer.set_transform(message("a", "b", 1), "test")
     assert buffer.can_transform("a", "b", at(1))
@@ -291,3 +292,49 @@ def test_a_lookup_is_fast(buffer):
     for index in range(200):
         buffer.lookup_transform("map", "base", at(105.001 + index / 100))
     assert (time.perf_counter() - start) / 200 < 0.005
+
+
+def test_future_is_done_when_the_transform_arrives(buffer):
+    future = buffer.wait_for_transform_async("map", "camera", at(2))
+    buffer.set_transform_static(message("base", "camera", 0, angle=0.3, translation=(1, 0, 0)), "test")
+    buffer.set_transform(message("map", "base", 1, translation=(0, 1, 0)), "test")
+    assert not future.done()
+    called = []
+    future.add_done_callback(lambda done: called.append(done.result()))
+    buffer.set_transform(message("map", "base", 3, translation=(0, 3, 0)), "test")
+    expected = matrix((0, 0, 1), 0.3, (1, 2, 0))
+    np.testing.assert_allclose(to_matrix(future.result()), expected, atol=1e-12)
+    assert called == [future.result()]
+    # Available already: done at once.
+    done = buffer.wait_for_transform_async("map", "camera", at(2))
+    assert done.done() and done.result() == buffer.lookup_transform("map", "camera", at(2))
+    full = buffer.wait_for_transform_full_async("base", at(1), "base", at(3), "map")
+    np.testing.assert_allclose(to_matrix(full.result()), matrix((0, 0, 1), 0, (0, 2, 0)), atol=1e-12)
+
+
+def test_cancelled_future_is_forgotten(buffer):
+    future = buffer.wait_for_transform_async("map", "base", at(0))
+    future.cancel()
+    buffer.set_transform(message("map", "base", 1), "test")
+    assert future.cancelled() and future.result() is None
+
+
+def test_coroutine_waits_without_blocking_the_executor(ros, buffer):
+    node = ros.create_node("waiting")
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    task = executor.create_task(buffer.lookup_transform_async, "map", "base", at(2))
+    full = executor.create_task(buffer.lookup_transform_full_async, "base", at(1), "base", at(2), "map")
+    sent = []
+
+    def send():
+        sent.append(message("map", "base", len(sent), translation=(len(sent), 0, 0)))
+        buffer.set_transform(sent[-1], "test")
+
+    timer = node.create_timer(0.01, send)
+    executor.spin_until_future_complete(task, 30)
+    executor.spin_until_future_complete(full, 30)
+    assert task.result().transform.translation.x == 2.0 and full.result().transform.translation.x == 1.0
+    timer.cancel()
+    executor.shutdown()
+    node.destroy_node()

@@ -95,8 +95,8 @@ def test_a_flood_of_hostile_transforms_is_logged_in_few_short_lines(capfd):
 
 
 def test_the_buffer_keeps_a_bounded_number_of_frames_and_transforms(monkeypatch):
-    monkeypatch.setattr(tf2_ros.buffer, "MAX_FRAMES", 50)
-    monkeypatch.setattr(tf2_ros.buffer, "MAX_SAMPLES", 100)
+    monkeypatch.setattr(tf2_ros.buffer_core, "MAX_FRAMES", 50)
+    monkeypatch.setattr(tf2_ros.buffer_core, "MAX_SAMPLES", 100)
     buffer = tf2_ros.Buffer()
     for index in range(200):
         buffer.set_transform(transform("map", f"f{index}", 5, index), "peer")

@@ -301,6 +301,8 @@ def test_a_run_can_begin_with_weights(tmp_path: Path):
     run = trainer._begin(SHORT, first, CPU)
     given = load_network(first)
     assert all(torch.equal(a, b) for a, b in zip(run.network.parameters(), given.parameters(), strict=True))
+    with pytest.raises(InputError, match="another shape"):
+        trainer._begin(SHORT, "one_room", CPU)  # the shipped weights have the pixels of an earlier `mini`
     other = dataclasses.replace(SHORT, preset="cut3r_512_dpt")
     with pytest.raises(InputError, match="another shape"), torch.device("meta"):
         trainer._begin(other, first, torch.device("meta"))

@@ -11,7 +11,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
 from tf2_msgs.msg import TFMessage
 
-from tf2_ros.buffer import BufferCore
+from tf2_ros.buffer_core import BufferCore
 
 
 class TransformListener:
