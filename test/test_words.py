@@ -30,8 +30,8 @@ CHECKED = (
 EXCLUDED = ("test/test_words.py", "config/foxglove.json")
 # Commands whose help is checked.
 COMMANDS = (
-    *("", "run", "convert", "render", "train", "train one_room", "evaluate", "evaluate synthetic"),
-    *("evaluate simulated", "evaluate covariance", "evaluate tum", "demo", "replay"),
+    *("", "run", "convert", "render", "train", "train one_room", "train one_office", "evaluate"),
+    *("evaluate synthetic", "evaluate simulated", "evaluate covariance", "evaluate tum", "demo", "replay"),
 )
 
 # Phrase, as a regular expression for whole words, and what to write instead.

@@ -132,8 +132,8 @@ PRESETS: dict[str, NetworkConfig] = {
     "cut3r_512_dpt": NetworkConfig(),
     # Our own: small enough for a live camera on two CPU cores.
     "mini": NetworkConfig(
-        image_size=64,
-        patch_size=8,
+        image_size=128,
+        patch_size=16,
         stem="conv",
         encoder_width=96,
         encoder_depth=4,

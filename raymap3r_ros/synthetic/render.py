@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ class Rendering:
     static_depth: Tensor  # (B, F, H, W) of the world without movable objects
     moving: Tensor  # (B, F, H, W) bool: moving at this time
     pose: Tensor  # (B, F, 4, 4) c2w
-    intrinsics: Tensor  # (B, 3, 3) pixels, pixel centres integer, principal point at (W / 2, H / 2)
+    intrinsics: Tensor  # (B, 3, 3) pixels, pixel centres integer
 
 
 def intrinsics_of(scenes: Scenes, size: tuple[int, int]) -> Tensor:
@@ -108,6 +110,71 @@ def _shade(
     noise: torch.Generator,
 ) -> Tensor:
     """(B, F, P, 3) uint8."""
+    frames = depth.shape[1]
+    surface = _surface(groups, depth, group, index, origin, direction, has_room=True)
+    number = surface.number
+    material = torch.where(number == 0, surface.face, number + _ROOM_FACES - 1)
+    materials = scenes.materials[:, None].expand(-1, frames, -1, -1).gather(
+        2, material[..., None].expand(-1, -1, -1, scenes.materials.shape[-1])
+    )  # fmt: skip
+    albedo = colour(materials, surface.position, depth / matrix[:, None, None, 0, 0])
+    shade = _shading(surface.normal, scenes.light, scenes.brightness)
+    gain = scenes.exposure.at(time).exp()
+    value = albedo * (shade * gain[..., None])[..., None]
+    grain = torch.randn(value.shape, generator=noise, device=value.device)
+    value = value + scenes.noise[:, None, None, None] * grain
+    return (value.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def render_solids(
+    solids: list[Solids],
+    light: Tensor,
+    brightness: Tensor,
+    pose: Tensor,
+    rays: Tensor,
+    albedo: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Depth (B, F, H, W), `raycast.FAR` without a solid, and colour (B, F, H, W, 3) of solids without surroundings.
+
+    Cameras: c2w `pose` (B, F, 4, 4) and `rays` (B, H, W, 3) with z = 1. Lights (B, 2, 3) and brightness (B, 3) as in
+    `Scenes`. `albedo` returns colours (P, 3) from sequence and solid (P, 2), position on the solid (P, 3) in metres,
+    and depth (P,), of the P pixels that show a solid.
+    """
+    size = rays.shape[1:3]
+    direction = rays.flatten(1, 2)[:, None] @ pose[..., :3, :3].mT
+    origin = pose[..., :3, 3]
+    depth, group, index = _nearest(solids, origin, direction, first_is_room=False)
+    surface = _surface(solids, depth, group, index, origin, direction, has_room=False)
+    hit = depth < raycast.FAR
+    sequence = torch.arange(len(depth), device=depth.device)[:, None, None].expand(depth.shape)
+    which = torch.stack((sequence[hit], surface.number[hit]), dim=-1)
+    value = torch.zeros_like(direction)
+    shade = _shading(surface.normal, light, brightness)
+    value[hit] = albedo(which, surface.position[hit], depth[hit]) * shade[hit][:, None]
+    return depth.unflatten(2, size), value.unflatten(2, size)
+
+
+class _Surface(NamedTuple):
+    """What P rays hit; the number counts the solids of all groups."""
+
+    number: Tensor  # (B, F, P)
+    face: Tensor  # (B, F, P) of a box, 0 elsewhere
+    position: Tensor  # (B, F, P, 3) for the texture, in metres
+    normal: Tensor  # (B, F, P, 3) in the world
+
+
+def _surface(
+    groups: list[Solids],
+    depth: Tensor,
+    group: Tensor,
+    index: Tensor,
+    origin: Tensor,
+    direction: Tensor,
+    *,
+    has_room: bool,
+) -> _Surface:
+    """The surface at depth (B, F, P) of solid `index` in `group`; with `has_room` the first solid is a room."""
     batch, frames, _ = depth.shape
     point = origin[:, :, None] + depth[..., None] * direction
     table = _solid_table(groups, batch, frames)
@@ -127,25 +194,20 @@ def _shade(
         shape_normal, shape_face = raycast.normal(shape, unit)
         outward = torch.where(of_shape[..., None], shape_normal, outward)
         face = torch.where(of_shape, shape_face, face)
-    inwards = torch.where(number[..., None] == 0, -1.0, 1.0)  # the room is seen from inside
+    # A room is seen from inside.
+    inwards = torch.where(number[..., None] == 0, -1.0, 1.0) if has_room else 1.0
     outward = torch.nn.functional.normalize(outward / half.clamp_min(1e-6), dim=-1) * inwards
-    world_normal = (rotation @ outward[..., None])[..., 0]
-
-    material = torch.where(number == 0, face, number + _ROOM_FACES - 1)
-    materials = scenes.materials[:, None].expand(-1, frames, -1, -1).gather(
-        2, material[..., None].expand(-1, -1, -1, scenes.materials.shape[-1])
-    )  # fmt: skip
+    normal = (rotation @ outward[..., None])[..., 0]
     # Slightly below the surface, so that patches do not flicker where it coincides with their border; faces differ.
     position = own - 0.013 * outward * inwards + 1.7 * face[..., None]
-    albedo = colour(materials, position, depth / matrix[:, None, None, 0, 0])
-    lit = (world_normal[..., None, :] * scenes.light[:, None, None]).sum(-1).clamp_min(0)
-    bright = scenes.brightness[:, None, None]
-    shade = bright[..., 0] + (bright[..., 1:] * lit).sum(-1)
-    gain = scenes.exposure.at(time).exp()
-    value = albedo * (shade * gain[..., None])[..., None]
-    grain = torch.randn(value.shape, generator=noise, device=value.device)
-    value = value + scenes.noise[:, None, None, None] * grain
-    return (value.clamp(0, 1) * 255).round().to(torch.uint8)
+    return _Surface(number, face, position, normal)
+
+
+def _shading(normal: Tensor, light: Tensor, brightness: Tensor) -> Tensor:
+    """Brightness (B, F, P) of surfaces with these normals under the lights."""
+    lit = (normal[..., None, :] * light[:, None, None]).sum(-1).clamp_min(0)
+    bright = brightness[:, None, None]
+    return bright[..., 0] + (bright[..., 1:] * lit).sum(-1)
 
 
 def _solid_table(groups: list[Solids], batch: int, frames: int) -> Tensor:

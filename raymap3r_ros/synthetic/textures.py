@@ -17,15 +17,21 @@ _SPLIT = (KINDS, WAVES * 3, WAVES, 9, 1)
 MATERIAL_WIDTH = sum(_SPLIT)
 
 
-def random_materials(generator: torch.Generator, shape: tuple[int, ...], coarseness: Tensor) -> Tensor:
-    """Materials (*shape, MATERIAL_WIDTH); `coarseness`, broadcast to shape, multiplies every length."""
+def random_materials(
+    generator: torch.Generator, shape: tuple[int, ...], coarseness: Tensor, colours: Tensor | None = None
+) -> Tensor:
+    """Materials (*shape, MATERIAL_WIDTH); `coarseness`, broadcast to shape, multiplies every length.
+
+    `colours`: three RGB colours (*shape, 9) in 0..1 for each material; random ones by default.
+    """
     coarseness = coarseness.expand(shape)[..., None]
     kind = torch.randint(KINDS, shape, generator=generator)
     direction = torch.nn.functional.normalize(torch.randn(*shape, WAVES, 3, generator=generator), dim=-1)
     # Wavelengths of 0.3 to 2 m, which are visible in a small image of a room.
     wavelength = 0.3 * (2 / 0.3) ** torch.rand(*shape, WAVES, 1, generator=generator) * coarseness[..., None]
     phase = torch.rand(*shape, WAVES, generator=generator) * 2 * math.pi
-    colours = 0.05 + 0.9 * torch.rand(*shape, 9, generator=generator)
+    if colours is None:
+        colours = 0.05 + 0.9 * torch.rand(*shape, 9, generator=generator)
     patch = (0.2 + 0.5 * torch.rand(*shape, 1, generator=generator)) * coarseness
     waves = (2 * math.pi / wavelength * direction).flatten(-2)
     return torch.cat((torch.nn.functional.one_hot(kind, KINDS).float(), waves, phase, colours, patch), dim=-1)

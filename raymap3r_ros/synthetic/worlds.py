@@ -25,6 +25,7 @@ _STATIC = {"box": 10, "ellipsoid": 3, "cylinder": 3}  # slots
 _MOVING = {"box": 1, "ellipsoid": 7, "cylinder": 1}  # a ball and the six parts of a walking figure are ellipsoids
 MOVERS = 4  # box, cylinder, ball, figure
 _BOX, _CYLINDER, _BALL, _FIGURE = range(MOVERS)
+_MOVERS_OF_SOLIDS = ([_BOX], [_CYLINDER], [_BALL] + [_FIGURE] * 6)  # of each group of `mover_solids`
 _ROOM_FACES = 6
 # In the one room the movers always have the same sizes, so that size determines distance. Their appearance differs.
 _KNOWN_HALF = ((0.3, 0.2, 0.5), (0.22, 0.22, 0.45), (0.26, 0.26, 0.26), (0.25, 0.25, 0.85))
@@ -350,7 +351,7 @@ def static_solids(scenes: Scenes) -> list[Solids]:
     eye = torch.eye(3, device=half.device).expand(len(half), 1, 1, 3, 3)
     solids = [Solids("box", half[:, None], centre[:, None, None], eye)]
     for shape, (half, centre, yaw) in scenes.static.items():
-        solids.append(Solids(shape, half, centre[:, None], _turn_z(yaw)[:, None]))
+        solids.append(Solids(shape, half, centre[:, None], turn_z(yaw)[:, None]))
     return solids
 
 
@@ -382,19 +383,23 @@ def moving_solids(scenes: Scenes, time: Tensor) -> tuple[list[Solids], list[Tens
     bounce[_BALL] = 0.5
     z = scenes.mover_base[:, None] + height.abs() + bounce * (2.5 * own).sin().abs() + half[:, None, :, 2]
     centre = torch.cat((xy, z[..., None]), dim=-1)
-    rotation = _turn_z(yaw + scenes.mover_angle[:, None])
+    rotation = turn_z(yaw + scenes.mover_angle[:, None])
+    solids = mover_solids(half, centre, rotation, own[:, :, _FIGURE])
+    return solids, [active[:, :, movers] for movers in _MOVERS_OF_SOLIDS]
 
-    def group(shape: str, half: Tensor, centre: Tensor, rotation: Tensor, mover: list[int]) -> tuple[Solids, Tensor]:
-        return Solids(shape, half, centre, rotation), active[:, :, mover]
 
+def mover_solids(half: Tensor, centre: Tensor, rotation: Tensor, clock: Tensor) -> list[Solids]:
+    """The solids of the movers: box, cylinder, ball and figure, in this order in the axis V.
+
+    `half` (B, V, 3), `centre` (B, F, V, 3), `rotation` (B, F, V, 3, 3); `clock` (B, F) is the time of the gait. The
+    third axis of a mover is the vertical.
+    """
     one = {_BOX: "box", _CYLINDER: "cylinder"}
-    groups = [group(shape, half[:, [v]], centre[:, :, [v]], rotation[:, :, [v]], [v]) for v, shape in one.items()]
-    parts = _figure(half[:, _FIGURE], centre[:, :, _FIGURE], rotation[:, :, _FIGURE], own[:, :, _FIGURE])
+    solids = [Solids(shape, half[:, [v]], centre[:, :, [v]], rotation[:, :, [v]]) for v, shape in one.items()]
+    parts = _figure(half[:, _FIGURE], centre[:, :, _FIGURE], rotation[:, :, _FIGURE], clock)
     ball = half[:, [_BALL]], centre[:, :, [_BALL]], rotation[:, :, [_BALL]]
     joined = (torch.cat(pair, dim=axis) for pair, axis in zip(zip(ball, parts, strict=True), (1, 2, 2), strict=True))
-    groups.append(group("ellipsoid", *joined, [_BALL] + [_FIGURE] * 6))
-    solids, moves = zip(*groups, strict=True)
-    return list(solids), list(moves)
+    return [*solids, Solids("ellipsoid", *joined)]
 
 
 # Joint and half size of each part of a figure 1.7 m tall, in metres, x ahead, y left; and its swing (radians).
@@ -425,7 +430,7 @@ def _figure(half: Tensor, centre: Tensor, rotation: Tensor, clock: Tensor) -> tu
     return sizes * tall[:, None, None], place, rotation[:, :, None] @ swing
 
 
-def _turn_z(yaw: Tensor) -> Tensor:
+def turn_z(yaw: Tensor) -> Tensor:
     """Rotation (..., 3, 3) about the vertical."""
     cos, sin, zero, one = yaw.cos(), yaw.sin(), torch.zeros_like(yaw), torch.ones_like(yaw)
     return torch.stack((cos, -sin, zero, sin, cos, zero, zero, zero, one), dim=-1).unflatten(-1, (3, 3))

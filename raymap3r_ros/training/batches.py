@@ -1,29 +1,26 @@
-"""Training batches: rendered sequences and the targets of the network."""
+"""Training batches: images of a source and the targets of the network."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from raymap3r_ros.geometry.cameras import assemble_pose, back_project
-from raymap3r_ros.synthetic import Recipe, random_scenes, render
-
-_LONGEST_TIME = 60.0  # seconds; latest start of a sequence
-_STRIDES = (0.1, 8.0)  # seconds between frames
+from raymap3r_ros.geometry.cameras import assemble_pose, pixel_rays
+from raymap3r_ros.synthetic import Rendering
+from raymap3r_ros.training.sources import Source, concatenate
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of T frames. Metres."""
+    """B sequences of T frames. Metres. Points of unknown depth are 0."""
 
     image: Tensor  # (B, T, 3, H, W) in -1..1
     points: Tensor  # (B, T, H, W, 3) in the camera frame
     static_points: Tensor  # (B, T, H, W, 3) of the static world
     moving: Tensor  # (B, T, H, W) bool
-    world_pose: Tensor  # (B, T, 4, 4) c2w in the rendered world
+    world_pose: Tensor  # (B, T, 4, 4) c2w in the world of the source
     intrinsics: Tensor  # (B, 3, 3) pixels
 
     @property
@@ -34,44 +31,50 @@ class Batch:
             rotation @ self.world_pose[..., :3, :3], (rotation @ (position - position[:, :1]))[..., 0]
         )
 
-    def in_order(self, order: Tensor) -> Batch:
-        """The same frames in another order (T,), and therefore with another first camera."""
-        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Batch(**{name: value if name == "intrinsics" else value[:, order] for name, value in columns.items()})
-
 
 def image_size(long_edge: int, patch: int) -> tuple[int, int]:
     """H, W of 4:3 images with this long edge, rounded down to whole patches."""
     return long_edge * 3 // 4 // patch * patch, long_edge // patch * patch
 
 
-def make_batch(world: str, seed: int, count: int, length: int, size: tuple[int, int], device: torch.device) -> Batch:
-    """Sequences that depend only on the seed (below `EVALUATION_SEEDS`), for one device."""
-    generator = torch.Generator().manual_seed(seed)
-    # Half of the sequences have few movers or none, the other half has many.
-    recipes = (Recipe(world, presence=0.35), Recipe(world, presence=0.8, follow=0.7, size=1.4, nearness=(0.8, 2.2)))
-    parts = []
-    for recipe, share in zip(recipes, (count - count // 2, count // 2), strict=True):
-        if share:
-            parts.append(_render_part(recipe, generator, share, length, size, device))
-    columns = [torch.cat(column) for column in zip(*(dataclasses.astuple(part) for part in parts), strict=True)]
-    return Batch(*columns)
-
-
-def _render_part(
-    recipe: Recipe, generator: torch.Generator, count: int, length: int, size: tuple[int, int], device: torch.device
+def make_batch(
+    source: Source, seed: int, count: int, length: int, size: tuple[int, int], device: torch.device
 ) -> Batch:
-    scenes = random_scenes(generator, count, recipe)
-    begin = torch.rand(count, 1, generator=generator) * _LONGEST_TIME
-    low, high = _STRIDES
-    stride = low * (high / low) ** torch.rand(count, 1, generator=generator)
-    time = begin + stride * torch.arange(length)
-    noise = torch.Generator(device).manual_seed(int(torch.randint(1 << 40, (), generator=generator)))
-    seen = render(scenes.to(device), time.to(device), size, noise)
+    """All frames that the source returns for this seed, in order."""
+    return to_batch(source(seed, count, length, size, device))
+
+
+def make_pool(
+    source: Source, seeds: list[int], count: int, length: int, size: tuple[int, int], device: torch.device
+) -> Rendering:
+    """`count` sequences of each seed, to draw batches from. They are made in turn, which limits the memory needed."""
+    return concatenate([source(seed, count, length, size, device) for seed in seeds])
+
+
+def draw(pool: Rendering, count: int, length: int, generator: torch.Generator) -> Batch:
+    """`count` windows of `length` consecutive frames from a pool, each in random order. The generator is on the CPU.
+
+    No sequence is drawn again before all others have been drawn.
+    """
+    sequences, frames = pool.depth.shape[:2]
+    rows = torch.randperm(max(sequences, count), generator=generator)[:count, None] % sequences
+    begin = torch.randint(frames - length + 1, (count, 1), generator=generator)
+    columns = begin + torch.rand(count, length, generator=generator).argsort(dim=1)
+    rows, columns = rows.to(pool.depth.device), columns.to(pool.depth.device)
+    chosen = {
+        name: getattr(pool, name)[rows, columns] for name in ("image", "depth", "static_depth", "moving", "pose")
+    }
+    return to_batch(Rendering(**chosen, intrinsics=pool.intrinsics[rows[:, 0]]))
+
+
+def to_batch(seen: Rendering) -> Batch:
+    """The input and the targets of the network for all frames of a rendering."""
+    # One plane per coordinate, because the losses compute with whole planes.
+    rays = pixel_rays(seen.intrinsics, (seen.depth.shape[-2], seen.depth.shape[-1])).movedim(-1, 1)[:, None]
     return Batch(
         image=(seen.image.movedim(-1, 2).float() / 255 - 0.5) / 0.5,
-        points=back_project(seen.depth, seen.intrinsics),
-        static_points=back_project(seen.static_depth, seen.intrinsics),
+        points=(rays * seen.depth[:, :, None]).movedim(2, -1),
+        static_points=(rays * seen.static_depth[:, :, None]).movedim(2, -1),
         moving=seen.moving,
         world_pose=seen.pose,
         intrinsics=seen.intrinsics,

@@ -16,6 +16,7 @@ from raymap3r_ros.training.batches import Batch
 from raymap3r_ros.training.train_options import TrainOptions
 
 _CONFIDENCE_WEIGHT = 0.2  # alpha of the confidence-weighted regression: weight of the log confidence
+_NEARER = 0.85  # ratio of main to ray depth below which `mask_iou` counts a pixel as moving
 _ROTATION_WEIGHT = 2.0  # weight of a quaternion's error relative to metres
 
 
@@ -50,8 +51,9 @@ class Predictions:
 
 
 def predict(network: Network, batch: Batch, ray_frames: list[int], precision: str = "float32") -> Predictions:
-    """Run each sequence frame by frame; `ray_frames` (without 0) go through the ray branch before the main branch.
+    """Run each sequence frame by frame; `ray_frames` (without 0) go through the ray branch with the state before them.
 
+    The poses of all rays are known, so the ray branch runs once for all frames, after the main branch.
     The state is updated with every frame as in CUT3R; the gates of the update rules are not part of the training.
     """
     count, length = batch.image.shape[:2]
@@ -68,14 +70,11 @@ def predict(network: Network, batch: Batch, ray_frames: list[int], precision: st
         if ray_frames:
             poses = batch.pose[:, ray_frames].flatten(0, 1)
             matrices = batch.intrinsics.repeat_interleave(len(ray_frames), dim=0)
-            ray_tokens = network.encode_rays(ray_map(poses, matrices, size)).unflatten(0, (count, len(ray_frames)))
+            ray_maps = ray_map(poses, matrices, size)
         state, memory = network.initial_state(count), network.initial_memory(count)
-        main, ray, states = [], [], []
+        main, before = [], []
         for t in range(length):
-            if t in ray_frames:
-                queries = ray_tokens[:, ray_frames.index(t)]
-                token = network.read_memory(memory, queries)
-                ray.append(network.decode(queries, grid, token, state, want_state=False))
+            before.append((state, memory))
             seen = tokens[:, t]
             token = network.read_memory(memory, seen) if t else network.first_pose_token.expand(count, -1, -1)
             last = t == length - 1
@@ -83,19 +82,22 @@ def predict(network: Network, batch: Batch, ray_frames: list[int], precision: st
             main.append(decoded)
             if not last:
                 state, memory = decoded.state, network.write_memory(memory, seen, decoded.pose_token)
-                states.append(state.float().mean(1))
+        if ray_frames:
+            ray = _ray_pass(network, ray_maps, grid, [before[t] for t in ray_frames])
     joined = _join(main)
     points, confidence = network.self_points(joined, size)
     ray_joined = ray_points = ray_confidence = None
     if ray_frames:
-        ray_joined = _join(ray)
+        ray_joined = dataclasses.replace(
+            ray, levels=tuple(level.float() for level in ray.levels), pose_token=ray.pose_token.float()
+        )
         ray_points, ray_confidence = network.self_points(ray_joined, size)
         ray_points = ray_points.unflatten(0, (count, len(ray_frames)))
         ray_confidence = ray_confidence.unflatten(0, (count, len(ray_frames)))
     return Predictions(
         tokens=tokens,
         main=joined,
-        states=torch.stack(states, dim=1),
+        states=torch.stack([state.float().mean(1) for state, _ in before[1:]], dim=1),
         pose=network.pose(joined).unflatten(0, (count, length)),
         points=points.unflatten(0, (count, length)),
         confidence=confidence.unflatten(0, (count, length)),
@@ -104,6 +106,15 @@ def predict(network: Network, batch: Batch, ray_frames: list[int], precision: st
         ray_points=ray_points,
         ray_confidence=ray_confidence,
     )
+
+
+def _ray_pass(
+    network: Network, ray_maps: Tensor, grid: tuple[int, int], before: list[tuple[Tensor, Tensor]]
+) -> Decoded:
+    """Decode the ray maps (B * K, H, W, 6) of K frames, with the states and memories (B, ...) before each of them."""
+    tokens = network.encode_rays(ray_maps)
+    state, memory = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*before, strict=True))
+    return network.decode(tokens, grid, network.read_memory(memory, tokens), state, want_state=False)
 
 
 def _join(steps: list[Decoded]) -> Decoded:
@@ -148,11 +159,27 @@ def losses(
 
 
 def point_loss(points: Tensor, confidence: Tensor, target: Tensor, distance: Tensor | None = None) -> Tensor:
-    """Confidence-weighted error of points (..., 3), relative to their distance from the camera."""
+    """Confidence-weighted error of points (..., 3), relative to their distance from the camera; 0 if it is unknown."""
     if distance is None:
-        distance = target.norm(dim=-1)
-    error = (points - target).norm(dim=-1) / distance.clamp_min(0.1)
-    return (confidence * error - _CONFIDENCE_WEIGHT * confidence.log()).mean()
+        distance = _distance(target)
+    error = _norm(points - target) / distance.clamp_min(0.1)
+    return masked_mean(confidence * error - _CONFIDENCE_WEIGHT * confidence.log(), distance > 0)
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """Euclidean norm of (..., 3). `Tensor.norm` takes several times as long over a dimension of three."""
+    x, y, z = vectors.unbind(-1)
+    return (x * x + y * y + z * z).clamp_min(1e-20).sqrt()  # the gradient of a root is not finite at 0
+
+
+def _distance(points: Tensor) -> Tensor:
+    """Distance of points (..., 3) from the camera; 0 if their depth is unknown."""
+    return _norm(points) * (points[..., 2] > 0)
+
+
+def masked_mean(values: Tensor, known: Tensor) -> Tensor:
+    """Mean of the values at which `known` is true; 0 if there are none."""
+    return (values * known).sum() / known.sum().clamp_min(1)
 
 
 def pose_loss(encoding: Tensor, pose: Tensor) -> Tensor:
@@ -171,7 +198,7 @@ def _world_loss(network: Network, predictions: Predictions, batch: Batch, some: 
     points, confidence = network.world_points(chosen, batch.image.shape[-2:])
     own, pose = batch.points.flatten(0, 1)[some], batch.pose.flatten(0, 1)[some]
     target = own @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
-    return point_loss(points, confidence, target, own.norm(dim=-1))
+    return point_loss(points, confidence, target, _distance(own))
 
 
 def _rgb_loss(network: Network, predictions: Predictions, batch: Batch, some: Tensor) -> Tensor:
@@ -191,8 +218,12 @@ def _choose(decoded: Decoded, some: Tensor) -> Decoded:
 
 def _token_points(batch: Batch, patch: int) -> Tensor:
     """The point (B, T, N, 3) at the centre of each token, in the first camera's frame."""
-    middle = batch.points[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2, 3)
-    return middle @ batch.pose[..., :3, :3].mT + batch.pose[..., None, :3, 3]
+    return _centres(batch.points, patch) @ batch.pose[..., :3, :3].mT + batch.pose[..., None, :3, 3]
+
+
+def _centres(points: Tensor, patch: int) -> Tensor:
+    """The point (B, T, N, 3) at the centre of each token, in the camera frame."""
+    return points[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2, 3)
 
 
 def _place_loss(probes: Probes, predictions: Predictions, batch: Batch) -> Tensor:
@@ -201,7 +232,8 @@ def _place_loss(probes: Probes, predictions: Predictions, batch: Batch) -> Tenso
     points = _token_points(batch, patch)
     first = batch.world_pose[:, :1]
     target = points @ first[..., :3, :3].mT + first[..., None, :3, 3]
-    tokens = (probes.place(predictions.tokens.float()) - target).norm(dim=-1).mean()
+    known = _centres(batch.points, patch)[..., 2] > 0
+    tokens = masked_mean(_norm(probes.place(predictions.tokens.float()) - target), known)
     cameras = batch.world_pose[..., :3, [0, 2, 3]].flatten(-2)  # two axes and the position
     both = torch.cat((cameras, cameras[:, :1].expand_as(cameras)), dim=-1)
     camera_error = (probes.cameras(predictions.main.pose_token[:, 0]).view_as(both) - both).abs().mean()
@@ -214,9 +246,10 @@ def match_loss(features: Tensor, batch: Batch, patch: int, temperature: float = 
     points = _token_points(batch, patch)
     features = F.normalize(features, dim=-1)
     similarity = features[:, :-1] @ features[:, 1:].mT / temperature
-    gap, nearest = torch.cdist(points[:, :-1], points[:, 1:]).min(dim=-1)
-    depth = batch.points[:, :-1, patch // 2 :: patch, patch // 2 :: patch, 2].flatten(2, 3)
-    seen = gap < 0.05 * depth  # within about half a token
+    depth = _centres(batch.points, patch)[..., 2]
+    gap = torch.cdist(points[:, :-1], points[:, 1:]).masked_fill(depth[:, 1:, None] <= 0, torch.inf)
+    gap, nearest = gap.min(dim=-1)
+    seen = gap < 0.05 * depth[:, :-1]  # within about half a token
     loss = F.cross_entropy(similarity.flatten(0, 2), nearest.flatten(), reduction="none")
     return (loss * seen.flatten()).sum() / seen.sum().clamp_min(1)
 
@@ -238,8 +271,24 @@ def measure(network: Network, batch: Batch, precision: str = "float32") -> dict[
     turned = rotation_angle(pose[..., 3:], target[..., 3:]).mean() / rotation_angle(still, target[..., 3:]).mean()
     gone = (pose[..., :3] - target[..., :3]).norm(dim=-1).mean() / target[..., :3].norm(dim=-1).mean()
     return {
-        "depth": float(((predictions.points[..., 2] - true).abs() / true).mean()),
-        "ray_depth": float(((predictions.ray_points[..., 2] - static).abs() / static).mean()),
+        "depth": _relative_error(predictions.points[..., 2], true),
+        "ray_depth": _relative_error(predictions.ray_points[..., 2], static),
         "position": float(gone),
         "rotation": float(turned),
     }
+
+
+@torch.no_grad()
+def mask_iou(network: Network, batch: Batch, precision: str = "float32") -> float:
+    """Overlap of the true motion with the pixels at which the main branch predicts less depth than the ray branch.
+
+    In the frames after the first, over all sequences; NaN if nothing moves and no motion is predicted.
+    """
+    predictions = predict(network, batch, list(range(1, batch.image.shape[1])), precision)
+    nearer = predictions.points[:, 1:, ..., 2] < _NEARER * predictions.ray_points[..., 2]
+    moving = batch.moving[:, 1:]
+    return float((nearer & moving).sum() / (nearer | moving).sum())
+
+
+def _relative_error(depth: Tensor, true: Tensor) -> float:
+    return float(masked_mean((depth - true).abs() / true.clamp_min(0.01), true > 0))

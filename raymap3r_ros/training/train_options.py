@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.options import check_options, option
-from raymap3r_ros.synthetic import WORLDS
+from raymap3r_ros.training.sources import RECORDING, SOURCES
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,14 @@ class TrainOptions:
     """One training run. The sequences get longer during the run; a batch always has the same number of frames."""
 
     preset: str = option("mini", "shape of the network", choices=tuple(PRESETS))
-    world: str = option("varied", "kind of scenes", choices=WORLDS)
+    world: str = option("varied", "source of the images", choices=(*SOURCES, RECORDING))
     seed: int = option(0, "seed of the initial weights and of all scenes", low=0, high=10_000)
     steps: int = option(100_000, "steps of the optimiser", low=1, high=1_000_000)
     frames: int = option(64, "frames in a batch of one process: sequences times their length", low=2, high=65_536)
     shortest: int = option(2, "frames of the first sequences", low=2, high=256)
     longest: int = option(16, "frames of the longest sequences", low=2, high=256)
     ray_share: float = option(0.5, "share of the frames that also go through the ray branch", low=0.0, high=1.0)
-    reuse: int = option(4, "batches from the same images, each in another order", low=1, high=1000)
+    reuse: int = option(8, "times that each image is used, in other orders and company", low=1, high=1000)
     world_share: float = option(
         0.15, "share of the frames with a loss on points in the first camera's frame", low=0.0, high=1.0
     )
@@ -71,8 +71,27 @@ RECIPES: dict[str, tuple[str, TrainOptions]] = {
         # Two processes (torchrun --nproc-per-node 2) give twice as many frames per step.
         TrainOptions(
             world="one_room",
-            steps=6000,
-            frames=48,
+            steps=8000,
+            frames=96,
+            shortest=4,
+            reuse=10,
+            world_share=0.05,
+            place_weight=0.5,
+            pose_weight=2.0,
+            rgb_share=0.0,
+            warmup=200,
+            cooldown=0.6,
+            average=0.998,
+        ),
+    ),
+    "one_office": (
+        "one real place, from a recording of it, for that place only",
+        TrainOptions(
+            world=RECORDING,
+            steps=8000,
+            frames=96,
+            shortest=4,
+            reuse=10,
             world_share=0.05,
             place_weight=0.5,
             pose_weight=2.0,

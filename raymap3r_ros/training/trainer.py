@@ -25,16 +25,20 @@ from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.output_files import check_output_file, whole_file
+from raymap3r_ros.synthetic import Rendering
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
-from raymap3r_ros.training.batches import Batch, image_size, make_batch
-from raymap3r_ros.training.losses import Probes, losses, measure
+from raymap3r_ros.training.batches import Batch, draw, image_size, make_batch, make_pool
+from raymap3r_ros.training.losses import Probes, losses, mask_iou, measure
+from raymap3r_ros.training.progress import CURVES_FILE, LOG_FILE, Progress
+from raymap3r_ros.training.sources import Source, find_source
+from raymap3r_ros.training.throughput import count_operations
 from raymap3r_ros.training.train_options import RECIPES, TrainOptions
 
 STATE_FILE = "training.pt"
-LOG_FILE = "log.jsonl"
-_LOG_EVERY = 50  # steps
-_MEASURE_EVERY = 500  # steps
+_LOG_EVERY = 25  # steps
+_MEASURE_EVERY = 200  # steps
 _SAVE_EVERY = 300.0  # seconds
+_POOL = 4  # batches' worth of images in memory, to draw from
 _MEASURED_SEQUENCES = 16
 _MEASURED_LENGTH = 8  # frames
 
@@ -47,7 +51,8 @@ class Run:
     probes: Probes
     average: Network
     optimizer: torch.optim.Optimizer
-    rendered: tuple[tuple[int, ...], Batch] | None = None  # the batch in use, and the seed and length it depends on
+    source: Source | None = None
+    pool: tuple[int, Rendering] | None = None  # the images in use, and the seed they depend on
     step: int = 0
     seconds: float = 0.0  # of training, over all sessions
 
@@ -63,61 +68,81 @@ def train(
     device: torch.device,
     *,
     start: str | os.PathLike | None = None,
+    data: str | os.PathLike | None = None,
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> Path | None:
     """Train until the last step, for `seconds`, or until SIGINT or SIGTERM; a run in `folder` is resumed.
 
-    A new run starts from the weights file `start`, if given.
+    A new run starts from the weights file `start`, if given. `data`: folder of the recording, for the world
+    "recording".
 
-    Writes `training.pt` (the state of the run), `log.jsonl` and NAME.safetensors (averaged weights, half precision) to
-    the folder. The result does not depend on interruptions. Returns the weights file, or None in all but the first of
-    several processes. Raises InputError if the folder has a run with other options.
+    Writes `training.pt` (the state of the run), `log.jsonl` (losses and speed), `curves.csv` (validation) and
+    NAME.safetensors (averaged weights, half precision) to the folder. The weights do not depend on interruptions.
+    Returns the weights file, or None in all but the first of several processes. Raises InputError if the folder has a
+    run with other options.
     """
     folder = Path(folder)
     rank, world = _join_processes(device)
     first = rank == 0
     run = _resume(_begin(options, start, device), folder / STATE_FILE, options, device)
     size = image_size(run.network.config.image_size, run.network.config.patch_size)
-    held_out = make_batch(options.world, EVALUATION_SEEDS, _MEASURED_SEQUENCES, _MEASURED_LENGTH, size, device)
+    run.source = find_source(options.world, data, size)
+    progress = None
     if first:
         check_output_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / STATE_FILE, folder / LOG_FILE, folder / f"{name}.safetensors"):
-            check_output_file(path)
+        for file in (STATE_FILE, LOG_FILE, CURVES_FILE, f"{name}.safetensors"):
+            check_output_file(folder / file)
         millions = sum(parameter.numel() for parameter in run.network.parameters()) / 1e6
         report(f"{name}: {millions:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}")
+        progress = Progress(folder, device, options.frames, world, report)
+        held_out = _held_out(run.source, size, device)
+        progress.validated(run.step, run.seconds, _validate(run.average, held_out, options.precision))
 
     stopped: list[int] = []
     before = {sign: signal.signal(sign, lambda number, _: stopped.append(number)) for sign in _SIGNALS}
-    started, logged, saved, sums, steps = time.monotonic(), time.monotonic(), time.monotonic(), {}, 0
-    earlier = run.seconds
+    started = saved = time.monotonic()
+    earlier, operations = run.seconds, {}
     try:
         while run.step < options.steps:
-            for key, value in _step(run, options, size, device, rank, world).items():
-                sums[key] = sums.get(key, 0.0) + value
-            steps += 1
+            length = options.sequence_length(run.step)
+            if progress and length not in operations:
+                operations[length] = _operations(run, options, _batch(run, options, size, device, rank))
+            parts = _step(run, options, size, device, rank, world)
             run.seconds = earlier + time.monotonic() - started
-            last = run.step == options.steps
-            if first and (run.step % _LOG_EVERY == 0 or last):
-                now = time.monotonic()
-                entry = {key: float(value) / steps for key, value in sums.items()}
-                entry = {"step": run.step, "frames_per_s": world * options.frames * steps / (now - logged), **entry}
-                if run.step % _MEASURE_EVERY == 0 or last:
-                    entry.update(measure(run.average, held_out, options.precision))
-                logged, sums, steps = time.monotonic(), {}, 0
-                _log(entry, folder / LOG_FILE, report)
             # All processes must leave at the same step.
             over = bool(stopped) or (seconds is not None and time.monotonic() - started > seconds)
-            if _any(over, device, world):
+            over = _any(over, device, world) or run.step == options.steps
+            if progress:
+                progress.add(parts, operations[length])
+                if run.step % _LOG_EVERY == 0 or over:
+                    progress.log(run.step)
+                if run.step % _MEASURE_EVERY == 0 or run.step == options.steps:
+                    progress.validated(run.step, run.seconds, _validate(run.average, held_out, options.precision))
+                if time.monotonic() - saved > _SAVE_EVERY and not over:
+                    _save(run, folder, name, options, world, device)
+                    saved = time.monotonic()
+            if over:
                 break
-            if first and time.monotonic() - saved > _SAVE_EVERY:
-                _save(run, folder, name, options, world, device)
-                saved = time.monotonic()
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
     return _save(run, folder, name, options, world, device) if first else None
+
+
+def _held_out(source: Source, size: tuple[int, int], device: torch.device) -> tuple[Batch, Batch]:
+    """Batches for validation; the second one has movers, whatever the source."""
+    first, second = (
+        make_batch(source, seed, _MEASURED_SEQUENCES, _MEASURED_LENGTH, size, device)
+        for seed in (EVALUATION_SEEDS, EVALUATION_SEEDS + 1)
+    )
+    return first, second
+
+
+def _validate(network: Network, held_out: tuple[Batch, Batch], precision: str) -> dict[str, float]:
+    images, movers = held_out
+    return {**measure(network, images, precision), "iou": mask_iou(network, movers, precision)}
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -162,10 +187,7 @@ def _step(
     run: Run, options: TrainOptions, size: tuple[int, int], device: torch.device, rank: int, world: int
 ) -> dict[str, Tensor]:
     """One step of the optimiser; its random numbers depend only on the step and the rank."""
-    length = options.sequence_length(run.step)
-    batch = _batch(run, options, length, size, device, rank)
-    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
-    parts = losses(run.network, run.probes, batch, options, generator, run.step / options.steps)
+    parts = _losses(run, options, _batch(run, options, size, device, rank))
     sum(parts.values()).backward()
     gradients = [parameter.grad for parameter in run.parameters if parameter.grad is not None]
     if world > 1:
@@ -187,28 +209,35 @@ def _step(
     return {**{key: value.detach() for key, value in parts.items()}, "gradient": norm.detach()}
 
 
-def _batch(
-    run: Run, options: TrainOptions, length: int, size: tuple[int, int], device: torch.device, rank: int
-) -> Batch:
-    """The batch of this step, which depends only on its number; images are rendered once for several steps."""
-    seed = (options.seed * 1_000_003 + run.step // options.reuse) * 64 + rank
-    key = seed, length
-    if run.rendered is None or run.rendered[0] != key:
-        run.rendered = key, make_batch(options.world, seed, options.frames // length, length, size, device)
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed * 1000 + run.step % options.reuse))
-    return run.rendered[1].in_order(order)
+def _losses(run: Run, options: TrainOptions, batch: Batch) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
+    return losses(run.network, run.probes, batch, options, generator, run.step / options.steps)
+
+
+def _operations(run: Run, options: TrainOptions, batch: Batch) -> int:
+    """Floating-point operations of one step, found by a pass whose gradients are discarded."""
+    count = count_operations(lambda: sum(_losses(run, options, batch).values()).backward())
+    run.optimizer.zero_grad(set_to_none=True)
+    return count
+
+
+def _batch(run: Run, options: TrainOptions, size: tuple[int, int], device: torch.device, rank: int) -> Batch:
+    """The batch of this step, which depends only on its number: drawn from images that serve for many steps."""
+    index = run.step // (_POOL * options.reuse) * _POOL
+    if run.pool is None or run.pool[0] != index:
+        run.pool = None  # frees the memory
+        seeds = [(options.seed * 1_000_003 + index + part) * 64 + rank for part in range(_POOL)]
+        longest = options.longest
+        run.pool = index, make_pool(run.source, seeds, options.frames // longest, longest, size, device)
+    length = options.sequence_length(run.step)
+    generator = torch.Generator().manual_seed((options.seed * 1_000_003 + run.step) * 64 + rank)
+    return draw(run.pool[1], options.frames // length, length, generator)
 
 
 def _learning_rate(options: TrainOptions, step: int) -> float:
     rise = min(1.0, (step + 1) / max(1, options.warmup))
     fall = min(1.0, (options.steps - step) / max(1.0, options.cooldown * options.steps))
     return options.learning_rate * rise * fall
-
-
-def _log(entry: dict[str, float], path: Path, report: Callable[[str], None]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-    report("  ".join(f"{key} {value:.4g}" for key, value in entry.items()))
 
 
 def _save(run: Run, folder: Path, name: str, options: TrainOptions, world: int, device: torch.device) -> Path:

@@ -1,5 +1,6 @@
 """Training: exact targets, losses that are minimal at the ground truth, runs that continue after an interruption."""
 
+import csv
 import dataclasses
 import json
 import signal
@@ -12,15 +13,19 @@ import torch.nn.functional as F
 
 from raymap3r_ros.cli import main
 from raymap3r_ros.errors import CheckpointError, InputError, OptionError
-from raymap3r_ros.geometry.cameras import pose_encoding
-from raymap3r_ros.network import load_network
+from raymap3r_ros.geometry.cameras import pose_encoding, ray_map
+from raymap3r_ros.network import Network, load_network, untrained_network
+from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training import RECIPES, TrainOptions, train, trainer
-from raymap3r_ros.training.batches import image_size, make_batch
-from raymap3r_ros.training.losses import losses, match_loss, measure, point_loss, pose_loss, predict
+from raymap3r_ros.training.batches import Batch, draw, image_size, make_batch, make_pool
+from raymap3r_ros.training.losses import Probes, losses, match_loss, measure, point_loss, pose_loss, predict
+from raymap3r_ros.training.sources import RECORDING, SOURCES
+from raymap3r_ros.training.throughput import count_operations
 
 CPU = torch.device("cpu")
 SIZE = (24, 32)
+MINI_SIZE = image_size(PRESETS["mini"].image_size, PRESETS["mini"].patch_size)
 SHORT = TrainOptions(world="one_room", steps=6, frames=4, longest=2, reuse=2, place_weight=0.5, warmup=2)
 
 
@@ -32,7 +37,7 @@ def few_held_out_frames(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="module")
 def batch():
-    return make_batch("varied", 7, 4, 3, SIZE, CPU)
+    return make_batch(SOURCES["varied"], 7, 4, 3, SIZE, CPU)
 
 
 def test_targets_are_one_geometry(batch):
@@ -54,11 +59,59 @@ def test_targets_are_one_geometry(batch):
     assert batch.image.min() >= -1 and batch.image.max() <= 1
 
 
-def test_a_permuted_batch_has_another_first_camera(batch):
-    turned = batch.in_order(torch.tensor([2, 0, 1]))
-    assert torch.equal(turned.image[:, 0], batch.image[:, 2])
-    assert torch.allclose(turned.pose[:, 0], torch.eye(4).expand(4, 4, 4), atol=1e-5)
-    assert torch.allclose(turned.pose[:, 1], torch.linalg.inv(batch.pose[:, 2]), atol=1e-4)
+def test_a_batch_is_made_of_windows_of_the_pool_in_random_order():
+    pool = make_pool(SOURCES["one_room"], [7, 8], 2, 6, SIZE, CPU)
+    drawn = draw(pool, 3, 4, torch.Generator().manual_seed(0))
+    assert torch.allclose(drawn.pose[:, 0], torch.eye(4).expand(3, 4, 4), atol=1e-5)
+    assert drawn.image.shape == (3, 4, 3, *SIZE)
+    sequences, orders = [], []
+    for row in range(3):
+        place = [(drawn.world_pose[row, t] == pool.pose).all(-1).all(-1).nonzero().tolist() for t in range(4)]
+        (sequence,) = {number for found in place for number, _ in found}
+        columns = [found[0][1] for found in place]
+        assert sorted(columns) == list(range(min(columns), min(columns) + 4))
+        for t, column in enumerate(columns):
+            assert torch.equal(drawn.points[row, t, ..., 2], pool.depth[sequence, column])
+            assert torch.equal(drawn.static_points[row, t, ..., 2], pool.static_depth[sequence, column])
+            seen = pool.image[sequence, column].movedim(-1, 0).float()
+            assert torch.allclose((drawn.image[row, t] + 1) * 127.5, seen, atol=1e-3)
+        sequences.append(sequence)
+        orders.append([column - min(columns) for column in columns])
+    assert len(set(sequences)) == 3  # none twice while others have not been drawn
+    assert any(order != sorted(order) for order in orders)
+    # More windows than sequences.
+    assert draw(pool, 9, 2, torch.Generator().manual_seed(0)).image.shape[:2] == (9, 2)
+
+
+def test_pixels_of_unknown_depth_have_no_part_in_the_losses(batch):
+    """Whatever the network predicts there, and however many there are."""
+    network = untrained_network(dataclasses.replace(PRESETS["mini"], patch_size=4))
+    probes = Probes(network)
+    options = TrainOptions(frames=12, longest=3, place_weight=0.5, match_weight=0.3, rgb_share=0.0, world_share=1.0)
+    unknown = batch.moving.clone()
+    unknown[..., 5:15, 3:20] = True
+
+    def total(hidden_depth: float, **changes: torch.Tensor) -> dict[str, float]:
+        points = {
+            name: torch.where(unknown[..., None], hidden_depth * getattr(batch, name), getattr(batch, name))
+            for name in ("points", "static_points")
+        }
+        images = dataclasses.replace(batch, **points, **changes)
+        parts = losses(network, probes, images, options, torch.Generator().manual_seed(0), 0.0)
+        return {name: part.item() for name, part in parts.items()}
+
+    known, hidden = total(1.0), total(0.0)
+    assert {"points", "ray", "world", "place", "match", "pose"} == hidden.keys()
+    assert hidden["pose"] == known["pose"] and all(hidden[name] != known[name] for name in hidden if name != "pose")
+    # The mean error of the known pixels alone.
+    predicted = predict(network, batch, [])
+    seen = ~unknown
+    alone = point_loss(predicted.points[seen], predicted.confidence[seen], batch.points[seen])
+    assert hidden["points"] == pytest.approx(alone.item(), rel=1e-5)
+    everything = dataclasses.replace(batch, points=0 * batch.points, static_points=0 * batch.static_points)
+    parts = losses(network, probes, everything, options, torch.Generator().manual_seed(0), 0.0)
+    assert all(parts[name] == 0 for name in ("points", "ray", "world", "match"))
+    assert measure(network, everything)["depth"] == 0
 
 
 def test_losses_are_minimal_at_the_ground_truth(batch):
@@ -91,15 +144,46 @@ def test_matching_tokens_are_those_that_show_the_same_point(batch):
     assert F.normalize(distinct, dim=-1).isfinite().all()
 
 
-def test_ray_branch_does_not_change_the_main_branch(batch):
-    network = trainer._begin(SHORT, None, CPU).network
-    size = image_size(64, 8)
-    images = make_batch("one_room", 3, 2, 4, size, CPU)
-    with torch.no_grad():
-        with_rays, plain = predict(network, images, [1, 3]), predict(network, images, [])
-    assert torch.allclose(with_rays.points, plain.points, atol=1e-5)
-    assert torch.allclose(with_rays.pose, plain.pose, atol=1e-5)
-    assert with_rays.ray_points.shape == (2, 2, *size, 3) and plain.ray_points is None
+def one_pass_after_the_other(network: Network, images: Batch, ray_frames: list[int]) -> dict[str, torch.Tensor]:
+    """The predictions of the definition: each sequence alone, the rays of a frame before its image."""
+    size, found = images.image.shape[-2:], {name: [] for name in ("points", "pose", "states", "ray_points")}
+    grid = tuple(side // network.config.patch_size for side in size)
+    for row in range(len(images.image)):
+        state, memory = network.initial_state(1), network.initial_memory(1)
+        for t in range(images.image.shape[1]):
+            if t in ray_frames:
+                rays = network.encode_rays(ray_map(images.pose[row, t, None], images.intrinsics[row, None], size))
+                decoded = network.decode(rays, grid, network.read_memory(memory, rays), state)
+                found["ray_points"].append(network.self_points(decoded, size)[0])
+            tokens = network.encode_image(images.image[row, t, None])
+            token = network.read_memory(memory, tokens) if t else network.first_pose_token
+            decoded = network.decode(tokens, grid, token, state)
+            state, memory = decoded.state, network.write_memory(memory, tokens, decoded.pose_token)
+            found["points"].append(network.self_points(decoded, size)[0])
+            found["pose"].append(network.pose(decoded))
+            if t + 1 < images.image.shape[1]:
+                found["states"].append(state.mean(1))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def test_batched_passes_are_those_of_the_definition():
+    """Predictions and gradients, to 1e-5 of their size."""
+    network = untrained_network(PRESETS["mini"])
+    size = image_size(network.config.image_size, network.config.patch_size)
+    images = make_batch(SOURCES["one_room"], 3, 2, 4, size, CPU)
+    batched = predict(network, images, [1, 3])
+    definition = one_pass_after_the_other(network, images, [1, 3])
+    gradients = []
+    for outputs in (definition, {name: getattr(batched, name).flatten(0, 1) for name in definition}):
+        for name, output in outputs.items():
+            assert torch.allclose(output, definition[name], rtol=1e-5, atol=1e-5), name
+        sum((output * definition[name].detach().sin()).mean() for name, output in outputs.items()).backward()
+        gradients.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
+        network.zero_grad(set_to_none=True)
+    assert gradients[0].keys() == gradients[1].keys() and "ray_encoder.patch_embed.0.weight" in gradients[0]
+    largest = max(gradient.abs().max() for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradients[1][name], gradient, rtol=1e-4, atol=1e-5 * largest), name
 
 
 def test_sequence_length_grows_during_the_run():
@@ -124,25 +208,41 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / trainer.STATE_FILE, weights_only=True)
 
 
+def check_reports(folder: Path, lines: list[str]) -> None:
+    """Log and curves of a run that was interrupted at step 3."""
+    assert sum(line.startswith("validation: step 0") for line in lines) == 1
+    with (folder / "curves.csv").open(newline="") as file:
+        curves = list(csv.DictReader(file))
+    # At the start of each session and at the end.
+    assert [(row["step"], row["frames"]) for row in curves] == [("0", "0"), ("3", "12"), ("6", "24")]
+    assert all(float(row[name]) > 0 for row in curves for name in ("position", "rotation", "depth", "ray_depth"))
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [2, 3, 6]
+    assert all(0 < entry["sgemm_share"] < 1 and entry["frames_per_cpu_s"] > 0 for entry in entries)
+
+
+def test_operations_are_counted_in_both_directions():
+    """A product of (20, 30) and (30, 40) takes 2 x 20 x 30 x 40, and as many again for each gradient."""
+    first, second = torch.randn(20, 30, requires_grad=True), torch.randn(30, 40, requires_grad=True)
+    assert count_operations(lambda: (first @ second).sum().backward()) == 3 * 2 * 20 * 30 * 40
+
+
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path):
     train(SHORT, tmp_path / "whole", "x", CPU, report=lambda _: None)
 
-    def interrupt(line: str) -> None:
-        signal.raise_signal(signal.SIGINT)
+    lines = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step"):
+            signal.raise_signal(signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
     trainer_log = trainer._LOG_EVERY
-    trainer._LOG_EVERY = 3
+    trainer._LOG_EVERY = 2
     try:
-        # The first line is printed before the first step. The run stops one step later.
-        lines = []
-        train(
-            SHORT,
-            tmp_path / "parts",
-            "x",
-            CPU,
-            report=lambda line: (lines.append(line), len(lines) == 2 and interrupt(line)),
-        )
+        # The run stops one step after the first line about a step.
+        train(SHORT, tmp_path / "parts", "x", CPU, report=report)
         assert weights(tmp_path / "parts")["step"] == 3
     finally:
         trainer._LOG_EVERY = trainer_log
@@ -154,6 +254,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path):
         for key, value in whole[part].items():
             assert torch.equal(value, parts[part][key]), key
     assert parts["seconds"] > 0
+    check_reports(tmp_path / "parts", lines)
 
     path = tmp_path / "parts" / "x.safetensors"
     network = load_network(path)
@@ -179,7 +280,7 @@ def test_training_learns(tmp_path: Path):
     """Thirty steps on the same two images reduce the losses."""
     options = dataclasses.replace(SHORT, steps=60, warmup=1, learning_rate=2e-3)
     run = trainer._begin(options, None, CPU)
-    images = make_batch("one_room", 1, 2, 2, image_size(64, 8), CPU)
+    images = make_batch(SOURCES["one_room"], 1, 2, 2, MINI_SIZE, CPU)
     generator = torch.Generator().manual_seed(0)
 
     def total() -> torch.Tensor:
@@ -200,15 +301,17 @@ def test_a_run_can_begin_with_weights(tmp_path: Path):
     run = trainer._begin(SHORT, first, CPU)
     given = load_network(first)
     assert all(torch.equal(a, b) for a, b in zip(run.network.parameters(), given.parameters(), strict=True))
+    with pytest.raises(InputError, match="another shape"):
+        trainer._begin(SHORT, "one_room", CPU)  # the shipped weights have the pixels of an earlier `mini`
     other = dataclasses.replace(SHORT, preset="cut3r_512_dpt")
     with pytest.raises(InputError, match="another shape"), torch.device("meta"):
         trainer._begin(other, first, torch.device("meta"))
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", [name for name, (_, options) in RECIPES.items() if options.world != RECORDING])
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
     arguments = ["train", name, "--out", str(tmp_path), "--device", "cpu"]
-    assert main([*arguments, "--steps", "1", "--frames", "4", "--longest", "2"]) == 0
+    assert main([*arguments, "--steps", "1", "--frames", "4", "--shortest", "2", "--longest", "2"]) == 0
     assert f"{name}.safetensors" in capsys.readouterr().out
     network = load_network(tmp_path / f"{name}.safetensors")
     assert network.trained and network.manifest["about"] == f"trained on {RECIPES[name][0]}"
@@ -220,4 +323,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
 def test_recipes_are_complete(name: str):
     text, options = RECIPES[name]
     assert text and options.frames % options.longest == 0
-    assert options.sequence_length(0) == 2 and options.sequence_length(options.steps - 1) == options.longest
+    assert (
+        options.sequence_length(0) == options.shortest
+        and options.sequence_length(options.steps - 1) == options.longest
+    )

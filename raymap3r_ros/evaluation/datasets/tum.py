@@ -104,9 +104,9 @@ def _sequence(
     to_camera: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> PosedSequence:
     """`listed` selects from rgb.txt, then `chosen` from the frames with a pose; `to_camera` converts the poses."""
-    stamps, images = (column[listed] for column in _read_list(folder / "rgb.txt"))
+    stamps, images = (column[listed] for column in read_list(folder / "rgb.txt"))
     pose_stamps, poses = read_tum(folder / "groundtruth.txt")
-    nearest = _nearest(stamps, pose_stamps)
+    nearest = nearest_stamps(stamps, pose_stamps)
     posed = np.flatnonzero(nearest >= 0)[chosen]
     if not len(posed):
         raise InputError(
@@ -137,7 +137,7 @@ def _sequence(
     return PosedSequence(folder.name, len(stamps), frames)
 
 
-def _read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stamps (n,) in increasing order and file names (n,) from a list with lines `timestamp filename`.
 
     A comma may separate the two. Of several files with one stamp, the first is used, with a warning.
@@ -168,11 +168,11 @@ def _matching(folder: Path, name: str, stamps: np.ndarray) -> list[Path | None]:
     """The file of the list `name`.txt for each stamp; None if there is none."""
     if not (folder / f"{name}.txt").is_file():
         return [None] * len(stamps)
-    others, files = _read_list(folder / f"{name}.txt")
-    return [folder / files[index] if index >= 0 else None for index in _nearest(stamps, others)]
+    others, files = read_list(folder / f"{name}.txt")
+    return [folder / files[index] if index >= 0 else None for index in nearest_stamps(stamps, others)]
 
 
-def _nearest(stamps: np.ndarray, others: np.ndarray) -> np.ndarray:
+def nearest_stamps(stamps: np.ndarray, others: np.ndarray) -> np.ndarray:
     """For each stamp (n,) the index of the nearest of `others` (m,), -1 if none is within the tolerance."""
     if not len(others):
         return np.full(len(stamps), -1)

@@ -1,0 +1,257 @@
+"""A source of training images: a recording of a real place in the TUM RGB-D layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.datasets.files import pinhole, read_depth, read_image, read_matrix
+from raymap3r_ros.evaluation.datasets.tum import DEPTH_UNIT, TOLERANCE, nearest_stamps, read_list
+from raymap3r_ros.evaluation.trajectory import read_tum
+from raymap3r_ros.geometry.calibration import Calibration
+from raymap3r_ros.geometry.cameras import back_project, pixel_rays, pose_encoding, pose_matrix
+from raymap3r_ros.synthetic import Rendering
+from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
+from raymap3r_ros.training.augmentation import change_colours, random_views
+from raymap3r_ros.training.compositing import add_movers
+
+# TUM's freiburg1: fx fy cx cy in pixels of 640x480, and plumb_bob coefficients; from the data set's page.
+FREIBURG1_SIZE = (640, 480)
+FREIBURG1_CAMERA = (517.3, 516.5, 318.6, 255.3)
+FREIBURG1_DISTORTION = (0.2624, -0.9531, -0.0054, 0.0026, 1.1633)
+
+HELD_OUT = 7  # the last 1 / HELD_OUT of the recording is never trained on
+_STORED = 2  # pixels kept in memory for each pixel of a batch, along one axis
+_SHORTEST_STRIDE = 3  # mean frames of the recording between frames of a sequence, at least
+_SAME_SURFACE = 0.05  # relative difference of depth between neighbours that are interpolated
+_NO_DEPTH = 10.0  # metres; fill of a frame without any depth
+
+
+@dataclass(frozen=True)
+class Recording:
+    """N frames of a static place, rectified and small. World frame of the recorded poses, z up; metres."""
+
+    images: Tensor  # (N, 3, h, w) uint8 RGB
+    depth: Tensor  # (N, 1, h', w') float16 along z; negative: unknown, minus the nearest known depth
+    pose: Tensor  # (N, 4, 4) c2w
+    stamp: Tensor  # (N,) seconds after the first frame
+    camera: Tensor  # (4,) fx, fy, cx, cy as shares of width and height, from the upper left corner
+    floor: float  # z of the lowest surface
+
+    @property
+    def trained(self) -> int:
+        """Number of frames, from the first one, that training batches are made of."""
+        return len(self.images) - len(self.images) // HELD_OUT
+
+    def sequences(self, seed: int, count: int, length: int, size: tuple[int, int], device: torch.device) -> Rendering:
+        """A source of training images (see `sources.py`).
+
+        Seeds from `EVALUATION_SEEDS` on give the held-out frames as recorded; odd ones, with movers.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        held_out = seed >= EVALUATION_SEEDS
+        frames = self._choose(generator, count, length, held_out)
+        camera, roll = random_views(generator, self.camera, count, length, augmented=not held_out)
+        image, depth, pose, intrinsics = self.look(frames, camera, roll, size)
+        depth, static, moving = depth, depth, torch.zeros_like(depth, dtype=torch.bool)
+        if not held_out or seed % 2:
+            image, depth, moving = add_movers(
+                generator, image, static, pose, intrinsics, self.stamp[frames], self.images[: self.trained], self.floor
+            )
+        if not held_out:
+            image = change_colours(generator, image)
+        return Rendering(
+            image=(image * 255).round().to(torch.uint8).movedim(2, -1).to(device),
+            depth=depth.clamp_min(0).to(device),
+            static_depth=static.clamp_min(0).to(device),
+            moving=moving.to(device),
+            pose=pose.to(device),
+            intrinsics=intrinsics.to(device),
+        )
+
+    def look(
+        self, frames: Tensor, camera: Tensor, roll: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Frames (B, F) seen by other cameras at the same places, at H x W pixels.
+
+        `camera` (B, 4), as the field of this name; `roll` (B, F) is an angle about the optical axis. Returns the image
+        (B, F, 3, H, W) in 0..1, depth (B, F, H, W), negative where it is unknown, c2w (B, F, 4, 4) and intrinsics.
+        """
+        scale = torch.tensor((size[1], size[0], size[1], size[0]))
+        fx, fy, cx, cy = (camera * scale).unbind(-1)
+        intrinsics = torch.eye(3).repeat(len(camera), 1, 1)
+        intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2] = fx, fy, cx - 0.5, cy - 0.5
+        turn = torch.eye(4).repeat(*roll.shape, 1, 1)
+        cos, sin = roll.cos(), roll.sin()
+        turn[..., 0, 0], turn[..., 0, 1], turn[..., 1, 0], turn[..., 1, 1] = cos, -sin, sin, cos
+        rays = pixel_rays(intrinsics, size)[:, None] @ turn[..., None, :3, :3].mT  # z stays 1
+        share = rays[..., :2] * self.camera[:2] + self.camera[2:]
+        where = (2 * share - 1).flatten(0, 1)
+        flat = frames.flatten()
+        image = F.grid_sample(self.images[flat].float() / 255, where, padding_mode="border", align_corners=False)
+        depth = sample_depth(self.depth[flat].float(), where)
+        shape = tuple(frames.shape)
+        return image.unflatten(0, shape), depth[:, 0].unflatten(0, shape), self.pose[frames] @ turn, intrinsics
+
+    def _choose(self, generator: torch.Generator, count: int, length: int, held_out: bool) -> Tensor:
+        """Indices of frames (B, F) in increasing order, from the whole recording or from a short part of it."""
+        first, total = (self.trained, len(self.images) - self.trained) if held_out else (0, self.trained)
+        shortest = min(_SHORTEST_STRIDE * length, total)
+        part = shortest * (total / shortest) ** torch.rand(count, 1, generator=generator)
+        begin = (total - part) * torch.rand(count, 1, generator=generator)
+        steps = (torch.arange(length) + torch.rand(count, length, generator=generator)) / length
+        return first + (begin + part * steps).long().clamp(max=total - 1)
+
+
+def sample_depth(depth: Tensor, where: Tensor) -> Tensor:
+    """Depth (M, 1, h, w), negative where unknown, at positions (M, H, W, 2) as in `grid_sample`: (M, 1, H, W).
+
+    The inverse of depth is interpolated, which is exact on planes; across edges the nearest value is used.
+    """
+
+    def sample(values: Tensor, mode: str) -> Tensor:
+        return F.grid_sample(values, where, mode=mode, padding_mode="border", align_corners=False)
+
+    nearest = sample(depth, "nearest")
+    smooth = 1 / sample(1 / depth.abs(), "bilinear")
+    all_known = sample((depth > 0).float(), "bilinear") > 0.999
+    same = all_known & ((smooth - nearest).abs() < _SAME_SURFACE * nearest)
+    depth = torch.where(same, smooth, nearest)
+    inside = (where.abs() <= 1).all(-1)[:, None]
+    return torch.where(inside, depth, -depth.abs())
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def read_recording(folder: Path, size: tuple[int, int]) -> Recording:
+    """Read a recording in the TUM RGB-D layout for batches of H x W pixels.
+
+    camera.txt, one line `fx fy cx cy`, has the intrinsics of images without distortion; without it, the camera is
+    TUM's freiburg1. Depth maps that are smaller than 640x480 or than such images have every s-th of their pixels.
+    Frames without depth or pose are left out. Raises InputError for files that are missing or not as expected, and
+    for a recording of less than `HELD_OUT` frames.
+    """
+    stamps, images = read_list(folder / "rgb.txt")
+    depth_stamps, depths = read_list(folder / "depth.txt")
+    poses, posed = _poses_at(stamps, folder / "groundtruth.txt")
+    nearest = nearest_stamps(stamps, depth_stamps)
+    used = np.flatnonzero(posed & (nearest >= 0))
+    if len(used) < HELD_OUT:
+        raise InputError(
+            f"{folder}: {len(used)} of {len(stamps)} images have a depth map and a pose within {TOLERANCE} s; needed: "
+            f"at least {HELD_OUT}"
+        )
+    first = read_image(folder / images[used[0]])
+    height, width = first.shape[:2]
+    matrix, raw_size, distortion = _lens(folder / "camera.txt", (width, height))
+    calibration = Calibration(matrix, raw_size, distortion, report=_fail_at(folder))
+    _, intrinsics = calibration.rectify(first)
+    scale = np.array((width, height, width, height))
+    (fx, _, cx), (_, fy, cy), _ = intrinsics
+    camera = np.array((fx, fy, cx + 0.5, cy + 0.5)) / scale
+
+    stored = tuple(min(_STORED * wanted, have) for wanted, have in zip(size, first.shape[:2], strict=True))
+    small, maps = [], []
+    for index in used:
+        image = read_image(folder / images[index])
+        if image.shape != first.shape:
+            raise InputError(f"{folder / images[index]}: an image of shape {image.shape}; expected {first.shape}")
+        image, _ = calibration.rectify(image)
+        small.append(torch.from_numpy(cv2.resize(image, stored[::-1], interpolation=cv2.INTER_AREA)).permute(2, 0, 1))
+        path = folder / depths[nearest[index]]
+        raw = torch.from_numpy(_filled(read_depth(path, DEPTH_UNIT)))[None, None]
+        if not maps:
+            shape = tuple(min(_STORED * wanted, have) for wanted, have in zip(size, raw.shape[2:], strict=True))
+            pixels = _raw_pixels(camera, shape, matrix, distortion)
+            where, raw_shape = _depth_positions(pixels, raw_size, raw.shape[2:]), raw.shape
+        if raw.shape != raw_shape:
+            raise InputError(f"{path}: a depth map of shape {raw.shape[2:]}; expected {raw_shape[2:]}")
+        maps.append(sample_depth(raw, where)[0].half())
+    if not any((depth > 0).any() for depth in maps):
+        raise InputError(f"{folder}: no depth map has a known value; values are 0 where depth is unknown")
+    pose = torch.from_numpy(poses[used]).float()
+    recording = Recording(
+        torch.stack(small), torch.stack(maps), pose, torch.from_numpy(stamps[used] - stamps[used[0]]).float(),
+        torch.from_numpy(camera).float(), 0.0,
+    )  # fmt: skip
+    return Recording(**{**vars(recording), "floor": _floor(recording)})
+
+
+def _poses_at(stamps: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """c2w (n, 4, 4) interpolated at the stamps (n,), and whether there are poses within the tolerance (n,)."""
+    known, poses = read_tum(path)
+    order = np.argsort(known)
+    known, encoding = known[order], pose_encoding(torch.from_numpy(poses[order])).numpy()
+    if len(known) < 2:
+        raise InputError(f"{path}: {len(known)} poses; needed: at least 2")
+    before = np.clip(np.searchsorted(known, stamps, side="right") - 1, 0, len(known) - 2)
+    share = ((stamps - known[before]) / np.maximum(known[before + 1] - known[before], 1e-9)).clip(0, 1)[:, None]
+    one, other = encoding[before], encoding[before + 1]
+    # Both signs of a quaternion are the same rotation; the shorter way is interpolated.
+    sign = np.where((one[:, 3:] * other[:, 3:]).sum(-1, keepdims=True) < 0, -1.0, 1.0)
+    mixed = (1 - share) * one + share * np.concatenate((other[:, :3], sign * other[:, 3:]), axis=1)
+    gaps = np.maximum(stamps - known[before], known[before + 1] - stamps)
+    near = np.minimum(np.abs(stamps - known[before]), np.abs(known[before + 1] - stamps)) <= TOLERANCE
+    inside = (share[:, 0] > 0) & (share[:, 0] < 1)
+    posed = near & (~inside | (gaps <= 2 * TOLERANCE))
+    return pose_matrix(torch.from_numpy(mixed)).numpy(), posed
+
+
+def _lens(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
+    """Intrinsics (3, 3), the width and height that they belong to, and the coefficients of the distortion."""
+    if path.is_file():
+        return pinhole(*read_matrix(path, (1, 4))[0]), size, np.zeros(5)
+    return pinhole(*FREIBURG1_CAMERA), FREIBURG1_SIZE, np.array(FREIBURG1_DISTORTION)
+
+
+def _fail_at(folder: Path) -> Callable[[str], None]:
+    def fail(message: str) -> None:
+        raise InputError(f"{folder}: {message}")
+
+    return fail
+
+
+def _raw_pixels(camera: np.ndarray, size: tuple[int, int], matrix: np.ndarray, distortion: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 2) of the distorted image with these intrinsics that the pixels of a rectified one come from."""
+    height, width = size
+    columns, rows = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    rays = np.stack(((columns - camera[2]) / camera[0], (rows - camera[3]) / camera[1], np.ones_like(rows)), axis=-1)
+    pixels, _ = cv2.projectPoints(rays.reshape(-1, 1, 3), np.zeros(3), np.zeros(3), matrix, distortion)
+    return pixels.reshape(height, width, 2)
+
+
+def _depth_positions(pixels: np.ndarray, full: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Positions (1, H, W, 2), as in `grid_sample`, in depth maps (h, w) with every s-th pixel of `full`."""
+    few = np.array(size[::-1])
+    every = np.array(full) / few
+    index = (pixels - (every - 1) // 2) / every
+    return torch.from_numpy((2 * index + 1) / few - 1)[None].float()
+
+
+def _filled(depth: np.ndarray) -> np.ndarray:
+    """Depth (h, w) whose unknown values, 0, are minus the nearest known one."""
+    unknown = (depth <= 0).astype(np.uint8)
+    if unknown.all():
+        return np.full_like(depth, -_NO_DEPTH)
+    _, labels = cv2.distanceTransformWithLabels(unknown, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    table = np.zeros(labels.max() + 1, np.float32)
+    table[labels[unknown == 0]] = depth[unknown == 0]
+    return np.where(unknown, -table[labels], depth)
+
+
+def _floor(recording: Recording) -> float:
+    """The height below which there is hardly anything, in the world."""
+    some = torch.arange(0, len(recording.images), max(1, len(recording.images) // 50))
+    still = torch.zeros(1, len(some))
+    _, depth, pose, intrinsics = recording.look(some[None], recording.camera[None], still, (24, 32))
+    points = back_project(depth, intrinsics) @ pose[..., None, :3, :3].mT + pose[..., None, None, :3, 3]
+    return float(points[..., 2][depth > 0].quantile(0.01))
