@@ -106,7 +106,8 @@ def contract():
         {"scale.source": "range", "occupancy.enabled": True},
         {"scale.source": "odometry", "image_transport": "compressed", "every_frame": True},
     ):
-        overrides = [Parameter(name, value=value) for name, value in {"device": "cpu", "execution": "plain", **values}.items()]
+        values = {"device": "cpu", "execution": "plain", **values}
+        overrides = [Parameter(name, value=value) for name, value in values.items()]
         node = StreamNode(context=context, parameter_overrides=overrides)
         assert node.autostart()
         services = {one.srv_name: one.srv_type for one in node.services}
