@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 # Modules in benchmarks/ that the scripts share.
-MODULES = {"common.py", "naive.py"}
+MODULES = {"common.py", "naive.py", "openmp.py"}
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_declared_parameters_have_descriptions(make_bench):
     high = node.describe_parameter("mask.high").floating_point_range[0]
     assert (high.from_value, high.to_value) == (0.0, 1000.0)
     assert parameters.read(node, NodeOptions) == NodeOptions()
-    assert parameters.read(node, StreamOptions) == StreamOptions()
+    assert parameters.read(node, StreamOptions) == StreamOptions(execution="plain")
 
 
 def test_values_are_read_into_the_options(make_bench):
@@ -100,13 +100,13 @@ def test_values_are_read_into_the_options(make_bench):
     assert (stream_options.mask.high, stream_options.mask.low) == (7.0, 1.5)
     assert stream_options.smoothing == "off"  # an unquoted off is false in YAML
     assert stream_options == dataclasses.replace(
-        StreamOptions(), update_rule="ttt3r", smoothing="off", mask=stream_options.mask
+        StreamOptions(execution="plain"), update_rule="ttt3r", smoothing="off", mask=stream_options.mask
     )
 
 
 def test_preset_sets_the_parameters_that_have_their_default_value(make_bench):
     bench = make_bench(preset="published", router="adaptive")
-    assert parameters.read(bench.node, StreamOptions) == StreamOptions.published(router="adaptive")
+    assert parameters.read(bench.node, StreamOptions) == StreamOptions.published(router="adaptive", execution="plain")
     for name, value in {"smoothing": "off", "mask.kind": "absolute", "mask.high": 5.0}.items():
         assert bench.set_parameter(name, value).successful
     expected = StreamOptions.published(
