@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each says how threads of OpenMP wait
+_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each sets how threads of OpenMP wait
 
 
 def wait_passively() -> None:

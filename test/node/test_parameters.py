@@ -110,7 +110,7 @@ def test_preset_sets_the_parameters_that_have_their_default_value(make_bench):
     for name, value in {"smoothing": "off", "mask.kind": "absolute", "mask.high": 5.0}.items():
         assert bench.set_parameter(name, value).successful
     expected = StreamOptions.published(
-        router="adaptive", smoothing="off", mask=MaskOptions(kind="published", high=5.0)
+        router="adaptive", smoothing="off", execution="plain", mask=MaskOptions(kind="published", high=5.0)
     )
     assert parameters.read(bench.node, StreamOptions) == expected
     result = bench.set_parameter("preset", "paper")
