@@ -48,7 +48,7 @@ def test_weights_are_small_and_contain_their_provenance():
     assert path.stat().st_size < 30e6
     network = load_network()
     assert network.trained and "trained on one rendered room" in network.source
-    assert (network.config.image_size, network.config.patch_size) == (64, 8)  # its own shape, not that of a preset
+    assert (network.config.image_size, network.config.patch_size) == (64, 8)  # not the shape of `mini`
     assert {"options", "steps", "frames", "hours", "hardware", "code", "date"} <= network.manifest.keys()
 
 
