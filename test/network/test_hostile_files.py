@@ -104,7 +104,8 @@ def test_reading_can_be_interrupted(tmp_path: Path):
     """Ctrl-C while a file is read that takes as long as possible."""
     path = archive(tmp_path / "slow.pth", b"N0" * 500_000 + b"N.")
     program = (
-        "import signal, sys; from raymap3r_ros.network.torch_file import open_torch_file\n"
+        "import signal; from raymap3r_ros.network.torch_file import open_torch_file\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "print('ready', flush=True)\n"
         "while True:\n"
         f"    with open_torch_file({str(path)!r}): pass\n"
