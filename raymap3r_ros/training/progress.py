@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.training.throughput import busy_seconds, sgemm_rate
 
 LOG_FILE = "log.jsonl"
@@ -67,11 +68,15 @@ class Progress:
         row = {"step": step, "frames": step * self._frames * self._processes, "hours": f"{seconds / 3600:.3f}"}
         row.update((key, f"{value:.4f}") for key, value in errors.items())
         path = self._folder / CURVES_FILE
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        rows: list[dict] = [row]
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [*csv.DictReader(file), row]
+        # Another version of the code may have measured other errors.
+        names = dict.fromkeys(name for each in rows for name in each)
+        with whole_file(path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
         self._report("validation: " + "  ".join(f"{key} {value}" for key, value in row.items()))
         self._restart()

@@ -291,13 +291,12 @@ def _resume(run: Run, path: Path, options: TrainOptions, device: torch.device) -
         return run
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        before = json.loads(state["options"])
+        # An option that is newer than the file had the effect of its default.
+        before = {**dataclasses.asdict(TrainOptions()), **json.loads(state["options"])}
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read ({error}); move it away to start again") from error
     now = dataclasses.asdict(options)
-    changed = [
-        f"{key} ({before.get(key)} -> {now[key]})" for key in now if before.get(key) != now[key] and key != "steps"
-    ]
+    changed = [f"{key} ({before[key]} -> {now[key]})" for key in now if before[key] != now[key] and key != "steps"]
     if changed:
         raise InputError(
             f"{path} is a run with other options: {', '.join(changed)}; use another folder or the same options"

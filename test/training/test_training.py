@@ -20,6 +20,7 @@ from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training import RECIPES, TrainOptions, train, trainer
 from raymap3r_ros.training.batches import Batch, draw, image_size, make_batch, make_pool
 from raymap3r_ros.training.losses import Probes, losses, match_loss, measure, point_loss, pose_loss, predict
+from raymap3r_ros.training.progress import Progress
 from raymap3r_ros.training.sources import RECORDING, SOURCES
 from raymap3r_ros.training.throughput import count_operations
 
@@ -112,6 +113,13 @@ def test_pixels_of_unknown_depth_have_no_part_in_the_losses(batch):
     parts = losses(network, probes, everything, options, torch.Generator().manual_seed(0), 0.0)
     assert all(parts[name] == 0 for name in ("points", "ray", "world", "match"))
     assert measure(network, everything)["depth"] == 0
+    # A camera that moves to a point of the first frame, and measures no depth there, has not found that point again.
+    there = batch.world_pose[:1, :2].clone()
+    point = batch.points[:1, 0, 2, 2]
+    there[:, 1, :3, 3] = there[:, 0, :3, 3] + (there[:, 0, :3, :3] @ point[..., None])[..., 0]
+    points = torch.stack((batch.points[:1, 0], 0 * batch.points[:1, 1]), dim=1)
+    moved = dataclasses.replace(batch, points=points, world_pose=there)
+    assert match_loss(torch.randn(1, 2, 48, 8, generator=torch.Generator().manual_seed(0)), moved, 4) == 0
 
 
 def test_losses_are_minimal_at_the_ground_truth(batch):
@@ -221,6 +229,15 @@ def check_reports(folder: Path, lines: list[str]) -> None:
     assert all(0 < entry["sgemm_share"] < 1 and entry["frames_per_cpu_s"] > 0 for entry in entries)
 
 
+def test_curves_keep_their_columns_beside_new_ones(tmp_path: Path):
+    progress = Progress(tmp_path, CPU, 4, 2, lambda _: None)
+    progress.validated(1, 3600.0, {"depth": 0.5})
+    progress.validated(2, 7200.0, {"depth": 0.4, "iou": 0.3})
+    assert (tmp_path / "curves.csv").read_text().split() == [
+        "step,frames,hours,depth,iou", "1,8,1.000,0.5000,", "2,16,2.000,0.4000,0.3000",
+    ]  # fmt: skip
+
+
 def test_operations_are_counted_in_both_directions():
     """A product of (20, 30) and (30, 40) takes 2 x 20 x 30 x 40, and as many again for each gradient."""
     first, second = torch.randn(20, 30, requires_grad=True), torch.randn(30, 40, requires_grad=True)
@@ -268,6 +285,15 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path):
     assert manifest["steps"] == "6" and manifest["frames"] == "24"
     assert json.loads(manifest["options"]) == dataclasses.asdict(SHORT)
     assert {"code", "date", "hardware", "hours", "torch"} <= manifest.keys()
+
+    state = weights(tmp_path / "parts")
+    older = json.loads(state["options"])
+    del older["precision"]  # as if the file were older than this option
+    torch.save({**state, "options": json.dumps(older)}, tmp_path / "parts" / trainer.STATE_FILE)
+    assert (
+        trainer._resume(trainer._begin(SHORT, None, CPU), tmp_path / "parts" / trainer.STATE_FILE, SHORT, CPU).step
+        == 6
+    )
 
     with pytest.raises(InputError, match="learning_rate"):
         train(dataclasses.replace(SHORT, learning_rate=0.5), tmp_path / "parts", "x", CPU, report=lambda _: None)
