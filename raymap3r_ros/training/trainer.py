@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.output_files import check_output_file, whole_file
+from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.synthetic import Rendering
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.batches import Batch, draw, image_size, make_batch, make_pool
@@ -90,21 +90,17 @@ def train(
     run.source = find_source(options.world, data, size)
     progress = None
     if first:
-        check_output_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in (STATE_FILE, LOG_FILE, CURVES_FILE, f"{name}.safetensors"):
-            check_output_file(folder / file)
+        _open_folder(folder, name)
         millions = sum(parameter.numel() for parameter in run.network.parameters()) / 1e6
         report(f"{name}: {millions:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}")
         progress = Progress(folder, device, options.frames, world, report)
         held_out = _held_out(run.source, size, device)
         progress.validated(run.step, run.seconds, _validate(run.average, held_out, options.precision))
 
-    stopped: list[int] = []
-    before = {sign: signal.signal(sign, lambda number, _: stopped.append(number)) for sign in _SIGNALS}
     started = saved = time.monotonic()
     earlier, operations = run.seconds, {}
-    try:
+    stopped: list[str] = []
+    with on_stop_signals(stopped.append, repeatedly=True):
         while run.step < options.steps:
             length = options.sequence_length(run.step)
             if progress and length not in operations:
@@ -125,10 +121,15 @@ def train(
                     saved = time.monotonic()
             if over:
                 break
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
     return _save(run, folder, name, options, world, device) if first else None
+
+
+def _open_folder(folder: Path, name: str) -> None:
+    """Create the folder of a run. Raises InputError if something in it prevents the run from writing its files."""
+    check_output_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (STATE_FILE, LOG_FILE, CURVES_FILE, f"{name}.safetensors"):
+        check_output_file(folder / file)
 
 
 def _held_out(source: Source, size: tuple[int, int], device: torch.device) -> tuple[Batch, Batch]:
@@ -143,9 +144,6 @@ def _held_out(source: Source, size: tuple[int, int], device: torch.device) -> tu
 def _validate(network: Network, held_out: tuple[Batch, Batch], precision: str) -> dict[str, float]:
     images, movers = held_out
     return {**measure(network, images, precision), "iou": mask_iou(network, movers, precision)}
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _join_processes(device: torch.device) -> tuple[int, int]:
