@@ -241,7 +241,7 @@ def test_peak_memory_is_measured_since_the_reset(scripts):
     assert during - before > 90e6 and during - scripts.common.peak_memory(CPU) > 90e6
 
 
-def test_each_row_has_the_baseline_that_does_the_same_work(scripts):
+def test_each_row_has_the_baseline_that_does_the_same_work(scripts, tiny):
     setting = scripts.engine.Setting("net", 64)
     without_rays = {"ttt3r": "ttt3r", "ttsa3r": "ttt3r", "filt3r": "cut3r", "cut3r": "cut3r"}
     for rule in scripts.engine.RULES:
@@ -255,7 +255,8 @@ def test_each_row_has_the_baseline_that_does_the_same_work(scripts):
     assert len(set(rows)) == 6 and {row.rule for row in rows} == {"raymap3r"}
     rows = scripts.engine.combinations(setting, {"rule": ("raymap3r", "cut3r"), "motion": ("auto", "off")})
     assert [(row.rule, row.motion) for row in rows] == [("raymap3r", "on"), ("raymap3r", "off"), ("cut3r", "off")]
-    rows = scripts.engine.default_settings(setting, torch.device("cuda"), 8)
+    network = load_network(tiny)
+    rows = scripts.engine.default_settings(setting, network, torch.device("cuda"))
     assert len(set(rows)) == len(rows) > 10
     assert {row.streams for row in rows} == {1, 2, 4, 8} and {row.size for row in rows} == {64, 48, 32}
 
@@ -369,10 +370,13 @@ def test_engine_runs(scripts, tiny, tmp_path, capsys):
 def test_engine_without_options_measures_the_default_settings_and_those_with_the_least_work(scripts, tiny, tmp_path):
     target = tmp_path / "engine.json"
     run(scripts.engine, "--checkpoint", tiny, "--frames", 2, "--warmup", 7, "--json", target)
-    assert [(row["mode"], row["rule"], row["motion"]) for row in finite_rows(target)] == [
-        ("naive", "raymap3r", "on"), ("naive", "cut3r", "off"), ("engine", "raymap3r", "on"),
-        ("engine", "filt3r", "off"),
+    rows = finite_rows(target)
+    assert [(row["mode"], row["rule"], row["motion"], row["execution"]) for row in rows] == [
+        ("naive", "raymap3r", "on", "plain"), ("naive", "cut3r", "off", "plain"),
+        ("engine", "raymap3r", "on", "plain"), ("engine", "raymap3r", "on", "trace"),
+        ("engine", "filt3r", "off", "plain"), ("engine", "filt3r", "off", "trace"),
     ]  # fmt: skip
+    assert all(0 < row["share_of_sgemm"] < 1 for row in rows)
 
 
 def test_parity_precision_runs(scripts, tiny, tmp_path, capsys):
