@@ -66,7 +66,9 @@ def error_of(capsys, *arguments):
 
 def test_unusable_input_is_one_clear_line(tmp_path, capsys):
     bag = write_bag(tmp_path / "bag", [(0.0, "/tf", transforms(transform(0, "a", "b")))])
-    assert error_of(capsys, bag).endswith("no image topic with messages in this bag; its topics: /tf (tf2_msgs/msg/TFMessage)\n")
+    assert error_of(capsys, bag).endswith(
+        "no image topic with messages in this bag; its topics: /tf (tf2_msgs/msg/TFMessage)\n"
+    )
     assert "there is no such file or folder" in error_of(capsys, tmp_path / "nothing")
     (tmp_path / "pictures").mkdir()
     cv2.imwrite(str(tmp_path / "pictures" / "0.png"), picture(0))
