@@ -140,7 +140,7 @@ class GuardedNode(LifecycleNode):
             if any(wanted in (number, label) for number, label, *_ in self._state_machine.available_transitions):
                 return callback(request, response)
             self.get_logger().warning(
-                f"no transition {printable(wanted, 60)} from the state {self._state_machine.current_state[1]}: refused",
+                f"refused: no transition {printable(wanted, 60)} in the state {self._state_machine.current_state[1]}",
                 throttle_duration_sec=5.0,
             )
             response.success = False

@@ -56,8 +56,8 @@ def _open(path: Path, options: ReadOptions) -> Recording:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    # Links that lead nowhere and images of other formats are included: they are images that are missing. macOS leaves ._name.jpg files beside
-    # copied pictures.
+    # Links that lead nowhere and images of other formats are included: they are images that are missing. macOS leaves
+    # ._name.jpg files beside copied pictures.
     images, others = [], []
     for item in folder.iterdir():
         if not item.name.startswith(".") and not item.is_dir():
