@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import Raymap3rError
+from raymap3r_ros.errors import CheckpointError, Raymap3rError
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.standard_streams import SteadyStream, reserve_standard_descriptors
 from raymap3r_ros.text import LONGEST_ERROR, PrintableFormatter, RepeatFilter, printable
@@ -73,7 +73,9 @@ def _run(arguments: list[str]) -> int:
         args = build_parser(arguments).parse_args(arguments)
         return args.run(args)
     except (Raymap3rError, OSError) as error:
-        text = str(error) if args is None else _flag_words(str(error), args)
+        # The keys of a weight file are not options.
+        plain = args is None or isinstance(error, CheckpointError)
+        text = str(error) if plain else _flag_words(str(error), args)
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{os.fsdecode(error.filename)}: {error.strerror}"
         print(f"raymap3r: error: {printable(text, LONGEST_ERROR, lines=True)}", file=sys.stderr)

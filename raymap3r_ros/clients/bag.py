@@ -91,6 +91,8 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
             f"{path}: is no ROS 2 bag (.mcap, .db3, or its folder); `raymap3r run` reads other recordings"
         )
     with closing(BagReader(path)) as reader:
+        if 0 < reader.seconds < options.start:
+            raise InputError(f"start is {options.start}, but {path} is only {reader.seconds:.2f} s long")
         count = reader.stored(recording.topic)
         types = {name: info.msgtype for name, info in reader.topics.items() if info.msgcount}
         images = (message for _, _, message in reader.messages([recording.topic]))

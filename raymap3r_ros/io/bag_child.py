@@ -30,8 +30,8 @@ MAX_SMALL_MESSAGE = 2**22  # bytes, of types other than images: their objects ar
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _CURES = {  # parts of messages of the reading library, and what to do
     "not indexed": "repair it with: rosbag reindex",
-    "malformed": "repair it with: sqlite3 FILE .recover",
-    "not a database": "repair it with: sqlite3 FILE .recover",
+    "malformed": "repair it with: sqlite3 FILE .recover | sqlite3 NEW.db3",
+    "not a database": "repair it with: sqlite3 FILE .recover | sqlite3 NEW.db3",
     "Profile is not ros2": "convert it to a ROS 2 bag with: rosbags-convert",
     "summary offset": "repair it with: mcap recover",
     "different definition": "record it again with one version of the message",

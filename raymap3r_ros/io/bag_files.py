@@ -180,7 +180,7 @@ def _recover_sqlite(file: Path, copy: Path) -> None:
     except sqlite3.Error as error:
         raise InputError(
             f"{file}: the journal beside it ({file.name}-wal or -journal) cannot be applied: {error}; repair it with: "
-            f"sqlite3 {file.name} .recover"
+            f"sqlite3 {file.name} .recover | sqlite3 NEW.db3"
         ) from error
     log.warning("%s: a killed recorder left a journal beside it; reading a copy with the journal applied", file.name)
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.guard_condition import GuardCondition
@@ -107,6 +108,8 @@ class GuardedNode(LifecycleNode):
 
     def _guarded_service(self, kind: type, name: str, callback: Callable) -> Callable:
         own = {SetParameters: self._on_set_parameters, SetParametersAtomically: self._on_set_parameters_atomically}
+        if kind is ChangeState:
+            callback = self._checked_transition(callback)
         guarded = self.guarded(own.get(kind, callback), f"the service {name}")
 
         @functools.wraps(callback)
@@ -126,6 +129,22 @@ class GuardedNode(LifecycleNode):
             self.clock_arrival = time.monotonic()
             check_stamp(message.clock)
             callback(message)
+
+        return run
+
+    def _checked_transition(self, callback: Callable) -> Callable:
+        # rcl logs the label of each unknown transition as it is, control characters included.
+        @functools.wraps(callback)
+        def run(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            wanted = request.transition.label or request.transition.id
+            if any(wanted in (number, label) for number, label, *_ in self._state_machine.available_transitions):
+                return callback(request, response)
+            self.get_logger().warning(
+                f"refused: no transition {printable(wanted, 60)} in the state {self._state_machine.current_state[1]}",
+                throttle_duration_sec=5.0,
+            )
+            response.success = False
+            return response
 
         return run
 

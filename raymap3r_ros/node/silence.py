@@ -76,6 +76,11 @@ def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> st
     )
 
 
+def _has_other_publisher(node: GuardedNode, topic: str) -> bool:
+    own = (node.get_namespace(), node.get_name())
+    return any((one.node_namespace, one.node_name) != own for one in node.get_publishers_info_by_topic(topic))
+
+
 def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo]) -> str:
     topic = subscription.topic_name
     is_clock = subscription.msg_type is Clock
@@ -85,7 +90,7 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
         if topic.endswith("/compressed/compressed"):
             return "its name ends in compressed twice; remap `image` to the name without /compressed"
         others = [name for name, types in node.get_topic_names_and_types() if kind in types and name != topic]
-        others = [printable(name, LONGEST_NAME) for name in others if node.count_publishers(name)][:LISTED]
+        others = [printable(name, LONGEST_NAME) for name in others if _has_other_publisher(node, name)][:LISTED]
         return "it has no publisher; " + (
             f"remap it to the topic of the driver, such as {', '.join(others)}"
             if others

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,3 +103,10 @@ def test_every_frame_refused_is_a_failure(tmp_path):
     messages += [(0.3 + i / 10, "/image", raw(0.3 + i / 10, picture(i))) for i in range(3)]
     bag = write_bag(tmp_path / "mixed", messages)
     assert cli.main(["replay", str(bag), "--overwrite", *arguments]) == 0
+
+
+def test_a_start_after_the_end_of_the_bag_is_refused_before_the_node_starts(tmp_path, capsys):
+    arguments = ["--start", "900", "--out", str(tmp_path / "out"), *SMALL]
+    assert cli.main(["replay", str(images_bag(tmp_path / "bag", 6)), *arguments]) == 2
+    assert re.search(r"--start is 900\.0, but \S+/bag is only 0\.50 s long", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

@@ -262,3 +262,15 @@ def test_inputs_of_the_wrong_kind(images, tmp_path, capsys):
         assert cli.main([*map(str, command), *(["--device", "cpu"] if command[0] != "convert" else [])]) == 2, command
         assert message in capsys.readouterr().err, command
     assert not out.exists()
+
+
+def test_a_key_of_a_weight_file_is_not_reported_as_a_flag(images, tmp_path, capsys):
+    path = tmp_path / "weights.safetensors"
+    save_network(untrained_network(PRESETS["mini"]), path)
+    data = path.read_bytes()
+    size = b'\\"image_size\\": 64'
+    assert size in data
+    path.write_bytes(data.replace(size, size[:-2] + b"-1"))  # of the same length
+    assert cli.main(["run", str(images), "--out", str(tmp_path / "out"), "--checkpoint", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "image_size is -1" in error and "--size" not in error

@@ -249,3 +249,18 @@ def test_executor_survives_a_message_that_cannot_be_taken(ros, monkeypatch):
     assert [message.data for message in received] == ["next"]
     executor.shutdown()
     node.destroy_node()
+
+
+def test_labels_of_unknown_transitions_are_escaped_and_throttled(make_bench, capfd):
+    bench = make_bench(*LOCAL, image_size=64)
+    client = bench.probe.create_client(ChangeState, f"{bench.name}/change_state")
+    assert client.wait_for_service(30.0)
+    request = ChangeState.Request()
+    request.transition.label = "\x1b[2Jboom\nfake" + "x" * 3000
+    for _ in range(5):
+        future = client.call_async(request)
+        bench.wait(future.done, "a response")
+        assert not future.result().success
+    assert bench.change_state("configure")
+    output = "".join(capfd.readouterr())
+    assert "\x1b[2J" not in output and "\nfake" not in output and output.count("boom") == 1

@@ -1,5 +1,6 @@
 """Bags that a killed recorder, an incomplete copy or a damaged disk left behind, and bags in other forms."""
 
+import json
 import re
 import shutil
 import sqlite3
@@ -29,6 +30,7 @@ from recordings import (
     write_bag,
 )
 
+from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
 
@@ -175,7 +177,7 @@ def test_split_files_without_metadata_are_read_in_order(tmp_path, plugin):
         recording = open_recording(folder)
         assert len(list(recording)) == 6 and "part_12.mcap ends in the middle" in recording.ended
     else:
-        with pytest.raises(InputError, match=r"repair it with: sqlite3 FILE \.recover"):
+        with pytest.raises(InputError, match=r"repair it with: sqlite3 FILE \.recover \| sqlite3 NEW\.db3"):
             open_recording(folder)
 
 
@@ -374,3 +376,17 @@ def test_images_of_pixel_pairs_with_odd_width_are_refused_in_words(tmp_path, cap
     with pytest.raises(InputError, match="no frame could be read"):
         list(open_recording(write_bag(tmp_path / "bag", [("/cam/image", 1, message)])))
     assert f"47x32 {encoding}: its width must be even" in caplog.text
+
+
+def test_more_frames_than_another_bags_metadata_lists_leaves_the_missing_number_unknown(tmp_path):
+    noise_bag(tmp_path / "other", StoragePlugin.MCAP, 3)
+    bag = noise_bag(tmp_path / "bag", StoragePlugin.MCAP)
+    file = bag / "bag.mcap"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 6 // 10])
+    metadata = (tmp_path / "other" / "metadata.yaml").read_text().replace("other.mcap", "bag.mcap")
+    (bag / "metadata.yaml").write_text(metadata)
+    arguments = ["--checkpoint", "mini", "--size", "64", "--no-depth", "--no-masks", "--no-cloud", "--no-preview"]
+    assert cli.main(["run", str(bag), "--out", str(tmp_path / "out"), *arguments]) == 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert 3 < summary["frames"] < 12
+    assert (summary["complete"], summary["frames_missing"]) == (False, None)

@@ -294,3 +294,14 @@ def test_depth_maps_among_the_images_are_reported_once(tmp_path, caplog):
     open_recording(tmp_path)
     (record,) = caplog.records
     assert "2 of 4 images have 16 bits of grey (0_depth.png)" in record.getMessage()
+
+
+def test_pictures_of_formats_that_are_not_read_are_skipped_and_counted(tmp_path, caplog):
+    for name in ("0.png", "2.png", "3.png"):
+        cv2.imwrite(str(tmp_path / name), picture(0))
+    (tmp_path / "1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))  # as a phone mixes them
+    (tmp_path / "3.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))  # 3.png is its converted copy
+    (tmp_path / "Thumbs.db").write_bytes(bytes(100))
+    recording = open_recording(tmp_path, rate=10)
+    assert [frame.stamp for frame in recording] == [0.0, 0.2, 0.3]
+    assert recording.skipped == 1 and "skipped 1.HEIC" in caplog.text

@@ -165,3 +165,11 @@ def test_lost_messages_are_counted_without_numbers_that_cannot_be_true(make_benc
     events["message_lost"](Losses(garbage, 3))
     assert bench.wait_for_log("images lost", level=30).startswith("3 images lost on the way")
     assert bench.current_diagnostics()["frames lost"] == "3"
+
+
+def test_outputs_of_the_node_are_not_named_as_its_input(make_bench):
+    bench = make_bench()
+    activate(bench)
+    bench.wait(lambda: bench.node.count_publishers(f"{bench.name}/depth"), "discovery")
+    line = bench.wait_for_log("nothing has arrived on", level=30)
+    assert "/depth" not in line and "no topic of this ROS domain has the type sensor_msgs/msg/Image" in line

@@ -38,8 +38,8 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         kind = "ROS 1 bag" if bag.is_ros1 else "bag"
         seconds = max(bag.seconds, stored / MAX_RATE)
         info_topic = None if options.intrinsics is not None else camera_info_topic(topic, bag.topics)
-        # The index of a cut file counts only what is left.
-        known = not bag.loss or topic in bag.listed
+        # The index of a cut file counts only what is left. A metadata.yaml that lists less belongs to another bag.
+        known = not bag.loss or bag.listed.get(topic, -1) >= bag.topics[topic].msgcount
     return Recording(
         path, kind, options.expected(stored) if known else None, options.stride, options.max_frames,
         rate=stored / seconds / options.stride, topic=topic,

@@ -16,6 +16,9 @@ from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, R
 
 log = logging.getLogger(__name__)
 
+# Not read, but pictures of the recording all the same, unless converted copies of the same names lie beside them.
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl")
+
 
 def _matches(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
@@ -53,13 +56,15 @@ def _open(path: Path, options: ReadOptions) -> Recording:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    # Links that lead nowhere are included: they are images that are missing. macOS leaves ._name.jpg files beside
-    # copied pictures.
-    return [
-        item
-        for item in folder.iterdir()
-        if item.suffix.lower() in IMAGE_SUFFIXES and not item.name.startswith(".") and not item.is_dir()
-    ]
+    # Links that lead nowhere and images of other formats are included: they are images that are missing. macOS leaves
+    # ._name.jpg files beside copied pictures.
+    images, others = [], []
+    for item in folder.iterdir():
+        if not item.name.startswith(".") and not item.is_dir():
+            kind = item.suffix.lower()
+            (images if kind in IMAGE_SUFFIXES else others if kind in OTHER_SUFFIXES else []).append(item)
+    read = {item.stem for item in images}
+    return images and images + [item for item in others if item.stem not in read]
 
 
 def _contents(folder: Path) -> str:
