@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 
 from raymap3r_ros.errors import Raymap3rError
 
+log = logging.getLogger(__name__)
+
 GLOBAL_TOPICS = ("/tf", "/tf_static", "/clock", "/diagnostics")  # those of every node in the domain
 DISCOVERY_TIME = 4.0  # seconds in which nodes that run already are discovered, even on a busy machine
+APPEAR_LIMIT = 60.0  # seconds for a node that the user starts
 QUICK_LOOK = 1.0  # seconds in which most are; for topics of our own, where a late discovery does no harm
 
 
@@ -46,6 +50,22 @@ def node_count(node: Node, name: str) -> int:
     """Number of nodes with the full name `name` that `node` has discovered."""
     found = node.get_node_names_and_namespaces()
     return sum(f"{namespace.rstrip('/')}/{base}" == name for base, namespace in found)
+
+
+def wait_for_node(node: Node, name: str, wait: Callable[[Callable[[], bool], float], bool]) -> None:
+    """Wait until `node` has discovered a node with the full name `name`, which the user starts.
+
+    `wait(condition, deadline)` returns whether the condition holds; False before the deadline ends the wait. Raises
+    Raymap3rError if there is no such node after APPEAR_LIMIT.
+    """
+    missing = f"there is no node {name} in ROS domain {os.environ.get('ROS_DOMAIN_ID', '0')}"
+    for limit in (DISCOVERY_TIME, APPEAR_LIMIT):
+        deadline = time.monotonic() + limit
+        if wait(lambda: node_count(node, name) > 0, deadline) or time.monotonic() < deadline:
+            return
+        if limit == DISCOVERY_TIME:
+            log.warning("%s; waiting %.0f s for it", missing, APPEAR_LIMIT)
+    raise Raymap3rError(f"{missing}: start it, or correct its name or ROS_DOMAIN_ID")
 
 
 def refuse_taken_name(node: Node, name: str, seconds: float) -> None:

@@ -32,7 +32,7 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from raymap3r_ros.clients.bag import RANGE_TYPE, Bag, ReplayOptions, absolute, scale_topic, without_slash
-from raymap3r_ros.clients.graph import refuse_other_publishers, refuse_shared_name
+from raymap3r_ros.clients.graph import refuse_other_publishers, refuse_shared_name, wait_for_node
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running
 from raymap3r_ros.errors import Raymap3rError
@@ -175,6 +175,8 @@ class _Player:
 
     def connect(self, beside_others: bool) -> None:
         """Wait until the node is connected to this player, check the graph, and read the node's parameters."""
+        if self._process is None:
+            wait_for_node(self._camera, self._node_name, self._wait)
         deadline = time.monotonic() + START_LIMIT
         publishers = [self._images, *([self._camera_infos] if self._bag.camera_info else [])]
         if not self._wait(lambda: self._has_matched(*publishers) and self._outputs_are_matched(), deadline):

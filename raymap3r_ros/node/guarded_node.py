@@ -165,6 +165,8 @@ class GuardedNode(LifecycleNode):
         try:
             changes = []
             for message in messages:
+                if not message.name:
+                    raise InputError("a parameter without a name cannot be set")
                 if message.value.type not in PARAMETER_TYPES:
                     raise InputError(
                         f"{printable(message.name)} has a value of the unknown type {message.value.type}; allowed: "

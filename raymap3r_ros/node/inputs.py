@@ -22,6 +22,7 @@ from raymap3r_ros.node import conversions
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import QUEUE_DEPTH, FrameQueue, PutResult, WaitingFrame
 from raymap3r_ros.node.guarded_node import GuardedNode
+from raymap3r_ros.node.namesakes import NamesakeWatch
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
 from raymap3r_ros.node.silence import SilenceWatch
@@ -60,6 +61,7 @@ class Inputs:
         self._every_frame = session.settings.node.every_frame
         self._lost = 0  # images, as reported by the middleware
         self._silence = SilenceWatch(node, reporter)
+        self._namesakes = NamesakeWatch(node, reporter)
         self._stamp_clock = StampClock(reporter.warn_once)
         self._subscriptions = self._subscribe(group)
 
@@ -73,9 +75,10 @@ class Inputs:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
 
-    def check_silence(self) -> None:
-        """Warn if nothing arrives."""
+    def check(self) -> None:
+        """Warn if nothing arrives, or if another node takes the same inputs under the same name."""
         self._silence.check(self._subscriptions)
+        self._namesakes.check()
 
     def facts(self) -> dict[str, object]:
         """Number of publishers of each topic, for diagnostics."""

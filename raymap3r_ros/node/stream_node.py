@@ -352,7 +352,7 @@ class StreamNode(GuardedNode):
                 publishers = self._session.publishers
                 publishers.publish_trajectories(publishers.wanted(), self._session.settings.node)
             if self._inputs is not None:
-                self._inputs.check_silence()
+                self._inputs.check()
         message = DiagnosticArray(status=[self.status()])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bags import images_bag, picture, transform, transforms, write_bag
 
 from raymap3r_ros import cli
-from raymap3r_ros.clients import player, replay
+from raymap3r_ros.clients import graph, player, replay
 from raymap3r_ros.clients.bag import ReplayOptions
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.io.output_folder import claim
@@ -62,6 +62,15 @@ def error_of(capsys, *arguments):
     text = capsys.readouterr().err
     assert text.startswith("raymap3r: error: ") and text.count("error") == 1
     return text
+
+
+def test_a_node_that_does_not_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(graph, "DISCOVERY_TIME", 0.1)
+    monkeypatch.setattr(graph, "APPEAR_LIMIT", 0.2)
+    bag = images_bag(tmp_path / "bag", 2)
+    assert cli.main(["replay", str(bag), "--node", "/absent"]) == 2
+    text = capsys.readouterr().err
+    assert "there is no node /absent in ROS domain " in text and "start it, or correct its name" in text
 
 
 def test_unusable_input_is_one_clear_line(tmp_path, capsys):

@@ -132,6 +132,9 @@ def test_parameter_of_unknown_type_is_refused_with_a_reason(make_bench):
     atomic = SetParametersAtomically.Request(parameters=[valid, unknown("mask.low", 77)])
     result = bench.call(SetParametersAtomically, "set_parameters_atomically", atomic).result
     assert not result.successful and "unknown type 77" in result.reason
+    request = SetParameters.Request(parameters=[unknown("", 2)])
+    (result,) = bench.call(SetParameters, "set_parameters", request).results
+    assert not result.successful and result.reason == "a parameter without a name cannot be set"
     assert_alive(bench)
 
 

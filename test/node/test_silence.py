@@ -38,6 +38,15 @@ def test_no_publisher(make_bench):
     assert "it has no publisher; remap it to the topic of the driver, such as " in line and "/front/image_raw" in line
 
 
+def test_another_node_of_the_same_name(make_bench):
+    bench = make_bench()
+    activate(bench)
+    other = rclpy.create_node("raymap3r", namespace=bench.namespace, context=bench.context)
+    line = bench.wait_for_log("nodes are named", level=30)
+    other.destroy_node()
+    assert f"2 nodes are named {bench.name}: they publish to the same topics" in line and "rename them" in line
+
+
 def test_publisher_of_another_type(make_bench):
     bench = make_bench()
     context = Context()  # within one participant, Fast DDS allows one type for each topic
