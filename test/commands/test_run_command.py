@@ -268,9 +268,9 @@ def test_a_key_of_a_weight_file_is_not_reported_as_a_flag(images, tmp_path, caps
     path = tmp_path / "weights.safetensors"
     save_network(untrained_network(PRESETS["mini"]), path)
     data = path.read_bytes()
-    size = b'\\"image_size\\": 64'
+    size = b'\\"image_size\\": 128'
     assert size in data
-    path.write_bytes(data.replace(size, size[:-2] + b"-1"))  # of the same length
+    path.write_bytes(data.replace(size, size[:-3] + b" -1"))  # of the same length
     assert cli.main(["run", str(images), "--out", str(tmp_path / "out"), "--checkpoint", str(path)]) == 2
     error = capsys.readouterr().err
     assert "image_size is -1" in error and "--size" not in error
