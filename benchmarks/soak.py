@@ -229,6 +229,8 @@ def soak(args: argparse.Namespace) -> tuple[list[SoakSample], list[str]]:
         "image_size": args.size,
         "ray_interval": args.ray_interval,
         "every_frame": True,
+        # Recording the kinds of frames takes a node seconds.
+        "execution": "auto" if args.frames >= 1000 else "plain",
         "static_map.max_points": MAP_POINTS,
     }
     images = rendered_room(args.images)

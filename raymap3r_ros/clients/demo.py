@@ -72,6 +72,7 @@ def _run(args: argparse.Namespace, frames: Iterator[np.ndarray]) -> int:
         "checkpoint": args.checkpoint,
         "device": args.device,
         "every_frame": args.every_frame,
+        "execution": "plain",  # recording the kinds of frames would take longer than the clip
         "child_frame": CAMERA_FRAME,
     }
     recorder = partial(

@@ -1,5 +1,6 @@
 """Bags played into the node over DDS: the messages sent and the outputs received."""
 
+import dataclasses
 import itertools
 import sqlite3
 import sys
@@ -35,6 +36,13 @@ LIMIT = 120.0  # seconds
 
 
 # --------------------------------------------------------------------------------------------------- bit for bit
+
+
+def test_only_long_bags_are_worth_recorded_frames(rendered):
+    bag = open_bag(rendered, ReplayOptions(topic="/camera/image_raw"))
+    assert replay.node_parameters(bag, {})["execution"] == "plain"
+    assert replay.node_parameters(bag, {"execution": "trace"})["execution"] == "trace"
+    assert "execution" not in replay.node_parameters(dataclasses.replace(bag, image_count=1000), {})
 
 
 def test_replay_gives_the_offline_trajectory_bit_for_bit(make_bench, replay_into, rendered):

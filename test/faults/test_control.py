@@ -231,7 +231,7 @@ def test_shutdown_of_the_process_during_service_calls(ros, sized, tmp_path):
         number = (signal.SIGTERM, signal.SIGINT)[turn % 2]
         namespace = f"/amid{turn}"
         command = [sys.executable, "-m", "raymap3r_ros.node", "--autostart", "--ros-args", "-r", f"__ns:={namespace}"]
-        command += ["-p", f"output_dir:={tmp_path}", "-p", "image_size:=64"]
+        command += ["-p", f"output_dir:={tmp_path}", "-p", "image_size:=64", "-p", "execution:=plain"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             node = rclpy.create_node("caller", namespace=namespace)
