@@ -739,7 +739,7 @@ def check(folder: Path, execution: str = "plain") -> Report:
     if "hook_layers" in (config := json.loads((folder / "config.json").read_text())):
         report.compare("config hook_layers", np.array(case.network.config.hook_layers), config["hook_layers"], EXACT)
     check_preprocessing(folder.parent / "common", report)
-    for path in sorted(folder.glob("stage_*.npz")):
+    for path in sorted(folder.glob("stage_*.npz")) if execution == "plain" else ():
         if path.stem not in STAGES:
             report.fail(path.stem, "not checked: unknown stage")
             continue

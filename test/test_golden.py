@@ -25,7 +25,7 @@ def test_every_comparable_stage_and_stream_agrees(checker, shared: Path, capsys:
 def test_the_results_of_traced_frames_agree(checker, shared: Path, capsys: pytest.CaptureFixture):
     report = checker.check(shared / "golden" / "tiny-dpt", "trace")
     assert report.failed == []
-    assert report.passed > 300
+    assert report.passed > 100
     assert "stream_d_xattn230 camera_pose [..100]" in capsys.readouterr().out
 
 
