@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from raymap3r_ros.text import printable
+
 BACKGROUND = (22, 24, 28)
 TEXT = (228, 230, 233)
 FAINT_TEXT = (146, 151, 158)
@@ -47,6 +49,7 @@ def _text(
 ) -> float:
     """Draw text and return its length in pixels. `at` is the middle of its `side` ("left", "center", "right")."""
     font = load_font(size)
+    text = printable(text)  # names of files may contain line ends, of which Pillow cannot measure the length
     # The bitmap font has no anchors, only Latin-1 letters, and a height of 11 pixels.
     scales = isinstance(font, ImageFont.FreeTypeFont)
     if not scales:

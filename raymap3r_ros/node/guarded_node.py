@@ -167,6 +167,8 @@ class GuardedNode(LifecycleNode):
             for message in messages:
                 if not message.name:
                     raise InputError("a parameter without a name cannot be set")
+                if not self.has_parameter(message.name):
+                    raise InputError(f"{printable(message.name)} is not a parameter of this node")
                 if message.value.type not in PARAMETER_TYPES:
                     raise InputError(
                         f"{printable(message.name)} has a value of the unknown type {message.value.type}; allowed: "

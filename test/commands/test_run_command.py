@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,13 @@ def test_rates_that_no_camera_has(images, tmp_path, capsys, rate):
     assert cli.main(["run", str(images), "--out", str(tmp_path / "out"), *SHORT, "--rate", rate]) == 2
     assert "allowed: 1e-06 to 1e+06 frames per second" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_with_line_ends_and_escapes(images, tmp_path):
+    source = shutil.copytree(images, tmp_path / "clip\x1b[31m\nERROR x\x07")
+    out = tmp_path / "out"
+    assert cli.main(["run", str(source), "--out", str(out), *SHORT, "--max-frames", "2"]) == 0
+    assert cv2.imread(str(out / "preview.png")) is not None and (out / "summary.json").is_file()
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
