@@ -21,9 +21,11 @@ class NamesakeWatch:
 
     def check(self) -> None:
         """Warn if there is such a node; once in REPEAT seconds."""
+        if time.monotonic() < self._due:
+            return
         own = (self._node.get_name(), self._node.get_namespace())
         count = self._node.get_node_names_and_namespaces().count(own)
-        if count > 1 and time.monotonic() >= self._due:
+        if count > 1:
             self._due = time.monotonic() + REPEAT
             self._reporter.warn(
                 f"{count} nodes are named {self._node.get_fully_qualified_name()}: they publish to the same topics, "

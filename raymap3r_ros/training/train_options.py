@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from raymap3r_ros.errors import OptionError
@@ -61,6 +62,21 @@ class TrainOptions:
         return min(self.longest, self.shortest * 2 ** int(step / (0.4 * self.steps) * doublings))
 
 
+# Two processes (torchrun --nproc-per-node 2) give twice as many frames per step.
+_ONE_PLACE = TrainOptions(
+    world="one_room",
+    steps=8000,
+    frames=96,
+    shortest=4,
+    reuse=10,
+    world_share=0.05,
+    place_weight=0.5,
+    pose_weight=2.0,
+    rgb_share=0.0,
+    warmup=200,
+    cooldown=0.6,
+    average=0.998,
+)
 RECIPES: dict[str, tuple[str, TrainOptions]] = {
     "mini": (
         "any rendered room or open ground",
@@ -68,37 +84,10 @@ RECIPES: dict[str, tuple[str, TrainOptions]] = {
     ),
     "one_room": (
         "one rendered room, for that room only",
-        # Two processes (torchrun --nproc-per-node 2) give twice as many frames per step.
-        TrainOptions(
-            world="one_room",
-            steps=8000,
-            frames=96,
-            shortest=4,
-            reuse=10,
-            world_share=0.05,
-            place_weight=0.5,
-            pose_weight=2.0,
-            rgb_share=0.0,
-            warmup=200,
-            cooldown=0.6,
-            average=0.998,
-        ),
+        _ONE_PLACE,
     ),
     "one_office": (
         "one real place, from a recording of it, for that place only",
-        TrainOptions(
-            world=RECORDING,
-            steps=8000,
-            frames=96,
-            shortest=4,
-            reuse=10,
-            world_share=0.05,
-            place_weight=0.5,
-            pose_weight=2.0,
-            rgb_share=0.0,
-            warmup=200,
-            cooldown=0.6,
-            average=0.998,
-        ),
+        dataclasses.replace(_ONE_PLACE, world=RECORDING),
     ),
 }
