@@ -33,9 +33,10 @@ from raymap3r_ros.network import Decoded, Network, NetworkConfig
 from raymap3r_ros.network.attention import grid_positions, rotary_table, rotate, state_positions
 from raymap3r_ros.network.checkpoint import network_from_public
 from raymap3r_ros.network.heads import decode_pose
-from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, gates, staticness
+from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions, gates, staticness
 from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
+from raymap3r_ros.streaming.state import StreamState
 
 EXACT = 0.0
 
@@ -524,20 +525,10 @@ class Runs:
         depth = view.points[0, ..., 2]
         row = {
             "pose_net": cameras.pose_encoding(view.pose)[0],
-            "pose_after_sim3": cameras.pose_encoding(result.pose_raw),
-            "camera_pose": cameras.pose_encoding(result.pose),
+            **_result_values(result, carried, depth),
             "state_norm_pre_reset": after.state.norm(),
             "mem_norm_pre_reset": after.memory.norm(),
-            "state_norm": carried.state.norm(),
-            "mem_norm": carried.memory.norm(),
             "new_state_norm": view.decoded.state.norm(),
-            "update_mask": result.gate,
-            "z_mean": depth.mean(),
-            "z_std": depth.std(correction=0),
-            "z_min": depth.min(),
-            "conf_self_mean": view.confidence.mean(),
-            "depth": depth,
-            "conf_self": view.confidence[0],
             "smooth_accel": track.smoothed.acceleration[0],
             "smooth_sc": track.state_change[0],
             "smooth_beta": track.smoothed.trust[0],
@@ -575,25 +566,32 @@ class Runs:
     def _results(self, stream: Stream, index: int, run: Run) -> dict[str, Any]:
         """The part of `_row` that needs no intermediate results: recorded frames have none."""
         result = stream.step(self.images[index], motion=run.rays)
-        carried, depth = stream.snapshot(), result.depth / result.scale
+        carried = stream.snapshot()
         row = {
-            "pose_after_sim3": cameras.pose_encoding(result.pose_raw),
-            "camera_pose": cameras.pose_encoding(result.pose),
-            "state_norm": carried.state.norm(),
-            "mem_norm": carried.memory.norm(),
-            "update_mask": result.gate,
-            "z_mean": depth.mean(),
-            "z_std": depth.std(correction=0),
-            "z_min": depth.min(),
-            "conf_self_mean": result.confidence.mean(),
-            "depth": depth,
-            "conf_self": result.confidence,
+            **_result_values(result, carried, result.depth / result.scale),
             "final_state": carried.state,
             "final_mem": carried.memory,
         }
         if result.motion:
             row |= {"alpha_img_mean": result.staticness.mean(), "alpha_img": result.staticness}
         return row
+
+
+def _result_values(result: StepResult, carried: StreamState, depth: Tensor) -> dict[str, Any]:
+    """Values of a frame that need no intermediate results; `depth` (H, W) in the scale of the network."""
+    return {
+        "pose_after_sim3": cameras.pose_encoding(result.pose_raw),
+        "camera_pose": cameras.pose_encoding(result.pose),
+        "state_norm": carried.state.norm(),
+        "mem_norm": carried.memory.norm(),
+        "update_mask": result.gate,
+        "z_mean": depth.mean(),
+        "z_std": depth.std(correction=0),
+        "z_min": depth.min(),
+        "conf_self_mean": result.confidence.mean(),
+        "depth": depth,
+        "conf_self": result.confidence,
+    }
 
 
 def check_stream(path: Path, report: Report, runs: Runs) -> None:
