@@ -103,6 +103,14 @@ def test_encodings(tmp_path, message, truth, tolerance):
     assert np.abs(frame.image.astype(float) - truth).max() <= tolerance
 
 
+def test_a_cut_jpeg_is_skipped(tmp_path):
+    messages = [compressed_message(stamp, picture(stamp), ".jpg") for stamp in range(1, 5)]
+    messages[2].data = messages[2].data[: len(messages[2].data) // 2]
+    recording = open_recording(write_bag(tmp_path / "bag", [("/image", m.header.stamp.sec, m) for m in messages]))
+    assert [frame.stamp for frame in recording] == [1, 2, 4]
+    assert recording.skipped == 1
+
+
 def test_zero_stamps_fall_back_to_the_time_of_recording(tmp_path):
     bag = camera_bag(tmp_path / "bag", make=lambda _, image: image_message(0, image, "rgb8"))
     assert [frame.stamp for frame in open_recording(bag)] == [100, 101, 102, 103]
