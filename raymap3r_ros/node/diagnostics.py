@@ -15,6 +15,7 @@ from raymap3r_ros.rates import significant
 WINDOW = 5.0  # seconds over which rates are counted, and for which a warning or an error sets the level
 SAMPLES = 200  # frames, the latest, that latencies and stage times are medians of
 LOST_SHARE = 0.5  # of the stamped images; if fewer arrive, the middleware loses them
+BURSTS = 2.0  # ratio of the neighbours that arrive to those expected if images are lost at random
 PROFILE_HINT = "use the Fast DDS profile of config/fastdds.xml, on the publisher's side above all"
 
 
@@ -73,7 +74,11 @@ class StampRates:
         gaps = sorted(later - earlier for earlier, later in zip(self._images, list(self._images)[1:], strict=False))
         # Even if many images are lost, some neighbours arrive: nearly the smallest gap is the period.
         period = gaps[len(gaps) // 10] if len(gaps) >= 5 else 0.0
-        return max(1 / period if period > 0 else 0.0, _rate(self._infos))
+        arriving = self.arriving()
+        # If images are lost, the share of neighbours that arrive is that of all images. More: the camera sends bursts.
+        neighbours = sum(gap < 1.5 * period for gap in gaps)
+        bursts = neighbours > BURSTS * arriving * period * len(gaps)
+        return max(0.0 if period <= 0 else arriving if bursts else 1 / period, _rate(self._infos))
 
 
 def _rate(stamps: deque[float]) -> float:
@@ -166,7 +171,7 @@ class Monitor:
             elif state == "active" and 0 < arriving < LOST_SHARE * stamped:
                 warnings.append(
                     f"images arrive at {significant(arriving)} Hz but are stamped at {significant(stamped)} Hz: "
-                    f"{PROFILE_HINT}"
+                    f"unless the camera sends them irregularly, the others are lost; {PROFILE_HINT}"
                 )
             if now - self._warning_time < WINDOW:
                 warnings.append(self._warning)
