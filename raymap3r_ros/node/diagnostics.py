@@ -110,6 +110,7 @@ class Monitor:
         self._stages: dict[str, deque[float]] = {}
         self._error, self._error_time = "", -WINDOW
         self._warning, self._warning_time = "", -WINDOW
+        self._standing: dict[str, tuple[str, float]] = {}  # text and time, by subject
 
     def arrived(self, stamp: float, jump: bool) -> None:
         """Record a valid image; `jump`: its stamp does not follow the last one."""
@@ -145,6 +146,11 @@ class Monitor:
         with self._lock:
             self._warning, self._warning_time = text, time.monotonic()
 
+    def stand(self, subject: str, text: str) -> None:
+        """Record what holds at the moment about a subject, "" if nothing."""
+        with self._lock:
+            self._standing[subject] = text, time.monotonic()
+
     def error(self, text: str) -> None:
         """Record an error."""
         with self._lock:
@@ -173,6 +179,7 @@ class Monitor:
                     f"images arrive at {significant(arriving)} Hz but are stamped at {significant(stamped)} Hz: "
                     f"unless the camera sends them irregularly, the others are lost; {PROFILE_HINT}"
                 )
+            warnings += [text for text, when in self._standing.values() if text and now - when < WINDOW]
             if now - self._warning_time < WINDOW:
                 warnings.append(self._warning)
             level, texts = DiagnosticStatus.OK, [state]

@@ -1,14 +1,18 @@
-"""Other nodes with the node's own name."""
+"""Other nodes with the node's own name, or with publishers of the same inputs."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from rclpy.node import Node
+from rclpy.subscription import Subscription
 
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.text import listing
 
 REPEAT = 60.0  # seconds between two warnings
+LISTED = 3  # publishers that a warning names
 
 
 class NamesakeWatch:
@@ -31,3 +35,16 @@ class NamesakeWatch:
                 f"{count} nodes are named {self._node.get_fully_qualified_name()}: they publish to the same topics, "
                 "and services reach only one of them; end all but one, or rename them (-r __node:= or -r __ns:=)"
             )
+
+
+def mixed_publishers(node: Node, subscriptions: Iterable[Subscription]) -> str:
+    """The inputs that have several publishers, whose messages are mixed, with their nodes; "" if there are none."""
+    mixed = []
+    for topic in (subscription.topic_name for subscription in subscriptions):
+        found = node.get_publishers_info_by_topic(topic)
+        if len(found) > 1:
+            names = sorted(f"{one.node_namespace.rstrip('/')}/{one.node_name}" for one in found)
+            mixed.append(f"{topic} has {len(found)} publishers: {listing(names, LISTED)}")
+    if not mixed:
+        return ""
+    return f"{'; '.join(mixed)}: their messages are mixed; end all but one, or remap this input to a topic of its own"

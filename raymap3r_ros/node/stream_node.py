@@ -435,7 +435,7 @@ class StreamNode(GuardedNode):
     def _check_clock(self, frame: WaitingFrame) -> None:
         """Report stamps of another clock than the node's, also of frames that are not published."""
         now, stamp = self.get_clock().now().nanoseconds * 1e-9, conversions.seconds(frame.stamp)
-        self._reporter.stand(clock_problem(now, stamp, self.get_parameter("use_sim_time").value))
+        self._reporter.stand("clock", clock_problem(now, stamp, self.get_parameter("use_sim_time").value))
 
     def _frame_of(self, message: Image | CompressedImage) -> str:
         """The frame_id of an image, without the leading slash that tf2 does not allow."""

@@ -111,6 +111,16 @@ def test_a_cut_jpeg_is_skipped(tmp_path):
     assert recording.skipped == 1
 
 
+def test_images_of_two_cameras_on_one_topic_are_reported_once(tmp_path, caplog):
+    messages = [image_message(stamp, picture(stamp), "rgb8") for stamp in range(1, 13)]
+    for index, message in enumerate(messages):
+        message.header.frame_id = ("left", "right")[index % 2]
+    recording = open_recording(write_bag(tmp_path / "bag", [("/image", m.header.stamp.sec, m) for m in messages]))
+    assert len(list(recording)) == 12
+    (record,) = caplog.records
+    assert "/image: the images alternate between the frame_ids 'left', 'right'" in record.getMessage()
+
+
 def test_zero_stamps_fall_back_to_the_time_of_recording(tmp_path):
     bag = camera_bag(tmp_path / "bag", make=lambda _, image: image_message(0, image, "rgb8"))
     assert [frame.stamp for frame in open_recording(bag)] == [100, 101, 102, 103]
