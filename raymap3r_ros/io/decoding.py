@@ -47,8 +47,9 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
 
 
 def decode_message(data: bytes) -> np.ndarray:
-    """Return the PNG or JPEG of a message as (h, w, 3) uint8 RGB. The calibration is for the pixels as they are stored,
-    so an EXIF orientation is ignored.
+    """Return the PNG or JPEG of a message as (h, w, 3) uint8 RGB.
+
+    The calibration is for the pixels as they are stored, so an EXIF orientation is ignored.
 
     Raises InputError if it is neither, or damaged. OpenCV is not used: it prints a line for each damaged image.
     """

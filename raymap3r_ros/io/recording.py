@@ -74,7 +74,7 @@ class ReadOptions:
 class Recording:
     """The frames of one recording, in order. Can be iterated over repeatedly.
 
-    Iterating raises InputError if no frame can be read, or if the size of the images changes.
+    Iterating raises InputError if no frame can be read, and ends early if the size of the images changes.
     """
 
     path: Path
@@ -99,10 +99,12 @@ class Recording:
                 if size is None:
                     size = width, height
                 elif size != (width, height):
-                    raise InputError(
-                        f"{self.path}: the image at {frame.stamp:.3f} s is {width}x{height}, those before it are "
+                    self.ended = (
+                        f"the image at {frame.stamp:.3f} s is {width}x{height}, those before it are "
                         f"{size[0]}x{size[1]}; give one recording per image size"
                     )
+                    log.warning("%s: %s", self.path.name, self.ended)
+                    return
                 yield frame
         if size is None:
             broken = f" ({self.skipped} could not be decoded, see the warnings)" if self.skipped else ""

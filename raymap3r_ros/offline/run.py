@@ -8,7 +8,8 @@ import logging
 import os
 import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import InputError, reason_of
+from raymap3r_ros.errors import InputError, Raymap3rError, reason_of
 from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.output_folder import claim, locked_folder
@@ -37,6 +38,7 @@ from raymap3r_ros.offline.result_folder import (
     SUMMARY,
     TRAJECTORY,
     discard_folder,
+    discard_frame,
     numbered,
     prepare_folder,
     write_depth_files,
@@ -107,11 +109,12 @@ def run_recording(
     """Run `recording` through one stream of `network`; write `outputs` (default: all) to `folder`, return the summary.
 
     SIGINT (Ctrl-C) and SIGTERM end the run after the current frame; all files are then completed for the frames so
-    far. An error half-way does the same, and is raised again when the files are complete; a recording that is damaged
-    or cut off ends there, and the summary reports it. `outputs.view` is opened,
-    gets every frame and is closed. `progress`: show a bar on a terminal.
+    far. A recording that is damaged or cut off ends there, and so does a run that lacks disk space or memory of the
+    GPU: the summary contains the reason. Any other error is raised again when the files are complete.
 
-    Raises InputError if the recording or the folder cannot be used.
+    `outputs.view` is opened, gets every frame and is closed. `progress`: show a bar on a terminal.
+
+    Raises InputError if the recording or the folder cannot be used, and any error before the first result.
     """
     options, outputs = options or StreamOptions(), outputs or RunOutputs()
     folder = Path(folder)
@@ -159,12 +162,12 @@ def _process(run: _Run, progress: bool) -> RunSummary:
                 raise
             failure = error
             done = counted(len(run.stamps), "frame")
-            log.warning("stopped after %s by an error: completing the files", done)
+            log.warning("stopped after %s by an error: completing the files: %s", done, reason_of(error))
         run.show_scene()
         elapsed = time.perf_counter() - begin
     signal = signals[0] if signals else ""
     summary = run.finish(elapsed, (signal or run.recording.ended) if failure is None else reason_of(failure))
-    if failure is not None:
+    if failure is not None and not isinstance(failure, (OSError, Raymap3rError, torch.cuda.OutOfMemoryError)):
         raise failure
     return summary
 
@@ -193,6 +196,7 @@ class _Run:
     jumps: int = 0  # of the stamps so far
     late: int = 0  # frames whose stamp was not above the last written one
     worlds: list[int] = field(default_factory=lambda: [0])  # indices of the first frames of worlds in the lists above
+    unwritten: list[OSError] = field(default_factory=list)  # of files that could not be written at the end
     input_size: tuple[int, int] = (0, 0)  # width, height
     image_size: tuple[int, int] = (0, 0)
 
@@ -271,10 +275,14 @@ class _Run:
         written = {"depth": self.outputs.depth, "dynamic_mask": self.outputs.masks_written}
         maps = result.numpy("pose", "intrinsics", *(name for name, wanted in written.items() if wanted))
         index = len(self.stamps)  # file names count like the lines of the trajectory
-        if "depth" in maps:
-            write_depth_files(self.folder, index, maps["depth"])
-        if "dynamic_mask" in maps:
-            write_mask_file(self.folder, index, maps["dynamic_mask"])
+        try:
+            if "depth" in maps:
+                write_depth_files(self.folder, index, maps["depth"])
+            if "dynamic_mask" in maps:
+                write_mask_file(self.folder, index, maps["dynamic_mask"])
+        except OSError:
+            discard_frame(self.folder, index)
+            raise
         self.stamps.append(result.stamp)
         # Copies: arrays from a GPU share one buffer with the frame's maps, which must be freed before the end.
         self.poses.append(maps["pose"].copy())
@@ -300,22 +308,52 @@ class _Run:
             raise InputError(
                 f"{self.recording.path}: the network gave no finite value for any of its {self.unhealthy} frames"
             )
+        self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
         poses, intrinsics = np.stack(self.poses), np.stack(self.intrinsics)
         if self.worlds[-1] == len(self.stamps):  # nothing was written for the last one
             self.worlds.pop()
         for name, world in zip(self._names(TRAJECTORY), self._spans(), strict=True):
-            write_trajectory(claim(self.folder, name), self.stamps[world], poses[world])
-        write_intrinsics(
-            claim(self.folder, INTRINSICS), self.stamps, intrinsics, self.intrinsics_known, self.image_size
-        )
+            self._write(name, write_trajectory, self.stamps[world], poses[world])
+        self._write(INTRINSICS, write_intrinsics, self.stamps, intrinsics, self.intrinsics_known, self.image_size)
         points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
         if self.outputs.cloud:
-            self._write_cloud(self._names(CLOUD)[-1])
+            with self._keeping_errors():
+                self._write_cloud(self._names(CLOUD)[-1])
         summary = self._summarise(poses, None if points is None else len(points), elapsed, stopped_by)
         if self.preview is not None:
-            self.preview.write_sheet(summary, poses[:, :3, 3], points, colors)
-        write_json(claim(self.folder, SUMMARY), dataclasses.asdict(summary))
+            with self._keeping_errors():
+                self.preview.write_sheet(summary, poses[:, :3, 3], points, colors)
+            if self.preview.error is not None:
+                self._keep(self.preview.error)
+        stopped_by = stopped_by or (reason_of(self.unwritten[0]) if self.unwritten else "")
+        files = [name for name in self._files() if name == SUMMARY or any(self.folder.glob(name))]
+        summary = dataclasses.replace(summary, complete=not stopped_by, stopped_by=stopped_by, files=files)
+        self._write(SUMMARY, lambda path: write_json(path, dataclasses.asdict(summary)))
+        if self.unwritten and not (self.folder / SUMMARY).exists() and TRAJECTORY not in files:
+            raise self.unwritten[0]
         return summary
+
+    def _write(self, name: str, write: Callable[..., None], *values: object) -> None:
+        """Write one of the small files; if the disk is full, in place of the preview video."""
+        with self._keeping_errors():
+            try:
+                write(claim(self.folder, name), *values)
+            except OSError:
+                if self.preview is None or not self.preview.remove_video():
+                    raise
+                write(claim(self.folder, name), *values)
+
+    @contextmanager
+    def _keeping_errors(self) -> Iterator[None]:
+        """Continue without a file that cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            self._keep(error)
+
+    def _keep(self, error: OSError) -> None:
+        self.unwritten.append(error)
+        log.warning("not written: %s", reason_of(error))
 
     def _summarise(self, poses: np.ndarray, static_points: int | None, elapsed: float, stopped_by: str) -> RunSummary:
         steady = self.steps[WARM_UP:] or self.steps

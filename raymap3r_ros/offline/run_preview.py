@@ -35,6 +35,7 @@ class RunPreview:
         self._range = preview.DepthRange()
         self._rows = EvenSample(4 * SHEET_ROWS)
         self._video = VideoFile(folder, VIDEO, recording.rate)
+        self.error: OSError | None = None  # why the video is missing
 
     @property
     def files(self) -> list[str]:
@@ -46,9 +47,18 @@ class RunPreview:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._video.__exit__(*error)
-        if self._video.path.exists():
-            claim(self._folder, self._video.path.name)
+        try:
+            self._video.__exit__(*error)
+            if self._video.path.exists():
+                claim(self._folder, self._video.path.name)
+        except OSError as failure:
+            self.error = failure
+
+    def remove_video(self) -> bool:
+        """Delete the video, in favour of files that matter more; return whether there was one."""
+        existed = self._video.path.exists()
+        self._video.path.unlink(missing_ok=True)
+        return existed
 
     def add(self, image: np.ndarray, result: StepResult, seconds: float) -> None:
         """Draw one frame. `image`: (h, w, 3) uint8 RGB as recorded; `seconds` since the first frame."""

@@ -27,8 +27,8 @@ from raymap3r_ros.network.config import LIMITS, PRESETS
 from raymap3r_ros.node import conversions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "io"))
-from PIL import Image
 from encoded_images import BOMBS, jpeg_bomb, png_bomb
+from PIL import Image
 
 FORMAT = "raymap3r-1"
 

@@ -293,7 +293,12 @@ def test_a_stream_without_times_has_the_given_rate(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "trailer",
-    [b"8db42d694ccc418790edff439fe026bf", b"$GPRMC,081836,A,3751.65,S,14507.36,E*62\n" * 40, bytes(4096), b"\xfe" * 5000],
+    [
+        b"8db42d694ccc418790edff439fe026bf",
+        b"$GPRMC,081836,A,3751.65,S,14507.36,E*62\n" * 40,
+        bytes(4096),
+        b"\xfe" * 5000,
+    ],
     ids=["marker", "NMEA", "zeros", "data"],
 )
 @pytest.mark.parametrize("index_first", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image, orientation
 from raymap3r_ros.io.files import natural_key
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
+from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +44,20 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         )  # fmt: skip
 
     def frames(recording: Recording) -> Iterator[Frame]:
+        gone = 0
         for position, file in enumerate(files):
             try:
                 image = decode_image(file)
             except BrokenFrame as error:
-                recording.skip(file.name, error)
+                if os.path.lexists(file):
+                    recording.skip(file.name, error)
+                else:
+                    gone += 1
                 continue
             yield Frame(image, position * options.stride / options.rate, options.intrinsics)
+        if gone:
+            recording.ended = f"{counted(gone, 'image')} were removed, moved or renamed during the run"
+            log.warning("%s: %s", path.name, recording.ended)
 
     return Recording(
         path, "images", length, options.stride, options.max_frames, options.rate / options.stride, frames=frames
