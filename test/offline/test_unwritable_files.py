@@ -79,8 +79,8 @@ def test_files_above_the_limit_of_their_size(images, network, tmp_path, caplog):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(lines(out / "trajectory.txt")) == summary.frames == 8
-    assert sorted(item.name for item in out.iterdir() if item.name.startswith(("preview", ".preview", "static"))) == []
-    assert f"{out / 'static_scene.ply'}: File too large; raise the limit of file sizes (ulimit -f)" in caplog.text
+    assert sorted(item.name for item in out.iterdir() if item.name.startswith(("preview", ".preview"))) == []
+    assert f"{out / 'preview.png'}: File too large; raise the limit of file sizes (ulimit -f)" in caplog.text
     assert f"{out / 'preview.mp4'}: the video could not be written" in caplog.text
 
 
