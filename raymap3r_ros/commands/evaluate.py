@@ -30,7 +30,7 @@ from raymap3r_ros.evaluation.pictures import PICTURES, draw_pictures
 from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, rule_variants
 from raymap3r_ros.evaluation.settings import describe_settings, settings_text
 from raymap3r_ros.evaluation.statistics import optional_module
-from raymap3r_ros.io.output_folder import check_output_folder, check_results
+from raymap3r_ros.io.output_folder import check_output_folder, check_outside, check_results
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import Network, checkpoint_path, choose_device, load_network
 from raymap3r_ros.network.metadata import copy_with_metadata
@@ -312,6 +312,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.pictures:
         optional_module("matplotlib")
         check_output_folder(args.pictures)
+        check_outside(args.pictures, [args.root] if hasattr(args, "root") else [])
         args.pictures.mkdir(parents=True, exist_ok=True)
         check_results(args.pictures, PICTURES)
     for path in (args.json, args.csv):

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.io.encoded import JPEG_SIGNATURE, MAX_PIXELS, PNG_SIGNATURE, checked_image
 from raymap3r_ros.io.recording import BrokenFrame
+from raymap3r_ros.known_files import START, known_content
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,10 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
     except InputError as error:
         raise BrokenFrame(error) from error
     except Exception as error:  # Pillow's decoders fail in many ways on damaged files
-        why = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
+        why = error
+        if isinstance(error, UnidentifiedImageError):
+            what = known_content(data[:START])
+            why = f"it is {what}" if what else "not a known image format"
         raise BrokenFrame(why) from error
 
 

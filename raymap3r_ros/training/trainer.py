@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import raymap3r_ros
 from raymap3r_ros.errors import CheckpointError, InputError
-from raymap3r_ros.io.output_folder import check_output_folder
+from raymap3r_ros.io.output_folder import check_output_folder, check_outside
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
@@ -90,7 +90,7 @@ def train(
     run.source = find_source(options.world, data, size)
     progress = None
     if first:
-        _open_folder(folder, name)
+        _open_folder(folder, name, [] if data is None else [Path(data)])
         millions = sum(parameter.numel() for parameter in run.network.parameters()) / 1e6
         report(f"{name}: {millions:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}")
         progress = Progress(folder, device, options.frames, world, report)
@@ -124,9 +124,10 @@ def train(
     return _save(run, folder, name, options, world, device) if first else None
 
 
-def _open_folder(folder: Path, name: str) -> None:
-    """Create the folder of a run. Raises InputError if something in it prevents the run from writing its files."""
+def _open_folder(folder: Path, name: str, inputs: Collection[Path]) -> None:
+    """Create the folder of a run. Raises InputError if it is in one of the `inputs`, or the files cannot be written."""
     check_output_folder(folder)
+    check_outside(folder, inputs)
     folder.mkdir(parents=True, exist_ok=True)
     for file in (STATE_FILE, LOG_FILE, CURVES_FILE, f"{name}.safetensors"):
         check_output_file(folder / file)

@@ -1,0 +1,49 @@
+"""Files that are not what their name promises, recognised by their first bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+START = 1024  # bytes that are enough to recognise a file
+
+_POINTER = re.compile(rb"version https://(git-lfs|hawser)\.")
+_ANNEX = re.compile(rb"/annex/objects/")
+_PAGE = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*<(!doctype\s+html|html|head|body|title|error)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+# Offset, first bytes, what to do. Not zip archives: files of `torch.save` are some.
+_OTHERS = (
+    (0, b"\x1f\x8b", "a gzip archive; unpack it first: gunzip or tar -xzf"),
+    (0, b"BZh", "a bzip2 archive; unpack it first: bunzip2 or tar -xjf"),
+    (0, b"\xfd7zXZ\0", "an xz archive; unpack it first: unxz or tar -xJf"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive that contains no bag; unpack it first: unzstd"),
+    (0, b"\x04\x22\x4d\x18", "an lz4 archive; unpack it first: unlz4"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first: 7z x"),
+    (0, b"Rar!\x1a\x07", "a RAR archive; unpack it first: unrar x"),
+    (257, b"ustar", "a tar archive; unpack it first: tar -xf"),
+    (0, b"rosbag2_bagfile_information", "the metadata of a bag; give its folder"),
+    (0, b"\x89HDF", "an HDF5 file; convert it to a folder of images, or to weights in a .safetensors file"),
+)
+
+
+def known_content(start: bytes) -> str:
+    """Return what a file with these first bytes is, and what to do, for a message; "" if it is not recognised."""
+    if _POINTER.match(start):
+        return "a Git LFS pointer, not the file itself; get it with: git lfs pull"
+    if _ANNEX.match(start):
+        return "a git-annex pointer, not the file itself; get it with: git annex get (or datalad get)"
+    if _PAGE.match(start):
+        return (
+            "a web page, not the file itself: the server answered the download with a page, such as one that asks for "
+            "a login or a confirmation, or that reports an error; download the file again"
+        )
+    return next((what for offset, magic, what in _OTHERS if start[offset:].startswith(magic)), "")
+
+
+def known_file(path: Path) -> str:
+    """Return what an existing file is, and what to do, for a message; "" if it is not recognised."""
+    with path.open("rb") as file:
+        start = file.read(START)
+    return known_content(start) if start else "empty; download or copy it again"
