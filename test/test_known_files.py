@@ -30,7 +30,11 @@ PAGES = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>',
     b"<!-- saved from a > b --><!-- twice -->\n<html></html>",
 )
-STANDS_FOR_ANOTHER = {POINTER: "git lfs pull", ANNEX: "git annex get", **dict.fromkeys(PAGES, "a web page, .* download")}
+STANDS_FOR_ANOTHER = {
+    POINTER: "git lfs pull",
+    ANNEX: "git annex get",
+    **dict.fromkeys(PAGES, "a web page, .* download"),
+}
 each = pytest.mark.parametrize(("content", "cure"), STANDS_FOR_ANOTHER.items(), ids=range(len(STANDS_FOR_ANOTHER)))
 
 
@@ -83,8 +87,6 @@ def test_other_content_is_not_recognised():
     for start in (b"", b"<", b"<htmlx>", b"<MPD>", b"version https://example.org", b"RIFF", b"{}", b"<?xml ?><MPD>"):
         assert known_content(start) == ""
     assert known_content(b"<!---->" * 146) == ""  # a pattern that tries all groupings would not end
-
-
 
 
 def write_script(path):

@@ -110,7 +110,17 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
             raise InputError(f"{path}: no topic {absolute(topic)} of type {kind}; the bag has: {_list(existing)}")
     compressed = types[recording.topic] == IMAGE_TYPES[1]
     frame = without_slash(frame) or DEFAULT_FRAME
-    return Bag(Path(path), recording.topic, count, recording.length is not None, compressed, camera_info, frame, odometry, ranges)
+    return Bag(
+        Path(path),
+        recording.topic,
+        count,
+        recording.length is not None,
+        compressed,
+        camera_info,
+        frame,
+        odometry,
+        ranges,
+    )
 
 
 def scale_topic(bag: Bag, options: ReplayOptions, source: str) -> str:

@@ -305,7 +305,9 @@ def _other_content(path: Path) -> str:
             start = file.read(9)
         native = start[8:] == b"{"
         if path.suffix == ".safetensors" and start.startswith(_TORCH_STARTS):
-            return "a file of torch.save or a zip archive by its content; if it is the former, rename it to end in .pth"
+            return (
+                "a file of torch.save or a zip archive by its content; if it is the former, rename it to end in .pth"
+            )
         if path.suffix != ".safetensors" and native:
             return "a safetensors file by its content; rename it to end in .safetensors"
         return "" if native else known_file(path)

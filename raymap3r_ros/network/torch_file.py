@@ -184,10 +184,16 @@ _SAVE_WEIGHTS = (
 )
 # Archives that are no weights, by the pattern of a name in them.
 _OTHER_ARCHIVES = (
-    (r"[^/]+/(constants\.pkl|code/.+)", f"a TorchScript program (torch.jit.save), which contains code; {_SAVE_WEIGHTS}"),
+    (
+        r"[^/]+/(constants\.pkl|code/.+)",
+        f"a TorchScript program (torch.jit.save), which contains code; {_SAVE_WEIGHTS}",
+    ),
     (r"[^/]+/models/.+\.json", f"an exported program (torch.export.save), not weights; {_SAVE_WEIGHTS}"),
     (r"[^/]+/\.data/extern_modules", f"a package (torch.package), which contains code; {_SAVE_WEIGHTS}"),
-    (r"[^/]+\.npy", "a file of numpy.savez; save its arrays as tensors: torch.save({\"model\": tensors}, \"weights.pth\")"),
+    (
+        r"[^/]+\.npy",
+        'a file of numpy.savez; save its arrays as tensors: torch.save({"model": tensors}, "weights.pth")',
+    ),
     (r"(.*/)?[^/]+\.(pth|pt|ckpt|safetensors)", "a zip archive that contains weights; unpack it first: unzip"),
 )
 

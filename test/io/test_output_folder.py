@@ -43,7 +43,9 @@ def test_a_file_with_the_name_of_a_result_is_in_the_way(tmp_path):
     (folder / "summary.json").mkdir()
     before = files_in(folder)
     results = re.compile(rf"{RESULTS.pattern}|summary\.json")
-    with pytest.raises(InputError, match=r"out: depth/ with 7 files, summary\.json/, trajectory\.txt in the way: not written"):
+    with pytest.raises(
+        InputError, match=r"out: depth/ with 7 files, summary\.json/, trajectory\.txt in the way: not written"
+    ):
         clear_folder(folder, results, overwrite=True)
     assert files_in(folder) == before
 
