@@ -120,6 +120,14 @@ FORMATS = {
     "arrays.pth": (write_arrays, "numpy.savez"),
     "tar.pth": (write_tar, "a tar archive"),
     "packed.pth": (lambda path: path.write_bytes(lzma.compress(b"weights")), "an xz archive"),
+    "image.pth": (
+        lambda path: path.write_bytes(cv2.imencode(".png", np.zeros((8, 8)))[1]),
+        "an image, a video or a bag",
+    ),
+    "photo.safetensors": (
+        lambda path: path.write_bytes(cv2.imencode(".jpg", np.zeros((8, 8)))[1]),
+        "an image, a video",
+    ),
     "empty.pth": (Path.touch, "empty; download"),
     "empty.safetensors": (Path.touch, "empty; download"),
     "native.pth": (lambda path: save_file({"a": torch.zeros(2)}, path), "rename it to end in .safetensors"),

@@ -16,8 +16,8 @@ def write_intrinsics(
 ) -> None:
     """Write one line `timestamp fx fy cx cy width height known` per frame.
 
-    `stamps`: nanoseconds; `intrinsics`: (n, 3, 3) pixels of depth maps of `size` = (width, height); `known` is written as 0 where the field
-    of view was assumed.
+    `stamps`: nanoseconds; `intrinsics`: (n, 3, 3) pixels of depth maps of `size` = (width, height); `known` is
+    written as 0 where the field of view was assumed.
     """
     with whole_file(path) as partial, partial.open("w") as file:
         file.write("# timestamp fx fy cx cy width height known\n")

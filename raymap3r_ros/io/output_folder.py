@@ -127,15 +127,16 @@ def clear_folder(
     With `overwrite`, the files of an earlier output are deleted, so that two outputs never mix: those that the
     folder's manifest lists. `results` matches the paths, within the folder, of all files that will be written.
 
-    Raises InputError if `folder` is a file; if it is one of the `inputs`, or in one; if it contains any file and `overwrite` is off; if
-    it contains a file with the name of a result that the manifest does not list; or if a file of the `inputs` would
-    be deleted.
+    Raises InputError if `folder` is a file; if it is one of the `inputs`, or in one; if it contains any file and
+    `overwrite` is off; if it contains a file with the name of a result that the manifest does not list; or if a file
+    of the `inputs` would be deleted.
     """
     check_output_folder(folder)
     check_outside(folder, inputs)
     if not overwrite and (held := sorted(item for item in _files_below(folder) if item != folder / MANIFEST)):
         raise InputError(
-            f"{folder}: holds files already ({listing(folder, held)}); name another folder, or allow it with --overwrite"
+            f"{folder}: holds files already ({listing(folder, held)}); name another folder, or allow it with "
+            "--overwrite"
         )
     check_results(folder, results)
     ours = written_files(folder)
@@ -152,7 +153,7 @@ def clear_folder(
 
 
 def check_outside(folder: Path, inputs: Collection[Path]) -> None:
-    """Raise InputError if an output folder is one of the `inputs`, or in one: the results would be read as input."""
+    """Raise InputError if an output folder is one of the `inputs`, or in one."""
     for item in inputs:
         if real_path(folder) == real_path(item):
             raise InputError(f"{folder}: is the input; name another folder for the results")

@@ -34,6 +34,7 @@ DEFAULT_CHECKPOINT = "one_room"  # comes with the package
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")  # of `torch.save`: since version 1.6, and before
+_MEDIA = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"\x1a\x45\xdf\xa3", b"\x89MCAP", b"SQLite f", b"#ROSBAG")
 
 MAX_NAMED = 10  # tensors of one kind in an error
 STORED_DTYPES = ("float32", "mixed", "float16")  # types of the numbers in a file
@@ -310,6 +311,8 @@ def _other_content(path: Path) -> str:
             )
         if path.suffix != ".safetensors" and native:
             return "a safetensors file by its content; rename it to end in .safetensors"
+        if start.startswith(_MEDIA) or start[4:8] == b"ftyp":
+            return "an image, a video or a bag by its content; give the path of a .safetensors or .pth file"
         return "" if native else known_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error

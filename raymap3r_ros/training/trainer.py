@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -80,9 +80,11 @@ def train(
     Writes `training.pt` (the state of the run), `log.jsonl` (losses and speed), `curves.csv` (validation) and
     NAME.safetensors (averaged weights, half precision) to the folder. The weights do not depend on interruptions.
     Returns the weights file, or None in all but the first of several processes. Raises InputError if the folder has a
-    run with other options.
+    run with other options, or is in the folder `data`.
     """
     folder = Path(folder)
+    if data is not None:
+        check_outside(folder, [Path(data)])
     rank, world = _join_processes(device)
     first = rank == 0
     run = _resume(_begin(options, start, device), folder / STATE_FILE, options, device)
@@ -90,7 +92,7 @@ def train(
     run.source = find_source(options.world, data, size)
     progress = None
     if first:
-        _open_folder(folder, name, [] if data is None else [Path(data)])
+        _open_folder(folder, name)
         millions = sum(parameter.numel() for parameter in run.network.parameters()) / 1e6
         report(f"{name}: {millions:.2f} M parameters, {world} x {options.frames} frames a step, from step {run.step}")
         progress = Progress(folder, device, options.frames, world, report)
@@ -124,10 +126,9 @@ def train(
     return _save(run, folder, name, options, world, device) if first else None
 
 
-def _open_folder(folder: Path, name: str, inputs: Collection[Path]) -> None:
-    """Create the folder of a run. Raises InputError if it is in one of the `inputs`, or the files cannot be written."""
+def _open_folder(folder: Path, name: str) -> None:
+    """Create the folder of a run. Raises InputError if something in it prevents the run from writing its files."""
     check_output_folder(folder)
-    check_outside(folder, inputs)
     folder.mkdir(parents=True, exist_ok=True)
     for file in (STATE_FILE, LOG_FILE, CURVES_FILE, f"{name}.safetensors"):
         check_output_file(folder / file)

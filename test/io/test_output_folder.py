@@ -70,7 +70,7 @@ def test_results_in_an_input_folder_are_refused_at_once(tmp_path, name, overwrit
     (tmp_path / "link").symlink_to("in")
     folder = tmp_path / name
     with (
-        pytest.raises(InputError, match="is in the input .*; name a folder outside it"),
+        pytest.raises(InputError, match=r"is in the input .*; name a folder outside it"),
         locked_folder(folder),
     ):
         clear_folder(folder, RESULTS, overwrite, inputs=[tmp_path / "in"])
