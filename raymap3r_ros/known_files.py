@@ -13,6 +13,7 @@ _PAGE = re.compile(
     rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*<(!doctype\s+html|html|head|body|title|error)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_JSON = re.compile(rb'\s*[{\[]\s*"')
 # Offset, first bytes, what to do. Not zip archives: files of `torch.save` are some.
 _OTHERS = (
     (0, b"\x1f\x8b", "a gzip archive; unpack it first: gunzip or tar -xzf"),
@@ -36,9 +37,11 @@ def known_content(start: bytes) -> str:
         return "a git-annex pointer, not the file itself; get it with: git annex get (or datalad get)"
     if _PAGE.match(start):
         return (
-            "a web page, not the file itself: the server answered the download with a page, such as one that asks for "
-            "a login or a confirmation, or that reports an error; download the file again"
+            "a web page, not the file itself: the server returned a page instead, such as a login, a confirmation or "
+            "an error; download the file again"
         )
+    if _JSON.match(start):
+        return "a JSON text, such as the error of a server, not the file itself; download the file again"
     return next((what for offset, magic, what in _OTHERS if start[offset:].startswith(magic)), "")
 
 

@@ -128,6 +128,7 @@ FORMATS = {
         lambda path: path.write_bytes(cv2.imencode(".jpg", np.zeros((8, 8)))[1]),
         "an image, a video",
     ),
+    "error.pth": (lambda path: path.write_text('{"message": "Not Found"}'), "a JSON text"),
     "empty.pth": (Path.touch, "empty; download"),
     "empty.safetensors": (Path.touch, "empty; download"),
     "native.pth": (lambda path: save_file({"a": torch.zeros(2)}, path), "rename it to end in .safetensors"),
