@@ -83,6 +83,25 @@ def test_files_of_data_sets(tmp_path, content, cure):
             read(path)
 
 
+def test_links_of_git_annex_without_their_files(tmp_path):
+    for path in (tmp_path / "v.mp4", tmp_path / "w.pth", tmp_path / "images" / "0.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(".git/annex/objects/aa/bb/SHA256E-s1--4d7a2146.png")
+    cure = r"is a link that leads nowhere \(get its file with: git annex get"
+    with pytest.raises(InputError, match=rf"v\.mp4: {cure}"):
+        open_recording(tmp_path / "v.mp4")
+    with pytest.raises(CheckpointError, match=rf"w\.pth' {cure}"):
+        load_network(tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"the first: 0\.png: a link .* git annex get"):
+        list(open_recording(tmp_path / "images"))
+
+
+def test_empty_images_are_named(tmp_path):
+    (tmp_path / "0.png").touch()
+    with pytest.raises(InputError, match=r"the first: 0\.png: it is empty"):
+        list(open_recording(tmp_path))
+
+
 def test_other_content_is_not_recognised():
     for start in (b"", b"<", b"<htmlx>", b"<MPD>", b"version https://example.org", b"RIFF", b"{}", b"<?xml ?><MPD>"):
         assert known_content(start) == ""

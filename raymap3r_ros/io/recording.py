@@ -19,6 +19,7 @@ import numpy as np
 from raymap3r_ros.discovery import find_in_package
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import intrinsics_doubt, intrinsics_problem
+from raymap3r_ros.output_files import kind_of
 from raymap3r_ros.stamps import MAX_GAP
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,8 @@ def open_recording(
     path = Path(path)
     options = ReadOptions(topic, rate, stride, max_frames, intrinsics, max_gap)
     if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder")
+        what = kind_of(path)
+        raise InputError(f"{path}: {f'is {what}' if what else 'there is no such file or folder'}")
     if not (path.is_file() or path.is_dir()):
         raise InputError(f"{path}: is neither a file nor a folder; recordings are read from their start twice")
     matching = [known for known in _formats() if known.matches(path)]
