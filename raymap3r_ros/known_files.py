@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from raymap3r_ros.errors import CheckpointError
+
 START = 1024  # bytes that are enough to recognise a file
 
 _POINTER = re.compile(rb"version https://(git-lfs|hawser)\.")
@@ -28,6 +30,9 @@ _OTHERS = (
     (0, b"\x89HDF", "an HDF5 file; convert it to a folder of images, or to weights in a .safetensors file"),
 )
 
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")  # of `torch.save`: since version 1.6, and before
+_MEDIA = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"\x1a\x45\xdf\xa3", b"\x89MCAP", b"SQLite f", b"#ROSBAG")
+
 
 def known_content(start: bytes) -> str:
     """Return what a file with these first bytes is, and what to do, for a message; "" if it is not recognised."""
@@ -50,3 +55,22 @@ def known_file(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(START)
     return known_content(start) if start else "empty; download or copy it again"
+
+
+def unlike_weights(path: Path) -> str:
+    """What a file is if it cannot be weights, or has the suffix of another format, and what to do; otherwise ""."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        native = start[8:] == b"{"
+        if path.suffix == ".safetensors" and start.startswith(_TORCH_STARTS):
+            return (
+                "a file of torch.save or a zip archive by its content; if it is the former, rename it to end in .pth"
+            )
+        if path.suffix != ".safetensors" and native:
+            return "a safetensors file by its content; rename it to end in .safetensors"
+        if start.startswith(_MEDIA) or start[4:8] == b"ftyp":
+            return "an image, a video or a bag by its content; give the path of a .safetensors or .pth file"
+        return "" if native else known_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error

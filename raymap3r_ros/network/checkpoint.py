@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from raymap3r_ros.errors import CheckpointError, OptionError
-from raymap3r_ros.known_files import known_file
+from raymap3r_ros.known_files import unlike_weights
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.metadata import header_bytes, missing_bytes, whole_weights
 from raymap3r_ros.network.model import Network, initialise
@@ -33,8 +33,6 @@ FORMAT = "raymap3r-1"  # in the metadata of this package's files
 DEFAULT_CHECKPOINT = "one_room"  # comes with the package
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
-_TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")  # of `torch.save`: since version 1.6, and before
-_MEDIA = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"\x1a\x45\xdf\xa3", b"\x89MCAP", b"SQLite f", b"#ROSBAG")
 
 MAX_NAMED = 10  # tensors of one kind in an error
 STORED_DTYPES = ("float32", "mixed", "float16")  # types of the numbers in a file
@@ -289,7 +287,7 @@ def _open_weights(path: Path) -> Iterator[_Weights]:
             f"nor one of the untrained presets {', '.join(PRESETS)}"
         )
         raise CheckpointError(f"checkpoint {str(path)!r} is {what}; give the path of a .safetensors or .pth file")
-    if what := _other_content(path):
+    if what := unlike_weights(path):
         raise CheckpointError(f"{path} is {what}")
     with contextlib.ExitStack() as stack:
         if path.suffix == ".safetensors":
@@ -297,25 +295,6 @@ def _open_weights(path: Path) -> Iterator[_Weights]:
         else:
             file = stack.enter_context(open_torch_file(path))
             yield _public_weights(file)
-
-
-def _other_content(path: Path) -> str:
-    """What a file is if it cannot be weights, or has the suffix of another format, and what to do; otherwise ""."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        native = start[8:] == b"{"
-        if path.suffix == ".safetensors" and start.startswith(_TORCH_STARTS):
-            return (
-                "a file of torch.save or a zip archive by its content; if it is the former, rename it to end in .pth"
-            )
-        if path.suffix != ".safetensors" and native:
-            return "a safetensors file by its content; rename it to end in .safetensors"
-        if start.startswith(_MEDIA) or start[4:8] == b"ftyp":
-            return "an image, a video or a bag by its content; give the path of a .safetensors or .pth file"
-        return "" if native else known_file(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
