@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import logging
 import os
@@ -184,6 +185,7 @@ class _Run:
     cloud: StaticMap | None = None
     preview: RunPreview | None = None
     stamps: list[float] = field(default_factory=list)  # seconds, of healthy frames
+    nanoseconds: list[int] = field(default_factory=list)  # the same
     poses: list[np.ndarray] = field(default_factory=list)  # (4, 4) camera to world
     intrinsics: list[np.ndarray] = field(default_factory=list)  # (3, 3)
     intrinsics_known: list[bool] = field(default_factory=list)
@@ -227,12 +229,12 @@ class _Run:
             self.unhealthy += 1
             log.warning("frame %d: the network's output is not finite; nothing is written for it", result.frame)
             return
-        if len(self.stamps) > self.worlds[-1] and round(frame.stamp * 1e6) <= round(self.stamps[-1] * 1e6):
+        if len(self.stamps) > self.worlds[-1] and frame.nanoseconds <= self.nanoseconds[-1]:
             self.late += 1
             if self.late == 1:
                 log.warning("the stamp %.6f s does not rise: nothing is written for such images", frame.stamp)
             return
-        self._write_maps(result)
+        self._write_maps(result, frame.nanoseconds)
         if self.cloud is not None:
             self.cloud.integrate(
                 result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
@@ -270,8 +272,8 @@ class _Run:
             options = self.cloud_options
             self.cloud = StaticMap(options.voxel_size, options.max_points, whole_scene=True)
 
-    def _write_maps(self, result: StepResult) -> None:
-        """Write the maps of a healthy frame, and collect the rest of it."""
+    def _write_maps(self, result: StepResult, nanoseconds: int) -> None:
+        """Write the maps of a healthy frame with this stamp, and collect the rest of it."""
         written = {"depth": self.outputs.depth, "dynamic_mask": self.outputs.masks_written}
         maps = result.numpy("pose", "intrinsics", *(name for name, wanted in written.items() if wanted))
         index = len(self.stamps)  # file names count like the lines of the trajectory
@@ -284,6 +286,7 @@ class _Run:
             discard_frame(self.folder, index)
             raise
         self.stamps.append(result.stamp)
+        self.nanoseconds.append(nanoseconds)
         # Copies: arrays from a GPU share one buffer with the frame's maps, which must be freed before the end.
         self.poses.append(maps["pose"].copy())
         self.intrinsics.append(maps["intrinsics"].copy())
@@ -313,8 +316,8 @@ class _Run:
         if self.worlds[-1] == len(self.stamps):  # nothing was written for the last one
             self.worlds.pop()
         for name, world in zip(self._names(TRAJECTORY), self._spans(), strict=True):
-            self._write(name, write_trajectory, self.stamps[world], poses[world])
-        self._write(INTRINSICS, write_intrinsics, self.stamps, intrinsics, self.intrinsics_known, self.image_size)
+            self._write(name, write_trajectory, self.nanoseconds[world], poses[world])
+        self._write(INTRINSICS, write_intrinsics, self.nanoseconds, intrinsics, self.intrinsics_known, self.image_size)
         points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
         if self.outputs.cloud:
             with self._keeping_errors():
@@ -323,24 +326,30 @@ class _Run:
         if self.preview is not None:
             with self._keeping_errors():
                 self.preview.write_sheet(summary, poses[:, :3, 3], points, colors)
-            if self.preview.error is not None:
+            if self.preview.error is not None and self.preview.error not in self.unwritten:
                 self._keep(self.preview.error)
-        stopped_by = stopped_by or (reason_of(self.unwritten[0]) if self.unwritten else "")
-        files = [name for name in self._files() if name == SUMMARY or any(self.folder.glob(name))]
-        summary = dataclasses.replace(summary, complete=not stopped_by, stopped_by=stopped_by, files=files)
-        self._write(SUMMARY, lambda path: write_json(path, dataclasses.asdict(summary)))
-        if self.unwritten and not (self.folder / SUMMARY).exists() and TRAJECTORY not in files:
+        self._write(SUMMARY, lambda path: write_json(path, dataclasses.asdict(self._as_written(summary))))
+        summary = self._as_written(summary)
+        if self.unwritten and not any((self.folder / name).exists() for name in (SUMMARY, *self._names(TRAJECTORY))):
             raise self.unwritten[0]
         return summary
+
+    def _as_written(self, summary: RunSummary) -> RunSummary:
+        """Return the summary with the files that exist, and with the reason if others could not be written."""
+        stopped_by = summary.stopped_by or (reason_of(self.unwritten[0]) if self.unwritten else "")
+        files = [name for name in summary.files if name == SUMMARY or any(self.folder.glob(name))]
+        return dataclasses.replace(summary, complete=not stopped_by, stopped_by=stopped_by, files=files)
 
     def _write(self, name: str, write: Callable[..., None], *values: object) -> None:
         """Write one of the small files; if the disk is full, in place of the preview video."""
         with self._keeping_errors():
             try:
                 write(claim(self.folder, name), *values)
-            except OSError:
-                if self.preview is None or not self.preview.remove_video():
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if not full or self.preview is None or not self.preview.remove_video():
                     raise
+                self._keep(self.preview.error)
                 write(claim(self.folder, name), *values)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 
@@ -56,9 +57,12 @@ class RunPreview:
 
     def remove_video(self) -> bool:
         """Delete the video, in favour of files that matter more; return whether there was one."""
-        existed = self._video.path.exists()
-        self._video.path.unlink(missing_ok=True)
-        return existed
+        if not self._video.path.exists():
+            return False
+        self._video.path.unlink()
+        what = "deleted, to have space for smaller files on a full disk"
+        self.error = OSError(errno.ENOSPC, what, str(self._video.path))
+        return True
 
     def add(self, image: np.ndarray, result: StepResult, seconds: float) -> None:
         """Draw one frame. `image`: (h, w, 3) uint8 RGB as recorded; `seconds` since the first frame."""

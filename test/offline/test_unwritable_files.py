@@ -66,9 +66,10 @@ def test_the_preview_makes_room_for_the_trajectory(images, network, tmp_path, mo
         write(path, *values)
 
     monkeypatch.setattr(run, "write_trajectory", write_trajectory)
-    summary = run_recording(open_recording(images), network, out, OPTIONS, cloud_options=CLOUD, progress=False)
+    summary = process(images, network, out)
     assert len(lines(out / "trajectory.txt")) == summary.frames == 8
     assert not (out / "preview.mp4").exists() and "preview.mp4" not in summary.files
+    assert summary.stopped_by.startswith(f"{out / 'preview.mp4'}: deleted, to have space for smaller files")
 
 
 def test_files_above_the_limit_of_their_size(images, network, tmp_path, caplog):
