@@ -31,7 +31,7 @@ class OptionError(Raymap3rError, ValueError):
 def reason_of(error: Exception) -> str:
     """Return the message of an error, or its class name if the message is empty.
 
-    That of the operating system: the file, what is wrong, and what to do if that is known.
+    For an error of the operating system: the file, what is wrong, and what to do if that is known.
     """
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""

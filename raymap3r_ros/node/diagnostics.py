@@ -75,7 +75,7 @@ class StampRates:
         # Even if many images are lost, some neighbours arrive: nearly the smallest gap is the period.
         period = gaps[len(gaps) // 10] if len(gaps) >= 5 else 0.0
         arriving = self.arriving()
-        # If images are lost, the share of neighbours that arrive is that of all images. More: the camera sends bursts.
+        # If images are lost, neighbours arrive with the same probability as all images. More of them are bursts.
         neighbours = sum(gap < 1.5 * period for gap in gaps)
         bursts = neighbours > BURSTS * arriving * period * len(gaps)
         return max(0.0 if period <= 0 else arriving if bursts else 1 / period, _rate(self._infos))

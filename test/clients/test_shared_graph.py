@@ -173,16 +173,16 @@ def publishers_of_tf(node):
 
 
 class LateNames:
-    """A node that discovers its own publisher before its own name: the graph at each look."""
+    """A node that discovers its own publisher before its own name: the publishers at each query."""
 
-    def __init__(self, *looks):
-        self._looks = list(looks)
+    def __init__(self, *states):
+        self._states = list(states)
 
     def get_fully_qualified_name(self):
         return "/ns/camera"
 
     def get_publishers_info_by_topic(self, _):
-        names = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+        names = self._states.pop(0) if len(self._states) > 1 else self._states[0]
         return [SimpleNamespace(node_namespace=one[0], node_name=one[1]) for one in names]
 
 
@@ -191,7 +191,7 @@ OWN, STREAM, ROBOT = ("/ns", "camera"), ("/ns", "raymap3r"), ("/", "robot")
 
 
 @pytest.mark.parametrize(
-    ("looks", "refused"),
+    ("states", "refused"),
     [
         ([[UNKNOWN], [OWN]], False),
         ([[UNKNOWN, STREAM], [UNKNOWN, STREAM], [OWN, STREAM]], False),
@@ -200,8 +200,8 @@ OWN, STREAM, ROBOT = ("/ns", "camera"), ("/ns", "raymap3r"), ("/", "robot")
         ([[OWN, UNKNOWN, ROBOT]], True),
     ],
 )
-def test_a_publisher_without_a_name_is_no_other_node(looks, refused, monkeypatch):
+def test_a_publisher_without_a_name_is_no_other_node(states, refused, monkeypatch):
     monkeypatch.setattr(graph, "DISCOVERY_TIME", 0.5)
     publishers = [SimpleNamespace(topic_name="/tf")]
     with pytest.raises(Raymap3rError, match="published by /robot:") if refused else contextlib.nullcontext():
-        graph.refuse_other_publishers(LateNames(*looks), "/ns/raymap3r", publishers)
+        graph.refuse_other_publishers(LateNames(*states), "/ns/raymap3r", publishers)
