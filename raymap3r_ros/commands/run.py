@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Process a recording and write trajectory.txt (TUM), depth/, masks/, intrinsics.txt, static_scene.ply, "
         "summary.json and a preview to a folder. Ctrl-C ends early and keeps the results so far. The exit status is 1 "
-        "if the run ended early with results, such as for a damaged recording or a full disk, 2 if there are none, and "
-        "130 after Ctrl-C."
+        "if the run ended early with results, for instance because of a damaged recording or a full disk, 2 if there "
+        "are none, and 130 after Ctrl-C."
     )
     parser.add_argument(
         "input",

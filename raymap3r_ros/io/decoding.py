@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 # Pillow supports many more, one of which it passes to Ghostscript.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 MAX_FILE = 2**29  # bytes
 
 
@@ -50,6 +51,10 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
         if isinstance(error, UnidentifiedImageError):
             what = known_content(data[:START])
             why = f"it is {what}" if what else "not a known image format"
+            if data.startswith(TIFF_SIGNATURES):
+                why = (
+                    "a TIFF with pixels of an unsupported type, such as colours in 32 bits; convert it to 8 or 16 bits"
+                )
         raise BrokenFrame(why) from error
 
 

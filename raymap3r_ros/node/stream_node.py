@@ -183,7 +183,8 @@ class StreamNode(GuardedNode):
         self._worker.start()
         self._inputs = Inputs(self, session, self._queue, self._monitor, self._reporter, self._image_group)
         self.get_logger().info(
-            f"active: {'every frame' if every_frame else 'newest frame'} of {self._inputs.topics[0]}"
+            f"active{', but paused' * session.paused}: {'every' if every_frame else 'newest'} frame of "
+            f"{self._inputs.topics[0]}"
         )
         return TransitionCallbackReturn.SUCCESS
 

@@ -247,7 +247,10 @@ class _Run:
 
     def _start_world(self, frame: Frame) -> None:
         """The stamps have jumped: end the current world, and start another one."""
-        log.warning("the stamps jump to %.3f s: a new world starts", frame.stamp)
+        log.warning(
+            "the stamps jump to %.3f s: a new world starts (for a time lapse, allow longer steps: --max-gap)",
+            frame.stamp,
+        )
         self.jumps = frame.jumps
         self.stream.reset()
         if len(self.stamps) == self.worlds[-1]:
