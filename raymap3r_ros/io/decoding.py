@@ -52,9 +52,7 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
             what = known_content(data[:START])
             why = f"it is {what}" if what else "not a known image format"
             if data.startswith(TIFF_SIGNATURES):
-                why = (
-                    "a TIFF with pixels of an unsupported type, such as colours in 32 bits; convert it to 8 or 16 bits"
-                )
+                why = "a TIFF that is damaged or has pixels of an unsupported type; convert it to 8 or 16 bits"
         raise BrokenFrame(why) from error
 
 

@@ -119,8 +119,8 @@ def test_fisheye_is_not_zoomed_out_beyond_a_useful_perspective():
 
 
 def test_polynomial_that_folds_back_is_zoomed_in_to_where_it_is_valid():
-    # r (1 - 0.3 r^2) has its maximum 0.703 at r = 1.054. The corner of this image, at 0.69, is before it, the one of the
-    # widest rectified image is beyond.
+    # r (1 - 0.3 r^2) has its maximum 0.703 at r = 1.054. The corner of this image, at 0.69, is before it. The corner
+    # of the widest rectified image is beyond it.
     wide = np.array([[180.0, 0, 99.5], [0, 180, 74.5], [0, 0, 1]])
     calibration = Calibration(wide, SIZE, (-0.3, 0, 0, 0, 0))
     _, matrix = calibration.rectify(np.zeros((150, 200, 3), np.uint8))

@@ -325,4 +325,4 @@ def test_a_tiff_of_32_bit_colours_is_named(tmp_path, caplog):
     cv2.imwrite(str(tmp_path / "0.tiff"), np.zeros((32, 48, 3), np.float32))
     with pytest.raises(InputError, match="no frame could be read"):
         list(open_recording(tmp_path))
-    assert "a TIFF with pixels of an unsupported type" in caplog.text
+    assert "has pixels of an unsupported type; convert it to 8 or 16 bits" in caplog.text
