@@ -33,15 +33,16 @@ INCOMPLETE = 1  # exit status if the recording ended early
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `raymap3r run`."""
     parser.description = (
-        "Process a recording, a camera or a network stream and write trajectory.txt (TUM), depth/, masks/, intrinsics.txt, static_scene.ply, "
-        "summary.json and a preview to a folder. Ctrl-C ends early and keeps the results so far. The exit status is 1 "
+        "Process a recording, a camera or a network stream and write trajectory.txt (TUM), depth/, masks/, "
+        "intrinsics.txt, static_scene.ply, summary.json and a preview to a folder. Ctrl-C ends early and "
+        "keeps the results so far. The exit status is 1 "
         "if the recording is damaged or cut off, or a camera or stream ends, 130 after Ctrl-C."
     )
     parser.add_argument(
         "input",
         metavar="INPUT",
-        help="a video, a folder of images, a ROS 2 bag (.mcap, .db3, or its folder; ROS 1 bags are read too), a camera "
-        "(0, /dev/video0), or the URL of a stream (rtsp://, http:// and others)",
+        help="a video, a folder of images, a ROS 2 bag (.mcap, .db3, or its folder; ROS 1 bags are read too), a "
+        "camera (0, /dev/video0), or the URL of a stream (rtsp://, http:// and others)",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
@@ -81,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=MAX_GAP,
         metavar="S",
-        help="longest step between two stamps of a bag or a live input, seconds; a longer one, or one back by more than 0.1, starts a "
-        "new world with files of its own (default: %(default)s)",
+        help="longest step between two stamps of a bag or a live input, seconds; a longer one, or one back by more "
+        "than 0.1, starts a new world with files of its own (default: %(default)s)",
     )
     reading.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     reading.add_argument(

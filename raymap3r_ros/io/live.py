@@ -125,7 +125,8 @@ def _camera_problem(device: Path) -> str:
     if sys.platform == "linux" and not os.access(device, os.R_OK | os.W_OK):
         return f"no permission to read {device}; run `sudo usermod -aG video $USER`, then log in again"
     return (
-        "cannot be opened: another program uses it, or it delivers no colour images (a camera may have several devices); "
+        "cannot be opened: another program uses it, or it delivers no colour images (a camera may have several "
+        "devices); "
         "close the other program, or give another number"
     )
 
@@ -161,8 +162,8 @@ def _stream_problem(url: str) -> str:
         reason = getattr(error, "strerror", None) or "no valid address, or no response"
         return f"cannot be reached: {reason}; check the address, and that the camera or server runs"
     return (
-        "is not a stream that can be read; check path, user and password: `ffplay URL` shows the server's response, and "
-        "whether FFmpeg can read it"
+        "is not a stream that can be read; check path, user and password: `ffplay URL` shows the server's response, "
+        "and whether FFmpeg can read it"
     )
 
 
@@ -221,9 +222,8 @@ class _Reader:
         self.rate = capture.get(cv2.CAP_PROP_FPS)
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         if self._source.kind == STREAM and 0 < count < 2**31:
-            return (
-                f"is a recording of {counted(int(count), 'frame')}, not a live stream; download it and give the file"
-            )
+            frames = counted(int(count), "frame")
+            return f"is a recording of {frames}, not a live stream; download it and give the file"
         detector, offset = JumpDetector(), time.time() - time.monotonic()
         images = failed = 0
         last = time.monotonic()

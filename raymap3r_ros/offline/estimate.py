@@ -45,8 +45,8 @@ def time_estimate(
         rarer = dataclasses.replace(options, ray_interval=RARER_RAYS)
         faster.append(f"--ray-interval {RARER_RAYS} ({duration_text(seconds(rarer))})")
     return (
-        f"about {duration_text(now)} for {counted(frames, 'frame')} on this CPU, {significant(now / frames)} s a frame; "
-        f"faster with {', '.join([*faster, '--stride N', '--max-frames N'])}, or a GPU"
+        f"about {duration_text(now)} for {counted(frames, 'frame')} on this CPU, {significant(now / frames)} s a "
+        f"frame; faster with {', '.join([*faster, '--stride N', '--max-frames N'])}, or a GPU"
     )
 
 

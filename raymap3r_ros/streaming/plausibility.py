@@ -109,7 +109,7 @@ class PlausibilityCheck:
         return cls(PlausibilityLimits.from_manifest(manifest, source))
 
     def add(self, values: np.ndarray | None) -> bool:
-        """Add the (3,) values of a frame, None without the ray branch. Returns whether it is the first implausible one.
+        """Add the (3,) values of a frame, None without the ray branch; return whether it is the first implausible one.
 
         Values that are not finite do not count.
         """
