@@ -24,12 +24,13 @@ from raymap3r_ros.signals import stop_requested
 from raymap3r_ros.stamps import JumpDetector
 from raymap3r_ros.text import counted
 
+DEVICES = Path("/dev")
 LIVE = CAMERA, STREAM = "camera", "stream"  # kinds of live inputs
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "rtp", "tcp", "srt")
 TIMEOUT = 10.0  # seconds without an image, after which a stream has ended
 GIVE_UP = 10  # consecutive images that cannot be decoded: treated as the end
 _POLL = 0.1  # seconds between two checks for a stop signal
-_CLOSE = 2.0  # seconds to wait for a read to return
+CLOSE = 2.0  # seconds to wait for a read to return
 _PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 # FFmpeg follows what a server sends, such as a playlist: it must not read files. RTSP over TCP loses no packets.
 _FFMPEG_OPTIONS = "rtsp_transport;tcp|protocol_whitelist;" + ",".join((*SCHEMES, "tls", "srtp", "crypto", "httpproxy"))
@@ -96,7 +97,7 @@ def _find_source(text: str) -> _Source | None:
         return _stream(text)
     if re.fullmatch(r"\d{1,4}", text, re.ASCII) and not path.exists():
         number = int(text)
-        device = Path(f"/dev/video{number}")
+        device = DEVICES / f"video{number}"
         return _Source(CAMERA, f"camera {number}", lambda: _open_camera(number), lambda: _camera_problem(device))
     if sys.platform == "linux" and _is_camera(path):
         device = path.resolve()
@@ -108,7 +109,7 @@ def _find_source(text: str) -> _Source | None:
 def _is_camera(path: Path) -> bool:
     """Whether a path, such as a link in /dev/v4l/by-id, leads to a camera, or would if it were connected."""
     device = path.resolve()
-    if not re.fullmatch(r"/dev/video\d{1,4}", str(device), re.ASCII):
+    if device.parent != DEVICES or not re.fullmatch(r"video\d{1,4}", device.name, re.ASCII):
         return False
     return not device.exists() or stat.S_ISCHR(device.stat().st_mode)
 
@@ -119,7 +120,7 @@ def _open_camera(number: int) -> cv2.VideoCapture:
 
 def _camera_problem(device: Path) -> str:
     if sys.platform == "linux" and not device.exists():
-        others = sorted(str(path) for path in Path("/dev").glob("video*"))
+        others = sorted(str(path) for path in DEVICES.glob("video*"))
         found = f"found: {', '.join(others)}" if others else "this machine has none"
         return f"there is no camera {device} ({found}); connect it; a container needs --device {device}"
     if sys.platform == "linux" and not os.access(device, os.R_OK | os.W_OK):
@@ -200,11 +201,13 @@ class _Reader:
     def close(self) -> None:
         """End the thread. One whose read blocks ends when that returns."""
         self._closed = True
-        self._thread.join(_CLOSE)
+        self._thread.join(CLOSE)
 
     def _run(self) -> None:
         ended = "reading failed"
         try:
+            if hasattr(cv2, "utils"):  # OpenCV's own messages about what is reported here
+                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
             capture = self._source.open()
             try:
                 ended = self._read(capture) if capture.isOpened() else self._source.diagnose()
