@@ -170,7 +170,7 @@ def _add_plausibility(subcommands: argparse._SubParsersAction, method: argparse.
     parser.add_argument(
         "--foreign", nargs="+", type=Path, default=[], metavar="PATH", help="recordings that the weights do not fit"
     )
-    parser.add_argument("--sequences", type=int, default=8, metavar="N", help="per suite (default: %(default)s)")
+    parser.add_argument("--sequences", type=int, default=12, metavar="N", help="per suite (default: %(default)s)")
     parser.add_argument(
         "--frames", type=int, default=60, metavar="N", help="the first N of each (default: %(default)s)"
     )

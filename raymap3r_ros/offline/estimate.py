@@ -29,10 +29,14 @@ def time_estimate(
     """
     if network.first_pose_token.device.type != "cpu" or is_small(network):
         return ""
-    each = second / operations(network, options, image_size, False)
+    counts = {options.image_size: operations(network, options, image_size)}
+    each = second / counts[options.image_size][0]
 
     def seconds(options: StreamOptions) -> float:
-        return frames * each * operations(network, options, image_size, rays)
+        if options.image_size not in counts:
+            counts[options.image_size] = operations(network, options, image_size)
+        main, ray = counts[options.image_size]
+        return frames * each * (main + rays * ray / options.ray_interval)
 
     now = seconds(options)
     if now < SHORTEST:
@@ -50,14 +54,14 @@ def time_estimate(
     )
 
 
-def operations(network: Network, options: StreamOptions, image_size: tuple[int, int], rays: bool) -> float:
-    """Mean number of floating-point operations of a frame; arguments as of `time_estimate`."""
+def operations(network: Network, options: StreamOptions, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Numbers of floating-point operations of the main and of the ray branch; arguments as of `time_estimate`."""
     config = network.config
     height, width = frame_image(*image_size, options.image_size or config.image_size, config.patch_size).size
     grid = height // config.patch_size, width // config.patch_size
     with torch.device("meta"), torch.inference_mode():
         shapes = Network(config).eval()
-        image, rays_in = torch.empty(1, 3, height, width), torch.empty(1, height, width, 6)
+        image, rays = torch.empty(1, 3, height, width), torch.empty(1, height, width, 6)
         state, memory = shapes.initial_state(1), shapes.initial_memory(1)
 
         def branch(encode: Callable[[], torch.Tensor]) -> None:
@@ -67,8 +71,8 @@ def operations(network: Network, options: StreamOptions, image_size: tuple[int, 
             shapes.self_points(decoded, (height, width))
 
         main = _count(lambda: branch(lambda: shapes.encode_image(image)))
-        ray = _count(lambda: branch(lambda: shapes.encode_rays(rays_in))) if rays else 0
-    return main + ray / options.ray_interval
+        ray = _count(lambda: branch(lambda: shapes.encode_rays(rays)))
+    return main, ray
 
 
 def duration_text(seconds: float) -> str:

@@ -162,8 +162,7 @@ def _process(run: _Run, progress: bool) -> RunSummary:
                 bar.update()
                 if signals or run.quit:
                     break
-                if bar.n <= TIMED_FRAMES:
-                    run.estimate_time()
+                run.estimate_time()
         except Exception as error:
             if not run.stamps:
                 if signals:
@@ -275,7 +274,7 @@ class _Run:
 
     def estimate_time(self) -> None:
         """Log how long the run will take, once the second frame is timed."""
-        if len(self.steps) < TIMED_FRAMES or self.recording.length is None:
+        if len(self.steps) != TIMED_FRAMES or self.recording.length is None:
             return
         rays = self.outputs.motion_estimated or RULES[self.stream.options.update_rule].needs_motion
         text = time_estimate(

@@ -3,7 +3,7 @@
 import http.server
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import cv2
 import numpy as np
@@ -35,10 +35,8 @@ def mjpeg_server(body: Callable[[Callable[[bytes], None]], None]) -> Iterator[st
             self.send_response(200)
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
             self.end_headers()
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client has seen enough
                 body(self.wfile.write)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the client has seen enough
 
         def log_message(self, *args):
             pass
