@@ -12,6 +12,7 @@ from raymap3r_ros.commands.arguments import (
     add_device,
     add_options,
     add_stream_options,
+    path,
     read_options,
     read_stream_options,
 )
@@ -41,10 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         metavar="INPUT",
+        type=_input,
         help="a video, a folder of images, a ROS 2 bag (.mcap, .db3, or its folder; ROS 1 bags are read too), a "
         "camera (0, /dev/video0), or the URL of a stream (rtsp://, http:// and others)",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
     add_checkpoint(parser)
     add_device(parser)
@@ -143,6 +145,11 @@ def _report(summary: RunSummary, folder: Path) -> None:
         f"{rate_text(summary.whole_rate)} with reading and writing, on {summary.device}"
     )
     print(f"{printable(folder)}: {', '.join(summary.files)}")
+
+
+def _input(text: str) -> str:
+    path(text)  # a URL does not survive as a path
+    return text
 
 
 def _view_file(text: str) -> Path:
