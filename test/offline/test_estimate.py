@@ -45,13 +45,15 @@ def test_rays_and_size_change_the_time_by_their_operations(network, large):
 
 
 def test_the_public_network_has_the_operations_that_its_layers_have():
-    """By hand, of the products of matrices alone: blocks of 24 layers at width 1024 over 32 x 24 tokens."""
     network = untrained_network(PRESETS["mini"])  # only the shape of the public one is used
     network.config = PRESETS["cut3r_512_dpt"]
+    main, ray = operations(network, StreamOptions(), SIZE)
+    # By hand, of the encoder's products of matrices: 24 layers of width 1024 over 32 x 24 tokens.
     tokens = 32 * 24
     encoder = 24 * (24 * tokens * 1024**2 + 4 * tokens**2 * 1024)
-    found, _ = operations(network, StreamOptions(), SIZE)
-    assert 1.5 * encoder < found < 3 * encoder  # decoder and head are about as large
+    assert 1.5 * encoder < main < 3 * encoder  # decoder and head are about as large
+    # docs/performance.md, measured: 0.144 frames/s without the ray branch, 0.090 with it.
+    assert (main + ray) / main == pytest.approx(0.144 / 0.090, rel=0.05)
 
 
 def test_short_runs_and_small_networks_get_no_estimate(network, monkeypatch):
