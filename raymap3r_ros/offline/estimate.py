@@ -24,8 +24,9 @@ def time_estimate(
 ) -> str:
     """Lines that state how long `frames` frames will take, and how to be faster; "" if that is short or not known.
 
-    It is known for a large network on a CPU, whose time is that of its operations. `image_size`: (width, height) of
-    the recording; `rays`: the ray branch runs; `second`: seconds of the second frame, which has no ray branch yet.
+    It is known for a large network on a CPU, whose time is proportional to its operations. `image_size`: (width,
+    height) of the recording; `rays`: the ray branch runs; `second`: seconds of the second frame, which has no ray
+    branch yet.
     """
     if network.first_pose_token.device.type != "cpu" or is_small(network):
         return ""

@@ -185,7 +185,7 @@ def test_a_gap_of_the_camera_starts_another_world(run_live, out, monkeypatch, be
 
 @pytest.fixture
 def shown(monkeypatch):
-    """The pictures in a window without window system; the third one is answered with the key q."""
+    """The pictures in a window without window system; with the third one, the user presses q."""
     pictures = []
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
