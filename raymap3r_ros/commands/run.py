@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", action="store_true", help="show the preview in a window; q or Escape ends the run"
     )
 
-    reading = parser.add_argument_group("reading")
+    _add_reading(parser.add_argument_group("reading"))
+    add_stream_options(parser.add_argument_group("method"))
+    add_options(parser.add_argument_group("static scene"), CloudOptions)
+
+
+def _add_reading(reading: Any) -> None:
+    """Add the options of the input."""
     reading.add_argument("--topic", help="image topic of a bag that has several")
     reading.add_argument(
         "--rate", type=float, default=30.0, help="images per second of a folder of images (default: %(default)s)"
@@ -94,8 +101,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FX,FY,CX,CY",
         help="camera intrinsics in pixels of the recorded images (default: camera_info of a bag, else estimated)",
     )
-    add_stream_options(parser.add_argument_group("method"))
-    add_options(parser.add_argument_group("static scene"), CloudOptions)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -76,8 +76,9 @@ def open_input(text: str, **options: object) -> Recording:
 
 def hide_secrets(url: str) -> str:
     """`url` without user name, password and query, which may contain a token."""
-    address, query, _ = url.partition("?")
-    return re.sub(r"(?<=://).*@", "***@", address, flags=re.DOTALL) + ("?***" if query else "")
+    # Up to the last @, because passwords may contain any character.
+    address, query, _ = re.sub(r"(?<=://).*@", "***@", url, flags=re.DOTALL).partition("?")
+    return address + ("?***" if query else "")
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ class _Source:
 def _find_source(text: str) -> _Source | None:
     """The live input that `text` names, if any. Raises InputError for the URL of another kind."""
     path = Path(text)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not path.exists():
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not os.path.exists(text):  # a long URL is an error for Path
         return _stream(text)
-    if re.fullmatch(r"\d{1,4}", text, re.ASCII) and not path.exists():
+    if re.fullmatch(r"\d{1,4}", text, re.ASCII) and not os.path.exists(text):
         number = int(text)
         device = DEVICES / f"video{number}"
         return _Source(CAMERA, f"camera {number}", lambda: _open_camera(number), lambda: _camera_problem(device))

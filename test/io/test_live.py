@@ -169,6 +169,7 @@ def test_an_existing_folder_with_a_number_as_name_is_a_recording(tmp_path, monke
         ("rtsp://admin:s3cret@camera:554/live", "rtsp://***@camera:554/live"),
         ("http://admin:s3/cr@et@camera/live", "http://***@camera/live"),
         ("http://s3cret@camera", "http://***@camera"),
+        ("http://admin:s3?cr#et@camera/a", "http://***@camera/a"),
         ("https://camera/video.cgi?user=a&pwd=s3cret", "https://camera/video.cgi?***"),
     ],
 )
@@ -186,6 +187,7 @@ def test_secrets_of_a_url_are_hidden(url, shown):
         ("concat://admin:s3cret@x", "streams of concat:// are not read"),
         ("http://admin:s3cret@127.0.0.1:1/x", r"http://\*\*\*@127.0.0.1:1/x: cannot be reached: Connection refused"),
         ("http://admin:s3cret@[::1/x", "cannot be reached: no valid address"),
+        ("http://127.0.0.1:1/?token=" + 300 * "s3cret", "cannot be reached: Connection refused"),
     ],
 )
 def test_streams_that_cannot_be_opened(url, problem, capfd):
