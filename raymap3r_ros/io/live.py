@@ -182,6 +182,8 @@ class _Reader:
         self._newest: tuple[np.ndarray, float, int] | None = None  # BGR image, stamp, jumps
         self._change = threading.Condition()  # guards what the thread writes
         self._closed = False
+        self._images = 0  # so far
+        self._latest = time.monotonic() + 2 * TIMEOUT  # when the next one must arrive; opening takes time, too
         self._thread = threading.Thread(target=self._run, name="live input", daemon=True)
         self._thread.start()
 
@@ -190,6 +192,8 @@ class _Reader:
         with self._change:
             while self._newest is None and not self.ended and not stop_requested():
                 self._change.wait(_POLL)  # the handler of a signal does not end a wait
+                if time.monotonic() > self._latest:  # FFmpeg may try for longer, and a driver may block
+                    self.ended = self.ended or f"no image for {TIMEOUT:g} s, after {counted(self._images, 'image')}"
             return "" if self._newest is not None else self.ended
 
     def take(self) -> tuple[np.ndarray, float, int] | None:
@@ -218,7 +222,7 @@ class _Reader:
             ended = self._source.diagnose()
         finally:
             with self._change:
-                self.ended = ended
+                self.ended = self.ended or ended
                 self._change.notify_all()
 
     def _read(self, capture: cv2.VideoCapture) -> str:
@@ -229,17 +233,15 @@ class _Reader:
             frames = counted(int(count), "frame")
             return f"is a recording of {frames}, not a live stream; download it and give the file"
         detector, offset = JumpDetector(), time.time() - time.monotonic()
-        images = failed = 0
-        last = time.monotonic()
+        failed = 0
         while not self._closed:
             read, image = capture.read()
             now = time.monotonic()
             if not read:
                 failed += 1
-                if now - last >= TIMEOUT:
-                    return f"no image for {TIMEOUT:g} s, after {counted(images, 'image')}"
                 if failed >= GIVE_UP:
-                    return f"ended after {counted(images, 'image')}: the connection was closed, or images are damaged"
+                    images = counted(self._images, "image")
+                    return f"ended after {images}: the connection was closed, or images are damaged"
                 continue
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 return f"delivers {image.dtype} images of shape {image.shape}; give the colour camera"
@@ -247,11 +249,12 @@ class _Reader:
             detector.check(round(stamp * 1e9), self._options.max_gap)
             with self._change:
                 self.broken += failed
-                if images % self._options.stride == 0:
+                if self._images % self._options.stride == 0:
                     self.dropped += self._newest is not None
                     self._newest = image, stamp, detector.jumps
                     self._change.notify_all()
-            images, failed, last = images + 1, 0, now
+                self._images, self._latest = self._images + 1, now + TIMEOUT
+            failed = 0
         return "closed"
 
 

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from camera_servers import FakeCapture, mjpeg_server, number_of, numbered_image, part
+from camera_servers import FakeCapture, mjpeg_server, number_of, numbered_image, part, rtsp_server
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import live, open_input
@@ -113,6 +114,30 @@ def test_a_stop_signal_ends_the_wait_for_a_camera_that_is_stuck(monkeypatch, num
     assert signals == [signal.Signals(number).name] and recording.ended == ""
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_camera_that_blocks_has_ended(monkeypatch, count):
+    blocked = threading.Event()
+
+    def images():
+        for number in range(count):
+            yield numbered_image(number)
+        blocked.wait()
+
+    use_camera(monkeypatch, images())
+    monkeypatch.setattr(live, "TIMEOUT", 0.2)
+    monkeypatch.setattr(live, "CLOSE", 0.0)
+    if count:
+        recording = open_input("0")
+        assert number_of(list(recording)[-1].image) == 2
+        reason = recording.ended
+    else:
+        reason = refusal("0")
+    (thread,) = reading_threads()
+    blocked.set()
+    thread.join()
+    assert f"no image for 0.2 s, after {count} images" in reason
+
+
 def test_a_recording_that_is_not_read_ends_its_thread(monkeypatch):
     def images():
         while True:
@@ -195,6 +220,23 @@ def test_streams_that_cannot_be_opened(url, problem, capfd):
         open_input(url)
     captured = capfd.readouterr()
     assert "s3cret" not in str(caught.value) + captured.out + captured.err and "WARN" not in captured.err
+
+
+def test_a_camera_with_rtsp_and_a_password(tmp_path):
+    """The images are in an MPEG transport stream, in RTP, in the RTSP connection."""
+    writer = cv2.VideoWriter(str(tmp_path / "a.ts"), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for number in range(40):
+        writer.write(numbered_image(number))
+    writer.release()
+    with rtsp_server((tmp_path / "a.ts").read_bytes(), "admin:s3cret") as (address, over):
+        recording = open_input(f"rtsp://admin:s3cret@{address}")
+        assert recording.name == f"rtsp://***@{address}"
+        numbers = [number_of(frame.image) for frame in islice(recording, 5)]
+        over.set()
+        assert numbers == sorted(set(numbers)) and len(numbers) == 5
+    with rtsp_server(b"", "admin:other") as (address, over):
+        over.set()
+        assert "check path, user and password" in refusal(f"rtsp://admin:s3cret@{address}")
 
 
 def test_a_stream_is_read_until_the_server_ends_it():
