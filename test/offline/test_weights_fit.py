@@ -24,14 +24,22 @@ def recording(make_images):
 
 
 def room():
-    return (frame.image for frame in suite_sequence("light", 5, world="one_room", size=(48, 64)).frames())
+    return rendered("one_room")
+
+
+def elsewhere():
+    return rendered("varied")
+
+
+def rendered(world):
+    return (frame.image for frame in suite_sequence("light", 5, world=world, size=(48, 64)).frames())
 
 
 def noise():
     return iter(np.random.default_rng(0).integers(0, 256, (COUNT, 48, 64, 3), np.uint8))
 
 
-@pytest.mark.parametrize(("images", "share", "warnings"), [(room, 1.0, 0), (noise, 0.0, 1)])
+@pytest.mark.parametrize(("images", "share", "warnings"), [(room, 1.0, 0), (elsewhere, 0.0, 1)])
 def test_shipped_weights(images, share, warnings, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         summary = run_recording(recording(images), load_network(), tmp_path, outputs=OUTPUTS, progress=False)
