@@ -119,7 +119,7 @@ def golden_network(device: torch.device | str = "cpu") -> Network:
 
 def golden_images(camera: int = 0) -> np.ndarray:
     """(FRAMES, *SIZE, 3) uint8: a textured plane that moves slowly, and a bright square in front that moves faster."""
-    rows, columns = SIZE
+    columns = SIZE[1]
     cells = _numbers(f"texture {camera}", 6 * 16 * 3).reshape(6, 16, 3)
     texture = np.kron(128 + 90 * cells, np.ones((8, 8, 1))).astype(np.uint8)
     images = np.stack([texture[:, 2 * index : 2 * index + columns] for index in range(FRAMES)])

@@ -29,11 +29,12 @@ def check(target: Target, root: Path = Path("/")) -> Iterator[Line]:
             yield _gpu(index, driver)
     elif driver:
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        yield Line(
-            NAME, "GPU", WARNING, f"NVIDIA driver {driver}, but torch {torch.__version__} (built {built}) finds no GPU",
-            "install a torch that is built with CUDA, no newer than the driver supports (pytorch.org, or NVIDIA's "
-            "own for a Jetson); in Docker start the container with --gpus all",
-        )  # fmt: skip
+        found = f"NVIDIA driver {driver}, but torch {torch.__version__} (built {built}) finds no GPU"
+        remedy = (
+            "install a torch that is built with CUDA, no newer than the driver supports (pytorch.org, or NVIDIA's own "
+            "for a Jetson); in Docker start the container with --gpus all"
+        )
+        yield Line(NAME, "GPU", WARNING, found, remedy)
     else:
         yield Line(NAME, "GPU", OK, "none: networks run on the CPU")
 

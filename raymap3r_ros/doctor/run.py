@@ -25,18 +25,16 @@ def diagnose(checkpoint: str, options: StreamOptions, device: str) -> Iterator[L
     try:
         chosen = choose_device(device)
     except OptionError as error:
-        yield Line(
-            machine.NAME, "device", FAIL, str(error), "the other checks run on the CPU; choose another --device"
-        )
+        remedy = "the other checks run on the CPU; see the line about the GPU, or choose another --device"
+        yield Line(machine.NAME, "device", FAIL, str(error), remedy)
         chosen = torch.device("cpu")
     target = Target(checkpoint, options, chosen)
     failed = set()
     for name, check in CHECKS.items():
         if name == timing.NAME and not failed.isdisjoint(NEEDED):
             what = " and ".join(sorted(failed.intersection(NEEDED)))
-            yield Line(
-                name, "frames", WARNING, f"not run: FAIL of {what}", "mend that first, then run the doctor again"
-            )
+            remedy = "mend that first, then run the doctor again"
+            yield Line(name, "frames", WARNING, f"not run, because of {what}", remedy)
             continue
         for line in guarded(name, name, partial(check, target)):
             if line.state == FAIL:

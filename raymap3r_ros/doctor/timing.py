@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target
 from raymap3r_ros.errors import CheckpointError
 from raymap3r_ros.network import choose_threads, load_network
-from raymap3r_ros.streaming import Stream
+from raymap3r_ros.streaming import METHOD, Stream
 from raymap3r_ros.streaming.batching import warm_up
 from raymap3r_ros.streaming.recordings import long_running
 
@@ -19,6 +20,8 @@ NAME = "timing"
 FRAMES = 50
 LIMIT = 60.0  # seconds, after which fewer frames must do
 CAMERA = (480, 640)
+# The ray branch runs and frames are recorded from the start, so that all frames are like those of a long stream.
+AT_ONCE = dataclasses.replace(METHOD, warmup_frames=0, gate_from_frame=1, router_last_frame=0)
 SLOW = 5.0  # frames per second, below which a moving robot loses track
 
 
@@ -32,9 +35,8 @@ def check(target: Target, frames: int = FRAMES, limit: float = LIMIT) -> Iterato
         return
     if target.device.type == "cpu":
         choose_threads(network)
-    stream = Stream(network, long_running(network, target.options))
+    stream = Stream(network, long_running(network, target.options), AT_ONCE)
     loaded = time.perf_counter()
-    # At full size without a GPU a frame takes many seconds, and nothing is recorded: one is enough to warm up.
     warm_up(stream)
     ready = time.perf_counter()
     execution = stream.options.execution
