@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, size_text
 from raymap3r_ros.errors import CheckpointError
-from raymap3r_ros.network import Network, NetworkConfig, checkpoint_config
-from raymap3r_ros.network.attention import grid_rotary_table, state_rotary_table
+from raymap3r_ros.geometry import cameras
+from raymap3r_ros.network import Network, NetworkConfig, attention, checkpoint_config
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, engine
 from raymap3r_ros.streaming.preprocessing import frame_image
 from raymap3r_ros.streaming.tensors import tensors_of
@@ -110,10 +110,8 @@ def memory_need(config: NetworkConfig, options: StreamOptions) -> Need:
     options = dataclasses.replace(options, execution="plain")
     side = options.image_size or config.image_size
     rows, columns = frame_image(side, side * 3 // 4, side, config.patch_size).size
-    tables = (grid_rotary_table, state_rotary_table)
     try:
-        for table in tables:
-            table.cache_clear()
+        _clear_caches()
         with FakeTensorMode(allow_non_fake_inputs=True):
             _without_data(network)
             stream = Stream(network, options)
@@ -128,9 +126,16 @@ def memory_need(config: NetworkConfig, options: StreamOptions) -> Need:
                 with _LiveBytes([*network.parameters(), *tensors_of(start)]) as live:
                     engine.advance(network, plan, (pixels, None), start)
     finally:
-        for table in tables:
-            table.cache_clear()  # they hold tensors without data
+        _clear_caches()  # they hold tensors without data
     return Need(_bytes(network.parameters()), loading, held, live.most)
+
+
+def _clear_caches() -> None:
+    """Empty the caches of tensors that a frame uses."""
+    for module in (cameras, attention):
+        for function in vars(module).values():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
 
 
 def _without_data(network: nn.Module) -> None:
