@@ -44,15 +44,15 @@ WRONG = (
 FULL = "CUDA out of memory (simulated on a CPU)"
 
 
-def check(target: Target) -> Iterator[Line]:
-    """Lines about each part; a part that fails does not stop the others."""
+def check(target: Target, runs: Sequence[Run] = RUNS) -> Iterator[Line]:
+    """Lines about each part; a part that fails does not stop the others. `runs`: those in each precision."""
     device, golden = target.device, read_golden()
     network = golden_network(device)
     if device.type == "cpu":
         choose_threads(network)
     yield from guarded(NAME, "numbers", partial(_check_inputs, golden))
     for precision in ("float32", "bfloat16", "float16"):
-        yield from guarded(NAME, precision, partial(check_precision, device, precision, golden))
+        yield from guarded(NAME, precision, partial(check_precision, device, precision, golden, runs))
     if device.type == "cuda":
         yield from guarded(NAME, "TF32", partial(_check_tf32, device, golden))
     executions = ("graph", "compile") if device.type == "cuda" else ("trace",)
