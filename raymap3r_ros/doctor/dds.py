@@ -94,9 +94,13 @@ def round_trip(added: Mapping[str, str], limit: float = LIMIT) -> Line:
             return _failed(f"the measuring process did not end within {limit:.0f} s")
         if done.returncode:
             return _failed(f"the measuring process ended with status {done.returncode}: {_last_line(done.stderr)}")
+        report = json.loads(done.stdout.splitlines()[-1])
+        if not report["milliseconds"]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                echo.wait(1)  # if it has failed, its message is the reason
         if (status := echo.poll()) is not None:
             return _failed(f"the echoing process ended with status {status}: {_last_line(echo.stderr.read())}")
-    return judge(json.loads(done.stdout.splitlines()[-1]))
+    return judge(report)
 
 
 def judge(report: Mapping[str, Any]) -> Line:

@@ -49,7 +49,7 @@ def _times(stream: Stream, frames: int, limit: float) -> tuple[list[float], int]
     """Seconds of each frame, results in host memory; and the number of frames that are not finite."""
     images = np.random.default_rng(0).integers(0, 256, (4, *CAMERA, 3), np.uint8)
     times, sick, started = [], 0, time.perf_counter()
-    while len(times) < frames and time.perf_counter() - started < limit:
+    while not times or (len(times) < frames and time.perf_counter() - started < limit):
         began = time.perf_counter()
         result = stream.step(images[len(times) % len(images)])
         healthy = result.numpy("pose", "depth", "dynamic_mask", "healthy")["healthy"]
