@@ -21,6 +21,7 @@ NAME = "dds"
 SEGMENT = 64 * 2**20  # bytes of shared memory of each process, see config/fastdds.xml
 PROCESSES = 4  # a camera driver, the node, and two subscribers
 SHARED_MEMORY = Path("/dev/shm")
+FAST_DDS_FILES = ("fastdds_", "fastrtps_")  # names since version 3, and before
 LIMIT = 60.0  # seconds for the round trip
 ROUND_TRIP = "raymap3r_ros.clients.round_trip"
 SLOW = 200.0  # milliseconds there and back of an image of 6 MB
@@ -45,12 +46,12 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> Line:
     except OSError as error:
         return Line(NAME, "shared memory", WARNING, f"{folder}: {error.strerror}", "images go through UDP, slower")
     needed = PROCESSES * SEGMENT
-    left = [file for file in folder.glob("*fastrtps_*") if file.is_file()]
+    names = [name for name in os.listdir(folder) if name.startswith(FAST_DDS_FILES)]
     found = (
         f"{size_text(usage.free)} of {size_text(usage.total)} free in {folder}; {size_text(needed)} needed by "
-        f"{PROCESSES} processes; {len(left)} files of Fast DDS"
+        f"{PROCESSES} processes; {len(names)} files of Fast DDS"
     )
-    values = {"free": usage.free, "total": usage.total, "needed": needed, "files": len(left)}
+    values = {"free": usage.free, "total": usage.total, "needed": needed, "files": len(names)}
     remedy = "in Docker: --shm-size 1g, or --ipc host; elsewhere: `fastdds shm clean` removes files of ended processes"
     if usage.free < 2 * SEGMENT:
         return Line(NAME, "shared memory", FAIL, found, remedy, values)

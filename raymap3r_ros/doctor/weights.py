@@ -35,7 +35,7 @@ def check(target: Target) -> Iterator[Line]:
 def _chosen(checkpoint: str) -> Line:
     if checkpoint in PRESETS:
         return Line(
-            NAME, checkpoint, WARNING, "untrained: the timing is that of trained weights, the geometry means nothing",
+            NAME, checkpoint, WARNING, "untrained: as fast as trained weights, but the geometry means nothing",
             "for real images choose the public weights or your own: README.md, Weights",
         )  # fmt: skip
     try:
