@@ -33,7 +33,8 @@ def check(target: Target) -> Iterator[Line]:
     if importlib.util.find_spec("rclpy") is None:
         yield Line(NAME, "round trip", WARNING, "not run: ROS 2 not found", "see the line ROS 2 of libraries")
         return
-    yield check_shared_memory()
+    if _is_fast_dds(os.environ):
+        yield check_shared_memory()
     environment, profile = profile_of(os.environ)
     yield profile
     yield round_trip(environment)
@@ -68,7 +69,7 @@ def profile_of(environment: Mapping[str, str]) -> tuple[dict[str, str], Line]:
     rmw = environment.get("RMW_IMPLEMENTATION", "")
     chosen = {name: environment[name] for name in USER_VARIABLES if environment.get(name)}
     values = {"added": added, "chosen": chosen, "rmw": rmw}
-    if rmw and "fastrtps" not in rmw:
+    if not _is_fast_dds(environment):
         found = f"not used by {rmw}: its own settings for large messages count"
         return added, Line(NAME, "profile", OK, found, values=values)
     if chosen:
@@ -79,6 +80,11 @@ def profile_of(environment: Mapping[str, str]) -> tuple[dict[str, str], Line]:
         return added, Line(NAME, "profile", FAIL, f"{path} is missing", "install the package again", values)
     found = f"{name}={path}, set by the launch files; the camera's process needs it too"
     return added, Line(NAME, "profile", OK, found, values=values)
+
+
+def _is_fast_dds(environment: Mapping[str, str]) -> bool:
+    """Whether ROS 2 uses Fast DDS, its default."""
+    return "fastrtps" in (environment.get("RMW_IMPLEMENTATION") or "rmw_fastrtps_cpp")
 
 
 def round_trip(added: Mapping[str, str], limit: float = LIMIT) -> Line:
@@ -130,8 +136,8 @@ def _failed(found: str, values: Mapping[str, Any] | None = None) -> Line:
 def _apart(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables for a ROS domain that robots do not use, on this machine only."""
     # 215 to 232 are the domains above 101 whose ports are not ephemeral ones of Linux.
-    apart = {"ROS_DOMAIN_ID": str(215 + os.getpid() % 18)}
-    old = environment.get("ROS_DISTRO") in ("humble",)
+    apart = {"ROS_DOMAIN_ID": str(215 + os.getpid() % 18), "ROS_SECURITY_ENABLE": "false"}
+    old = environment.get("ROS_DISTRO") == "humble"
     return {**apart, **({"ROS_LOCALHOST_ONLY": "1"} if old else {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"})}
 
 

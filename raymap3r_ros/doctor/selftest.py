@@ -33,6 +33,7 @@ from raymap3r_ros.network import choose_threads
 from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler
 from raymap3r_ros.streaming.preprocessing import apply_framing, apply_framing_on_device, frame_image
+from raymap3r_ros.text import printable
 
 NAME = "selftest"
 MAIN = RUNS[0]  # its rule, raymap3r, needs everything: ray branch, attention, staticness
@@ -103,8 +104,17 @@ def check_execution(device: torch.device, execution: str, golden: Mapping[str, n
         yield Line(NAME, execution, WARNING, "not available: the package triton is missing", remedy)
         return
     options = dataclasses.replace(MAIN.options, execution=execution)
-    with without_tf32(), refusals() as refused:
-        found = golden_numbers(golden_network(device), runs=(Run(MAIN.name, options),))
+    try:
+        with without_tf32(), refusals() as refused:
+            found = golden_numbers(golden_network(device), runs=(Run(MAIN.name, options),))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers raise errors of their own
+        if execution != "compile":
+            raise
+        text = printable(f"not available: {type(error).__name__}: {error}", 400)
+        yield Line(NAME, execution, WARNING, text, "use execution graph, the default on a GPU")
+        return
     if refused:
         remedy = "frames run operation by operation, slower; report this line (CONTRIBUTING.md)"
         yield Line(NAME, execution, WARNING, refused[0], remedy)

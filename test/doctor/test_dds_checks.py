@@ -31,6 +31,16 @@ def test_no_shared_memory(tmp_path):
     assert line.state == WARNING and line.remedy
 
 
+def test_shared_memory_of_another_rmw(monkeypatch):
+    monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")
+    monkeypatch.setattr(dds, "profile_of", lambda environment: ({}, "profile"))
+    monkeypatch.setattr(dds, "round_trip", lambda added: "round trip")
+    monkeypatch.setitem(sys.modules, "rclpy", sys)
+    assert list(dds.check(TARGET)) == ["profile", "round trip"]
+    monkeypatch.delenv("RMW_IMPLEMENTATION")
+    assert len(list(dds.check(TARGET))) == 3
+
+
 def test_without_rclpy(monkeypatch):
     monkeypatch.setitem(sys.modules, "rclpy", None)
     (line,) = dds.check(TARGET)

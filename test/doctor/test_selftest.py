@@ -153,6 +153,18 @@ def test_compile_without_triton(numbers, monkeypatch):
     assert line.state == WARNING and "triton" in line.found
 
 
+def test_compiler_that_fails(numbers, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("gcc was not found")
+
+    monkeypatch.setattr(selftest.importlib.util, "find_spec", lambda name: "found")
+    monkeypatch.setattr(selftest, "golden_numbers", fail)
+    (line,) = selftest.check_execution(CPU, "compile", numbers)
+    assert line.state == WARNING and "gcc was not found" in line.found and "graph" in line.remedy
+    with pytest.raises(ValueError):
+        list(selftest.check_execution(CPU, "trace", numbers))
+
+
 def test_streams_that_are_mixed_up_in_a_batch(numbers, network, monkeypatch):
     encode = network.encode_image
     monkeypatch.setattr(network, "encode_image", lambda planes: encode(planes).flip(0))
