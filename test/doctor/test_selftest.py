@@ -62,7 +62,7 @@ def test_wrong_weights(numbers):
     assert (line.name, line.state) == ("numbers", FAIL) and "install numpy" in line.remedy
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_wrong_kernel(precision, numbers, monkeypatch):
     attention = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: attention(q, k.flip(2), v))
@@ -85,7 +85,23 @@ def test_precision_that_gives_nan(numbers, monkeypatch):
     line = one_run("float16", numbers)
     assert line.state == FAIL and line.found.startswith("1 runs, plain: not finite in raymap3r/")
     assert line.values["error"] == "nan"
-    assert one_run("float32", numbers).state == OK
+
+
+def to_tf32(x):
+    """Float32 numbers rounded to the ten bits of TF32."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_convolutions_in_tf32(numbers, network, monkeypatch):
+    """They pass as what a GPU computes by default, but not as float32."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            module.weight.data = to_tf32(module.weight.data)
+            module.register_forward_pre_hook(lambda _, inputs: (to_tf32(inputs[0]),))
+    monkeypatch.setattr(selftest, "golden_network", lambda device: network)
+    (line,) = selftest._check_tf32(CPU, numbers)
+    assert (line.name, line.state) == ("TF32", OK) and line.values["error"] > 1e-4
+    assert one_run("float32", numbers).state == FAIL
 
 
 def changed(trace, *arguments):
