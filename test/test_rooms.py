@@ -17,6 +17,7 @@ FLOORS = (
     ("evaluation",),
     ("node", "training", "offline"),
     ("clients",),
+    ("doctor",),
     ("commands",),
     ("cli",),
 )

@@ -128,6 +128,14 @@ def checkpoint_path(checkpoint: str | os.PathLike) -> Path:
         raise CheckpointError(f"checkpoint {checkpoint}: {error} Give the path without ~") from error
 
 
+def checkpoint_config(checkpoint: str | os.PathLike) -> NetworkConfig:
+    """The shape of the network that `load_network` would load, without reading its weights. Raises CheckpointError."""
+    if str(checkpoint) in PRESETS:
+        return PRESETS[str(checkpoint)]
+    with _open_weights(checkpoint_path(checkpoint)) as weights:
+        return weights.config
+
+
 def shipped_weights() -> dict[str, Path]:
     """Name and file of the weights that come with the package; docs/weights.md describes them."""
     return {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
