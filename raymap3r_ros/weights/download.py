@@ -127,9 +127,9 @@ def _from_mirror(weights: PublicWeights, target: Path) -> None:
         raise WrongFileError(f"the SHA-256 of {weights.file} is {etag}, expected {weights.sha256}")
     # `hf_hub_download` would delete what has arrived when it is interrupted; this function continues it.
     http_get = importlib.import_module("huggingface_hub.file_download").http_get
+    if target.exists() and target.stat().st_size > weights.bytes:
+        target.unlink()
     with target.open("ab") as file:
-        if file.tell() > weights.bytes:
-            file.truncate(0)
         http_get(url, file, resume_size=file.tell(), expected_size=weights.bytes, displayed_filename=weights.file)
 
 
