@@ -7,6 +7,7 @@ import io
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from raymap3r_ros.network.checkpoint import public_shapes
 from raymap3r_ros.weights import download
 
 DRIVE, CONTENT, HUB, CDN = "drive.google.com", "drive.usercontent.google.com", "hub.test", "cdn.test"
+BLOCK = 2**16
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 CONFIRMATION = f"""<html><body>Google Drive can't scan this file for viruses.
 <form id="download-form" action="https://{CONTENT}/download" method="get"><input type="submit" value="Download">
@@ -47,8 +49,8 @@ class Sources:
         return [host for one, host, _ in self.requests if one == method]
 
     def ranges(self) -> list[str]:
-        """Ranges that were requested, in order."""
-        return [text for _, _, text in self.requests if text]
+        """Ranges of the content that were requested, in order."""
+        return [text for _, host, text in self.requests if text and host in (CONTENT, CDN)]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -151,7 +153,7 @@ def tiny_is_public(tiny_config, monkeypatch: pytest.MonkeyPatch) -> bytes:
     config = dataclasses.replace(tiny_config, head_type="dpt", **levels)
     monkeypatch.setitem(PRESETS, "cut3r_512_dpt", config)
     generator = torch.Generator().manual_seed(1)
-    tensors = {key: torch.randn(shape, generator=generator) for key, shape in public_shapes(config).items()}
+    tensors = {key: 0.02 * torch.randn(shape, generator=generator) for key, shape in public_shapes(config).items()}
     buffer = io.BytesIO()
     torch.save({"model": tensors}, buffer)
     content = buffer.getvalue()
@@ -187,7 +189,9 @@ def sources(tiny_is_public: bytes, certificate: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", f"{certificate}.crt")
     monkeypatch.setenv("HF_ENDPOINT", f"http://{HUB}")  # read by other processes
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://{HUB}")
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**16)  # bytes before the file is written to
+    # The libraries write what has arrived in blocks of 0.5 and 10 MB, more than the small file.
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", BLOCK)
+    monkeypatch.setattr(sys.modules["gdown.download"], "CHUNK_SIZE", BLOCK)
     monkeypatch.setattr(download, "RETRIES", 0)
     close_session = getattr(hub, "close_session", lambda: None)  # it keeps the proxies
     close_session()

@@ -116,11 +116,13 @@ def test_a_cut_download_is_continued(sources, cache, tiny_is_public, weights_com
     status, _, error = weights_command(*FETCH)
     assert status == 2 and "continues incomplete downloads" in error
     (partial,) = (cache / "partial").glob("*.part")
-    assert partial.read_bytes() == tiny_is_public[:half] and files(cache) == [partial.name]
-    assert f"incomplete, {half / 1e6:.0f} MB" in weights_command("list")[1]
+    arrived = partial.read_bytes()
+    assert tiny_is_public[:half].startswith(arrived) and len(arrived) > half / 2
+    assert files(cache) == [partial.name]
+    assert f"incomplete, {len(arrived) / 1e6:.0f} MB" in weights_command("list")[1]
     sources.cut = None
     assert weights_command(*FETCH)[0] == 0
-    assert sources.ranges() == [f"bytes={half}-"]
+    assert sources.ranges() == [f"bytes={len(arrived)}-"]
     assert files(cache) == ["cut3r_512.json", "cut3r_512.safetensors"]
 
 
@@ -135,7 +137,9 @@ def test_a_cut_download_from_the_mirror_is_continued(sources, cache, tiny_is_pub
         sources.cut = None
 
     threading.Thread(target=repair, daemon=True).start()
-    assert weights_command(*FETCH)[0] == 0 and sources.ranges() == [f"bytes={half}-"]
+    assert weights_command(*FETCH)[0] == 0
+    (text,) = sources.ranges()
+    assert half / 2 < int(text.removeprefix("bytes=").rstrip("-")) <= half
     assert weights_command("remove", "cut3r_512")[0] == 0
     sources.requests.clear()
     (cache / "partial" / "cut3r_512-mirror.pth").write_bytes(tiny_is_public[: half + 1])
@@ -236,11 +240,11 @@ def test_a_read_only_cache(sources, weights_command, monkeypatch):
 
 
 CHILD = """
-import dataclasses, huggingface_hub, sys
+import dataclasses, huggingface_hub.constants, sys
 from raymap3r_ros import cli
 from raymap3r_ros.network import PRESETS, NetworkConfig
 from raymap3r_ros.network.catalog import PUBLIC_WEIGHTS
-huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 2**16
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1000
 PRESETS["cut3r_512_dpt"] = NetworkConfig(**{config})
 PUBLIC_WEIGHTS["cut3r_512"] = dataclasses.replace(PUBLIC_WEIGHTS["cut3r_512"], bytes={bytes}, sha256="{sha256}")
 sys.exit(cli.main(["weights", "fetch", "cut3r_512", "--accept-license"]))
@@ -254,14 +258,14 @@ def test_two_fetches_at_once_and_a_killed_one(sources, cache, tiny_is_public, we
     half = len(tiny_is_public) // 2
     sources.drive, sources.cut, sources.hold = None, half, threading.Event()
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as child:
-        assert sources.sent.wait(120)
+        assert sources.sent.wait(60)
         status, _, error = weights_command(*FETCH)
         child.send_signal(signal.SIGKILL)
     assert status == 2 and "cut3r_512.safetensors: another process is writing this file" in error
     sources.cut = None
     sources.hold.set()
     partial = cache / "partial" / "cut3r_512-mirror.pth"
-    arrived = partial.stat().st_size
+    arrived = partial.stat().st_size if partial.exists() else 0
     sources.requests.clear()
     assert weights_command(*FETCH)[0] == 0
     assert sources.ranges() == ([f"bytes={arrived}-"] if arrived else [])
