@@ -83,5 +83,5 @@ $(VENV)/.ros: $(VENV)/.python constraints.txt $(shell find pip_ros -type f -not 
 $(VENV)/.package: $(VENV)/.ros $(VENV)/.torch setup.py setup.cfg pyproject.toml package.xml constraints.txt $(SOURCES)
 	$(PIP) install $(PINS) "setuptools>=64" wheel
 	@rm -rf build/lib  # otherwise setuptools installs files that were deleted since
-	$(PIP) install $(PINS) --no-build-isolation ".[test]"
+	$(PIP) install $(PINS) --no-build-isolation ".[test,weights]"
 	@touch $@

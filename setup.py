@@ -8,7 +8,6 @@ from setuptools import find_packages, setup
 
 NAME = "raymap3r_ros"
 EVALUATION = ["evo", "scipy", "matplotlib"]  # only `raymap3r evaluate` needs these
-WEIGHTS = ["gdown>=6.3", "huggingface_hub>=0.36.2"]  # only `raymap3r weights fetch` needs these
 
 version = re.search(r'^__version__ = "(.+)"$', Path(NAME, "__init__.py").read_text(), re.MULTILINE)[1]
 
@@ -44,7 +43,7 @@ setup(
     ],
     extras_require={
         "evaluation": EVALUATION,
-        "weights": WEIGHTS,
+        "weights": ["gdown>=6.3", "huggingface_hub>=0.36.2"],  # only `raymap3r weights fetch` needs them
         "view": ["rerun-sdk>=0.24"],  # only `raymap3r run --view` needs it
         # Without pytest here `colcon test` runs nothing.
         "test": ["pytest>=7.4", "pytest-xdist>=3.8", "ruff", *EVALUATION],
