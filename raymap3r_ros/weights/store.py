@@ -79,7 +79,7 @@ def fetch(weights: PublicWeights, accept: Callable[[], str], *, keep_original: b
 def import_file(path: Path, name: str, report: Report) -> Path:
     """Convert a file of weights into the cache, and return the converted file.
 
-    `name`: "" for the name of the public weights if the file is theirs, else for the stem of the file. Raises
+    `name`: "" for the name of the public weights if it is their file, else for the stem of the file. Raises
     CheckpointError if the file is unusable or the name is taken or not allowed.
     """
     if kind_of(path) or not path.exists():
