@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -172,6 +173,19 @@ def test_no_space(sources, cache, tiny_is_public, weights_command, monkeypatch):
     assert weights_command(*FETCH)[0] == 0  # what has arrived needs no more space
 
 
+def test_a_disk_that_fills_up_is_not_an_error_of_the_source(sources, cache, tiny_is_public, weights_command):
+    """A limit of the size of files, which fails in the same call as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(tiny_is_public) // 2, before[1]))
+    try:
+        status, _, error = weights_command(*FETCH)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2 and f"cannot write to {cache / 'partial'}: File too large" in error
+    assert HUB not in sources.hosts("HEAD")
+    assert weights_command(*FETCH)[0] == 0 and len(sources.ranges()) == 1
+
+
 @pytest.mark.parametrize("typed", [None, b"no\n", b"y\n", b"\n"])
 def test_without_acceptance_nothing_is_downloaded(sources, cache, weights_command, monkeypatch, typed):
     with typed_input(typed) as stdin:
@@ -203,16 +217,6 @@ def typed_input(text: bytes | None) -> Iterator[object]:
 
 
 @contextlib.contextmanager
-def read_only_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache without permission to write. root, who needs none, becomes another user meanwhile."""
-    with tempfile.TemporaryDirectory() as home:
-        monkeypatch.setenv("RAYMAP3R_HOME", home)
-        folder = Path(home) / "weights"
-        folder.mkdir()
-        yield folder
-
-
-@contextlib.contextmanager
 def without_permission(folder: Path) -> Iterator[None]:
     """No file in `folder` can be written. root, who needs no permission, becomes another user."""
     user = os.geteuid()
@@ -228,7 +232,10 @@ def without_permission(folder: Path) -> Iterator[None]:
 
 
 def test_a_read_only_cache(sources, weights_command, monkeypatch):
-    with read_only_cache(monkeypatch) as folder:
+    with tempfile.TemporaryDirectory() as home:  # outside pytest's folder, which other users cannot enter
+        monkeypatch.setenv("RAYMAP3R_HOME", home)
+        folder = Path(home) / "weights"
+        folder.mkdir()
         with without_permission(folder):
             status, _, error = weights_command(*FETCH)
         assert status == 2 and error.count("\n") == 1
