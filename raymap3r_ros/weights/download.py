@@ -102,7 +102,10 @@ def _from_drive(weights: PublicWeights, target: Path) -> None:
             _check_size(weights, received)
 
     for partial in _partials(target):
-        if partial.stat().st_size >= weights.bytes:  # gdown would request bytes after the end, and fail for good
+        size = partial.stat().st_size
+        if size > weights.bytes:
+            partial.unlink()
+        elif size == weights.bytes:  # gdown would request bytes after the end, and fail for good
             os.replace(partial, target)
     _library("gdown").download(
         id=weights.drive,
