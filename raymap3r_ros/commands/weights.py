@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from raymap3r_ros.commands import arguments
 from raymap3r_ros.errors import CheckpointError, OptionError
 from raymap3r_ros.network.catalog import PUBLIC_WEIGHTS, cache_folder, cached_weights, named_weights, shipped_weights
 from raymap3r_ros.tables import text_table
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--keep-original", action="store_true", help="keep the .pth file in the cache")
 
     command = actions.add_parser("import", help="convert a file of weights into the cache")
-    command.add_argument("file", type=Path, metavar="FILE", help="a public .pth, or a .safetensors of this package")
+    command.add_argument("file", type=arguments.path, metavar="FILE", help="a public .pth, or a .safetensors of this package")
     command.add_argument(
         "--name", default="", metavar="NAME", help="name in the cache (default: of the public weights, or of the file)"
     )
