@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--keep-original", action="store_true", help="keep the .pth file in the cache")
 
     command = actions.add_parser("import", help="convert a file of weights into the cache")
-    command.add_argument("file", type=arguments.path, metavar="FILE", help="a public .pth, or a .safetensors of this package")
+    command.add_argument(
+        "file", type=arguments.path, metavar="FILE", help="a public .pth, or a .safetensors of this package"
+    )
     command.add_argument(
         "--name", default="", metavar="NAME", help="name in the cache (default: of the public weights, or of the file)"
     )
