@@ -64,15 +64,19 @@ class Recorder(OutputSubscriber):
     def reply(self, request: int) -> Recorded:
         """Everything, when all outputs of the image with this stamp have arrived, or a limit has passed."""
         requested = time.monotonic()
-        while not self._is_complete(request):
-            last = self._last_message
-            if time.monotonic() > (requested + FIRST_LIMIT if last is None else last + IDLE_LIMIT):
-                break
+        while not self._is_complete(request) and time.monotonic() < self._end(requested):
             self.spin()
         complete = [maps for _, maps in sorted(self._pictures.items()) if {"rgb", "depth"} <= maps.keys()]
         self._recorded.pictures = [tuple(maps.get(topic) for topic in PICTURES) for maps in complete]
         self._recorded.diagnostics = self.diagnostics.values
         return self._recorded
+
+    def _end(self, requested: float) -> float:
+        """When the recording ends without another message. The next frame may take longer than those before."""
+        if self._last_message is None:
+            return requested + FIRST_LIMIT
+        longest = max(max(latencies, default=0.0) for latencies in self._recorded.latencies.values())
+        return self._last_message + max(IDLE_LIMIT, 3 * longest)
 
     def _is_complete(self, last: int) -> bool:
         """Whether every topic has reached this stamp, and the diagnostics count all frames received."""
