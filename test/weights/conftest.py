@@ -42,6 +42,7 @@ class Sources:
     hold: threading.Event | None = None  # a transfer waits for it after `cut` bytes, instead of ending
     sent: threading.Event = field(default_factory=threading.Event)  # set after `cut` bytes
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, host, range
+    secrets: list[str] = field(default_factory=list)  # tokens and cookies that were sent
     port: int = 0
 
     def hosts(self, method: str = "GET") -> list[str]:
@@ -84,6 +85,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         host = url.hostname or self.host
         self.sources.requests.append((self.command, host, self.headers.get("Range", "")))
+        self.sources.secrets += [self.headers[name] for name in ("Authorization", "Cookie") if name in self.headers]
         content = self.sources.drive if host in (DRIVE, CONTENT) else self.sources.hub
         if content is None:
             self._send(404, b"there is no such file", {})

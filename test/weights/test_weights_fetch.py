@@ -77,12 +77,13 @@ def test_the_record_contains_licence_acceptance_and_hashes(sources, cache, tiny_
     assert (cache / "cut3r_512.pth").read_bytes() == tiny_is_public
 
 
-def test_the_mirror_follows_if_the_first_source_fails(sources, cache, weights_command):
+def test_the_mirror_follows_if_the_first_source_fails(sources, cache, weights_command, monkeypatch):
     sources.drive = None
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_user_who_is_logged_in")
     status, out, _ = weights_command(*FETCH)
     assert status == 0 and out.index("from Google Drive") < out.index("from Hugging Face: liguang0115/cut3r")
     assert "failed: Google Drive" not in out and "failed: " in out
-    assert sources.hosts("HEAD")[0] == HUB and sources.hosts()[-1] == CDN
+    assert sources.hosts("HEAD")[0] == HUB and sources.hosts()[-1] == CDN and sources.secrets == []
     assert json.loads((cache / "cut3r_512.json").read_text())["source"] == "Hugging Face"
     assert files(cache) == ["cut3r_512.json", "cut3r_512.safetensors"]
 
