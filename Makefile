@@ -36,7 +36,7 @@ help:
 	@echo "make test    run all tests; creates the environment $(VENV) if necessary"
 	@echo "make faults  run the fault tests in full, see docs/robustness.md"
 	@echo "make soak    play 100,000 frames into the node and check for trends; FRAMES=N, SECONDS=S, SOAK='more arguments'"
-	@echo "make demo    run the node on a clip and draw its output; creates the environment $(VENV) if necessary"
+	@echo "make demo    run the node on a clip and draw its output; CHECKPOINT=cut3r_512, DEMO='more arguments'"
 	@echo "make doctor  check this machine: versions, numbers, memory, large messages, speed; DOCTOR='arguments'"
 	@echo "make lint    check the code with ruff"
 	@echo "make clean   remove the environment and all build products"
@@ -53,7 +53,7 @@ soak: $(VENV)/.package
 	$(ROS) $(VENV)/bin/python benchmarks/soak.py $(if $(FRAMES),--frames $(FRAMES)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
 
 demo: $(VENV)/.package
-	$(ROS) $(VENV)/bin/raymap3r demo
+	$(ROS) $(VENV)/bin/raymap3r demo $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(DEMO)
 
 doctor: $(VENV)/.package
 	$(ROS) $(VENV)/bin/raymap3r doctor $(DOCTOR)
@@ -87,5 +87,5 @@ $(VENV)/.ros: $(VENV)/.python constraints.txt $(shell find pip_ros -type f -not 
 $(VENV)/.package: $(VENV)/.ros $(VENV)/.torch setup.py setup.cfg pyproject.toml package.xml constraints.txt $(SOURCES)
 	$(PIP) install $(PINS) "setuptools>=64" wheel
 	@rm -rf build/lib  # otherwise setuptools installs files that were deleted since
-	$(PIP) install $(PINS) --no-build-isolation ".[test]"
+	$(PIP) install $(PINS) --no-build-isolation ".[test,weights]"
 	@touch $@

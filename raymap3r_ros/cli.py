@@ -26,6 +26,7 @@ from raymap3r_ros.threads import wait_passively
 # the command in use is imported.
 COMMANDS = {
     "run": "process a video, a folder of images or a ROS 2 bag",
+    "weights": "fetch, import and verify weights by name",
     "convert": "convert the public checkpoint to a safetensors file",
     "render": "write synthetic sequences with ground truth",
     "train": "train a network on rendered worlds",

@@ -15,7 +15,7 @@ FLOORS = (
     ("mapping",),
     ("synthetic",),
     ("evaluation",),
-    ("node", "training", "offline"),
+    ("node", "training", "offline", "weights"),
     ("clients",),
     ("doctor",),
     ("commands",),

@@ -1,5 +1,6 @@
 """The frozen network: tensors in, tensors out, independent of streams and ROS."""
 
+from raymap3r_ros.network.catalog import shipped_weights
 from raymap3r_ros.network.checkpoint import (
     DEFAULT_CHECKPOINT,
     STORED_DTYPES,
@@ -8,7 +9,6 @@ from raymap3r_ros.network.checkpoint import (
     convert_checkpoint,
     load_network,
     save_network,
-    shipped_weights,
     untrained_network,
 )
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
