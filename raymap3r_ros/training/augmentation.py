@@ -12,7 +12,7 @@ from raymap3r_ros.geometry.cameras import assemble_pose
 
 _PLAIN = 0.25  # share of the sequences with the recorded views
 _ZOOM = 1.6  # largest factor on the focal length
-_ROLL = math.radians(15)  # largest angle about the optical axis
+_ROLL = math.radians(75)  # largest angle about the optical axis
 _MOVED = 0.08  # metres along each axis, at most
 _UNBLURRED = 0.5  # share of the sequences
 

@@ -76,7 +76,7 @@ def test_depth_of_zoomed_cropped_and_turned_views_is_that_of_the_room(recording,
         for number, solids in enumerate(static_solids(sequence.scenes)):
             true = torch.minimum(true, raycast.hit(solids, poses[None, :, :3, 3], direction, inside=number == 0)[0])
         seen = depth[row].flatten(1)
-        assert (seen > 0).float().mean() > 0.97  # all but the borders of turned images
+        assert (seen > 0).float().mean() > 0.8  # all but the corners of turned images
         error = (seen / true[0] - 1).abs()[seen > 0]
         assert error.median() < 4e-4  # half precision
         assert error.quantile(0.95) < 5e-3  # the others are at edges
