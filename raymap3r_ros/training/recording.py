@@ -114,16 +114,10 @@ class Recording:
             share = points[..., :2] / points[..., 2:].clamp_min(_NEAREST) * self.camera[:2] + self.camera[2:]
             return 2 * share - 1, points[..., 2]
 
-        def length_to(depth: Tensor) -> Tensor:
-            return (depth - place[..., 2]) / rays[..., 2]
-
-        far = torch.full(rays.shape[:-1], _FAR)
-        where, _ = project(far)
-        if not place.any():
-            depth = sample_depth(recorded, where)[:, 0]
-            return depth / rays[..., 2], where
+        where, _ = project(torch.full(rays.shape[:-1], _FAR))
         for _ in range(_STEPS):
-            length = length_to(sample_depth(recorded, where)[:, 0].abs()).clamp_min(_NEAREST)
+            depth = sample_depth(recorded, where)[:, 0].abs()
+            length = ((depth - place[..., 2]) / rays[..., 2]).clamp_min(_NEAREST)
             where, reached = project(length)
         depth = sample_depth(recorded, where)[:, 0]
         met = (depth > 0) & ((reached - depth).abs() < _MET * depth)
