@@ -22,7 +22,7 @@ def random_views(
 ) -> tuple[Tensor, Tensor]:
     """Cameras (B, 4) and motions (B, F, 4, 4) for `Recording.look`.
 
-    A narrower camera with the same principal point looks at random parts of what was recorded, from places nearby: the
+    A narrower camera with the same principal point sees random parts of what was recorded, from places nearby: the
     motions between the frames of a sequence are others than those of the recording, in which the place of a camera and
     its direction belong together.
     """

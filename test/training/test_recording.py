@@ -268,7 +268,9 @@ def test_the_office_command(tmp_path: Path, folder: Path, monkeypatch, capsys: p
     network = load_network(tmp_path / "run" / "one_office.safetensors")
     assert network.manifest["about"] == f"trained on {RECIPES['one_office'][0]}"
     assert str(folder) not in str(network.manifest)
-    assert main([*arguments, "--data", str(tmp_path), *small]) == 2
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([*arguments, "--data", str(empty), *small]) == 2
     assert "rgb.txt" in capsys.readouterr().err
     for world, data in ((RECORDING, None), ("one_room", folder)):
         with pytest.raises(OptionError, match="folder of the recording"):
@@ -276,7 +278,7 @@ def test_the_office_command(tmp_path: Path, folder: Path, monkeypatch, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("rgb.txt", ""), ("groundtruth.txt", "90 0 0 0 0 0 0 1\n91 0 0 0 0 0 0 1\n")]
+    ("name", "text"), [("rgb.txt", "# timestamp filename\n"), ("groundtruth.txt", "90 0 0 0 0 0 0 1\n91 0 0 0 0 0 0 1\n")]
 )
 def test_a_recording_without_usable_frames_is_refused(folder: Path, tmp_path: Path, name: str, text: str):
     for path in folder.iterdir():
