@@ -278,7 +278,8 @@ def test_the_office_command(tmp_path: Path, folder: Path, monkeypatch, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("rgb.txt", "# timestamp filename\n"), ("groundtruth.txt", "90 0 0 0 0 0 0 1\n91 0 0 0 0 0 0 1\n")]
+    ("name", "text"),
+    [("rgb.txt", "# timestamp filename\n"), ("groundtruth.txt", "90 0 0 0 0 0 0 1\n91 0 0 0 0 0 0 1\n")],
 )
 def test_a_recording_without_usable_frames_is_refused(folder: Path, tmp_path: Path, name: str, text: str):
     for path in folder.iterdir():
