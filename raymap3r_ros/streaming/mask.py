@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 from raymap3r_ros.geometry.cameras import constant
 from raymap3r_ros.streaming.method import METHOD, Method
@@ -128,6 +129,7 @@ def _odd(length: int) -> int:
     return 2 * (length // 2) + 1
 
 
+@wrap_torch_function(lambda values, *_: (values,))
 def window_reduce(values: Tensor, size: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """`combine` (a sum, a maximum) over the size x size window around each pixel of (..., H, W).
 
