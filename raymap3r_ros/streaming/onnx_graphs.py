@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raymap3r_ros.network import Network
+from raymap3r_ros.network.attention import rotate
 from raymap3r_ros.streaming.mask import window_reduce
 from raymap3r_ros.streaming.tensors import copy_of, tensors_of, with_tensors
 from raymap3r_ros.streaming.traces import FrameModule
@@ -45,12 +46,12 @@ def record_onnx(
         session = _session(graph)
     except Exception as error:  # each version has its own types
         raise RuntimeError(f"PyTorch {torch.__version__} and ONNX Runtime: {error}") from error
-    used = {item.name for item in session.get_inputs()}
+    names = [item.name for item in session.get_inputs()]
 
     def run(inputs: tuple, state: Any) -> tuple[Any, Any]:
-        tensors = ((f"in{index}", tensor) for index, tensor in enumerate(tensors_of((inputs, state))))
-        feed = {name: tensor.contiguous().numpy() for name, tensor in tensors if name in used}
-        return with_tensors(results, map(torch.from_numpy, session.run(None, feed)))
+        arrays = (tensor.contiguous().numpy() for tensor in tensors_of((inputs, state)))
+        outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+        return with_tensors(results, map(torch.from_numpy, outputs))
 
     return run
 
@@ -61,8 +62,7 @@ def _export(network: Network, frame: Callable, inputs: tuple, state: Any) -> tup
     with torch.inference_mode(False), torch.no_grad():  # the exporter rejects tensors of inference mode
         example = tuple(tensors_of(copy_of((inputs, state))))
         module = FrameModule(network, frame, (inputs, state), _REPLACED).eval()
-        names = [f"in{index}" for index in range(len(example))]
-        torch.onnx.export(module, example, buffer, input_names=names, opset_version=_OPSET, dynamo=False)
+        torch.onnx.export(module, example, buffer, opset_version=_OPSET, dynamo=False)
         return buffer.getvalue(), copy_of(module.results)
 
 
@@ -122,11 +122,33 @@ def _window_reduce(values: Tensor, size: int, combine: Callable) -> Tensor:
     return planes[:, 0] > 0 if values.dtype == torch.bool else planes[:, 0]
 
 
+class _Rotary(torch.autograd.Function):
+    """(u, v) -> (u cos - v sin, v cos + u sin) of pairs x (B, heads, N, 2 Q), with cos and sin (N, Q)."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        u, v = x.chunk(2, dim=-1)
+        return torch.cat((u * cos - v * sin, v * cos + u * sin), dim=-1)
+
+    @staticmethod
+    def symbolic(graph: Any, x: Any, positions: Any, cos: Any, sin: Any) -> Any:
+        return graph.op("com.microsoft::RotaryEmbedding", x, positions, cos, sin).setType(x.type())
+
+
+def _rotate(x: Tensor, table: Tensor) -> Tensor:
+    """As `rotate`, where the pairs of row and column are two tokens."""
+    batch, heads, count, width = x.shape
+    cos, sin = table.view(2, 2 * count, 2, width // 4)[:, :, 1]
+    positions = torch.arange(2 * count).expand(batch, -1)
+    return _Rotary.apply(x.reshape(batch, heads, 2 * count, width // 2), positions, cos, sin).view(x.shape)
+
+
 _REPLACED: dict[Callable, Callable] = {
     torch.where: _where,
     torch.maximum: _maximum,
     torch.isfinite: lambda x: x.abs() < torch.inf,
     window_reduce: _window_reduce,
+    rotate: _rotate,
     F.scaled_dot_product_attention: _attention,
     Tensor.expm1: _expm1,
     Tensor.movedim: _movedim,
