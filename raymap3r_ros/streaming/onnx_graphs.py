@@ -61,7 +61,7 @@ def _export(network: Network, frame: Callable, inputs: tuple, state: Any) -> tup
     buffer = io.BytesIO()
     with torch.inference_mode(False), torch.no_grad():  # the exporter rejects tensors of inference mode
         example = tuple(tensors_of(copy_of((inputs, state))))
-        module = FrameModule(network, frame, (inputs, state), _REPLACED).eval()
+        module = FrameModule(network, frame, (inputs, state), REPLACED).eval()
         torch.onnx.export(module, example, buffer, opset_version=_OPSET, dynamo=False)
         return buffer.getvalue(), copy_of(module.results)
 
@@ -143,9 +143,10 @@ def _rotate(x: Tensor, table: Tensor) -> Tensor:
     return _Rotary.apply(x.reshape(batch, heads, 2 * count, width // 2), positions, cos, sin).view(x.shape)
 
 
-_REPLACED: dict[Callable, Callable] = {
+REPLACED: dict[Callable, Callable] = {
     torch.where: _where,
     torch.maximum: _maximum,
+    torch.rad2deg: lambda x: x * (180 / math.pi),
     torch.isfinite: lambda x: x.abs() < torch.inf,
     window_reduce: _window_reduce,
     rotate: _rotate,
