@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from raymap3r_ros.streaming.onnx_graphs import missing_packages
+
 
 @pytest.fixture(scope="module")
 def checker(benchmark_script):
@@ -22,8 +24,11 @@ def test_every_comparable_stage_and_stream_agrees(checker, shared: Path, capsys:
         assert f"stream_{stream} camera_pose" in printed
 
 
-def test_the_results_of_traced_frames_agree(checker, shared: Path, capsys: pytest.CaptureFixture):
-    report = checker.check(shared / "golden" / "tiny-dpt", "trace")
+@pytest.mark.parametrize("execution", ["trace", "onnx"])
+def test_the_results_of_recorded_frames_agree(checker, shared: Path, capsys: pytest.CaptureFixture, execution: str):
+    if execution == "onnx" and missing_packages():
+        pytest.skip(f"{' and '.join(missing_packages())} cannot be imported")
+    report = checker.check(shared / "golden" / "tiny-dpt", execution)
     assert report.failed == []
     assert report.passed > 100
     assert "stream_d_xattn230 camera_pose [..100]" in capsys.readouterr().out

@@ -62,7 +62,8 @@ def _export(network: Network, frame: Callable, inputs: tuple, state: Any) -> tup
     with torch.inference_mode(False), torch.no_grad():  # the exporter rejects tensors of inference mode
         example = tuple(tensors_of(copy_of((inputs, state))))
         module = FrameModule(network, frame, (inputs, state), REPLACED).eval()
-        torch.onnx.export(module, example, buffer, opset_version=_OPSET, dynamo=False)
+        # Not verbose: by default it prints the whole graph if it fails.
+        torch.onnx.export(module, example, buffer, verbose=False, opset_version=_OPSET, dynamo=False)
         return buffer.getvalue(), copy_of(module.results)
 
 
