@@ -19,6 +19,7 @@ from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.geometry.cameras import pose_matrix
 from raymap3r_ros.geometry.poses import MAX_DISTANCE
 from raymap3r_ros.io.tum import write_trajectory
+from raymap3r_ros.known_files import known_file
 from raymap3r_ros.output_files import kind_of
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def random_walk(truth: np.ndarray, seed: int) -> np.ndarray:
 
 def write_tum(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
     """TUM format, one line `timestamp tx ty tz qx qy qz qw` per pose (n, 4, 4)."""
-    write_trajectory(path, stamps, poses)
+    # As a float, seconds since 1970 are accurate to a microsecond.
+    write_trajectory(path, [round(stamp * 1e6) * 1000 for stamp in stamps], poses)
 
 
 def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +129,8 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if kind := kind_of(path):
         raise InputError(f"{path}: is {kind}; expected a TUM trajectory, a text file")
     try:
+        if what := known_file(path):
+            raise InputError(f"{path}: is {what}")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a TUM trajectory: {error}") from error

@@ -20,13 +20,16 @@ def write_tum(path: Path, stamps: Sequence[int] | np.ndarray, poses: np.ndarray)
     with whole_file(path) as partial, partial.open("w") as file:
         file.write("# timestamp tx ty tz qx qy qz qw\n")
         for stamp, pose in zip(stamps, poses.tolist(), strict=True):
-            seconds, nanoseconds = divmod(stamp, 1_000_000_000)
-            file.write(f"{seconds}.{nanoseconds:09d} {' '.join(map(repr, pose))}\n")
+            file.write(f"{seconds_text(stamp)} {' '.join(map(repr, pose))}\n")
 
 
-def write_trajectory(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
-    """Write `poses` (n, 4, 4), camera to world, metres, at `stamps` in seconds, see `write_tum`."""
+def write_trajectory(path: Path, stamps: Sequence[int], poses: np.ndarray) -> None:
+    """Write `poses` (n, 4, 4), camera to world, metres, at `stamps` in nanoseconds, see `write_tum`."""
     encodings = pose_encoding(torch.from_numpy(np.asarray(poses, np.float64))).numpy()
-    # As a float, seconds since 1970 are accurate to a microsecond.
-    nanoseconds = [round(stamp * 1e6) * 1000 for stamp in stamps]
-    write_tum(path, nanoseconds, encodings[:, [0, 1, 2, 4, 5, 6, 3]])
+    write_tum(path, stamps, encodings[:, [0, 1, 2, 4, 5, 6, 3]])
+
+
+def seconds_text(stamp: int) -> str:
+    """Return a stamp in nanoseconds as seconds, with all digits."""
+    seconds, nanoseconds = divmod(int(stamp), 1_000_000_000)
+    return f"{seconds}.{nanoseconds:09d}"
