@@ -84,8 +84,8 @@ def recordings(network: Network, options: StreamOptions, capture: Capture | None
             raise OptionError(f"execution is {execution}, which needs precision float32; it is {options.precision}")
         if execution == "onnx" and (missing := missing_packages()):
             raise OptionError(
-                f"execution is onnx, but {' and '.join(missing)} cannot be imported: install the extra `onnx` "
-                "(pip install 'raymap3r_ros[onnx]'), or use execution trace"
+                f"execution is onnx, but {' and '.join(missing)} cannot be imported: run `pip install "
+                f"{' '.join(missing)}`, or use execution trace"
             )
         recorders = (record_onnx, trace) if execution == "onnx" else (trace,)
         return Recordings(network, *(partial(recorder, network) for recorder in recorders))

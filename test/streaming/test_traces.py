@@ -235,7 +235,7 @@ def test_without_onnx_frames_are_traced(network: Network, monkeypatch: pytest.Mo
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in PACKAGES else find_spec(name))
     assert long_running(network, StreamOptions()) == TRACE
-    with pytest.raises(OptionError, match=r"execution is onnx, but onnx and onnxruntime .* install the extra `onnx`"):
+    with pytest.raises(OptionError, match=r"execution is onnx, but onnx and onnxruntime cannot be imported: run `pip"):
         Stream(network, ONNX)
 
 
