@@ -119,8 +119,8 @@ def default_settings(base: Setting, network: Network, device: torch.device) -> l
     """The rows of a run without options.
 
     On a CPU: the default settings, and those with the least work, operation by operation and, for networks that a node
-    records, traced and as ONNX graphs. On a GPU: the same in bfloat16, and the default settings with each option changed
-    alone.
+    records, traced and as ONNX graphs. On a GPU: the same in bfloat16, and the default settings with each option
+    changed alone.
     """
     least = dataclasses.replace(base, rule="filt3r", motion="off")
     if device.type == "cpu":

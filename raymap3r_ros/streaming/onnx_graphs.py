@@ -45,7 +45,8 @@ def record_onnx(
             graph, results = _export(network, frame, inputs, state)
         session = _session(graph)
     except Exception as error:  # each version has its own types
-        raise RuntimeError(f"PyTorch {torch.__version__} and ONNX Runtime: {error}") from error
+        problem = str(error).partition("\n")[0]
+        raise RuntimeError(f"export from PyTorch {torch.__version__} to ONNX Runtime: {problem}") from error
     names = [item.name for item in session.get_inputs()]
 
     def run(inputs: tuple, state: Any) -> tuple[Any, Any]:

@@ -228,7 +228,7 @@ def test_frames_that_cannot_be_exported_are_traced(
     for index, image in enumerate(images[:8]):
         assert torch.equal(*(one.step(image, motion=index != 6).depth for one in (stream, trace)))
     (record,) = caplog.records
-    assert record.message.startswith("no frame can be recorded, frames are traced instead: PyTorch ")
+    assert record.message.startswith("no frame can be recorded, frames are traced instead: export from PyTorch ")
 
 
 def test_without_onnx_frames_are_traced(network: Network, monkeypatch: pytest.MonkeyPatch):
