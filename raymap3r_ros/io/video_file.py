@@ -115,7 +115,7 @@ class VideoFile:
         if self._writer is not None:
             self._writer.release()
             partial = partial_path(self.path)
-            if error is None and self._is_whole(partial):
+            if error is None and _is_whole(partial):
                 os.replace(partial, self.path)
                 return
             partial.unlink(missing_ok=True)
@@ -128,13 +128,8 @@ class VideoFile:
             with whole_file(self.path) as partial:
                 first.save(partial, save_all=True, append_images=rest, duration=duration, loop=0)
 
-    def _is_whole(self, path: Path) -> bool:
-        """Return whether a video contains all frames. OpenCV reports no errors of writing."""
-        container = read_container(path)
-        if container.cut or container.lacks_index:
-            return False
-        with plain_name(path) as name:
-            reader = cv2.VideoCapture(name)
-            stored = reader.get(cv2.CAP_PROP_FRAME_COUNT) if reader.isOpened() else 0
-            reader.release()
-        return stored == self._count
+
+def _is_whole(video: Path) -> bool:
+    """Return whether a video has all its parts. OpenCV does not report errors of writing."""
+    container = read_container(video)
+    return not (container.cut or container.lacks_index)
