@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": "compare the update rules with ground truth",
     "demo": "play a clip into the node in ROS 2 and check its outputs",
     "replay": "play a ROS 2 bag into the node and report",
+    "doctor": "check this machine, for a bug report too",
 }
 ROS_COMMANDS = ("demo", "replay")
 FAILED = 2  # exit status of every error with a message of this package

@@ -17,6 +17,7 @@ FLOORS = (
     ("evaluation",),
     ("node", "training", "offline", "weights"),
     ("clients",),
+    ("doctor",),
     ("commands",),
     ("cli",),
 )

@@ -4,6 +4,7 @@ from raymap3r_ros.network.catalog import shipped_weights
 from raymap3r_ros.network.checkpoint import (
     DEFAULT_CHECKPOINT,
     STORED_DTYPES,
+    checkpoint_config,
     checkpoint_path,
     convert_checkpoint,
     load_network,
@@ -22,6 +23,7 @@ __all__ = [
     "Decoded",
     "Network",
     "NetworkConfig",
+    "checkpoint_config",
     "checkpoint_path",
     "choose_device",
     "choose_threads",

@@ -125,6 +125,14 @@ def checkpoint_path(checkpoint: str | os.PathLike) -> Path:
         raise CheckpointError(f"checkpoint {checkpoint}: {error} Give the path without ~") from error
 
 
+def checkpoint_config(checkpoint: str | os.PathLike) -> NetworkConfig:
+    """The shape of the network that `load_network` would load, without reading its weights. Raises CheckpointError."""
+    if str(checkpoint) in PRESETS:
+        return PRESETS[str(checkpoint)]
+    with _open_weights(checkpoint_path(checkpoint)) as weights:
+        return weights.config
+
+
 def untrained_network(config: NetworkConfig, seed: int = _UNTRAINED_SEED) -> Network:
     """A network of this shape with untrained weights from a seed."""
     network = Network(config)
