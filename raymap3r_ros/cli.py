@@ -8,7 +8,6 @@ import gc
 import importlib
 import io
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import CheckpointError, Raymap3rError
+from raymap3r_ros.errors import CheckpointError, Raymap3rError, reason_of
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.standard_streams import SteadyStream, reserve_standard_descriptors
 from raymap3r_ros.text import LONGEST_ERROR, PrintableFormatter, RepeatFilter, printable
@@ -78,8 +77,8 @@ def _run(arguments: list[str]) -> int:
         # The keys of a weight file are not options.
         plain = args is None or isinstance(error, CheckpointError)
         text = str(error) if plain else _flag_words(str(error), args)
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        if isinstance(error, OSError):
+            text = reason_of(error)
         print(f"raymap3r: error: {printable(text, LONGEST_ERROR, lines=True)}", file=sys.stderr)
     except RuntimeError as error:
         if not _is_out_of_gpu_memory(error):

@@ -1,5 +1,16 @@
 """Exceptions of this package. Each message states what is wrong, where, and what to do."""
 
+import errno
+import os
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, or name a folder on another disk",
+    errno.EDQUOT: "delete files to get below your quota, or name a folder on another disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or name a folder on another file system",
+    errno.EIO: "check the disk (dmesg), or name a folder on another one",
+    errno.EROFS: "name a folder that can be written to",
+}
+
 
 class Raymap3rError(Exception):
     """Base of all errors of this package."""
@@ -18,5 +29,12 @@ class OptionError(Raymap3rError, ValueError):
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message of an error, or its class name if the message is empty."""
+    """Return the message of an error, or its class name if the message is empty.
+
+    For an error of the operating system: the file, what is wrong, and what to do if that is known.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        remedy = _REMEDIES.get(error.errno, "")
+        return f"{where}{error.strerror}" + (f"; {remedy}" if remedy else "")
     return str(error) or type(error).__name__

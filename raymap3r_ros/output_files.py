@@ -55,19 +55,31 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = partial_path(path)
     if partial.is_symlink() or kind_of(partial):
         partial.unlink()  # a link or a FIFO there would lead the writer elsewhere
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        _lock(descriptor, path)
-        if path.exists():
-            os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
+    with named_errors(path):
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            yield partial
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
+            _lock(descriptor, path)
+            if path.exists():
+                os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
+            try:
+                yield partial
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Add the name of the file that is written to errors of the operating system: a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(partial_path(path)), os.fspath(path)):
             raise
-    finally:
-        os.close(descriptor)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

@@ -103,12 +103,24 @@ class PrintableFormatter(logging.Formatter):
 
 
 class RepeatFilter(logging.Filter):
-    """Drops records that repeat a message with other arguments more than 20 times in THROTTLE seconds."""
+    """Drops records that repeat a message with other arguments more than 20 times in THROTTLE seconds.
+
+    The first that is dropped is replaced by a note.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._throttle = Throttle()
+        self._noted: set[str] = set()  # problems whose last record was dropped
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is written."""
-        return self._throttle.permits(f"{record.name}: {record.msg}", burst=MAX_LINES)
+        problem = f"{record.name}: {record.msg}"
+        if self._throttle.permits(problem, burst=MAX_LINES):
+            self._noted.discard(problem)
+            return True
+        if problem in self._noted or len(self._noted) >= MAX_PROBLEMS:
+            return False
+        self._noted.add(problem)
+        record.msg, record.args = f"more messages like the last ones are not shown for up to {THROTTLE:.0f} s", ()
+        return True

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 import raymap3r_ros
 from raymap3r_ros import cli
 from raymap3r_ros.commands import run
-from raymap3r_ros.commands.arguments import read_options, read_stream_options
+from raymap3r_ros.commands.arguments import path, read_options, read_stream_options
 from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs
 from raymap3r_ros.streaming import RULES, MaskOptions, Stream, StreamOptions
@@ -287,3 +288,9 @@ def test_ctrl_c_while_python_ends_does_not_change_the_status(arguments, status):
     done = subprocess.run([sys.executable, "-c", AT_EXIT, *arguments], capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert "KeyboardInterrupt" not in done.stderr
+
+
+def test_a_quoted_home_folder_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert path("~/results") == Path("/home/someone/results")
+    assert path("./~/results") == Path("~/results") and path("~someone/x") == Path("~someone/x")

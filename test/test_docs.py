@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -18,6 +19,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from raymap3r_ros import cli
+from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.node.diagnostics import Monitor
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.stream_node import StreamNode
@@ -328,3 +330,9 @@ def test_files_of_the_checkout_exist(page):
     folders = "benchmarks|config|docs|examples|launch|raymap3r_ros|test"
     for name in re.findall(rf"(?<![\w/])((?:{folders})/[\w./-]*\w\.\w+)", PAGES[page]):
         assert (ROOT / name).exists(), name
+
+
+def test_columns_of_the_intrinsics_are_documented(tmp_path, root):
+    write_intrinsics(tmp_path / "intrinsics.txt", [], np.empty((0, 3, 3)), [], (1, 1))
+    header = (tmp_path / "intrinsics.txt").read_text().strip("# \n")
+    assert f"`{header}`" in (root / "docs/recordings.md").read_text()

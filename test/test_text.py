@@ -87,8 +87,9 @@ def test_warnings_of_the_command_line_are_escaped_and_throttled(monkeypatch, cap
     assert cli.main(["run"]) == 2
     output = capsys.readouterr().err
     lines = output.splitlines()
-    assert len(lines) == MAX_LINES + 2 and all(line.isprintable() for line in lines)
+    assert len(lines) == MAX_LINES + 3 and all(line.isprintable() for line in lines)
     assert lines[0].startswith(r"raymap3r: warning: folder: skipped 0cam\x1b")
+    assert "more messages like the last ones are not shown" in lines[MAX_LINES]
     assert lines[-2].startswith(r"raymap3r: error: cam\x1b") and lines[-1].startswith("  listed xx")
     assert len(output) < 2 * LONGEST_ERROR
 

@@ -13,6 +13,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 
 from raymap3r_ros.errors import Raymap3rError
+from raymap3r_ros.node.namesakes import endpoint_name
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +92,20 @@ def refuse_shared_name(node: Node, name: str) -> None:
 
 
 def refuse_other_publishers(node: Node, name: str, publishers: Iterable[Publisher]) -> None:
-    """Raise Raymap3rError if others than `node` and the stream node `name` publish the topics of these publishers."""
+    """Raise Raymap3rError if others than `node` and the stream node `name` publish the topics of these publishers.
+
+    A publisher can be discovered before the name of its node, those of `node` itself too: names are waited for, and
+    publishers that stay without one are ignored.
+    """
+    own = {name, node.get_fully_qualified_name()}
+    deadline = time.monotonic() + DISCOVERY_TIME
     for publisher in publishers:
         topic = publisher.topic_name
-        found = (
-            f"{one.node_namespace.rstrip('/')}/{one.node_name}" for one in node.get_publishers_info_by_topic(topic)
-        )
-        others = sorted({*found} - {name, node.get_fully_qualified_name()})
-        if others:
+        while "" in (found := {endpoint_name(one) for one in node.get_publishers_info_by_topic(topic)}):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.05)
+        if others := sorted(found - own - {""}):
             raise Raymap3rError(
                 f"{topic} is also published by {', '.join(others)}: if this is a live robot, the transforms and the "
                 "clock of the bag would reach it; end these nodes, use another ROS_DOMAIN_ID, or play anyway with "

@@ -89,10 +89,13 @@ def boolean(text: str) -> bool:
 
 
 def path(text: str) -> Path:
-    """Parse the path of a file or folder; an empty one, as from a shell variable that is not set, is refused."""
+    """Parse the path of a file or folder; an empty one, as from a shell variable that is not set, is refused.
+
+    A shell does not expand ~ in quotes: it is the user's folder here too.
+    """
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a file or folder")
-    return Path(text)
+    return Path(text).expanduser() if text.startswith("~/") else Path(text)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -367,7 +367,7 @@ def _run_rules(args: argparse.Namespace) -> None:
     rows = tables.make_rows(runs, variants, keys)
     command = shlex.join(["raymap3r", *sys.argv[1:]])
     settings = describe_settings(command, network, variants, plan, keys, time.perf_counter() - begin)
-    print(f"{tables.format_tables(rows)}\n\n{settings_text(settings, options)}")
+    print(f"{tables.format_tables(rows, runs)}\n\n{settings_text(settings, options)}")
     if args.csv:
         tables.write_csv(args.csv, rows)
     if args.json:

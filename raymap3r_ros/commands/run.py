@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `raymap3r run`."""
     parser.description = (
         "Process a recording, a camera or a network stream and write trajectory.txt (TUM), depth/, masks/, "
-        "intrinsics.txt, static_scene.ply, summary.json and a preview to a folder. Ctrl-C ends early and "
-        "keeps the results so far. The exit status is 1 "
-        "if the recording is damaged or cut off, or a camera or stream ends, 130 after Ctrl-C."
+        "intrinsics.txt, static_scene.ply, summary.json and a preview to a folder. Ctrl-C ends early and keeps the "
+        "results so far. The exit status is 1 if the run ended early with results, for instance because of a damaged "
+        "recording, a full disk, or a camera or stream that ends, 2 if there are none, and 130 after Ctrl-C."
     )
     parser.add_argument(
         "input",

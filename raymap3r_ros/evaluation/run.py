@@ -52,7 +52,10 @@ def run_sequences(
 
     def run_batch(batch: list[PosedSequence]) -> list[SequenceRun]:
         scorers = _run_batch(network, batch, variants, plan, advance)
-        return [scorer.finish(sequence.name, suite, world) for sequence, scorer in zip(batch, scorers, strict=True)]
+        return [
+            dataclasses.replace(scorer.finish(sequence.name, suite, world), unposed=sequence.unposed)
+            for sequence, scorer in zip(batch, scorers, strict=True)
+        ]
 
     with ThreadPoolExecutor(plan.workers) as pool:
         try:

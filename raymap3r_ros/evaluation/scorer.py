@@ -60,6 +60,7 @@ class SequenceRun:
     poses: dict[str, np.ndarray]  # variant -> (T, 4, 4) c2w of the same frames, in the stream's own world
     values: dict[str, dict[str, float]]  # variant or baseline -> metric -> value; NaN if it is undefined
     samples: list[SampledFrame]
+    unposed: int = 0  # images of the sequence that were left out because they have no pose
 
 
 @dataclass(frozen=True)

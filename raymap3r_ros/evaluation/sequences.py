@@ -35,6 +35,7 @@ class PosedSequence:
     name: str
     length: int
     frames: Callable[[], Iterator[Frame]] = field(repr=False)
+    unposed: int = 0  # images that were left out because they have no pose
 
 
 def checked_frames(sequence: PosedSequence) -> Iterator[Frame]:

@@ -20,6 +20,7 @@ from raymap3r_ros.evaluation.statistics import bootstrap_mean, paired_bootstrap,
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.tables import text_table
+from raymap3r_ros.text import counted
 
 LESS, MORE, NEITHER = "less", "more", ""
 CONTROL = "control"
@@ -214,28 +215,33 @@ def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------- print
 
 
-def format_tables(rows: Sequence[Row]) -> str:
+def format_tables(rows: Sequence[Row], runs: list[SequenceRun]) -> str:
     """Compact tables for a terminal: variants and controls down, metrics across, the mean and its 95 % interval.
+
+    The headings contain the numbers of sequences and frames of `runs`.
 
     `*` marks the best rule and the best ablation. The last column is the probability that a line is better than its
     baseline in the first metric, by resampling the sequences.
     """
-    pieces = []
+    pieces, groups = [], grouped(runs)
+    groups |= {(world, ALL_SUITES): [run for run in runs if run.world == world] for world, _ in groups}
     for world, suite in {(row.world, row.suite): None for row in rows}:
         inside = [row for row in rows if (row.world, row.suite) == (world, suite)]
         for title, metrics in TABLES.items():
             shown = [metric for metric in metrics if any(row.metric == metric for row in inside)]
             if shown:
-                pieces.append(f"{_heading(title, inside)}\n{_table(inside, shown)}")
+                pieces.append(f"{_heading(title, inside, groups[world, suite])}\n{_table(inside, shown)}")
     return "\n\n".join(pieces)
 
 
-def _heading(title: str, rows: list[Row]) -> str:
+def _heading(title: str, rows: list[Row], runs: list[SequenceRun]) -> str:
     moving = [row.value for row in rows if row.metric == "moving_share" and row.kind != CONTROL]
     share = f", {100 * moving[0]:.1f} % of pixels move" if moving else ""
     place = " ".join(part for part in (rows[0].world, rows[0].suite) if part)
-    count = max(row.n for row in rows)
-    return f"{place}: {title} ({count} sequence{'s' if count > 1 else ''}{share})"
+    frames, unposed = sum(run.frames for run in runs), sum(run.unposed for run in runs)
+    left_out = f", {counted(unposed, 'image')} without a pose left out" if unposed else ""
+    count = counted(max(row.n for row in rows), "sequence")
+    return f"{place}: {title} ({count}, {counted(frames, 'frame')}{left_out}{share})"
 
 
 def _table(rows: list[Row], metrics: list[str]) -> str:

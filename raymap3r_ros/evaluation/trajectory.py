@@ -129,13 +129,17 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if kind := kind_of(path):
         raise InputError(f"{path}: is {kind}; expected a TUM trajectory, a text file")
     try:
-        if what := known_file(path):
-            raise InputError(f"{path}: is {what}")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a TUM trajectory: {error}") from error
+        what = known_file(path)
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if not what else []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a TUM trajectory: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: cannot be read as a TUM trajectory: it is not text in UTF-8; if it is UTF-16, convert it: "
+            "iconv -f utf-16 -t utf-8"
+        ) from error
+    if what:
+        raise InputError(f"{path}: is {what}")
     rows, lost, header = [], [], False
     for number, line in enumerate(lines, 1):
         fields = re.split(r"[#%]", line, maxsplit=1)[0].replace(",", " ").replace(";", " ").split()

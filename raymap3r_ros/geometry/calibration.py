@@ -28,6 +28,7 @@ FISHEYE_MODEL = "equidistant"
 # stretches the border (by 1 / cos^2, 2.4 here) and leaves few pixels for the centre.
 WIDEST = 100.0
 MAX_ZOOM = 8.0  # if there are unseen pixels even at this zoom, the coefficients are invalid
+REACH = 0.75  # share of the way to the corners that a calibration covers; few have points near all corners
 NEIGHBOUR = 1e-5  # offset between a ray and its neighbours in the test for folds
 # Limits beyond which intrinsics are doubtful.
 FAR_FROM_MIDDLE = 0.2  # distance of a principal point from the middle, in image sizes
@@ -159,17 +160,44 @@ class Calibration:
         across = max(length / focal for length, focal in zip(size, (matrix[0, 0], matrix[1, 1]), strict=True))
         low = min(1.0, across / 2 / math.tan(math.radians(WIDEST / 2)))
         high = MAX_ZOOM
-        if self._is_seen(matrix, size, low):
-            return low
-        if not self._is_seen(matrix, size, high):
+        reach = self._reach(matrix, size)
+        if reach < REACH or not self._is_seen(matrix, size, high):
             raise InputError(
                 f"lens distortion {self._distortion.tolist()} folds the image of {size[0]}x{size[1]} pixels: "
                 "calibration ignored; calibrate the camera again"
             )
+        if reach < 1:
+            self._report(
+                f"lens distortion {self._distortion.tolist()} folds the image of {size[0]}x{size[1]} pixels near its "
+                "corners, which are left out; calibrate the camera again, with points near the corners"
+            )
+        if self._is_seen(matrix, size, low):
+            return low
         while high / low > 1.0005:  # a third of a pixel at the border of an image of 1280
             middle = math.sqrt(low * high)
             low, high = (low, middle) if self._is_seen(matrix, size, middle) else (middle, high)
         return high
+
+    def _reach(self, matrix: np.ndarray, size: tuple[int, int]) -> float:
+        """Return the share of the way from the principal point to the corners up to which the distorted radius rises.
+
+        Every pixel of an image comes from some ray, so coefficients with less than 1 belong to another image or to
+        none. A fisheye image may be dark outside a circle: there, the way to one of the borders counts.
+        """
+        focal, middle = matrix[[0, 1], [0, 1]], matrix[:2, 2]
+        x, y = np.array([(-0.5 - middle) / focal, (np.array(size) - 0.5 - middle) / focal]).T
+        targets = [(x[0], 0), (x[1], 0), (0, y[0]), (0, y[1])] if self._fisheye else [(a, b) for a in x for b in y]
+        radii = np.tan(np.linspace(0, math.radians(89), 1000))
+        project = cv2.fisheye.projectPoints if self._fisheye else cv2.projectPoints
+        shares = []
+        for target in np.array([target for target in targets if any(target)]):
+            length = np.linalg.norm(target)
+            rays = np.column_stack([radii[:, None] * target / length, np.ones(len(radii))])
+            image, _ = project(rays.reshape(-1, 1, 3), np.zeros(3), np.zeros(3), np.eye(3), self._distortion)
+            along = image.reshape(-1, 2) @ target / length
+            folds = np.flatnonzero(~(np.diff(along) > 0))
+            shares.append(along[folds[0] if len(folds) else -1] / length)
+        return max(shares) if self._fisheye else min(shares)
 
     def _is_seen(self, matrix: np.ndarray, size: tuple[int, int], zoom: float) -> bool:
         """Return whether every pixel of the rectified image comes from inside the recorded image."""

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 # Pillow supports many more, one of which it passes to Ghostscript.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 MAX_FILE = 2**29  # bytes
 
 
@@ -40,13 +41,7 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenFrame(f"{picture.width}x{picture.height} pixels are more than any camera's ({MAX_PIXELS})")
-            if picture.mode.startswith(("I", "F")):
-                # Pillow would clip 16-bit grey to 255 instead of scaling it.
-                values = np.asarray(picture)
-                if picture.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
-                    raise BrokenFrame(f"pixel type {picture.mode!r} has no known brightness range")
-                return np.repeat((values // 256).astype(np.uint8)[..., None], 3, axis=2)
-            return np.asarray(_upright(picture).convert("RGB") if upright else picture.convert("RGB"))
+            return _rgb(_upright(picture) if upright else picture)
     except BrokenFrame:
         raise
     except InputError as error:
@@ -56,7 +51,36 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
         if isinstance(error, UnidentifiedImageError):
             what = known_content(data[:START])
             why = f"it is {what}" if what else "not a known image format"
+            if data.startswith(TIFF_SIGNATURES):
+                why = "a TIFF that is damaged or has pixels of an unsupported type; convert it to 8 or 16 bits"
         raise BrokenFrame(why) from error
+
+
+def decode_message(data: bytes) -> np.ndarray:
+    """Return the PNG or JPEG of a message as (h, w, 3) uint8 RGB.
+
+    The calibration is for the pixels as they are stored, so an EXIF orientation is ignored.
+
+    Raises InputError if it is neither, or damaged. OpenCV is not used: it prints a line for each damaged image.
+    """
+    checked = checked_image(data)
+    try:
+        with Image.open(io.BytesIO(checked), formats=("PNG", "JPEG")) as picture:
+            return _rgb(picture)
+    except BrokenFrame as error:
+        raise InputError(f"compressed image of {len(data)} bytes: {error}") from error
+    except Exception as error:  # as in `decode_image`
+        raise InputError(f"compressed image of {len(data)} bytes cannot be decoded as jpeg or png: {error}") from error
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith(("I", "F")):
+        # Pillow would clip 16-bit grey to 255 instead of scaling it.
+        values = np.asarray(picture)
+        if picture.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
+            raise BrokenFrame(f"pixel type {picture.mode!r} has no known brightness range")
+        return np.repeat((values // 256).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 _ORIENTATION = 0x0112

@@ -94,10 +94,11 @@ def _png_size(data: bytes, start: int, length: int) -> int:
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
     """The segments with the pixels, without metadata."""
-    position, frames, scans = 2, 0, 0
+    position, frames, scans, whole = 2, 0, 0, False
     while marker := _JPEG_MARKER.match(data, position):
         start, kind = marker.end() - 2, data[marker.end() - 1]
-        if kind == 0xD9:  # end of the image
+        whole = kind == 0xD9  # end of the image; more bytes may follow
+        if whole:
             break
         length = int.from_bytes(data[start + 2 : start + 4], "big")
         end = start + 2 + length
@@ -119,6 +120,8 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
         position = end
     if not scans:
         raise _damaged(data, "it has no pixels")
+    if not whole:
+        raise _damaged(data, "it is cut off, without the marker of its end")
     yield b"\xff\xd9"
 
 

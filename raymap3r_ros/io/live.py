@@ -32,6 +32,7 @@ GIVE_UP = 10  # consecutive images that cannot be decoded: treated as the end
 _POLL = 0.1  # seconds between two checks for a stop signal
 CLOSE = 2.0  # seconds to wait for a read to return
 _PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
+_CAPTURE_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 # FFmpeg follows what a server sends, such as a playlist: it must not read files. RTSP over TCP loses no packets.
 _FFMPEG_OPTIONS = "rtsp_transport;tcp|protocol_whitelist;" + ",".join((*SCHEMES, "tls", "srtp", "crypto", "httpproxy"))
 
@@ -142,12 +143,17 @@ def _stream(url: str) -> _Source:
         raise InputError(f"{name}: contains a zero byte; give the URL of the stream")
 
     def capture() -> cv2.VideoCapture:
-        os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _FFMPEG_OPTIONS)
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its messages contain text of the server
         milliseconds = round(TIMEOUT * 1000)
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
         # Other backends would print the URL.
-        return cv2.VideoCapture(os.fsencode(url).decode("utf-8", "replace"), cv2.CAP_FFMPEG, limits)
+        own = _CAPTURE_OPTIONS not in os.environ
+        os.environ.setdefault(_CAPTURE_OPTIONS, _FFMPEG_OPTIONS)
+        try:
+            return cv2.VideoCapture(os.fsencode(url).decode("utf-8", "replace"), cv2.CAP_FFMPEG, limits)
+        finally:
+            if own:  # with these options, no file can be opened later
+                os.environ.pop(_CAPTURE_OPTIONS, None)
 
     return _Source(STREAM, name, capture, lambda: _stream_problem(url))
 

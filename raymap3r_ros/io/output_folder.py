@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.output_files import kind_of
+from raymap3r_ros.output_files import kind_of, named_errors
 
 MANIFEST = ".raymap3r_files"
 _TITLE = "# Files that raymap3r wrote here, one per line. --overwrite deletes these and no others."
@@ -26,7 +26,7 @@ def claim(folder: Path, name: str) -> Path:
     """
     manifest = folder / MANIFEST
     line = f"{name}\n" if manifest.exists() else f"{_TITLE}\n{name}\n"
-    with manifest.open("a", encoding="utf-8", errors="surrogateescape") as file:
+    with named_errors(manifest), manifest.open("a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(line)
     return folder / name
 

@@ -81,7 +81,7 @@ class ReadOptions:
 class Recording:
     """The frames of one recording or live input, in order. Can be iterated over repeatedly.
 
-    Iterating raises InputError if no frame can be read, or if the size of the images changes.
+    Iterating raises InputError if no frame can be read, and ends early if the size of the images changes.
     """
 
     path: Path | None  # None for a live input
@@ -124,10 +124,12 @@ class Recording:
                 if size is None:
                     size = width, height
                 elif size != (width, height):
-                    raise InputError(
-                        f"{self.name}: the image at {frame.stamp:.3f} s is {width}x{height}, those before it are "
+                    self.ended = (
+                        f"the image at {frame.stamp:.3f} s is {width}x{height}, those before it are "
                         f"{size[0]}x{size[1]}; give one recording per image size"
                     )
+                    log.warning("%s: %s", self.short_name, self.ended)
+                    return
                 yield frame
         if size is None:
             broken = f" ({self.skipped} could not be decoded; the first: {self.first_skip})" if self.skipped else ""

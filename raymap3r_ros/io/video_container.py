@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_MP4_CONTENT = {b"moov", b"mdat", b"moof"}
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 # H.264 or H.265 without a container: start code, then a parameter set, delimiter or SEI message. MPEG-1, MPEG-2 and
 # program streams have the same start code, but other numbers after it.
@@ -39,7 +40,7 @@ def read_container(path: Path) -> Container:
             fragmented = any(kind == b"moof" for kind, _, _ in boxes)
             edited = any(kind == b"moov" and _contains(file, begin, end, b"elst") for kind, begin, end in boxes)
             lacks_index = not any(kind == b"moov" for kind, _, _ in boxes)
-            return Container(not fragmented, edited, any(end > size for _, _, end in boxes), lacks_index)
+            return Container(not fragmented, edited, _mp4_is_cut(boxes, size), lacks_index)
         if start[:4] == b"RIFF" and start[8:11] == b"AVI":
             return Container(True, False, any(end > size for end in _riff_ends(file, size)))
         if start.startswith(_EBML):
@@ -64,6 +65,16 @@ def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
             return
         yield kind, position, position + length
         position += length
+
+
+def _mp4_is_cut(boxes: list[tuple[bytes, int, int]], size: int) -> bool:
+    """Return whether a box with images or their index ends beyond the file.
+
+    After these, cameras and other programs append text and data that are no boxes.
+    """
+    complete = {kind for kind, _, end in boxes if end <= size}
+    beyond = {kind for kind, _, end in boxes if end > size}
+    return bool(beyond & _MP4_CONTENT or (beyond and not {b"moov", b"mdat"} <= complete))
 
 
 def _contains(file: BinaryIO, begin: int, end: int, name: bytes) -> bool:

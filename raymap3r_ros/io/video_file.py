@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from raymap3r_ros.io.files import plain_name
+from raymap3r_ros.io.video_container import read_container
 from raymap3r_ros.output_files import partial_path, whole_file
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class VideoFile:
     """A preview video `<stem>.mp4` (MPEG-4), or an animated `<stem>.gif` if OpenCV cannot write videos.
 
     `path` is final once the first picture is written. Used in a `with` block: the file gets its name at the end, or
-    is deleted on an error. Without a picture there is no file.
+    is deleted on an error. Without a picture there is no file. Raises OSError if the file could not be written.
     """
 
     GIF_FRAMES = 60  # in memory until the end; a longer stream is thinned out
@@ -112,12 +114,22 @@ class VideoFile:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._writer is not None:
             self._writer.release()
+            partial = partial_path(self.path)
+            if error is None and _is_whole(partial):
+                os.replace(partial, self.path)
+                return
+            partial.unlink(missing_ok=True)
             if error is None:
-                os.replace(partial_path(self.path), self.path)
-            else:
-                partial_path(self.path).unlink(missing_ok=True)
+                what = "the video could not be written: the disk is full, or the file is larger than allowed"
+                raise OSError(errno.ENOSPC, what, str(self.path))
         elif self._gif is not None and error is None:
             first, *rest = [Image.fromarray(picture) for picture in self._gif.kept]
             duration = 1000 * self._gif.step / self._fps
             with whole_file(self.path) as partial:
                 first.save(partial, save_all=True, append_images=rest, duration=duration, loop=0)
+
+
+def _is_whole(video: Path) -> bool:
+    """Return whether a video has all its parts. OpenCV does not report errors of writing."""
+    container = read_container(video)
+    return not (container.cut or container.lacks_index)

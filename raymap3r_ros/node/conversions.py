@@ -16,7 +16,8 @@ from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.poses import quaternion, twist
-from raymap3r_ros.io.encoded import MAX_SIDE, checked_image
+from raymap3r_ros.io.decoding import decode_message
+from raymap3r_ros.io.encoded import MAX_SIDE
 from raymap3r_ros.mapping.occupancy import OccupancyGrid
 from raymap3r_ros.mapping.uncertainty import UNKNOWN_VARIANCE
 
@@ -113,16 +114,7 @@ def image_array(message: Image | CompressedImage) -> np.ndarray:
     """
     check_image(message)
     if isinstance(message, CompressedImage):
-        # The calibration is for the pixels as the sensor wrote them, so ignore an EXIF orientation.
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        data = checked_image(bytes(message.data))
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:  # for some damaged files; for others it returns None
-            image = None
-        if image is None:
-            raise InputError(f"compressed image of {len(message.data)} bytes cannot be decoded as jpeg or png")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return decode_message(bytes(message.data))
     if message.encoding in DIRECT:
         size = ENCODINGS[message.encoding][0]
         pixels = np.ndarray(

@@ -15,6 +15,7 @@ from raymap3r_ros.rates import significant
 WINDOW = 5.0  # seconds over which rates are counted, and for which a warning or an error sets the level
 SAMPLES = 200  # frames, the latest, that latencies and stage times are medians of
 LOST_SHARE = 0.5  # of the stamped images; if fewer arrive, the middleware loses them
+BURSTS = 2.0  # ratio of the neighbours that arrive to those expected if images are lost at random
 PROFILE_HINT = "use the Fast DDS profile of config/fastdds.xml, on the publisher's side above all"
 
 
@@ -73,7 +74,11 @@ class StampRates:
         gaps = sorted(later - earlier for earlier, later in zip(self._images, list(self._images)[1:], strict=False))
         # Even if many images are lost, some neighbours arrive: nearly the smallest gap is the period.
         period = gaps[len(gaps) // 10] if len(gaps) >= 5 else 0.0
-        return max(1 / period if period > 0 else 0.0, _rate(self._infos))
+        arriving = self.arriving()
+        # If images are lost, neighbours arrive with the same probability as all images. More of them are bursts.
+        neighbours = sum(gap < 1.5 * period for gap in gaps)
+        bursts = neighbours > BURSTS * arriving * period * len(gaps)
+        return max(0.0 if period <= 0 else arriving if bursts else 1 / period, _rate(self._infos))
 
 
 def _rate(stamps: deque[float]) -> float:
@@ -105,6 +110,7 @@ class Monitor:
         self._stages: dict[str, deque[float]] = {}
         self._error, self._error_time = "", -WINDOW
         self._warning, self._warning_time = "", -WINDOW
+        self._standing: dict[str, tuple[str, float]] = {}  # text and time, by subject
 
     def arrived(self, stamp: float, jump: bool) -> None:
         """Record a valid image; `jump`: its stamp does not follow the last one."""
@@ -140,6 +146,11 @@ class Monitor:
         with self._lock:
             self._warning, self._warning_time = text, time.monotonic()
 
+    def stand(self, subject: str, text: str) -> None:
+        """Record what holds at the moment about a subject, "" if nothing."""
+        with self._lock:
+            self._standing[subject] = text, time.monotonic()
+
     def error(self, text: str) -> None:
         """Record an error."""
         with self._lock:
@@ -166,8 +177,9 @@ class Monitor:
             elif state == "active" and 0 < arriving < LOST_SHARE * stamped:
                 warnings.append(
                     f"images arrive at {significant(arriving)} Hz but are stamped at {significant(stamped)} Hz: "
-                    f"{PROFILE_HINT}"
+                    f"unless the camera sends them irregularly, the others are lost; {PROFILE_HINT}"
                 )
+            warnings += [text for text, when in self._standing.values() if text and now - when < WINDOW]
             if now - self._warning_time < WINDOW:
                 warnings.append(self._warning)
             level, texts = DiagnosticStatus.OK, [state]

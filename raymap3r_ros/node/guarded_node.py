@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
@@ -168,7 +169,9 @@ class GuardedNode(LifecycleNode):
                 if not message.name:
                     raise InputError("a parameter without a name cannot be set")
                 if not self.has_parameter(message.name):
-                    raise InputError(f"{printable(message.name)} is not a parameter of this node")
+                    near = difflib.get_close_matches(message.name, self.list_parameters([], 0).names, 1, 0.6)
+                    hint = f"; did you mean {near[0]}?" if near else ""
+                    raise InputError(f"{printable(message.name)} is not a parameter of this node{hint}")
                 if message.value.type not in PARAMETER_TYPES:
                     raise InputError(
                         f"{printable(message.name)} has a value of the unknown type {message.value.type}; allowed: "

@@ -13,8 +13,10 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
 
+from raymap3r_ros.camera_mix import CameraMix
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.poses import MAX_DISTANCE, is_plausible
 from raymap3r_ros.mapping.scale import RangeReading
@@ -22,7 +24,7 @@ from raymap3r_ros.node import conversions
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import QUEUE_DEPTH, FrameQueue, PutResult, WaitingFrame
 from raymap3r_ros.node.guarded_node import GuardedNode
-from raymap3r_ros.node.namesakes import NamesakeWatch
+from raymap3r_ros.node.namesakes import NamesakeWatch, mixed_publishers
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
 from raymap3r_ros.node.silence import SilenceWatch
@@ -63,6 +65,7 @@ class Inputs:
         self._silence = SilenceWatch(node, reporter)
         self._namesakes = NamesakeWatch(node, reporter)
         self._stamp_clock = StampClock(reporter.warn_once)
+        self._camera_mix = CameraMix()
         self._subscriptions = self._subscribe(group)
 
     @property
@@ -76,9 +79,11 @@ class Inputs:
             self._node.destroy_subscription(subscription)
 
     def check(self) -> None:
-        """Warn if nothing arrives, or if another node takes the same inputs under the same name."""
+        """Warn if nothing arrives, if inputs have several publishers, or if another node has the same name."""
         self._silence.check(self._subscriptions)
         self._namesakes.check()
+        clocks = [one for one in self._node.subscriptions if one.msg_type is Clock]  # with use_sim_time
+        self._reporter.stand("publishers", mixed_publishers(self._node, [*self._subscriptions, *clocks]))
 
     def facts(self) -> dict[str, object]:
         """Number of publishers of each topic, for diagnostics."""
@@ -157,6 +162,8 @@ class Inputs:
         except InputError as error:
             self._reporter.refuse(error)
             return
+        size = (message.width, message.height) if isinstance(message, Image) else None
+        self._reporter.stand("cameras", self._camera_mix.add(message.header.frame_id, size))
         given, now = conversions.nanoseconds(message.header.stamp), self._node.get_clock().now().nanoseconds
         nanoseconds = self._stamp_clock.image(given, now)
         stamp = Time(nanoseconds=nanoseconds).to_msg()

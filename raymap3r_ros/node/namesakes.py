@@ -1,14 +1,26 @@
-"""Other nodes with the node's own name."""
+"""Other nodes with the node's own name, or with publishers of the same inputs."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from rclpy.node import Node
+from rclpy.subscription import Subscription
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.text import listing
 
 REPEAT = 60.0  # seconds between two warnings
+LISTED = 3  # publishers that a warning names
+
+
+def endpoint_name(endpoint: TopicEndpointInfo) -> str:
+    """Full name of the node of a publisher; "" if it is not known: not yet, or its process was killed before."""
+    if endpoint.node_name == "_NODE_NAME_UNKNOWN_":
+        return ""
+    return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
 
 
 class NamesakeWatch:
@@ -31,3 +43,15 @@ class NamesakeWatch:
                 f"{count} nodes are named {self._node.get_fully_qualified_name()}: they publish to the same topics, "
                 "and services reach only one of them; end all but one, or rename them (-r __node:= or -r __ns:=)"
             )
+
+
+def mixed_publishers(node: Node, subscriptions: Iterable[Subscription]) -> str:
+    """The inputs that have several publishers, whose messages are mixed, with their nodes; "" if there are none."""
+    mixed = []
+    for topic in (subscription.topic_name for subscription in subscriptions):
+        names = sorted(filter(None, map(endpoint_name, node.get_publishers_info_by_topic(topic))))
+        if len(names) > 1:
+            mixed.append(f"{topic} has {len(names)} publishers: {listing(names, LISTED)}")
+    if not mixed:
+        return ""
+    return f"{'; '.join(mixed)}: their messages are mixed; end all but one, or remap this input to a topic of its own"

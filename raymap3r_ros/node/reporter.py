@@ -11,6 +11,8 @@ from raymap3r_ros.node.conversions import EncodingError
 from raymap3r_ros.node.diagnostics import Monitor
 from raymap3r_ros.text import MAX_PROBLEMS, THROTTLE, Throttle, printable, with_details
 
+_FOREIGN = re.compile(r"'[^']*'|\"[^\"]*\"|[\d.e+]+")  # quoted names and numbers, which may differ each time
+
 
 class Reporter:
     """Reports events of one node to its log and its monitor. All methods may be called from any thread."""
@@ -20,7 +22,7 @@ class Reporter:
         self._monitor = monitor
         self._logged_once: set[str] = set()
         self._throttle = Throttle()
-        self._standing = ""  # kind of the last text of `stand`
+        self._standing: dict[str, str] = {}  # kind of the last text of `stand`, by subject
 
     def __len__(self) -> int:
         """Number of kinds of problems that are remembered."""
@@ -60,16 +62,19 @@ class Reporter:
             self._logged_once.add(text)
             self._logger.warning(text)
 
-    def stand(self, text: str) -> None:
-        """Report what holds at the moment, "" if nothing: in the diagnostics, and in the log when it begins."""
+    def stand(self, subject: str, text: str) -> None:
+        """Report what holds at the moment about a subject, "" if nothing.
+
+        In the diagnostics as long as it holds, and in the log when it begins.
+        """
+        text = printable(text)
+        self._monitor.stand(subject, text)
         if text:
-            text = printable(text)
-            self._monitor.warning(text)
-            kind = re.sub(r"[\d.e+]+", "#", text)
-            if kind != self._standing and self._throttle.permits(kind, THROTTLE):
+            kind = _FOREIGN.sub("#", text)
+            if kind != self._standing.get(subject) and self._throttle.permits(kind, THROTTLE):
                 self._logger.warning(text)
             text = kind
-        self._standing = text
+        self._standing[subject] = text
 
     def fail(self, text: str, throttle: bool = False, details: str = "", problem: str = "") -> None:
         """Report an error in the log and the diagnostics.

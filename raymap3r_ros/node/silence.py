@@ -13,6 +13,7 @@ from rosgraph_msgs.msg import Clock
 
 from raymap3r_ros.node.diagnostics import PROFILE_HINT
 from raymap3r_ros.node.guarded_node import GuardedNode
+from raymap3r_ros.node.namesakes import endpoint_name
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.text import printable
 
@@ -77,8 +78,8 @@ def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> st
 
 
 def _has_other_publisher(node: GuardedNode, topic: str) -> bool:
-    own = (node.get_namespace(), node.get_name())
-    return any((one.node_namespace, one.node_name) != own for one in node.get_publishers_info_by_topic(topic))
+    own = ("", node.get_fully_qualified_name())
+    return any(endpoint_name(one) not in own for one in node.get_publishers_info_by_topic(topic))
 
 
 def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo]) -> str:
@@ -124,7 +125,7 @@ def _type_name(kind: type) -> str:
 
 
 def _name(publisher: TopicEndpointInfo) -> str:
-    return printable(f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}", LONGEST_NAME)
+    return printable(endpoint_name(publisher) or "a node whose name is not known", LONGEST_NAME)
 
 
 def _reliability(qos: QoSProfile) -> str:

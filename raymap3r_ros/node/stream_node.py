@@ -182,7 +182,8 @@ class StreamNode(GuardedNode):
         self._worker.start()
         self._inputs = Inputs(self, session, self._queue, self._monitor, self._reporter, self._image_group)
         self.get_logger().info(
-            f"active: {'every frame' if every_frame else 'newest frame'} of {self._inputs.topics[0]}"
+            f"active{', but paused' * session.paused}: {'every' if every_frame else 'newest'} frame of "
+            f"{self._inputs.topics[0]}"
         )
         return TransitionCallbackReturn.SUCCESS
 
@@ -436,7 +437,7 @@ class StreamNode(GuardedNode):
     def _check_clock(self, frame: WaitingFrame) -> None:
         """Report stamps of another clock than the node's, also of frames that are not published."""
         now, stamp = self.get_clock().now().nanoseconds * 1e-9, conversions.seconds(frame.stamp)
-        self._reporter.stand(clock_problem(now, stamp, self.get_parameter("use_sim_time").value))
+        self._reporter.stand("clock", clock_problem(now, stamp, self.get_parameter("use_sim_time").value))
 
     def _frame_of(self, message: Image | CompressedImage) -> str:
         """The frame_id of an image, without the leading slash that tf2 does not allow."""

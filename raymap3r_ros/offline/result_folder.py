@@ -64,6 +64,16 @@ def discard_folder(folder: Path) -> None:
         remove_empty(folder / name)
 
 
+def discard_frame(folder: Path, index: int) -> None:
+    """Delete the files of frame `index`, some of which could not be written."""
+    for name in (
+        f"{DEPTH_FOLDER}/{index:06d}.png",
+        f"{DEPTH_FOLDER}/{index:06d}.npz",
+        f"{MASK_FOLDER}/{index:06d}.png",
+    ):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_depth_files(folder: Path, index: int, depth: np.ndarray) -> None:
     """Write `depth` (H, W) metres of frame `index`: millimetres as a 16-bit PNG, and float32 as .npz."""
     write_png(claim(folder, f"{DEPTH_FOLDER}/{index:06d}.png"), quantise_depth(depth))

@@ -18,9 +18,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import InputError, reason_of
+from raymap3r_ros.errors import InputError, Raymap3rError, reason_of
 from raymap3r_ros.io.intrinsics import write_intrinsics
-from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.output_folder import claim, locked_folder
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.recording import Frame, Recording
@@ -29,6 +28,7 @@ from raymap3r_ros.mapping import StaticMap
 from raymap3r_ros.network import Network
 from raymap3r_ros.offline.cloud import CloudOptions
 from raymap3r_ros.offline.estimate import time_estimate
+from raymap3r_ros.offline.final_files import FinalFiles
 from raymap3r_ros.offline.rerun_view import RerunView
 from raymap3r_ros.offline.result_folder import (
     CLOUD,
@@ -38,6 +38,7 @@ from raymap3r_ros.offline.result_folder import (
     SUMMARY,
     TRAJECTORY,
     discard_folder,
+    discard_frame,
     numbered,
     prepare_folder,
     write_depth_files,
@@ -114,12 +115,14 @@ def run_recording(
     """Run `recording` through one stream of `network`; write `outputs` (default: all) to `folder`, return the summary.
 
     SIGINT (Ctrl-C) and SIGTERM, or the key q in `outputs.window`, end the run after the current frame; all files are
-    then completed for the frames so far. An error half-way does the same, and is raised again when the files are
-    complete; a recording that is damaged or cut off ends there, and the summary reports it. So does a live input that
-    ends. `outputs.view` and `outputs.window` are opened, get every frame and are closed. `progress`: show a bar on a
+    then completed for the frames so far. A recording that is damaged or cut off ends there, and so do a live input
+    that ends and a run that lacks disk space or memory of the GPU: the summary contains the reason. Any other error
+    is raised again when the files are complete.
+
+    `outputs.view` and `outputs.window` are opened, get every frame and are closed. `progress`: show a bar on a
     terminal.
 
-    Raises InputError if the recording or the folder cannot be used.
+    Raises InputError if the recording or the folder cannot be used, and any error before the first result.
     """
     options, outputs = options or StreamOptions(), outputs or RunOutputs()
     folder = Path(folder)
@@ -170,12 +173,12 @@ def _process(run: _Run, progress: bool) -> RunSummary:
                 raise
             failure = error
             done = counted(len(run.stamps), "frame")
-            log.warning("stopped after %s by an error: completing the files", done)
+            log.warning("stopped after %s by an error: completing the files: %s", done, reason_of(error))
         run.show_scene()
         elapsed = time.perf_counter() - begin
     stopped_by = signals[0] if signals else QUIT if run.quit else run.recording.ended
     summary = run.finish(elapsed, stopped_by if failure is None else reason_of(failure))
-    if failure is not None:
+    if failure is not None and not isinstance(failure, (OSError, Raymap3rError, torch.cuda.OutOfMemoryError)):
         raise failure
     return summary
 
@@ -287,7 +290,10 @@ class _Run:
 
     def _start_world(self, frame: Frame) -> None:
         """The stamps have jumped: end the current world, and start another one."""
-        log.warning("the stamps jump to %.3f s: a new world starts", frame.stamp)
+        log.warning(
+            "the stamps jump to %.3f s: a new world starts (for a time lapse, allow longer steps: --max-gap)",
+            frame.stamp,
+        )
         self.jumps = frame.jumps
         self.stream.reset()
         if len(self.stamps) == self.worlds[-1]:
@@ -320,10 +326,14 @@ class _Run:
         if self.plausibility.add(maps.get("plausibility")):
             log.warning(self.plausibility.problem)
         index = len(self.stamps)  # file names count like the lines of the trajectory
-        if "depth" in maps:
-            write_depth_files(self.folder, index, maps["depth"])
-        if "dynamic_mask" in maps:
-            write_mask_file(self.folder, index, maps["dynamic_mask"])
+        try:
+            if "depth" in maps:
+                write_depth_files(self.folder, index, maps["depth"])
+            if "dynamic_mask" in maps:
+                write_mask_file(self.folder, index, maps["dynamic_mask"])
+        except OSError:
+            discard_frame(self.folder, index)
+            raise
         self.stamps.append(result.stamp)
         self.nanoseconds.append(nanoseconds)
         # Copies: arrays from a GPU share one buffer with the frame's maps, which must be freed before the end.
@@ -353,19 +363,19 @@ class _Run:
         poses, intrinsics = np.stack(self.poses), np.stack(self.intrinsics)
         if self.worlds[-1] == len(self.stamps):  # nothing was written for the last one
             self.worlds.pop()
+        files = FinalFiles(self.folder, self.preview)
         for name, world in zip(self._names(TRAJECTORY), self._spans(), strict=True):
-            write_trajectory(claim(self.folder, name), self.nanoseconds[world], poses[world])
-        write_intrinsics(
-            claim(self.folder, INTRINSICS), self.nanoseconds, intrinsics, self.intrinsics_known, self.image_size
-        )
+            files.write(name, write_trajectory, self.nanoseconds[world], poses[world])
+        files.write(INTRINSICS, write_intrinsics, self.nanoseconds, intrinsics, self.intrinsics_known, self.image_size)
         points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
         if self.outputs.cloud:
-            self._write_cloud(self._names(CLOUD)[-1])
+            with files.keeping_errors():
+                self._write_cloud(self._names(CLOUD)[-1])
         summary = self._summarise(poses, None if points is None else len(points), elapsed, stopped_by)
         if self.preview is not None:
-            self.preview.write_sheet(summary, poses[:, :3, 3], points, colors)
-        write_json(claim(self.folder, SUMMARY), dataclasses.asdict(summary))
-        return summary
+            with files.keeping_errors():
+                self.preview.write_sheet(summary, poses[:, :3, 3], points, colors)
+        return files.write_summary(summary)
 
     def _summarise(self, poses: np.ndarray, static_points: int | None, elapsed: float, stopped_by: str) -> RunSummary:
         steady = self.steps[WARM_UP:] or self.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class RunPreview:
         self._painter = painter
         self._rows = EvenSample(4 * SHEET_ROWS)
         self._video = VideoFile(folder, VIDEO, rate)
+        self.error: OSError | None = None  # why the video is missing
 
     @property
     def files(self) -> list[str]:
@@ -71,9 +73,21 @@ class RunPreview:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._video.__exit__(*error)
-        if self._video.path.exists():
-            claim(self._folder, self._video.path.name)
+        try:
+            self._video.__exit__(*error)
+            if self._video.path.exists():
+                claim(self._folder, self._video.path.name)
+        except OSError as failure:
+            self.error = failure
+
+    def remove_video(self) -> bool:
+        """Delete the video, in favour of files that matter more; return whether there was one."""
+        if not self._video.path.exists():
+            return False
+        self._video.path.unlink()
+        what = "deleted, to have space for smaller files on a full disk"
+        self.error = OSError(errno.ENOSPC, what, str(self._video.path))
+        return True
 
     def add(self, row: np.ndarray, seconds: float) -> None:
         """Add the row of a frame; `seconds` since the first frame."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import rclpy
@@ -169,3 +170,38 @@ def names_of(node):
 
 def publishers_of_tf(node):
     return [one.node_name for one in node.get_publishers_info_by_topic("/tf")]
+
+
+class LateNames:
+    """A node that discovers its own publisher before its own name: the publishers at each query."""
+
+    def __init__(self, *states):
+        self._states = list(states)
+
+    def get_fully_qualified_name(self):
+        return "/ns/camera"
+
+    def get_publishers_info_by_topic(self, _):
+        names = self._states.pop(0) if len(self._states) > 1 else self._states[0]
+        return [SimpleNamespace(node_namespace=one[0], node_name=one[1]) for one in names]
+
+
+UNKNOWN = ("_NODE_NAMESPACE_UNKNOWN_", "_NODE_NAME_UNKNOWN_")
+OWN, STREAM, ROBOT = ("/ns", "camera"), ("/ns", "raymap3r"), ("/", "robot")
+
+
+@pytest.mark.parametrize(
+    ("states", "refused"),
+    [
+        ([[UNKNOWN], [OWN]], False),
+        ([[UNKNOWN, STREAM], [UNKNOWN, STREAM], [OWN, STREAM]], False),
+        ([[UNKNOWN]], False),  # the rest of a process that was killed
+        ([[OWN, UNKNOWN], [OWN, ROBOT]], True),
+        ([[OWN, UNKNOWN, ROBOT]], True),
+    ],
+)
+def test_a_publisher_without_a_name_is_no_other_node(states, refused, monkeypatch):
+    monkeypatch.setattr(graph, "DISCOVERY_TIME", 0.5)
+    publishers = [SimpleNamespace(topic_name="/tf")]
+    with pytest.raises(Raymap3rError, match="published by /robot:") if refused else contextlib.nullcontext():
+        graph.refuse_other_publishers(LateNames(*states), "/ns/raymap3r", publishers)

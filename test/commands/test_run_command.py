@@ -146,7 +146,7 @@ def test_names_of_files_reach_the_terminal_escaped(images, tmp_path, capsys, mon
     captured = capsys.readouterr()
     text = captured.out + captured.err
     assert [line for line in text.splitlines() if not line.isprintable()] == []
-    assert text.count("raymap3r: warning:") == MAX_LINES
+    assert text.count("raymap3r: warning:") == MAX_LINES + 1
     assert r"x\x1b]0;title\x07\r\n\u202e\x9b31m" in text
     assert not any(line.startswith(("\u202e", r"\u202e")) for line in text.splitlines())
 

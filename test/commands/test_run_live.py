@@ -93,6 +93,7 @@ def test_a_stream_that_ends(run_live, out, capsys):
     assert "ended after 5 images: the connection was closed" in summary["stopped_by"]
     assert summary["frames"] + summary["frames_dropped"] <= 5
     check_files(out, summary)
+    assert cv2.VideoCapture(str(out / "preview.mp4")).isOpened()  # files can be opened after a stream
     printed = capsys.readouterr().out
     assert "stopped early: ended after 5 images" in printed and "missing" not in printed
 

@@ -136,6 +136,26 @@ def write_tum(folder, frames, rate=30.0, pose_rate=100.0, pose_from=0.0):
     write_text(folder / "groundtruth.txt", "# timestamp tx ty tz qx qy qz qw\n" + "\n".join(poses) + "\n")
 
 
+@pytest.mark.parametrize(("until", "text"), [(0.15, "4 of 10"), (0.0, "9 of 10 images have no pose")])
+def test_images_without_a_pose_are_counted(tmp_path, caplog, until, text):
+    write_tum(tmp_path, 10)
+    lines = (tmp_path / "groundtruth.txt").read_text().splitlines()
+    write_text(tmp_path / "groundtruth.txt", "\n".join(lines[: 2 + round(until * 100)]) + "\n")
+    (sequence,) = open_dataset("tum_folder", tmp_path)
+    (record,) = caplog.records
+    assert text in record.getMessage() and ("one pose is no trajectory" in record.getMessage()) == (until == 0)
+    assert sequence.length + sequence.unposed == 10 and f"{sequence.unposed} of 10" in text
+
+
+@pytest.mark.parametrize(("factor", "shift", "cause"), [(1, 3600, "the clocks differ"), (1e9, 0, "in nanoseconds")])
+def test_poses_of_another_time_are_refused_with_both_ranges(tmp_path, factor, shift, cause):
+    write_tum(tmp_path, 4)
+    poses = [f"{(1000 + index / 30) * factor + shift:.6f} 0 0 0 0 0 0 1" for index in range(4)]
+    write_text(tmp_path / "groundtruth.txt", "\n".join(poses) + "\n")
+    with pytest.raises(InputError, match=rf"the images are from 1000\.000 to 1000\.100 s, the poses from .*{cause}"):
+        open_dataset("tum_folder", tmp_path)
+
+
 def test_tum_uses_every_third_frame_with_a_pose(tmp_path, caplog):
     write_tum(tmp_path / "rgbd_dataset_freiburg3_walking_xyz", 300, pose_from=0.2)
     write_tum(tmp_path / "rgbd_dataset_freiburg1_desk", 3)  # not one of the eight sequences

@@ -117,10 +117,10 @@ def test_correlation_is_over_moving_sequences_of_all_suites():
 def test_the_terminal_table_marks_the_best_value_and_has_a_title(runs):
     for run in runs:
         run.values["random walk"]["end_drift"] = 0.5
-    text = tables.format_tables(tables.make_rows(runs, VARIANTS, KEYS))
+    text = tables.format_tables(tables.make_rows(runs, VARIANTS, KEYS), runs)
     trajectory, motion = text.split("\n\n" + "room light: motion")
     lines = trajectory.splitlines()
-    assert lines[0] == "room light: trajectory (4 sequences, 11.5 % of pixels move)"
+    assert lines[0] == "room light: trajectory (4 sequences, 40 frames, 11.5 % of pixels move)"
     assert lines[1].split()[:4] == ["ATE", "Sim(3)", "↓", "m"] and "better in ATE Sim(3)" in lines[1]
     cells = {line.split("  ")[0]: line for line in lines[2:] if line}
     assert "2.500* (" in cells["raymap3r"] and cells["raymap3r"].endswith("100 % than cut3r")

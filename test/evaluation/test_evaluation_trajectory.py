@@ -224,6 +224,14 @@ def test_the_error_names_line_and_value(tmp_path, row, problem):
         read_tum(tmp_path / "a.txt")
 
 
+def test_texts_that_are_no_utf_8_and_missing_files_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("0 0 0 0 0 0 0 1\n", encoding="utf-16")
+    with pytest.raises(InputError, match=r"a\.txt: cannot be .* not text in UTF-8; if it is UTF-16, convert it:"):
+        read_tum(tmp_path / "a.txt")
+    with pytest.raises(InputError, match=r"b\.txt: cannot be read as a TUM trajectory: No such file or directory$"):
+        read_tum(tmp_path / "b.txt")
+
+
 @pytest.mark.parametrize("text", ["1 2 3\n", "a b c d e f g h\n", "0 0 0 0 0 0 0 0\n", "nan 0 0 0 0 0 0 1\n"])
 def test_a_malformed_trajectory_is_refused(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)

@@ -135,6 +135,9 @@ def test_parameter_of_unknown_type_is_refused_with_a_reason(make_bench):
     request = SetParameters.Request(parameters=[unknown("", 2)])
     (result,) = bench.call(SetParameters, "set_parameters", request).results
     assert not result.successful and result.reason == "a parameter without a name cannot be set"
+    request = SetParameters.Request(parameters=[NodeParameter("maks.high", value=5.0).to_parameter_msg()])
+    (result,) = bench.call(SetParameters, "set_parameters", request).results
+    assert result.reason == "maks.high is not a parameter of this node; did you mean mask.high?"
     assert_alive(bench)
 
 

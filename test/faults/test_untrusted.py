@@ -28,6 +28,7 @@ from raymap3r_ros.node import conversions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "io"))
 from encoded_images import BOMBS, jpeg_bomb, png_bomb
+from PIL import Image
 
 FORMAT = "raymap3r-1"
 
@@ -38,7 +39,7 @@ FORMAT = "raymap3r-1"
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bomb_is_refused_before_it_is_decoded(data, monkeypatch):
-    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was decoded"))
     message = CompressedImage(format="png", data=array.array("B", data))
     with pytest.raises(InputError, match=r"larger than any camera's|cannot be decoded"):
         conversions.image_array(message)

@@ -119,8 +119,9 @@ def test_fisheye_is_not_zoomed_out_beyond_a_useful_perspective():
 
 
 def test_polynomial_that_folds_back_is_zoomed_in_to_where_it_is_valid():
-    # r (1 - 0.3 r^2) has its maximum at r = 1.054: the corner of this image, at 1.3, is beyond it.
-    wide = np.array([[100.0, 0, 99.5], [0, 100, 74.5], [0, 0, 1]])
+    # r (1 - 0.3 r^2) has its maximum 0.703 at r = 1.054. The corner of this image, at 0.69, is before it. The corner
+    # of the widest rectified image is beyond it.
+    wide = np.array([[180.0, 0, 99.5], [0, 180, 74.5], [0, 0, 1]])
     calibration = Calibration(wide, SIZE, (-0.3, 0, 0, 0, 0))
     _, matrix = calibration.rectify(np.zeros((150, 200, 3), np.uint8))
     assert np.hypot(99.5, 74.5) / matrix[0, 0] < 1.054
@@ -133,6 +134,53 @@ def test_a_calibration_with_implausible_coefficients_is_ignored(caplog):
     same, matrix = Calibration(MATRIX, SIZE, (1e9, -1e12, 0, 0, 0)).rectify(image)
     assert same is image and matrix is None
     assert "folds the image of 200x150 pixels: calibration ignored; calibrate the camera again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("distortion", "model"),
+    [
+        ((-5, 0, 0, 0, 0), "plumb_bob"),  # reaches 0.17 of 0.72
+        ((-5, 3, 0, 0, 9), "plumb_bob"),  # folds twice, and rises again
+        ((0, 0, 0, 0, 0, 4, 4, 0), "rational_polynomial"),
+        ((-1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), "thin_prism"),
+        ((-5, 0, 0, 0), "equidistant"),
+    ],
+)
+def test_coefficients_that_do_not_reach_the_corners_are_ignored_with_one_message(distortion, model):
+    messages = []
+    matrix = np.array([[80.0, 0, 48], [0, 80, 32], [0, 0, 1]])
+    calibration = Calibration(matrix, (96, 64), distortion, model, report=messages.append)
+    image = np.zeros((64, 96, 3), np.uint8)
+    for _ in range(2):
+        same, estimated = calibration.rectify(image)
+        assert same is image and estimated is None
+    (message,) = messages
+    assert "folds the image of 96x64 pixels: calibration ignored" in message
+
+
+def test_coefficients_that_nearly_reach_the_corners_are_used_with_one_message():
+    messages = []
+    matrix = np.array([[140.0, 0, 100], [0, 140, 75], [0, 0, 1]])  # up to 0.703 of 0.89
+    calibration = Calibration(matrix, SIZE, (-0.3, 0, 0, 0, 0), report=messages.append)
+    for _ in range(2):
+        assert calibration.rectify(np.zeros((150, 200, 3), np.uint8))[1] is not None
+    (message,) = messages
+    assert "folds the image of 200x150 pixels near its corners, which are left out" in message
+
+
+@pytest.mark.parametrize(
+    ("focal", "size", "distortion", "model"),
+    [  # published: EuRoC cam0, KITTI raw camera 2, TUM RGB-D freiburg1, TUM VI cam0
+        (458.0, (752, 480), (-0.28340811, 0.07395907, 0.00019359, 1.76187114e-05), "plumb_bob"),
+        (959.8, (1392, 512), (-0.3691481, 0.1968681, 0.001353473, 0.0005677587, -0.06770705), "plumb_bob"),
+        (517.3, (640, 480), (0.2624, -0.9531, -0.0054, 0.0026, 1.1633), "plumb_bob"),
+        (190.98, (512, 512), (0.0034823894, 0.0007150348, -0.0020532361, 0.0002029367), "equidistant"),
+    ],
+)
+def test_calibrations_of_real_cameras_are_used(focal, size, distortion, model, caplog):
+    matrix = np.array([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]])
+    _, rectified = Calibration(matrix, size, distortion, model).rectify(np.zeros((size[1], size[0], 3), np.uint8))
+    assert rectified is not None and not caplog.text
 
 
 def test_without_distortion_the_image_is_unchanged():

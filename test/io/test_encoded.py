@@ -74,6 +74,19 @@ def test_metadata_does_not_reach_the_decoder():
     assert len(checked_image(jpeg()[:2] + b"\xff\xe2\x00\x04xy" + jpeg()[2:])) == len(checked_image(jpeg()))
 
 
+@pytest.mark.parametrize(
+    "sound",
+    [jpeg(64), jpeg(64, PROGRESSIVE=1), jpeg(64, RST_INTERVAL=2), png(40)],
+    ids=["plain", "progressive", "restarts", "png"],
+)
+def test_a_part_of_an_image_is_refused(sound):
+    """Wherever it is cut, bytes after the cut included: the decoders would fill the rest with grey."""
+    for end in range(8, len(sound) - 2, 7):
+        for padding in (b"", bytes(50)):
+            with pytest.raises(InputError, match="cannot be decoded"):
+                checked_image(sound[:end] + padding)
+
+
 def test_damage_anywhere_gives_pixels_or_one_kind_of_error():
     rng = np.random.default_rng(0)
     for sound in (jpeg(40), jpeg(40, PROGRESSIVE=1), png(40)):

@@ -305,3 +305,24 @@ def test_pictures_of_formats_that_are_not_read_are_skipped_and_counted(tmp_path,
     recording = open_recording(tmp_path, rate=10)
     assert [frame.stamp for frame in recording] == [0.0, 0.2, 0.3]
     assert recording.skipped == 1 and "skipped 1.HEIC" in caplog.text
+
+
+def test_a_folder_names_the_bags_and_videos_in_it(tmp_path, caplog):
+    for name in ("a", "b"):
+        (tmp_path / "session" / name).mkdir(parents=True)
+        (tmp_path / "session" / name / "a_0.mcap").touch()
+    with pytest.raises(InputError, match=r"its subfolder a is a bag \(one of 2\): give .*session/a"):
+        open_recording(tmp_path / "session")
+    write_video(tmp_path / "mixed.mp4")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed.mp4").rename(tmp_path / "mixed" / "clip.mp4")
+    Image.new("RGB", (48, 32)).save(tmp_path / "mixed" / "0.png")
+    assert len(list(open_recording(tmp_path / "mixed"))) == 1
+    assert "mixed: videos beside the images are not read: clip.mp4" in caplog.text
+
+
+def test_a_tiff_of_32_bit_colours_is_named(tmp_path, caplog):
+    cv2.imwrite(str(tmp_path / "0.tiff"), np.zeros((32, 48, 3), np.float32))
+    with pytest.raises(InputError, match="no frame could be read"):
+        list(open_recording(tmp_path))
+    assert "has pixels of an unsupported type; convert it to 8 or 16 bits" in caplog.text

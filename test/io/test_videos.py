@@ -16,6 +16,7 @@ from recordings import index_of, picture, write_video
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.video_container import read_container
 from raymap3r_ros.io.video_file import MAX_GAP, VideoFile
 
 
@@ -288,3 +289,35 @@ def test_a_stream_without_times_has_the_given_rate(tmp_path, caplog):
     assert [frame.stamp for frame in frames] == [0, 0.1, 0.2, pytest.approx(0.3)]
     assert recording.rate == 10
     assert "a stream without times: 10 frames per second are assumed (--rate)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [
+        b"8db42d694ccc418790edff439fe026bf",
+        b"$GPRMC,081836,A,3751.65,S,14507.36,E*62\n" * 40,
+        bytes(4096),
+        b"\xfe" * 5000,
+    ],
+    ids=["marker", "NMEA", "zeros", "data"],
+)
+@pytest.mark.parametrize("index_first", [False, True])
+def test_bytes_that_a_camera_appends_to_a_whole_video_are_no_damage(tmp_path, trailer, index_first, caplog):
+    path = write_video(tmp_path / "a.mp4", count=9)
+    whole = move_index_to_the_start(path) if index_first else path.read_bytes()
+    path.write_bytes(whole + trailer)
+    recording = open_recording(path)
+    assert len(list(recording)) == 9 and not recording.ended and not caplog.records
+
+
+def test_a_cut_fragment_after_whole_boxes_is_damage(tmp_path):
+    def box(kind, length):
+        return struct.pack(">I4s", length, kind)
+
+    path = tmp_path / "a.mp4"
+    start = box(b"ftyp", 8) + box(b"moov", 8) + box(b"moof", 8) + box(b"mdat", 16) + bytes(8)
+    for kind, cut in ((b"moof", True), (b"mdat", True), (b"moov", True), (b"udta", False)):
+        path.write_bytes(start + box(kind, 100) + bytes(20))
+        assert read_container(path).cut == cut
+    path.write_bytes(box(b"ftyp", 8) + box(b"free", 100))
+    assert read_container(path).cut

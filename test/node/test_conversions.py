@@ -143,6 +143,24 @@ def test_compressed_images(suffix):
     np.testing.assert_allclose(result.astype(int), pixels, atol=3)
 
 
+def test_a_cut_jpeg_is_refused_and_a_damaged_one_prints_nothing(capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    data = cv2.imencode(".jpg", noise)[1].tobytes()
+    with pytest.raises(InputError, match="cannot be decoded as jpeg or png: it is cut off"):
+        conversions.image_array(CompressedImage(data=array.array("B", data[: len(data) // 2])))
+    damaged = data[: len(data) // 2] + data[-40:]
+    assert conversions.image_array(CompressedImage(data=array.array("B", damaged))).shape == noise.shape
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("code", [None, cv2.IMWRITE_JPEG_PROGRESSIVE])
+def test_compressed_images_have_the_pixels_of_opencv(code):
+    pixels = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8), (9, 9), 0)
+    data = cv2.imencode(".jpg", pixels, [] if code is None else [code, 1])[1]
+    result = conversions.image_array(CompressedImage(data=array.array("B", data.tobytes())))
+    np.testing.assert_array_equal(result, cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+
 def test_compressed_garbage_is_refused():
     with pytest.raises(InputError, match="compressed image of 3 bytes cannot be decoded"):
         conversions.image_array(CompressedImage(data=array.array("B", [1, 2, 3])))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
@@ -70,14 +71,28 @@ def test_images_lost_by_the_middleware_are_detected(clock):
 
 
 def test_losses_are_detected_without_camera_info():
-    rates = StampRates()
-    for index in range(300):
-        if index % 10 in (0, 1):
+    rates, random = StampRates(), np.random.default_rng(0)
+    for index in range(600):
+        if random.random() < 0.2:
             rates.image(index / 30)
     assert rates.stamped() == pytest.approx(30)
-    assert rates.arriving() == pytest.approx(6, rel=0.1)
+    assert rates.arriving() == pytest.approx(6, rel=0.2)
     rates.clear()
     assert rates.stamped() == rates.arriving() == 0
+
+
+@pytest.mark.parametrize(("burst", "cycle"), [(2, 10), (3, 14), (5, 20), (4, 600)])
+def test_bursts_of_a_camera_are_no_losses(clock, burst, cycle):
+    """For example three images at 10 Hz every 1.4 s."""
+    monitor = Monitor()
+    for index in range(40 * cycle):
+        clock.now += 0.1
+        if index % cycle < burst:
+            monitor.arrived(index / 10, jump=False)
+        if index > 5 * cycle:
+            status = monitor.status("/raymap3r", "active", {})
+            assert "stamped at" not in status.message
+    assert float(values(status)["rate stamped (Hz)"]) == pytest.approx(10 * burst / cycle, rel=0.2)
 
 
 def test_missing_images_are_a_warning_only_while_active(clock):

@@ -2,6 +2,7 @@
 
 import pytest
 import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
 from nav_msgs.msg import Odometry
 from rclpy.context import Context
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -9,9 +10,11 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from raymap3r_ros.node import inputs, silence
+from raymap3r_ros.node.namesakes import mixed_publishers
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=1)
+WARN = DiagnosticStatus.WARN
 
 
 @pytest.fixture(autouse=True)
@@ -182,3 +185,32 @@ def test_outputs_of_the_node_are_not_named_as_its_input(make_bench):
     bench.wait(lambda: bench.node.count_publishers(f"{bench.name}/depth"), "discovery")
     line = bench.wait_for_log("nothing has arrived on", level=30)
     assert "/depth" not in line and "no topic of this ROS domain has the type sensor_msgs/msg/Image" in line
+
+
+def test_several_publishers_of_an_input_are_named(make_bench):
+    bench = make_bench()
+    drivers = [rclpy.create_node(name, namespace=bench.namespace, context=bench.context) for name in ("front", "rear")]
+    for driver in drivers:
+        driver.create_publisher(Image, "image", RELIABLE)
+    bench.wait(lambda: bench.node.count_publishers(f"{bench.namespace}/image") == 2, "discovery")
+    activate(bench)
+    text = f"{bench.namespace}/image has 2 publishers: {bench.namespace}/front, {bench.namespace}/rear"
+    assert "their messages are mixed; end all but one" in bench.wait_for_log(text, level=30)
+    # As long as it holds, also after the time for which other warnings are shown.
+    bench.wait(lambda: sum(text in line and level == WARN for level, line in bench.statuses) > 1, "diagnostics")
+    drivers.pop().destroy_node()
+    bench.wait(lambda: bench.node.count_publishers(f"{bench.namespace}/image") == 1, "discovery")
+    assert not mixed_publishers(bench.node, bench.node.subscriptions)
+    drivers.pop().destroy_node()
+
+
+def test_images_of_two_cameras_on_one_topic_are_reported_once(make_bench):
+    bench = make_bench()
+    bench.start("pose")
+    for index in range(12):
+        bench.send(index / 10, frame_id=f"camera{index % 2}")
+        bench.wait_for("pose", index + 1)
+    text = "the images alternate between the frame_ids 'camera0' (64x48), 'camera1' (64x48)"
+    bench.wait_for_log(text, level=30)
+    bench.wait(lambda: any(text in line and level == WARN for level, line in bench.statuses), "diagnostics")
+    assert sum(text in line for _, line in bench.logs) == 1

@@ -39,6 +39,15 @@ def numbered_files(folder: Path, pattern: str) -> list[Path]:
     return files
 
 
+def warn_of_unposed(folder: Path, unposed: int, images: int) -> None:
+    """Warn about images of a sequence without a pose, which are left out."""
+    if unposed:
+        log.warning(
+            "%s: %d of %d images have no pose in the ground truth and are left out%s",
+            folder, unposed, images, "; one pose is no trajectory" if images - unposed == 1 else "",
+        )  # fmt: skip
+
+
 def existing_file(path: Path) -> Path:
     """The path, if it is a file, and not one that only stands for another."""
     if not path.is_file():

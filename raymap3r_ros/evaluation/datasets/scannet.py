@@ -17,6 +17,7 @@ from raymap3r_ros.evaluation.datasets.files import (
     read_image,
     read_matrix,
     standard_folders,
+    warn_of_unposed,
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 
@@ -44,6 +45,7 @@ def _sequence(folder: Path, chosen: slice) -> PosedSequence:
     tracked = [(path, pose) for path, pose in zip(images, poses, strict=True) if np.isfinite(pose).all()]
     if not tracked:
         raise InputError(f"{folder / 'pose'}: no finite pose for any of {len(images)} frames")
+    warn_of_unposed(folder, len(images) - len(tracked), len(images))
     camera = folder / "intrinsic" / "intrinsic_color.txt"
     colour = read_matrix(camera, (4, 4))[:3, :3] if camera.is_file() else None
 
@@ -61,7 +63,7 @@ def _sequence(folder: Path, chosen: slice) -> PosedSequence:
             image = cv2.resize(image, depth.shape[::-1], interpolation=cv2.INTER_AREA)
             yield Frame(image, int(path.stem) / 30, depth, None, None, pose, intrinsics)
 
-    return PosedSequence(folder.name, len(tracked), frames)
+    return PosedSequence(folder.name, len(tracked), frames, len(images) - len(tracked))
 
 
 SCANNET = Dataset(

@@ -21,6 +21,7 @@ from raymap3r_ros.evaluation.datasets.files import (
     read_text,
     same_size,
     standard_folders,
+    warn_of_unposed,
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.evaluation.trajectory import read_tum
@@ -111,8 +112,11 @@ def _sequence(
     if not len(posed):
         raise InputError(
             f"{folder}: none of {len(stamps)} images of rgb.txt lies within {TOLERANCE} s of a pose of "
-            f"{len(pose_stamps)} in groundtruth.txt"
+            f"{len(pose_stamps)} in groundtruth.txt{_ranges(stamps, pose_stamps)}"
         )
+    tried = nearest if chosen == slice(None) else nearest[: posed[-1] + 1]
+    unposed = int((tried < 0).sum())
+    warn_of_unposed(folder, unposed, len(tried))
     stamps, images, poses = stamps[posed], images[posed], poses[nearest[posed]]
     if to_camera is not None:
         poses = to_camera(poses)
@@ -134,7 +138,18 @@ def _sequence(
                 intrinsics,
             )
 
-    return PosedSequence(folder.name, len(stamps), frames)
+    return PosedSequence(folder.name, len(stamps), frames, unposed)
+
+
+def _ranges(stamps: np.ndarray, others: np.ndarray) -> str:
+    """Both ranges of time, and the likely cause, for an error."""
+    if not (len(stamps) and len(others)):
+        return ""
+    cause = "the clocks differ: shift the stamps of one"
+    if others[0] > 1e6 * max(stamps[-1], 1):
+        cause = "the poses are stamped in nanoseconds: convert them to seconds"
+    images, poses = (f"{values[0]:.3f} to {values[-1]:.3f}" for values in (stamps, others))
+    return f": the images are from {images} s, the poses from {poses}; {cause}"
 
 
 def read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from raymap3r_ros.camera_mix import CameraMix
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
 from raymap3r_ros.io.bag_child import IMAGE_TYPES
@@ -86,6 +87,7 @@ def _frames(recording: Recording, topic: str, info_topic: str | None, options: R
             for _, _, first in islice(bag.messages([info_topic]), 1):
                 _update(camera, first)
         stamp_clock, jump_detector = StampClock(_warner(recording), bag.image_times(topic)), JumpDetector()
+        camera_mix, is_mixed = CameraMix(), False
         index = -1
         for name, recorded, message in bag.messages([topic, info_topic] if info_topic else [topic]):
             if name == info_topic:
@@ -95,6 +97,10 @@ def _frames(recording: Recording, topic: str, info_topic: str | None, options: R
             if not isinstance(message, BrokenFrame):
                 stamp = stamp_clock.image(nanoseconds(message.header), recorded)
                 jump_detector.check(stamp, options.max_gap)
+                mixed = camera_mix.add(message.header.frame_id)
+                if mixed and not is_mixed:
+                    log.warning("%s: %s: %s", recording.path.name, topic, mixed)
+                    is_mixed = True
             if index % options.stride:
                 continue
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,17 @@ from pathlib import Path
 from PIL import Image
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.bag_files import is_bag
 from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image, orientation
 from raymap3r_ros.io.files import natural_key
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.known_files import known_file
+from raymap3r_ros.text import counted, listing
 
 log = logging.getLogger(__name__)
 
 # Not read, but pictures of the recording all the same, unless converted copies of the same names lie beside them.
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl")
 
 
@@ -35,6 +39,8 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     files = _images_in(path)
     if not files:
         raise InputError(f"{path}: no images ({' '.join(IMAGE_SUFFIXES)}) and no bag in this folder{_contents(path)}")
+    if clips := sorted(item.name for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES):
+        log.warning("%s: videos beside the images are not read: %s", path.name, listing(clips, 3))
     length = options.expected(len(files))
     files.sort(key=lambda item: natural_key(item.name))
     files = files[:: options.stride]
@@ -46,13 +52,20 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         )  # fmt: skip
 
     def frames(recording: Recording) -> Iterator[Frame]:
+        gone = 0
         for position, file in enumerate(files):
             try:
                 image = decode_image(file)
             except BrokenFrame as error:
-                recording.skip(file.name, error)
+                if os.path.lexists(file):
+                    recording.skip(file.name, error)
+                else:
+                    gone += 1
                 continue
             yield Frame(image, position * options.stride / options.rate, options.intrinsics)
+        if gone:
+            recording.ended = f"{counted(gone, 'image')} were removed, moved or renamed during the run"
+            log.warning("%s: %s", path.name, recording.ended)
 
     return Recording(
         path, "images", length, options.stride, options.max_frames, options.rate / options.stride, frames=frames
@@ -75,7 +88,12 @@ def _contents(folder: Path) -> str:
     """Return what a folder without images contains instead, for an error message."""
     found = Counter(item.suffix.lower() or "without suffix" for item in folder.iterdir() if item.is_file())
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.most_common(3))
-    below = next((item.name for item in sorted(folder.iterdir()) if item.is_dir() and _images_in(item)), "")
+    folders = [item for item in sorted(folder.iterdir()) if item.is_dir()]
+    bags = [item for item in folders if is_bag(item)]
+    if bags:
+        others = f" (one of {len(bags)})" if len(bags) > 1 else ""
+        return f"; its subfolder {bags[0].name} is a bag{others}: give {bags[0]}"
+    below = next((item.name for item in folders if _images_in(item)), "")
     files = f"; its files: {kinds} (convert images of other formats to PNG or JPEG)" if kinds else ""
     return files + (f"; its subfolder {below} contains images: give {folder / below}" if below else "")
 
