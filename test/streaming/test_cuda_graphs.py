@@ -168,20 +168,21 @@ def test_no_frame_synchronises_with_the_host(rule: str, valueless_network: Netwo
     stream = Stream(valueless_network, StreamOptions(update_rule=rule, router=router))
     with torch.device("meta"):
         pixels = torch.empty(2, 48, 64, 3, dtype=torch.uint8)
-        intrinsics = torch.empty(2, 3, 3)
+        intrinsics, poses = torch.empty(2, 3, 3), torch.empty(2, 4, 4)
     with torch.inference_mode():
         state = engine.initial_state(valueless_network, stream.options, METHOD, 2, (48, 64), (48, 64), "start")
         state = dataclasses.replace(state, frame=150)
-        # Without and with a reset.
-        for frame, given in ((150, None), (200, intrinsics)):
+        # Without and with a reset, and with known poses.
+        kinds = ((150, None, None), (200, intrinsics, None), (150, None, poses), (200, intrinsics, poses))
+        for frame, given, pose in kinds:
             plan = stream.plan(frame)
-            engine.advance(valueless_network, plan, (pixels, given), state)  # fills cached tables
+            engine.advance(valueless_network, plan, (pixels, given, pose), state)  # fills cached tables
             with monkeypatch.context() as forbidden, HostCopies() as watch:
                 for where, name in (
                     (torch, "tensor"), (torch, "as_tensor"), (torch, "from_numpy"), (torch.Tensor, "new_tensor")
                 ):  # fmt: skip
                     forbidden.setattr(where, name, lambda *_, name=name, **__: pytest.fail(f"{name} in a frame"))
-                estimate, after = engine.advance(valueless_network, plan, (pixels, given), state)
+                estimate, after = engine.advance(valueless_network, plan, (pixels, given, pose), state)
             assert watch.found == []
             assert estimate.depth.shape == (2, 48, 64) and after.state.shape == state.state.shape
 
