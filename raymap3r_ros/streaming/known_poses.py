@@ -71,7 +71,8 @@ def observe(
     The scale is that of the segment's alignment until the given positions determine another one. With given positions
     g and predicted ones p = g / s + noise, 1 / s is the slope of the regression of p on g, because g is nearly free of
     errors. Its relative variance is (1 - r^2) / (r^2 n), with the correlation r and the number n of independent errors,
-    which is below that of the frames. The result is the mean of both logarithms, weighted by their variances.
+    which is below that of the frames. The result is the mean of both logarithms, weighted by their variances; the
+    positions count only if the given motion explains most of the predicted one.
     """
     here = Similarity(torch.ones_like(alignment.scale), alignment.rotation, alignment.translation).invert_on_pose(pose)
     given, own = here[:, :3, 3], predicted[:, :3, 3]
@@ -88,7 +89,7 @@ def observe(
     ratio = (square / mixed.clamp_min(1e-20) / alignment.scale).clamp(1 / limit, limit)
     return dataclasses.replace(
         known,
-        scale=alignment.scale * torch.where(correlation > 0, ratio.pow(weight), 1.0),
+        scale=alignment.scale * torch.where(correlation > method.known_motion_share, ratio.pow(weight), 1.0),
         count=count,
         given=known.given + new_given / count[:, None],
         predicted=known.predicted + new_own / count[:, None],
@@ -124,7 +125,7 @@ def checked_pose(pose: np.ndarray | Tensor, batch: int) -> np.ndarray:
         raise InputError(f"a pose has the shape {matrix.shape}; expected (4, 4) or ({batch}, 4, 4), camera to world")
     if not np.isfinite(matrix).all():
         raise InputError("a pose has numbers that are not finite; leave the pose out for frames without one")
-    matrix = np.broadcast_to(matrix, (batch, 4, 4))
+    matrix = np.array(np.broadcast_to(matrix, (batch, 4, 4)))
     if (matrix[:, 3] != (0, 0, 0, 1)).any():
         raise InputError(f"the last row of a pose is {matrix[0, 3].tolist()}; expected [0, 0, 0, 1]")
     rotation = matrix[:, :3, :3]

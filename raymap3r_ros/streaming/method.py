@@ -63,6 +63,7 @@ class Method:
 
     # Known poses (ours)
     known_scale_spread: float = 0.3  # standard deviation of the log scale before positions are given
+    known_motion_share: float = 0.5  # least share of the predicted positions' variance that the given ones explain
     known_scale_limit: float = 20.0  # largest change of a segment's scale, as a factor, and its inverse
     known_pose_memory: float = 5.0  # frames over which the errors of predicted positions are correlated
 

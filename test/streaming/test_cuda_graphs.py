@@ -108,19 +108,19 @@ def test_only_a_few_recordings_are_kept(network: Network, images: np.ndarray):
     for image in images[:6]:
         stream.step(image)
 
-    def step(strength: float) -> None:
-        mask = dataclasses.replace(stream.options.mask, high=strength)
+    def step(strength: int) -> None:
+        mask = dataclasses.replace(stream.options.mask, high=float(strength))
         stream.options = dataclasses.replace(stream.options, mask=mask)
         stream.step(images[7])
 
-    for strength in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0):
+    for strength in range(3, 16):
         step(strength)
-    assert capture.recorded == 8
-    for strength in (4.0, 5.0, 6.0, 7.0, 8.0, 9.0):  # the last six are kept
+    assert capture.recorded == 14
+    for strength in range(4, 16):  # the last twelve are kept
         step(strength)
-    assert capture.recorded == 8
-    step(3.0)
-    assert capture.recorded == 9
+    assert capture.recorded == 14
+    step(3)
+    assert capture.recorded == 15
 
 
 @pytest.mark.parametrize("ray_interval", (1, 3))
