@@ -707,8 +707,12 @@ def check_posed(path: Path, report: Report, network: Network, images: np.ndarray
     size = golden.array("ray_map_1").shape[:2]
     camera, matrix = (torch.from_numpy(array)[None].float() for array in (poses[1], intrinsics))
     golden.compare("ray_map_1", cameras.ray_map(camera, matrix, size)[0], 2e-6)
-    golden.compare("camera_pose", torch.stack([cameras.pose_encoding(r.pose) for r in results]), 5e-5)
-    golden.compare("pts3d_self", torch.stack([results[index].points for index in kept]), 1e-3, relative=True)
+    # Results are in the metres of the given poses, the golden values in those of the network.
+    encodings = torch.stack([cameras.pose_encoding(result.pose) for result in results])
+    encodings[:, :3] /= torch.stack([result.scale for result in results])[:, None]
+    points = torch.stack([results[index].points / results[index].scale for index in kept])
+    golden.compare("camera_pose", encodings, 5e-5)
+    golden.compare("pts3d_self", points, 1e-3, relative=True)
     golden.compare("conf_self", torch.stack([results[index].confidence for index in kept]), 1e-2)
     golden.compare("state_final", carried.state[0], 1e-4)
     golden.compare("mem_final", carried.memory[0], 1e-4)

@@ -265,9 +265,7 @@ def step_of(stream: Stream, together: BatchScheduler | None) -> Callable[..., St
     return stream.step if together is None else partial(together.step, stream)
 
 
-def warm_up(
-    stream: Stream, together: BatchScheduler | None = None, cameras: int = 1, *, poses: bool = False
-) -> None:
+def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int = 1, *, poses: bool = False) -> None:
     """Run the network before the first image, so that errors show at once. The stream is reset afterwards.
 
     If the stream records frames, also record those of 4:3 images: with and without given intrinsics, with and without

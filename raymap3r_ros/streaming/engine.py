@@ -162,9 +162,7 @@ def _encode(network: Network, plan: StepPlan, pixels: Tensor) -> Tensor:
         return network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
 
 
-def _encode_rays(
-    network: Network, plan: StepPlan, before: StreamState, pose: Tensor, intrinsics: Tensor
-) -> Tensor:
+def _encode_rays(network: Network, plan: StepPlan, before: StreamState, pose: Tensor, intrinsics: Tensor) -> Tensor:
     """Tokens (B, N, C_e) of the rays of cameras (B, 4, 4) in the segment's world."""
     rays = cameras.ray_map(pose, intrinsics, before.size)
     with _autocast(plan.options, rays.device):
@@ -172,7 +170,13 @@ def _encode_rays(
 
 
 def _run_main_branch(
-    network: Network, plan: StepPlan, image_tokens: Tensor, tokens: Tensor, before: StreamState, *, want_attention: bool
+    network: Network,
+    plan: StepPlan,
+    image_tokens: Tensor,
+    tokens: Tensor,
+    before: StreamState,
+    *,
+    want_attention: bool,
 ) -> View:
     """The main branch: decode `tokens` (B, N, C_e) with the state, and read pose and points.
 
@@ -189,9 +193,7 @@ def _run_main_branch(
     return View(decoded, image_tokens, tokens, cameras.pose_matrix(network.pose(decoded)), points, confidence)
 
 
-def _run_ray_branch(
-    network: Network, plan: StepPlan, before: StreamState, tokens: Tensor
-) -> tuple[Tensor, Tensor]:
+def _run_ray_branch(network: Network, plan: StepPlan, before: StreamState, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The ray branch: points (B, H, W, 3) and confidence (B, H, W) from the state and tokens of rays only."""
     with _autocast(plan.options, tokens.device):
         pose_token = network.read_memory(before.memory, tokens)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.evaluation.trajectory import random_walk, read_tum, trajectory_metrics, write_tum
+from raymap3r_ros.evaluation.trajectory import random_walk, trajectory_metrics, write_tum
+from raymap3r_ros.io.tum import read_tum
 
 pytest.importorskip("evo", reason="evo (raymap3r_ros[evaluation]) is not installed")
 from scipy.optimize import minimize
