@@ -5,9 +5,10 @@
 
 DIR holds one configuration (config.json, recipe.json, overrides.npz, frames.npz, stage_*.npz, stream_*.npz), with
 `weightgen.py` and optionally `common/` beside it. For tiny-dpt, `golden_posed/` beside the folder that contains DIR is
-checked too: the same network and images, with known camera poses. Prints one line per array: name, largest absolute and relative
-error, tolerance, pass or FAIL. The exit status is 1 after any FAIL. An array that could be compared but was not is a
-FAIL.
+checked too: the same network and images, with known camera poses.
+
+Prints one line per array: name, largest absolute and relative error, tolerance, pass or FAIL. The exit status is 1
+after any FAIL. An array that could be compared but was not is a FAIL.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--poses",
         type=Path,
         metavar="FILE",
-        help="known camera poses in TUM format, camera to world at the stamps of the recording, for all frames or some "
-        "(see --published-pose)",
+        help="known camera poses in TUM format, camera to world at the stamps of the recording, for all frames or "
+        "some (see --published-pose)",
     )
     add_stream_options(parser.add_argument_group("method"))
     add_options(parser.add_argument_group("static scene"), CloudOptions)

@@ -50,7 +50,8 @@ class BatchScheduler:
     While the device is busy, frames queue up. The next thread that finds it free runs all waiting frames in one
     round, so a camera waits at most for the end of the running round and for its own. Frames run as one batch if they
     are steady (see `PreparedFrame`), have the same plan and the same preprocessed size, all or none of them have
-    intrinsics, and all or none a known pose. The others run one after another. The results equal those of separate streams up to rounding.
+    intrinsics, and all or none a known pose. The others run one after another. The results equal those of separate
+    streams up to rounding.
 
     Cameras that are triggered at the same time, or that keep the device busy, would still alternate: one runs while
     the other's frame arrives. Therefore a camera whose frame arrives soon after the start of a round is expected in

@@ -336,7 +336,8 @@ def _start_segment(
 ) -> tuple[StreamState, Tensor | None]:
     """A reset: the state of a new segment whose first frame is this one, aligned with the stream's world.
 
-    `pose` (B, 4, 4) is the known camera, or None. Returns the new state and the error of the alignment (B,), see `align_segments`; None without alignment.
+    `pose` (B, 4, 4) is the known camera, or None. Returns the new state and the error of the alignment (B,), see
+    `align_segments`; None without alignment.
     """
     options, method, known, tokens = plan.options, plan.method, after.known, main.image_tokens
     fresh = initial_state(network, options, method, len(tokens), after.size, after.image_size, "")

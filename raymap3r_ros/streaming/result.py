@@ -19,7 +19,8 @@ class WorldChange(enum.Enum):
 
     NONE = "none"  # the same world
     ALIGNED = "aligned"  # the first frame of a new segment, aligned without a jump
-    JUMPED = "jumped"  # the same world, but the pose jumps by an unknown amount: a new segment, or known poses
+    KNOWN = "known"  # the same world, in which the pose jumps from a predicted one to a known one
+    JUMPED = "jumped"  # the first frame of a new segment, aligned with a jump of unknown size
     NEW = "new"  # unrelated to the world before: earlier poses, points and scale do not apply
 
 

@@ -103,11 +103,14 @@ class Stream:
 
         `image` is RGB uint8 (h, w, 3), or (B, h, w, 3) for B cameras, of any size; it is resized and cropped here. A
         change of its size starts a new world. `intrinsics` (3, 3) or (B, 3, 3) are in pixels of that image, with
-        integer pixel centres; without them the focal length is estimated. `stamp` is copied to the result. `pose`
-        (4, 4) or (B, 4, 4) is the known camera pose, camera (x right, y down, z forward) to the stream's world in
-        metres, if there is one for this frame. A pose of the first frame makes the frame of the given poses the
-        world; otherwise the world is the first camera, see `takes_poses`. Without `motion` the ray branch runs only if the update rule or an alignment needs it. In frames without the ray
-        branch, as those between two of `ray_interval`, `motion` of the result is False. A `record` receives
+        integer pixel centres; without them the focal length is estimated. `stamp` is copied to the result.
+
+        `pose` (4, 4) or (B, 4, 4) is the known pose of the camera (x right, y down, z forward) in the stream's world,
+        metres, if there is one for this frame. If the first frame has a pose, the world is the frame of the given
+        poses; otherwise it is the first camera, see `takes_poses`.
+
+        Without `motion` the ray branch runs only if the update rule or an alignment needs it. In frames without the
+        ray branch, as those between two of `ray_interval`, `motion` of the result is False. A `record` receives
         intermediate results for inspection.
 
         Raises InputError if image, intrinsics or pose cannot be used, and OptionError for a pose if the segments are
@@ -233,10 +236,12 @@ class Stream:
 def _change_at(frame: PreparedFrame) -> WorldChange:
     """How the world of a frame relates to that of the frame before."""
     before, change = frame.before, frame.before.world_change
-    returns = frame.inputs[2] is not None and before.posed_frame != before.frame - 1
-    if returns and frame.plan.options.published_pose == "given" and change is not WorldChange.NEW:
-        return WorldChange.JUMPED  # to the given pose
-    return change
+    posed, given = frame.inputs[2] is not None, frame.plan.options.published_pose == "given"
+    if not (posed and given) or change is WorldChange.NEW:
+        return change
+    if before.posed_frame == before.frame - 1:  # both poses are given: no alignment affects them
+        return WorldChange.ALIGNED if change is WorldChange.JUMPED else change
+    return WorldChange.KNOWN if change is WorldChange.NONE else WorldChange.JUMPED
 
 
 def _change_after(frame: PreparedFrame) -> WorldChange:
