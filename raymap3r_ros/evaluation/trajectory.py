@@ -18,6 +18,7 @@ from raymap3r_ros.io.tum import write_trajectory
 if TYPE_CHECKING:
     from evo.core.trajectory import PosePath3D
 
+DRIFT = 0.02  # of odometry, as a share of the distance travelled
 STANDSTILL = 1e-6  # metres; a path with a smaller RMS distance to its mean position does not move
 
 
@@ -100,6 +101,16 @@ def random_walk(truth: np.ndarray, seed: int) -> np.ndarray:
     for index, turn in enumerate(rotations.from_rotvec(angles[:, None] * axes).as_matrix()):
         walk[index + 1, :3, :3] = walk[index, :3, :3] @ turn
     return walk
+
+
+def drifting(truth: np.ndarray, seed: int, share: float = DRIFT) -> np.ndarray:
+    """Poses (T, 4, 4) of odometry that drifts by this share of the distance travelled, in one random direction."""
+    direction = np.random.default_rng(seed).normal(size=3)
+    direction /= np.linalg.norm(direction)
+    steps = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0, prepend=truth[:1, :3, 3]), axis=1)
+    poses = truth.copy()
+    poses[:, :3, 3] += share * np.cumsum(steps)[:, None] * direction
+    return poses
 
 
 def write_tum(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:

@@ -1,12 +1,17 @@
 """Recorded frames, as far as they can be tested without a GPU."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).parent))
+from batching_tools import Rerun, tensors
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network, load_network
@@ -26,29 +31,6 @@ def network():
 @pytest.fixture(scope="module")
 def images():
     return np.random.default_rng(0).integers(0, 256, (16, 48, 64, 3), np.uint8)
-
-
-class Rerun:
-    """Stands in for the recording of a CUDA graph: runs the function again, into the same memory."""
-
-    def __init__(self) -> None:
-        self.recorded = 0
-
-    def __call__(self, body):
-        self.recorded += 1
-        outputs = body()
-
-        def replay() -> None:
-            again = body()
-            for name, tensor in tensors(outputs).items():
-                tensor.copy_(getattr(again, name))
-
-        return replay, outputs
-
-
-def tensors(estimate: Estimate) -> dict[str, torch.Tensor]:
-    values = {field.name: getattr(estimate, field.name) for field in dataclasses.fields(Estimate)}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def recorded_stream(network: Network, options: StreamOptions) -> tuple[Stream, Rerun]:
