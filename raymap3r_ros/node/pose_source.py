@@ -13,7 +13,8 @@ from raymap3r_ros.geometry.poses import ROS_FROM_OPTICAL
 from raymap3r_ros.mapping.scale import ScaleOptions
 from raymap3r_ros.mapping.scale.options import FIXED
 from raymap3r_ros.node.reporter import Reporter
-from raymap3r_ros.node.tf_frames import PATIENCE, LookUp
+from raymap3r_ros.node.tf_frames import PATIENCE, LookUp, TransformError
+from raymap3r_ros.streaming.known_poses import checked_pose
 
 if TYPE_CHECKING:
     from raymap3r_ros.node.node_options import NodeOptions
@@ -57,25 +58,25 @@ class TfPoses:
         self._missing = False  # the last image had no pose
 
     def pose(self, camera_frame: str, stamp: Time) -> np.ndarray | None:
-        """(4, 4) camera to the stream's world, which is `odom_frame` in optical axes; None without a transform.
+        """(4, 4) camera to the stream's world, `odom_frame` in optical axes; None without a usable transform.
 
         The first image of a gap without transforms logs a warning.
         """
         deadline = time.monotonic() + (REPLAY_PATIENCE if self._every_frame and self._waits else 0)
         while True:
             try:
-                pose = self._look_up(self._odom_frame, camera_frame, stamp, 0.0)
+                pose = self._look_up(self._odom_frame, camera_frame, stamp, 0.0).copy()
+                pose[:3] = ROS_FROM_OPTICAL.T @ pose[:3]
+                checked_pose(pose, 1)
                 break
             except InputError as error:
-                if time.monotonic() < deadline:
+                if isinstance(error, TransformError) and time.monotonic() < deadline:
                     time.sleep(PATIENCE / 20)
                     continue
                 self._report(str(error))
                 return None
         self._waits, self._missing = True, False
-        result = pose.copy()
-        result[:3] = ROS_FROM_OPTICAL.T @ pose[:3]
-        return result
+        return pose
 
     def _report(self, problem: str) -> None:
         if not self._missing:

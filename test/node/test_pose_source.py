@@ -60,6 +60,15 @@ def test_each_gap_without_transforms_is_one_warning():
     assert [line.rpartition(": ")[2] for line in log.lines] == ["not yet published", "no longer published"]
 
 
+def test_a_transform_that_the_stream_cannot_use_is_no_pose():
+    far = np.eye(4)
+    far[0, 3] = 2e4
+    source, log = tf_poses(lambda *_: far, every_frame=True)
+    assert source.pose("camera", Time()) is None and source.pose("camera", Time()) is None
+    (line,) = log.lines
+    assert "20000 m from the origin" in line
+
+
 def test_a_replay_waits_for_transforms_once_in_a_gap(monkeypatch):
     now, tries = [0.0], []
     monkeypatch.setattr(pose_source.time, "monotonic", lambda: now[0])
