@@ -23,8 +23,14 @@ _KINDS = {
 def kind_of(path: Path) -> str:
     """Return what is at `path` if it is not a file, for a message; "" for a file, and if nothing is there."""
     if not path.exists():
-        return "a link that leads nowhere" if path.is_symlink() else ""
+        return _broken_link(path) if path.is_symlink() else ""
     return _KINDS.get(stat.S_IFMT(path.stat().st_mode), "")
+
+
+def _broken_link(path: Path) -> str:
+    """Return what a link is whose target does not exist; in data sets under git-annex, the target is downloaded."""
+    is_annexed = "annex/objects/" in os.readlink(path)
+    return "a link that leads nowhere" + (" (get its file with: git annex get, or datalad get)" if is_annexed else "")
 
 
 def check_output_file(path: Path) -> None:

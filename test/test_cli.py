@@ -180,8 +180,15 @@ def test_bad_inputs_are_one_clear_line(images, tmp_path, capsys):
     assert message.startswith("checkpoint 'no.pth' is not a file")
     assert not out.exists()
     assert error_of(capsys, "run", images, "--out", images, *SMALL) == (
-        f"{images}: holds files already; name another folder, or allow it with --overwrite"
+        f"{images}: is the input; name another folder for the results"
     )
+    inside = error_of(capsys, "run", images, "--out", images / "a" / "out", *SMALL)
+    assert inside == f"{images}/a/out: is in the input {images}; name a folder outside it for the results"
+    assert not (images / "a").exists()
+    for arguments in (["run", images, "--out", ""], ["run", "", "--out", out], ["convert", "", out]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(argument) for argument in arguments])
+        assert stopped.value.code == 2 and "is empty; name a file or folder" in capsys.readouterr().err
     assert "Permission" in error_of(capsys, "run", images, "--out", "/proc/none", *SMALL) or os.geteuid() == 0
 
 

@@ -39,6 +39,7 @@ CASES = {
     "loop": (after(0, 1, 2, 3, 0, 1, 2, 3), [after(0, 1, 2, 3), after(0, 1, 2, 3)], 0),
     "swapped": (after(0, 1, 3, 2, 4, 6, 5, 7), [after(0, 1, 3, 4, 6, 7)], 2),
     "twice": (after(0, 0, 1, 1, 2, 2), [after(0, 1, 2)], 3),
+    "a nanosecond apart": ([*after(0, 1), 10.100000001, *after(2)], [[*after(0, 1), 10.100000001, *after(2)]], 0),
     "gap": (after(0, 1, 50, 51), [after(0, 1), after(50, 51)], 0),
 }
 
@@ -66,6 +67,15 @@ def test_one_rule_for_run_and_replay(name, tmp_path, caplog):
         if name == "loop":  # a world does not depend on the previous one
             first, second = (np.loadtxt(file) for file in files)
             assert (first == second).all()
+    texts = [
+        [
+            line.split()[0]
+            for file in sorted((tmp_path / folder).glob("trajectory*.txt"))
+            for line in file.read_text().splitlines()
+        ]
+        for folder in ("run", "replay")
+    ]
+    assert texts[0] == texts[1]
     assert (
         len([*(tmp_path / "run" / "depth").glob("*.npz")]) == count == len(np.loadtxt(tmp_path / "run/intrinsics.txt"))
     )

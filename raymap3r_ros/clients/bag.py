@@ -55,6 +55,7 @@ class Bag:
     path: Path
     images: str
     image_count: int  # images according to the bag's index
+    count_known: bool  # False: the bag is cut off, and the index does not list what is missing
     compressed: bool
     camera_info: str | None
     frame: str  # frame_id of the images
@@ -109,7 +110,17 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
             raise InputError(f"{path}: no topic {absolute(topic)} of type {kind}; the bag has: {_list(existing)}")
     compressed = types[recording.topic] == IMAGE_TYPES[1]
     frame = without_slash(frame) or DEFAULT_FRAME
-    return Bag(Path(path), recording.topic, count, compressed, camera_info, frame, odometry, ranges)
+    return Bag(
+        Path(path),
+        recording.topic,
+        count,
+        recording.length is not None,
+        compressed,
+        camera_info,
+        frame,
+        odometry,
+        ranges,
+    )
 
 
 def scale_topic(bag: Bag, options: ReplayOptions, source: str) -> str:

@@ -85,7 +85,7 @@ class Playback:
     poses: dict[int, Numbers] = field(default_factory=dict)  # ~/pose by index of the frame
     latencies: dict[int, float] = field(default_factory=dict)  # seconds from sending to ~/pose, by index of the frame
     worlds: set[int] = field(default_factory=set)  # indices of the first frames of new worlds
-    missing: int = 0  # images after an early end of the bag
+    missing: int | None = 0  # images after an early end of the bag; None: the bag does not contain their number
     ended: str = ""  # why the bag ended early
     passes: int = 0  # started
     seconds: float = 0.0
@@ -264,11 +264,7 @@ class _Player:
             elif topic == TF and (transforms := self._to_forward(message)):
                 self._send(self._tf, _TFMessage(transforms=transforms))
         else:
-            if seen < bag.image_count and not self._stop.is_set():
-                playback.missing += bag.image_count - seen
-                playback.ended = (
-                    playback.ended or f"{bag.image_count - seen} of {counted(bag.image_count, 'image')} missing"
-                )
+            self._check_end(seen)
         self._wait_for_outcomes(1)
         playback.seconds += time.monotonic() - started
 
@@ -284,6 +280,19 @@ class _Player:
         playback.diagnostics = diagnostics.values
         playback.counts = {name: value - self._counts_before.get(name, 0) for name, value in self._counts().items()}
         return playback
+
+    def _check_end(self, seen: int) -> None:
+        """Count the images that are missing at the end of a pass, after `seen` of them."""
+        bag, playback = self._bag, self._playback
+        if self._stop.is_set():
+            return
+        if not bag.count_known:
+            playback.missing = None
+        elif seen < bag.image_count:
+            playback.missing = (playback.missing or 0) + bag.image_count - seen
+            playback.ended = (
+                playback.ended or f"{bag.image_count - seen} of {counted(bag.image_count, 'image')} missing"
+            )
 
     def _on_loss(self, reason: str) -> None:
         if not self._stop.is_set():

@@ -71,7 +71,7 @@ class ReplayReport:
     frames_late: int  # processed, but not in a trajectory: their stamp is not above all before it in their world
     frames_refused: int  # by the node: damaged, or in an encoding that it does not support
     frames_unreadable: int  # damaged in the bag, never sent
-    frames_missing: int  # according to the bag's index, but not in the part that could be read
+    frames_missing: int | None  # in the bag's index, but not in the part that could be read; None: unknown
     frames_dropped: int  # replaced by a newer one; only if the node runs without every_frame
     frames_lost: int  # in transport, or because the node's queue was full
     frames_unanswered: int  # none of these: in flight at an early end, or failed in the network
@@ -282,7 +282,7 @@ def _text(report: ReplayReport) -> Iterator[str]:
         "lost": report.frames_lost,
         "refused by the node": report.frames_refused,
         "unreadable in the bag": report.frames_unreadable,
-        "missing in the bag": report.frames_missing,
+        "missing in the bag": "an unknown number" if report.frames_missing is None else report.frames_missing,
         "unanswered": report.frames_unanswered,
         "with a stamp that does not rise": report.frames_late,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, shipped_weights
@@ -84,6 +85,13 @@ def boolean(text: str) -> bool:
     if text not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
     return text == "true"
+
+
+def path(text: str) -> Path:
+    """Parse the path of a file or folder; an empty one, as from a shell variable that is not set, is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    return Path(text)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from raymap3r_ros.commands.arguments import path
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import STORED_DTYPES, convert_checkpoint
 from raymap3r_ros.output_files import check_output_file
@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Convert the public CUT3R checkpoint (.pth) to this package's safetensors format, which contains no code."
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="the public .pth, or a .safetensors of this package")
-    parser.add_argument("output", metavar="OUT", type=Path, help="the .safetensors to write")
+    parser.add_argument("input", metavar="IN", type=path, help="the public .pth, or a .safetensors of this package")
+    parser.add_argument("output", metavar="OUT", type=path, help="the .safetensors to write")
     parser.add_argument(
         "--dtype",
         choices=STORED_DTYPES,

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from raymap3r_ros.clients import demo
+from raymap3r_ros.commands.arguments import path
 from raymap3r_ros.node.node_options import NodeOptions
 
 
@@ -18,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         nargs="?",
-        type=Path,
+        type=path,
         metavar="INPUT",
         help="a video, a folder of images or a ROS 2 bag (default: the rendered room of the shipped weights)",
     )
-    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the preview (default: demo_out)")
+    parser.add_argument("--out", type=path, default=Path("demo_out"), help="folder of the preview (default: demo_out)")
     parser.add_argument("--rate", type=float, default=10.0, help="frames per second (default: 10)")
     parser.add_argument("--frames", type=int, default=60, metavar="N", help="play at most N frames (default: 60)")
     parser.add_argument(

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from raymap3r_ros.commands.arguments import add_checkpoint, add_device, add_stream_options, read_stream_options, size
+from raymap3r_ros.commands.arguments import (
+    add_checkpoint,
+    add_device,
+    add_stream_options,
+    path,
+    read_stream_options,
+    size,
+)
 from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.evaluation import covariance, noise_study, tables
 from raymap3r_ros.evaluation.datasets import DATASETS
@@ -31,7 +38,7 @@ from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, pose
 from raymap3r_ros.evaluation.settings import describe_settings, settings_text
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.evaluation.trajectory import DRIFT
-from raymap3r_ros.io.output_folder import check_output_folder, check_results
+from raymap3r_ros.io.output_folder import check_output_folder, check_outside, check_results
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import Network, checkpoint_path, choose_device, load_network
 from raymap3r_ros.network.metadata import copy_with_metadata
@@ -61,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         recorded = subcommands.add_parser(
             name, parents=[method], help=dataset.help, description=f"Run every update rule over {dataset.help}."
         )
-        recorded.add_argument("root", metavar="ROOT", type=Path, help="folder of the data set")
+        recorded.add_argument("root", metavar="ROOT", type=path, help="folder of the data set")
         if dataset.load_long:
             recorded.add_argument("--long", action="store_true", help="the longer sampling of its sequences")
         # Intrinsics as in the published tables; the images of sequences may differ in size, so there are no batches.
@@ -124,7 +131,7 @@ def _add_simulated(subcommands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--sequences", type=int, default=12, metavar="N", help="per suite (default: %(default)s)")
     parser.add_argument("--world", choices=WORLDS, default="varied", help="kind of scenes (default: %(default)s)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw masks at each noise level to a PNG")
+    parser.add_argument("--picture", type=path, metavar="FILE", help="draw masks at each noise level to a PNG")
     parser.set_defaults(evaluate=_run_simulated)
 
 
@@ -148,7 +155,7 @@ def _add_covariance(subcommands: argparse._SubParsersAction, method: argparse.Ar
     parser.add_argument("--frames", type=int, default=0, metavar="N", help="the first N frames of each (default: all)")
     parser.add_argument(
         "--write",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="write a copy of the checkpoint (.safetensors) with the fitted model in its metadata",
     )
@@ -195,10 +202,10 @@ def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int)
         help="sequences of equal length and image size that run side by side (default: %(default)s)",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write settings, rows and the values of every sequence"
+        "--json", type=path, metavar="FILE", help="write settings, rows and the values of every sequence"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw trajectories, depth strips and masks")
+    parser.add_argument("--csv", type=path, metavar="FILE", help="write the rows")
+    parser.add_argument("--pictures", type=path, metavar="DIR", help="draw trajectories, depth strips and masks")
 
 
 # ----------------------------------------------------------------------------------------------------------- calls
@@ -303,8 +310,8 @@ def _run_rules(args: argparse.Namespace) -> None:
     if args.json:
         tables.write_tables(args.json, settings, rows, runs)
     if args.pictures:
-        for path in draw_pictures(args.pictures, runs, args.rules):
-            print(printable(path))
+        for picture in draw_pictures(args.pictures, runs, args.rules):
+            print(printable(picture))
 
 
 def _load(args: argparse.Namespace, options: StreamOptions) -> Network:
@@ -321,11 +328,12 @@ def _check(args: argparse.Namespace) -> None:
     if args.pictures:
         optional_module("matplotlib")
         check_output_folder(args.pictures)
+        check_outside(args.pictures, [args.root] if hasattr(args, "root") else [])
         args.pictures.mkdir(parents=True, exist_ok=True)
         check_results(args.pictures, PICTURES)
-    for path in (args.json, args.csv):
-        if path:
-            _check_output(path)
+    for table in (args.json, args.csv):
+        if table:
+            _check_output(table)
     if args.sequences is not None and args.sequences < 1:
         raise OptionError(f"sequences is {args.sequences}; allowed: 1 and more")
     if len(set(args.rules)) < len(args.rules):

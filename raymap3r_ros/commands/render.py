@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from raymap3r_ros.commands.arguments import add_device, size
+from raymap3r_ros.commands.arguments import add_device, path, size
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import choose_device
 from raymap3r_ros.synthetic import SUITES, WORLDS, suite_sequence
-from raymap3r_ros.synthetic.export import FORMATS, export_sequence
+from raymap3r_ros.synthetic.export import FORMATS, check_target, export_sequence
+from raymap3r_ros.synthetic.suites import sequence_name
 from raymap3r_ros.text import printable
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SUITES,
         help="; ".join(f"{name}: {suite.help}" for name, suite in SUITES.items()),
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the sequences' folders")
+    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder for the sequences' folders")
     parser.add_argument("--world", choices=WORLDS, default="varied", help="kind of scenes (default: %(default)s)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sequences", type=int, metavar="N", help="the first N sequences (default: the whole suite)")
@@ -45,8 +45,15 @@ def run(args: argparse.Namespace) -> int:
     length = SUITES[args.suite].frames
     if args.frames is not None and args.frames > length:
         raise OptionError(f"frames is {args.frames}; allowed: 1 to {length}, the length of the sequences")
+    indices = args.index or range(args.sequences or count)
+    for index in indices:
+        if not 0 <= index < count:
+            raise OptionError(f"index is {index}; allowed range: 0 to {count - 1}")
+        check_target(args.out / sequence_name(args.suite, index, args.world), args.overwrite)
+    if len(set(indices)) < len(indices):
+        raise OptionError(f"index is {' '.join(map(str, indices))}; each may be named once")
     device = choose_device(args.device)
-    for index in args.index or range(args.sequences or count):
+    for index in indices:
         sequence = suite_sequence(args.suite, index, world=args.world, size=args.size, device=device)
         folder = export_sequence(sequence, args.out, args.format, max_frames=args.frames, overwrite=args.overwrite)
         print(printable(folder))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raymap3r_ros.clients import replay
 from raymap3r_ros.clients.bag import ReplayOptions
-from raymap3r_ros.commands.arguments import add_options, add_stream_options, read_options, read_stream_options
+from raymap3r_ros.commands.arguments import add_options, add_stream_options, path, read_options, read_stream_options
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.io.output_folder import locked_folder
 from raymap3r_ros.node.node_options import NodeOptions
@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "losses, speed, trajectory, and errors against the bag's ground truth. Ctrl-C ends early and reports the "
         "frames so far. The exit status is 1 if frames are missing, or if the node refused all of them."
     )
-    parser.add_argument("bag", metavar="BAG", type=Path, help=".mcap, .db3, or the folder of a bag")
+    parser.add_argument("bag", metavar="BAG", type=path, help=".mcap, .db3, or the folder of a bag")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("replay_out"),
         metavar="DIR",
         help="folder of the report (default: replay_out)",

@@ -12,6 +12,7 @@ from raymap3r_ros.commands.arguments import (
     add_device,
     add_options,
     add_stream_options,
+    path,
     read_options,
     read_stream_options,
 )
@@ -38,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         metavar="INPUT",
-        type=Path,
+        type=path,
         help="a video, a folder of images, or a ROS 2 bag (.mcap, .db3, or its folder; ROS 1 bags are read too)",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
     add_checkpoint(parser)
     add_device(parser)

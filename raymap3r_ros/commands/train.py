@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from raymap3r_ros.commands.arguments import add_device, add_options, read_options
+from raymap3r_ros.commands.arguments import add_device, add_options, path, read_options
 from raymap3r_ros.network import choose_device
 from raymap3r_ros.text import printable
 from raymap3r_ros.training import RECIPES, RECORDING, TrainOptions, train
@@ -23,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         what = f"for {help_text}"
         recipe = recipes.add_parser(name, help=what, description=f"Train `{name}`, {what}.")
         recipe.set_defaults(recipe=name)
-        recipe.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the run")
+        recipe.add_argument("--out", metavar="DIR", type=path, required=True, help="folder of the run")
         if options.world == RECORDING:
             what = "folder of the recording, in the TUM RGB-D layout"
-            recipe.add_argument("--data", metavar="DIR", type=Path, required=True, help=what)
-        recipe.add_argument("--weights", metavar="FILE", type=Path, help="weights (.safetensors) to start from")
+            recipe.add_argument("--data", metavar="DIR", type=path, required=True, help=what)
+        recipe.add_argument("--weights", metavar="FILE", type=path, help="weights (.safetensors) to start from")
         recipe.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
         add_device(recipe)
         add_options(recipe.add_argument_group("options"), TrainOptions, defaults=options)

@@ -115,7 +115,8 @@ def drifting(truth: np.ndarray, seed: int, share: float = DRIFT) -> np.ndarray:
 
 def write_tum(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
     """TUM format, one line `timestamp tx ty tz qx qy qz qw` per pose (n, 4, 4)."""
-    write_trajectory(path, stamps, poses)
+    # As a float, seconds since 1970 are accurate to a microsecond.
+    write_trajectory(path, [round(stamp * 1e6) * 1000 for stamp in stamps], poses)
 
 
 def checked_poses(poses: np.ndarray, what: str) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.io.files import natural_key
+from raymap3r_ros.known_files import known_file
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ def prepare(file: Path, copy: Path) -> DataFile:
     Raises InputError if its content is not known, or if it unpacks to far more than its size.
     """
     kind = kind_of(file)
+    if kind != ZSTD and file.stat().st_size and (what := known_file(file)):
+        raise InputError(f"{file}: is {what}")
     if not file.stat().st_size:
         return DataFile(file, kind, f"{file.name} is empty", empty=True)
     if not kind:

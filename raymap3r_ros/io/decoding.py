@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from raymap3r_ros.errors import InputError, reason_of
 from raymap3r_ros.io.encoded import JPEG_SIGNATURE, MAX_PIXELS, PNG_SIGNATURE, checked_image
 from raymap3r_ros.io.recording import BrokenFrame
+from raymap3r_ros.known_files import START, known_content
+from raymap3r_ros.output_files import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
     """
     try:
         data = _bounded_bytes(source)
+        if not data:
+            raise BrokenFrame("it is empty")
         if data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
             checked = checked_image(data)
             # As in the node, metadata are not read: they may be damaged. They contain the orientation.
@@ -48,7 +52,10 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
     except InputError as error:
         raise BrokenFrame(error) from error
     except Exception as error:  # Pillow's decoders fail in many ways on damaged files
-        why = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
+        why = error
+        if isinstance(error, UnidentifiedImageError):
+            what = known_content(data[:START])
+            why = f"it is {what}" if what else "not a known image format"
         raise BrokenFrame(why) from error
 
 
@@ -88,7 +95,7 @@ def _bounded_bytes(source: Path | io.BytesIO) -> bytes:
     if isinstance(source, io.BytesIO):
         return source.getvalue()
     if not source.is_file():
-        raise BrokenFrame("a link that leads nowhere" if source.is_symlink() else "not a regular file")
+        raise BrokenFrame(kind_of(source) if source.is_symlink() else "not a regular file")
     size = source.stat().st_size
     if size > MAX_FILE:
         raise BrokenFrame(f"it has {size} bytes, more than {MAX_FILE}")

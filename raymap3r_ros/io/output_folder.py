@@ -69,8 +69,12 @@ def _is_file_or_link(path: Path) -> bool:
 def foreign_files(folder: Path) -> list[Path]:
     """Return all files in `folder` and its subfolders that its manifest does not list, sorted."""
     ours = written_files(folder)
-    files = (item for item in folder.rglob("*") if item.is_symlink() or not item.is_dir())
-    return sorted(item for item in files if item not in ours and item != folder / MANIFEST)
+    return sorted(item for item in _files_below(folder) if item not in ours and item != folder / MANIFEST)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield everything in a folder and its subfolders that is not a folder: files, links, pipes."""
+    return (item for item in folder.rglob("*") if item.is_symlink() or not item.is_dir())
 
 
 def remove_written(folder: Path) -> None:
@@ -86,11 +90,11 @@ def remove_written(folder: Path) -> None:
 def locked_folder(folder: Path) -> Iterator[None]:
     """Create an output folder, and keep other processes from writing to it within the `with` block.
 
-    A new folder that is still empty at the end is removed. Raises InputError if `folder` is a file, or if another
+    New folders that are still empty at the end are removed. Raises InputError if `folder` is a file, or if another
     process, or another run in this one, writes to it.
     """
     check_output_folder(folder)
-    new = not folder.exists()
+    new = [item for item in (folder, *folder.parents) if not item.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -104,8 +108,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
             # Some network file systems cannot lock a folder.
         yield
     finally:
-        if new:
-            remove_empty(folder)
+        for item in new:
+            remove_empty(item)
         os.close(descriptor)
 
 
@@ -123,15 +127,17 @@ def clear_folder(
     With `overwrite`, the files of an earlier output are deleted, so that two outputs never mix: those that the
     folder's manifest lists. `results` matches the paths, within the folder, of all files that will be written.
 
-    Raises InputError if `folder` is a file or one of the `inputs`; if it contains any file and `overwrite` is off; if
-    it contains a file with the name of a result that the manifest does not list; or if a file of the `inputs` would
-    be deleted.
+    Raises InputError if `folder` is a file; if it is one of the `inputs`, or in one; if it contains any file and
+    `overwrite` is off; if it contains a file with the name of a result that the manifest does not list; or if a file
+    of the `inputs` would be deleted.
     """
     check_output_folder(folder)
-    if not overwrite and any(item.is_file() and item != folder / MANIFEST for item in folder.rglob("*")):
-        raise InputError(f"{folder}: holds files already; name another folder, or allow it with --overwrite")
-    if any(real_path(folder) == real_path(item) for item in inputs):
-        raise InputError(f"{folder}: is the input; name another folder for the results")
+    check_outside(folder, inputs)
+    if not overwrite and (held := sorted(item for item in _files_below(folder) if item != folder / MANIFEST)):
+        raise InputError(
+            f"{folder}: holds files already ({listing(folder, held)}); name another folder, or allow it with "
+            "--overwrite"
+        )
     check_results(folder, results)
     ours = written_files(folder)
     for item in inputs:
@@ -146,6 +152,15 @@ def clear_folder(
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
+def check_outside(folder: Path, inputs: Collection[Path]) -> None:
+    """Raise InputError if an output folder is one of the `inputs`, or in one."""
+    for item in inputs:
+        if real_path(folder) == real_path(item):
+            raise InputError(f"{folder}: is the input; name another folder for the results")
+        if item.is_dir() and real_path(folder).is_relative_to(real_path(item)):
+            raise InputError(f"{folder}: is in the input {item}; name a folder outside it for the results")
+
+
 def check_results(folder: Path, results: re.Pattern[str]) -> None:
     """Raise InputError if anything in `folder` has the name of a result, but the manifest does not list it."""
     candidates = (item for pattern in ("*", "*/*") for item in folder.glob(pattern))
@@ -158,8 +173,22 @@ def check_results(folder: Path, results: re.Pattern[str]) -> None:
 
 
 def listing(folder: Path, files: Collection[Path]) -> str:
-    """Return the names of files in `folder` for a message; of many, only the first ones."""
-    names = [str(file.relative_to(folder)) for file in files]
+    """Return the names of files and folders in `folder` for a message; of many, only the first ones.
+
+    Folders end in "/"; of several files in a subfolder, their number is given.
+    """
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        name, *below = file.relative_to(folder).parts
+        groups.setdefault(f"{name}/" if below else name, []).append(file)
+    names = []
+    for name, members in groups.items():
+        if len(members) > 1:
+            names.append(f"{name} with {len(members)} files")
+        else:
+            (item,) = members
+            is_folder = item.is_dir() and not item.is_symlink()
+            names.append(f"{item.relative_to(folder)}{'/' if is_folder else ''}")
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + rest
 

@@ -19,6 +19,7 @@ import numpy as np
 from raymap3r_ros.discovery import find_in_package
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import intrinsics_doubt, intrinsics_problem
+from raymap3r_ros.output_files import kind_of
 from raymap3r_ros.stamps import MAX_GAP
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,12 @@ class Frame:
     stamp: float  # seconds, as recorded
     intrinsics: np.ndarray | None  # (3, 3) pixels of `image`
     jumps: int = 0  # of the recorded stamps so far; each starts a new world, see `raymap3r_ros.stamps`
+    recorded: int | None = None  # the stamp in nanoseconds, if it is recorded so
+
+    @property
+    def nanoseconds(self) -> int:
+        """The stamp. As a float, seconds since 1970 are accurate to a microsecond."""
+        return round(self.stamp * 1e6) * 1000 if self.recorded is None else self.recorded
 
 
 class BrokenFrame(Exception):
@@ -87,11 +94,12 @@ class Recording:
     given_intrinsics: np.ndarray | None = None  # those of ReadOptions
     # Of the last iteration:
     skipped: int = 0  # frames that could not be decoded
+    first_skip: str = ""  # which frame, and why
     ended: str = ""  # why it ended before the end of the recording; empty if it did not
     frames: Callable[[Recording], Iterator[Frame]] = field(repr=False, kw_only=True)  # one pass, in order
 
     def __iter__(self) -> Iterator[Frame]:
-        self.skipped, self.ended = 0, ""
+        self.skipped, self.first_skip, self.ended = 0, "", ""
         size = None
         with closing(self.frames(self)) as source:
             for frame in islice(source, self.max_frames and min(self.max_frames, sys.maxsize)):
@@ -105,7 +113,7 @@ class Recording:
                     )
                 yield frame
         if size is None:
-            broken = f" ({self.skipped} could not be decoded, see the warnings)" if self.skipped else ""
+            broken = f" ({self.skipped} could not be decoded; the first: {self.first_skip})" if self.skipped else ""
             reason = f": {self.ended}" if self.ended else ""
             raise InputError(f"{self.path}: no frame could be read{broken}{reason}")
 
@@ -126,6 +134,7 @@ class Recording:
     def skip(self, what: str, why: object) -> None:
         """Count a frame that cannot be used, and log a warning."""
         self.skipped += 1
+        self.first_skip = self.first_skip or f"{what}: {why}"
         log.warning("%s: skipped %s: %s", self.path.name, what, why)
 
 
@@ -163,7 +172,8 @@ def open_recording(
     path = Path(path)
     options = ReadOptions(topic, rate, stride, max_frames, intrinsics, max_gap)
     if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder")
+        what = kind_of(path)
+        raise InputError(f"{path}: {f'is {what}' if what else 'there is no such file or folder'}")
     if not (path.is_file() or path.is_dir()):
         raise InputError(f"{path}: is neither a file nor a folder; recordings are read from their start twice")
     matching = [known for known in _formats() if known.matches(path)]

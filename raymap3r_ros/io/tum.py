@@ -14,6 +14,7 @@ import torch
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.cameras import pose_encoding, pose_matrix
 from raymap3r_ros.geometry.poses import MAX_DISTANCE
+from raymap3r_ros.known_files import known_file
 from raymap3r_ros.output_files import kind_of, whole_file
 
 log = logging.getLogger(__name__)
@@ -29,16 +30,19 @@ def write_tum(path: Path, stamps: Sequence[int] | np.ndarray, poses: np.ndarray)
     with whole_file(path) as partial, partial.open("w") as file:
         file.write("# timestamp tx ty tz qx qy qz qw\n")
         for stamp, pose in zip(stamps, poses.tolist(), strict=True):
-            seconds, nanoseconds = divmod(stamp, 1_000_000_000)
-            file.write(f"{seconds}.{nanoseconds:09d} {' '.join(map(repr, pose))}\n")
+            file.write(f"{seconds_text(stamp)} {' '.join(map(repr, pose))}\n")
 
 
-def write_trajectory(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
-    """Write `poses` (n, 4, 4), camera to world, metres, at `stamps` in seconds, see `write_tum`."""
+def write_trajectory(path: Path, stamps: Sequence[int], poses: np.ndarray) -> None:
+    """Write `poses` (n, 4, 4), camera to world, metres, at `stamps` in nanoseconds, see `write_tum`."""
     encodings = pose_encoding(torch.from_numpy(np.asarray(poses, np.float64))).numpy()
-    # As a float, seconds since 1970 are accurate to a microsecond.
-    nanoseconds = [round(stamp * 1e6) * 1000 for stamp in stamps]
-    write_tum(path, nanoseconds, encodings[:, [0, 1, 2, 4, 5, 6, 3]])
+    write_tum(path, stamps, encodings[:, [0, 1, 2, 4, 5, 6, 3]])
+
+
+def seconds_text(stamp: int) -> str:
+    """Return a stamp in nanoseconds as seconds, with all digits."""
+    seconds, nanoseconds = divmod(int(stamp), 1_000_000_000)
+    return f"{seconds}.{nanoseconds:09d}"
 
 
 def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +57,8 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if kind := kind_of(path):
         raise InputError(f"{path}: is {kind}; expected a TUM trajectory, a text file")
     try:
+        if what := known_file(path):
+            raise InputError(f"{path}: is {what}")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a TUM trajectory: {error}") from error

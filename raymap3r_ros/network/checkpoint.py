@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from raymap3r_ros.errors import CheckpointError, OptionError
+from raymap3r_ros.known_files import unlike_weights
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.metadata import header_bytes, missing_bytes, whole_weights
 from raymap3r_ros.network.model import Network, initialise
@@ -286,6 +287,8 @@ def _open_weights(path: Path) -> Iterator[_Weights]:
             f"nor one of the untrained presets {', '.join(PRESETS)}"
         )
         raise CheckpointError(f"checkpoint {str(path)!r} is {what}; give the path of a .safetensors or .pth file")
+    if what := unlike_weights(path):
+        raise CheckpointError(f"{path} is {what}")
     with contextlib.ExitStack() as stack:
         if path.suffix == ".safetensors":
             yield stack.enter_context(_open_native(path))

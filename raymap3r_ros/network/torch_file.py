@@ -155,12 +155,14 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
     """Raise CheckpointError if an archive expands to more than its size, or has an overlong pickle."""
     size = path.stat().st_size
     names = set()
+    if other := _other_archive([entry.filename for entry in archive.infolist()]):
+        raise CheckpointError(f"{path} is {other}")
     for entry in archive.infolist():
         reason = ""
         if entry.filename in names:
             reason = "occurs twice"
         elif entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-            reason = "is compressed, as torch never does"
+            reason = "is compressed, which torch.save never does"
         elif entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE:
             reason = f"is {entry.file_size} bytes long, more than {MAX_PICKLE}"
         if reason:
@@ -174,6 +176,31 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
             f"{path} is refused: its entries have {total} bytes, more than the file ({size}). "
             "Nothing in it was executed"
         )
+
+
+_SAVE_WEIGHTS = (
+    'save the weights alone where it was made: torch.save({"model": module.state_dict()}, "weights.pth"); nothing in '
+    "it was executed"
+)
+# Archives that are no weights, by the pattern of a name in them.
+_OTHER_ARCHIVES = (
+    (
+        r"[^/]+/(constants\.pkl|code/.+)",
+        f"a TorchScript program (torch.jit.save), which contains code; {_SAVE_WEIGHTS}",
+    ),
+    (r"[^/]+/models/.+\.json", f"an exported program (torch.export.save), not weights; {_SAVE_WEIGHTS}"),
+    (r"[^/]+/\.data/extern_modules", f"a package (torch.package), which contains code; {_SAVE_WEIGHTS}"),
+    (
+        r"[^/]+\.npy",
+        'a file of numpy.savez; save its arrays as tensors: torch.save({"model": tensors}, "weights.pth")',
+    ),
+    (r"(.*/)?[^/]+\.(pth|pt|ckpt|safetensors)", "a zip archive that contains weights; unpack it first: unzip"),
+)
+
+
+def _other_archive(names: list[str]) -> str:
+    """What an archive with these entries is if it is not one of torch.save, and what to do; "" if it may be one."""
+    return next((what for form, what in _OTHER_ARCHIVES if any(re.fullmatch(form, name) for name in names)), "")
 
 
 class _LegacyFile(TorchFile):

@@ -39,7 +39,12 @@ def section_warnings(file: Path, names: Sequence[str]) -> list[str]:
     Args:
         names: full names of the nodes of this process.
     """
-    sections = list(_sections(yaml.safe_load(file.read_text())))
+    if not file.is_file():  # a pipe of the shell, <(...), can be read only once
+        return []
+    try:
+        sections = list(_sections(yaml.safe_load(file.read_bytes())))  # may be UTF-16
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return [f"the sections of the parameter file {file} were not checked: {error}"]
     if not sections:
         return [f"the parameter file {file} contains no parameters; {FORM}"]
     others = [section for section in sections if not any(applies(section, name) for name in names)]

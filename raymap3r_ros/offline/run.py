@@ -188,6 +188,7 @@ class _Run:
     cloud: StaticMap | None = None
     preview: RunPreview | None = None
     stamps: list[float] = field(default_factory=list)  # seconds, of healthy frames
+    nanoseconds: list[int] = field(default_factory=list)  # the same
     poses: list[np.ndarray] = field(default_factory=list)  # (4, 4) camera to world
     intrinsics: list[np.ndarray] = field(default_factory=list)  # (3, 3)
     intrinsics_known: list[bool] = field(default_factory=list)
@@ -237,12 +238,12 @@ class _Run:
             self.unhealthy += 1
             log.warning("frame %d: the network's output is not finite; nothing is written for it", result.frame)
             return
-        if len(self.stamps) > self.worlds[-1] and round(frame.stamp * 1e6) <= round(self.stamps[-1] * 1e6):
+        if len(self.stamps) > self.worlds[-1] and frame.nanoseconds <= self.nanoseconds[-1]:
             self.late += 1
             if self.late == 1:
                 log.warning("the stamp %.6f s does not rise: nothing is written for such images", frame.stamp)
             return
-        self._write_maps(result)
+        self._write_maps(result, frame.nanoseconds)
         if self.cloud is not None:
             self.cloud.integrate(
                 result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
@@ -279,8 +280,8 @@ class _Run:
             options = self.cloud_options
             self.cloud = StaticMap(options.voxel_size, options.max_points, whole_scene=True)
 
-    def _write_maps(self, result: StepResult) -> None:
-        """Write the maps of a healthy frame, and collect the rest of it."""
+    def _write_maps(self, result: StepResult, nanoseconds: int) -> None:
+        """Write the maps of a healthy frame with this stamp, and collect the rest of it."""
         written = {"depth": self.outputs.depth, "dynamic_mask": self.outputs.masks_written}
         maps = result.numpy("pose", "intrinsics", *(name for name, wanted in written.items() if wanted))
         index = len(self.stamps)  # file names count like the lines of the trajectory
@@ -289,6 +290,7 @@ class _Run:
         if "dynamic_mask" in maps:
             write_mask_file(self.folder, index, maps["dynamic_mask"])
         self.stamps.append(result.stamp)
+        self.nanoseconds.append(nanoseconds)
         # Copies: arrays from a GPU share one buffer with the frame's maps, which must be freed before the end.
         self.poses.append(maps["pose"].copy())
         self.intrinsics.append(maps["intrinsics"].copy())
@@ -324,9 +326,9 @@ class _Run:
         if self.worlds[-1] == len(self.stamps):  # nothing was written for the last one
             self.worlds.pop()
         for name, world in zip(self._names(TRAJECTORY), self._spans(), strict=True):
-            write_trajectory(claim(self.folder, name), self.stamps[world], poses[world])
+            write_trajectory(claim(self.folder, name), self.nanoseconds[world], poses[world])
         write_intrinsics(
-            claim(self.folder, INTRINSICS), self.stamps, intrinsics, self.intrinsics_known, self.image_size
+            claim(self.folder, INTRINSICS), self.nanoseconds, intrinsics, self.intrinsics_known, self.image_size
         )
         points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
         if self.outputs.cloud:

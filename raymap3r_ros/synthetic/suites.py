@@ -103,7 +103,7 @@ def suite_sequence(
     seed = EVALUATION_SEEDS + chosen.seed * 1_000_000 + WORLDS.index(world) * 1000 + index
     scenes = _find_scene(recipe, chosen, seed, index)
     return SyntheticSequence(
-        name=f"{world}-{suite}-{index:02d}",
+        name=sequence_name(suite, index, world),
         length=chosen.frames,
         rate=RATE,
         size=size,
@@ -111,6 +111,11 @@ def suite_sequence(
         scenes=scenes.to(device),
         seed=seed,
     )
+
+
+def sequence_name(suite: str, index: int, world: str) -> str:
+    """The name of a sequence, and of the folder that it is exported to."""
+    return f"{world}-{suite}-{index:02d}"
 
 
 def _find_scene(recipe: Recipe, suite: Suite, seed: int, index: int) -> Scenes:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import raymap3r_ros
 from raymap3r_ros.errors import CheckpointError, InputError
-from raymap3r_ros.io.output_folder import check_output_folder
+from raymap3r_ros.io.output_folder import check_output_folder, check_outside
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
@@ -80,9 +80,11 @@ def train(
     Writes `training.pt` (the state of the run), `log.jsonl` (losses and speed), `curves.csv` (validation) and
     NAME.safetensors (averaged weights, half precision) to the folder. The weights do not depend on interruptions.
     Returns the weights file, or None in all but the first of several processes. Raises InputError if the folder has a
-    run with other options.
+    run with other options, or is in the folder `data`.
     """
     folder = Path(folder)
+    if data is not None:
+        check_outside(folder, [Path(data)])
     rank, world = _join_processes(device)
     first = rank == 0
     run = _resume(_begin(options, start, device), folder / STATE_FILE, options, device)

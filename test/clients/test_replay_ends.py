@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bags import images_bag, picture, raw, write_bag
+from rosbags.rosbag2 import StoragePlugin
 
 from raymap3r_ros import cli
 
@@ -80,6 +81,22 @@ def test_a_bag_that_ends_early_by_damage(tmp_path, capsys):
     assert report["frames_sent"] + report["frames_missing"] == 12
     text = capsys.readouterr().out
     assert f"(ended early: {report['ended']})" in text and f"missing in the bag {report['frames_missing']}" in text
+
+
+def test_the_number_of_missing_frames_is_unknown_without_an_index(tmp_path, capsys):
+    """`run` reports the same."""
+    messages = [(i / 10, "/image", raw(i / 10, picture(i))) for i in range(8)]
+    data = next(write_bag(tmp_path / "bag", messages, StoragePlugin.MCAP).glob("*.mcap")).read_bytes()
+    file = tmp_path / "cut.mcap"
+    file.write_bytes(data[: len(data) // 2])
+    for command, report in (("run", "summary.json"), ("replay", "report.json")):
+        out = tmp_path / command
+        arguments = ["--rate", "0"] if command == "replay" else ["--no-preview"]
+        assert cli.main([command, str(file), "--out", str(out), *arguments, *SMALL]) == 1
+        values = json.loads((out / report).read_text())
+        assert not values["complete"] and values["frames_missing"] is None
+    assert 0 < values["frames_sent"] < 8 and "ends in the middle of a record" in values["ended"]
+    assert "missing in the bag an unknown number" in capsys.readouterr().out
 
 
 def test_a_complete_bag_is_reported_so(tmp_path):

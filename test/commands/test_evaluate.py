@@ -178,6 +178,12 @@ def test_pictures_of_others_are_not_replaced(weights, tmp_path, capsys):
     assert (tmp_path / "iou_and_share.png").read_text() == "mine"
 
 
+def test_pictures_in_the_data_set_are_refused(weights, tmp_path, capsys):
+    arguments = ["--checkpoint", weights, "--pictures", tmp_path / "a" / "pictures"]
+    assert "pictures: is in the input" in error_of(capsys, "tum", tmp_path, *arguments)
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_missing_data_set(weights, tmp_path, capsys):
     missing = error_of(capsys, "sintel", tmp_path / "no", "--checkpoint", weights)
     assert str(tmp_path / "no") in missing and "no such folder" in missing

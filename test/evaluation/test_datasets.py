@@ -320,7 +320,7 @@ def test_seven_scenes(tmp_path):
     assert frame.pose[0, 3] == 4 and frame.stamp == pytest.approx(4 / 30)
     assert frame.depth[0, :3].tolist() == [0, 0, 2.5]
     assert frame.intrinsics.tolist() == [[525, 0, 320], [0, 525, 240], [0, 0, 1]]
-    with pytest.raises(InputError, match=r"frame-000000\.color\.png: is no image"):
+    with pytest.raises(InputError, match=r"frame-000000\.color\.png: is empty"):
         next(second.frames())
     (tmp_path / "chess/seq-03/frame-000002.depth.proj.png").unlink()
     with pytest.raises(InputError, match=r"frame-000002\.depth\.proj\.png: there is no such file"):
@@ -423,7 +423,7 @@ def test_images_whose_names_are_not_utf8(tmp_path):
     path = tmp_path / os.fsdecode(b"\xff.png")
     path.write_bytes(cv2.imencode(".png", np.full((4, 6, 3), 7, np.uint8))[1])
     assert read_image(path).shape == (4, 6, 3)
-    path.write_bytes(b"")
+    path.write_bytes(b"no image")
     with pytest.raises(InputError, match="no image that can be decoded"):
         read_image(path)
 

@@ -27,9 +27,11 @@ def matrix(fx, fy, cx, cy):
 
 @pytest.fixture
 def folder(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
     for index in range(2):
-        Image.new("RGB", SIZE, (index, 0, 0)).save(tmp_path / f"{index}.jpg")
-    return tmp_path
+        Image.new("RGB", SIZE, (index, 0, 0)).save(folder / f"{index}.jpg")
+    return folder
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,47 @@ def test_listed_files_are_deleted_and_others_stay(tmp_path):
 
 
 def test_a_file_with_the_name_of_a_result_is_in_the_way(tmp_path):
-    write(tmp_path, "depth/000000.png")
+    folder = tmp_path / "out"
+    write(folder, "depth/000000.png")
     names = ["trajectory.txt", *(f"depth/{index:06d}.png" for index in range(1, 8))]
-    write(tmp_path, *names, ours=False)
-    before = files_in(tmp_path)
-    with pytest.raises(InputError, match=r"depth/000001\.png, .* and 3 more in the way: not written by"):
-        clear_folder(tmp_path, RESULTS, overwrite=True)
-    assert files_in(tmp_path) == before
+    write(folder, *names, ours=False)
+    (folder / "summary.json").mkdir()
+    before = files_in(folder)
+    results = re.compile(rf"{RESULTS.pattern}|summary\.json")
+    with pytest.raises(
+        InputError, match=r"out: depth/ with 7 files, summary\.json/, trajectory\.txt in the way: not written"
+    ):
+        clear_folder(folder, results, overwrite=True)
+    assert files_in(folder) == before
+
+
+def test_what_a_folder_holds_is_named(tmp_path):
+    folder = tmp_path / "out"
+    write(folder, "notes.md", "depth/1.png", "depth/2.png", "masks/mine.png", *"abcd", ours=False)
+    (folder / "gone").symlink_to("nowhere")
+    text = r"files already \(a, b, c, d, depth/ with 2 files and 3 more\); name another folder, or allow it"
+    with pytest.raises(InputError, match=text):
+        clear_folder(folder, RESULTS)
+    for name in "abcd":
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"\(depth/ with 2 files, gone, masks/mine\.png, notes\.md\)"):
+        clear_folder(folder, RESULTS)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["in/out", "in/a/b", "in/../in/out", "link/out"])
+def test_results_in_an_input_folder_are_refused_at_once(tmp_path, name, overwrite):
+    write(tmp_path / "in", "000000.png", ours=False)
+    (tmp_path / "link").symlink_to("in")
+    folder = tmp_path / name
+    with (
+        pytest.raises(InputError, match=r"is in the input .*; name a folder outside it"),
+        locked_folder(folder),
+    ):
+        clear_folder(folder, RESULTS, overwrite, inputs=[tmp_path / "in"])
+    assert files_in(tmp_path / "in") == ["000000.png"] and len([*(tmp_path / "in").iterdir()]) == 1
+    clear_folder(tmp_path / "in-out", RESULTS, overwrite, inputs=[tmp_path / "in"])
+    clear_folder(tmp_path / "in2", RESULTS, overwrite, inputs=[tmp_path / "in" / "000000.png"])
 
 
 def test_the_input_is_never_deleted(tmp_path):
@@ -158,7 +192,7 @@ def test_a_manifest_that_is_no_file_is_refused(tmp_path, kind):
 
 def test_a_folder_with_the_name_of_a_result_is_in_the_way(tmp_path):
     (tmp_path / "trajectory.txt").mkdir()
-    with pytest.raises(InputError, match=r"trajectory\.txt in the way"):
+    with pytest.raises(InputError, match=r"trajectory\.txt/ in the way"):
         clear_folder(tmp_path, RESULTS, overwrite=True)
 
 

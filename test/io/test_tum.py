@@ -24,7 +24,7 @@ def poses() -> np.ndarray:
 @pytest.fixture
 def known(poses: np.ndarray, tmp_path: Path) -> KnownTrajectory:
     order = np.random.default_rng(1).permutation(20)  # files need not be sorted
-    write_trajectory(tmp_path / "known.txt", STAMPS[order], poses[order])
+    write_trajectory(tmp_path / "known.txt", (STAMPS[order] * 1e6).round().astype(int) * 1000, poses[order])
     return KnownTrajectory.read(tmp_path / "known.txt")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation import trajectory
 from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.ply import write_ply
@@ -33,7 +34,7 @@ def test_trajectory_contains_position_and_quaternion_of_the_pose(tmp_path, axis,
     pose = np.eye(4, dtype=np.float32)
     pose[:3, :3] = turn(axis, degrees)
     pose[:3, 3] = 1.25, -2.5, 1000.125
-    write_trajectory(tmp_path / "t.txt", [1700000000.123456, 1.0], np.stack([pose, np.eye(4)]))
+    write_trajectory(tmp_path / "t.txt", [1700000000_123456000, 10**9], np.stack([pose, np.eye(4)]))
     comment, line, second = (tmp_path / "t.txt").read_text().splitlines()
     assert comment == "# timestamp tx ty tz qx qy qz qw"
     stamp, *position, qx, qy, qz, qw = (float(value) for value in line.split(" "))
@@ -60,7 +61,7 @@ def test_stamps_keep_their_nanoseconds_and_numbers_every_digit(tmp_path):
 
 def test_stamps_in_seconds_are_exact_to_the_microsecond(tmp_path):
     """As a float, seconds since 1970 have digits beyond their accuracy."""
-    write_trajectory(tmp_path / "t.txt", [1_700_000_000.1, 1_700_000_000.000001], np.stack([np.eye(4)] * 2))
+    trajectory.write_tum(tmp_path / "t.txt", [1_700_000_000.1, 1_700_000_000.000001], np.stack([np.eye(4)] * 2))
     lines = (tmp_path / "t.txt").read_text().splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["1700000000.100000000", "1700000000.000001000"]
 
@@ -68,7 +69,7 @@ def test_stamps_in_seconds_are_exact_to_the_microsecond(tmp_path):
 def test_trajectory_rotates_a_vector_as_the_pose_does(tmp_path):
     pose = np.eye(4)
     pose[:3, :3] = turn(0, 50) @ turn(1, -130) @ turn(2, 200)
-    write_trajectory(tmp_path / "t.txt", [0.0], pose[None])
+    write_trajectory(tmp_path / "t.txt", [0], pose[None])
     x, y, z, w = np.loadtxt(tmp_path / "t.txt")[4:]
     u, v = np.array([x, y, z]), np.array([0.3, -1.0, 2.0])
     rotated = 2 * u.dot(v) * u + (w * w - u.dot(u)) * v + 2 * w * np.cross(u, v)  # q v q*, by hand
@@ -77,7 +78,7 @@ def test_trajectory_rotates_a_vector_as_the_pose_does(tmp_path):
 
 def test_intrinsics_have_one_line_per_frame(tmp_path):
     matrices = np.array([[[300, 0, 64], [0, 310, 36], [0, 0, 1]], [[301, 0, 64], [0, 311, 36], [0, 0, 1]]], float)
-    write_intrinsics(tmp_path / "i.txt", [0.5, 1.5], matrices, [True, False], (128, 72))
+    write_intrinsics(tmp_path / "i.txt", [500_000_000, 1_500_000_000], matrices, [True, False], (128, 72))
     assert np.loadtxt(tmp_path / "i.txt").tolist() == [
         [0.5, 300, 310, 64, 36, 128, 72, 1],
         [1.5, 301, 311, 64, 36, 128, 72, 0],

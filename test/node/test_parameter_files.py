@@ -1,6 +1,7 @@
 """Parameter files with sections that have no effect: one warning each, with the nearest valid name."""
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,23 @@ def test_file_without_a_section_for_the_node(tmp_path, sections, remedy):
 def test_file_without_parameters(tmp_path, text):
     (line,) = warnings(tmp_path, text)
     assert "robot.yaml contains no parameters; a parameter file has sections" in line
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_file_in_another_encoding(tmp_path, encoding):
+    """As written by an editor of another system; the parser of rcl reads them."""
+    file = tmp_path / "robot.yaml"
+    file.write_text(SECTION.format("/**") + "# ü", encoding=encoding)
+    assert section_warnings(file, ["/front/raymap3r"]) == []
+    file.write_text(SECTION.format("/rear/raymap3r"), encoding=encoding)
+    assert "has no effect" in section_warnings(file, ["/front/raymap3r"])[0]
+    file.write_bytes(b"a: \xe4\n")  # Latin-1
+    assert "were not checked" in section_warnings(file, ["/front/raymap3r"])[0]
+
+
+def test_pipe_of_the_shell_is_not_read_again(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert section_warnings(tmp_path / "pipe", ["/front/raymap3r"]) == []
 
 
 def test_misspelt_section_beside_others(tmp_path):

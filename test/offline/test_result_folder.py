@@ -14,7 +14,7 @@ def test_folder_with_files_is_refused_unless_allowed(tmp_path):
     prepare_folder(folder)
     prepare_folder(folder)  # empty subfolders of a run that failed early are accepted
     (folder / "notes.txt").write_text("not ours")
-    with pytest.raises(InputError, match=r"holds files already; .* --overwrite"):
+    with pytest.raises(InputError, match=r"holds files already \(notes\.txt\); .* --overwrite"):
         prepare_folder(folder)
     for name in ("depth/000000.png", "depth/000000.npz", "masks/000001.png", "trajectory.txt", "preview.mp4"):
         claim(folder, name).write_text("old result")

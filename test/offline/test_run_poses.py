@@ -23,7 +23,7 @@ def write_poses(path, indices, offset=0.0):
     poses = np.tile(np.eye(4), (COUNT, 1, 1))
     poses[:, :3, :3] = Rotation.from_euler("xyz", np.linspace((1, 2, 3), (1.2, 1.9, 3.3), COUNT)).as_matrix()
     poses[:, :3, 3] = 5 + np.linspace((0, 0, 0), (0.4, 0.2, -0.3), COUNT)
-    write_trajectory(path, offset + np.asarray(indices) / RATE, poses[indices])
+    write_trajectory(path, ((offset + np.asarray(indices) / RATE) * 1e9).round().astype(int), poses[indices])
     return poses
 
 

@@ -327,6 +327,8 @@ def test_command_writes_the_first_sequences_of_a_suite(tmp_path):
     ("arguments", "message"),
     [
         (["--index", "999"], "999"),
+        (["--index", "0", "999"], "--index is 999; allowed range: 0 to"),
+        (["--index", "1", "0", "1"], "--index is 1 0 1; each may be named once"),
         (["--sequences", "999"], f"--sequences is 999; allowed range: 1 to {SUITES['static'].sequences}"),
         (["--frames", "0"], "--frames is 0; allowed: 1 and more"),
         (
@@ -341,6 +343,15 @@ def test_command_with_values_out_of_range(tmp_path, capsys, arguments, message):
     captured = capsys.readouterr()
     assert captured.err.startswith("raymap3r: error: ") and message in captured.err
     assert captured.err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_command_renders_nothing_if_one_folder_is_in_the_way(tmp_path, capsys):
+    name = suite_sequence("static", 1).name
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").touch()
+    arguments = ["--sequences", "2", "--frames", "1", "--size", "32x24", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main(["render", "static", *arguments]) == 2
+    assert f"{name}: holds mine" in capsys.readouterr().err and files_in(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("arguments", [["--size", "64"], ["--size", "0x48"], ["--format", "zip"], ["--world", "moon"]])

@@ -244,6 +244,12 @@ def test_operations_are_counted_in_both_directions():
     assert count_operations(lambda: (first @ second).sum().backward()) == 3 * 2 * 20 * 30 * 40
 
 
+def test_a_run_in_the_folder_of_the_recording_is_refused(tmp_path):
+    with pytest.raises(InputError, match="run: is in the input"):
+        train(SHORT, tmp_path / "run", "x", CPU, data=tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path):
     train(SHORT, tmp_path / "whole", "x", CPU, report=lambda _: None)
 

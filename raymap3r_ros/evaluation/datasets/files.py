@@ -12,6 +12,7 @@ from PIL import Image
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.encoded import JPEG_SIGNATURE, PNG_SIGNATURE, checked_image
 from raymap3r_ros.io.files import natural_key
+from raymap3r_ros.known_files import known_file
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,11 @@ def numbered_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def existing_file(path: Path) -> Path:
-    """The path, if it is a file."""
+    """The path, if it is a file, and not one that only stands for another."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
+    if what := known_file(path):
+        raise InputError(f"{path}: is {what}")
     return path
 
 

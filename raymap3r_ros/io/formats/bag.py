@@ -107,7 +107,7 @@ def _frames(recording: Recording, topic: str, info_topic: str | None, options: R
             matrix = options.intrinsics
             if matrix is None:
                 image, matrix = camera.apply(image)
-            yield Frame(image, stamp // 10**9 + stamp % 10**9 * 1e-9, matrix, jump_detector.jumps)
+            yield Frame(image, stamp // 10**9 + stamp % 10**9 * 1e-9, matrix, jump_detector.jumps, stamp)
         read, stored = index + 1, bag.stored(topic)
         if bag.loss:
             recording.ended = bag.loss

@@ -13,6 +13,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image, orientation
 from raymap3r_ros.io.files import natural_key
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
+from raymap3r_ros.known_files import known_file
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ def _matches(path: Path) -> bool:
 
 def _open(path: Path, options: ReadOptions) -> Recording:
     if path.is_file():
+        what = known_file(path)
+        if what:
+            raise InputError(f"{path}: is {what}")
         what = "an animation (convert it to a video)" if _is_animated(path) else "a single image"
         raise InputError(f"{path}: is {what}; give a folder of images, a video or a bag")
     files = _images_in(path)

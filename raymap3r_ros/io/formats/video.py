@@ -14,24 +14,11 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.files import plain_name
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.io.video_container import Container, read_container
+from raymap3r_ros.known_files import known_file
 from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
-# Files that are no recordings but may contain one: offset, first bytes, what to do.
-KNOWN_FILES = (
-    (0, b"\x1f\x8b", "a gzip archive; unpack it first: gunzip or tar -xzf"),
-    (0, b"BZh", "a bzip2 archive; unpack it first: bunzip2 or tar -xjf"),
-    (0, b"\xfd7zXZ\0", "an xz archive; unpack it first: unxz or tar -xJf"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd archive that contains no bag; unpack it first: unzstd"),
-    (0, b"\x04\x22\x4d\x18", "an lz4 archive; unpack it first: unlz4"),
-    (0, b"PK\x03\x04", "a zip archive; unpack it first: unzip"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first: 7z x"),
-    (257, b"ustar", "a tar archive; unpack it first: tar -xf"),
-    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; get it with: git lfs pull"),
-    (0, b"rosbag2_bagfile_information", "the metadata of a bag; give its folder"),
-    (0, b"\x89HDF", "an HDF5 file; convert it to a folder of images"),
-)
 # FFmpeg reads what these files name, anywhere on the disk.
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"v=0", b"<?xml", b"<MPD")
 UNWRITTEN = (
@@ -43,6 +30,8 @@ GIVE_UP = 10  # consecutive frames that cannot be decoded: treated as the end of
 
 
 def _open(path: Path, options: ReadOptions) -> Recording:
+    if what := known_file(path):
+        raise InputError(f"{path}: is {what}")
     with path.open("rb") as file:
         if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(PLAYLISTS):
             raise InputError(f"{path}: a playlist, which names other files; give the video itself")
@@ -83,12 +72,8 @@ def _capture(path: Path) -> Iterator[cv2.VideoCapture]:
 def _description(path: Path) -> str:
     """Return what a file is that OpenCV cannot read as a video, and what to do."""
     with path.open("rb") as file:
-        start = file.read(300)
-    if not start:
-        return "is empty"
-    for offset, magic, what in KNOWN_FILES:
-        if start[offset:].startswith(magic):
-            return f"is {what}"
+        if file.read(4) == b"PK\x03\x04":
+            return "is a zip archive; unpack it first: unzip"
     container = read_container(path)
     if container.cut:
         return "a video that was cut off, or copied incompletely; OpenCV cannot read the rest"
