@@ -56,7 +56,7 @@ def rule_variants(options: StreamOptions, rules: Iterable[str] = RULES) -> list[
 
 
 def pose_variants(options: StreamOptions, rules: Iterable[str] = RULES) -> list[Variant]:
-    """Two variants per update rule, with exact and with drifting poses given; the pose is that of the network.
+    """Two variants per update rule, with exact and with drifting poses given; the network's pose is scored.
 
     Raises OptionError if poses cannot be given with these options.
     """

@@ -68,10 +68,10 @@ def observe(
 ) -> KnownPoses:
     """`known` after a frame with a given pose (B, 4, 4), `predicted` by the network in the segment's world.
 
-    The scale is that of the segment's alignment until the given positions determine another one. With given
+    The segment's alignment determines the scale until the given positions determine another one. With given
     positions g and predicted ones p = g / s + noise, 1 / s is the slope of the regression of p on g, because g is
     nearly free of errors. Its relative variance is (1 - r^2) / (r^2 n), with the correlation r and the number n of
-    independent errors, which is below that of the frames. The result is the mean of both logarithms, weighted by
+    independent errors, which is below the number of frames. The result is the mean of both logarithms, weighted by
     their variances; the positions count only if the given motion explains most of the predicted one.
     """
     here = Similarity(torch.ones_like(alignment.scale), alignment.rotation, alignment.translation).invert_on_pose(pose)

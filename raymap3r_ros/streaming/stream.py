@@ -234,7 +234,7 @@ class Stream:
 
 
 def _change_at(frame: PreparedFrame) -> WorldChange:
-    """How the world of a frame relates to that of the frame before."""
+    """How the world of a frame relates to the world of the frame before."""
     before, change = frame.before, frame.before.world_change
     posed, given = frame.inputs[2] is not None, frame.plan.options.published_pose == "given"
     if not (posed and given) or change is WorldChange.NEW:
@@ -245,7 +245,7 @@ def _change_at(frame: PreparedFrame) -> WorldChange:
 
 
 def _change_after(frame: PreparedFrame) -> WorldChange:
-    """How the world of the next frame relates to that of this one."""
+    """How the world of the next frame relates to the world of this one."""
     if not frame.plan.reset:
         return WorldChange.NONE
     change = _AFTER_ALIGNMENT[frame.plan.options.reset_alignment]
