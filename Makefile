@@ -30,13 +30,14 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 # Folders too: their time changes when a file is removed.
 SOURCES := $(shell find raymap3r_ros launch config resource -not -name '__pycache__' -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help test faults soak demo lint clean
+.PHONY: help test faults soak demo doctor lint clean
 
 help:
 	@echo "make test    run all tests; creates the environment $(VENV) if necessary"
 	@echo "make faults  run the fault tests in full, see docs/robustness.md"
 	@echo "make soak    play 100,000 frames into the node and check for trends; FRAMES=N, SECONDS=S, SOAK='more arguments'"
-	@echo "make demo    run the node on a clip and draw its output; creates the environment $(VENV) if necessary"
+	@echo "make demo    run the node on a clip and draw its output; CHECKPOINT=cut3r_512, DEMO='more arguments'"
+	@echo "make doctor  check this machine: versions, numbers, memory, large messages, speed; DOCTOR='arguments'"
 	@echo "make lint    check the code with ruff"
 	@echo "make clean   remove the environment and all build products"
 
@@ -52,7 +53,10 @@ soak: $(VENV)/.package
 	$(ROS) $(VENV)/bin/python benchmarks/soak.py $(if $(FRAMES),--frames $(FRAMES)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
 
 demo: $(VENV)/.package
-	$(ROS) $(VENV)/bin/raymap3r demo
+	$(ROS) $(VENV)/bin/raymap3r demo $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(DEMO)
+
+doctor: $(VENV)/.package
+	$(ROS) $(VENV)/bin/raymap3r doctor $(DOCTOR)
 
 lint: $(VENV)/.package
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -83,5 +87,5 @@ $(VENV)/.ros: $(VENV)/.python constraints.txt $(shell find pip_ros -type f -not 
 $(VENV)/.package: $(VENV)/.ros $(VENV)/.torch setup.py setup.cfg pyproject.toml package.xml constraints.txt $(SOURCES)
 	$(PIP) install $(PINS) "setuptools>=64" wheel
 	@rm -rf build/lib  # otherwise setuptools installs files that were deleted since
-	$(PIP) install $(PINS) --no-build-isolation ".[test]"
+	$(PIP) install $(PINS) --no-build-isolation ".[test,weights]"
 	@touch $@

@@ -23,7 +23,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["weights/*"]},
+    package_data={NAME: ["weights/*.safetensors", "doctor/*.npz"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -43,6 +43,7 @@ setup(
     ],
     extras_require={
         "evaluation": EVALUATION,
+        "weights": ["gdown>=6.3", "huggingface_hub>=0.36.2"],  # only `raymap3r weights fetch` needs them
         "view": ["rerun-sdk>=0.24"],  # only `raymap3r run --view` needs it
         # Without pytest here `colcon test` runs nothing.
         "test": ["pytest>=7.4", "pytest-xdist>=3.8", "ruff", *EVALUATION],

@@ -34,7 +34,7 @@ ARGUMENTS = {
     "truth": ("", "odometry topic or TF frame with ground truth; empty: found by its name, see docs/bags.md"),
     "out": ("replay_out", "folder for the report"),
     "overwrite": ("false", "replace the report of an earlier replay in that folder"),
-    "checkpoint": ("", "weights: a .safetensors or .pth file, or a preset; empty: from the parameter file"),
+    "checkpoint": ("", "weights: a .safetensors or .pth file, or a name; empty: from the parameter file"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: from the parameter file"),
     "params_file": (str(config_file("stream.yaml")), "YAML file with the node's parameters"),
     "global_topics": (

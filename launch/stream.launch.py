@@ -31,7 +31,7 @@ ARGUMENTS = {
     "range": ("range", "topic of the range sensor, with scale.source range"),
     "wheel_odometry": ("wheel_odometry", "topic of the wheel odometry, with scale.source odometry"),
     "image_transport": ("", "raw or compressed; empty: from the parameter file"),
-    "checkpoint": ("", "weights: a .safetensors or .pth file, or a preset; empty: from the parameter file"),
+    "checkpoint": ("", "weights: a .safetensors or .pth file, or a name; empty: from the parameter file"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: from the parameter file"),
     "tf_mode": ("", "camera, base, odom or map; empty: from the parameter file"),
     "world_frame": ("", "frame of all poses; empty: from the parameter file"),

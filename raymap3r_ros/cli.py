@@ -26,12 +26,14 @@ from raymap3r_ros.threads import wait_passively
 # the command in use is imported.
 COMMANDS = {
     "run": "process a video, a folder of images or a ROS 2 bag",
+    "weights": "fetch, import and verify weights by name",
     "convert": "convert the public checkpoint to a safetensors file",
     "render": "write synthetic sequences with ground truth",
     "train": "train a network on rendered worlds",
     "evaluate": "compare the update rules with ground truth",
     "demo": "play a clip into the node in ROS 2 and check its outputs",
     "replay": "play a ROS 2 bag into the node and report",
+    "doctor": "check this machine, for a bug report too",
 }
 ROS_COMMANDS = ("demo", "replay")
 FAILED = 2  # exit status of every error with a message of this package

@@ -70,6 +70,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Keep other processes that use this function for `path` out of the `with` block.
+
+    A hidden file beside `path` holds the lock, and stays. Raises InputError if another process is in the block.
+    """
+    descriptor = os.open(path.with_name(f".{path.stem}.lock"), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        _lock(descriptor, path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,6 +31,8 @@ KEYS = {
     "rosbags": None,
     "lz4": None,  # a dependency of rosbags
     "rerun": None,
+    "gdown": None,
+    "huggingface_hub": None,
     "raymap3r_pip_ros": None,  # of pip_ros/, in environments without a ROS distribution
 }
 NOT_IMPORTED = {"ros2launch"}  # keys of what is needed without an import: the command `ros2 launch`

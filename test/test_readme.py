@@ -30,7 +30,7 @@ def test_the_two_commands_are_shown(text: str):
 def test_every_room_is_in_the_architecture(root: Path):
     rooms = {f"raymap3r_ros/{path.parent.name}/" for path in root.glob("raymap3r_ros/*/__init__.py")}
     page = (root / "docs" / "architecture.md").read_text()
-    shown = re.findall(r"^\| \d \| `(raymap3r_ros/\w+/)` \|", section(page, "Rooms"), re.MULTILINE)
+    shown = re.findall(r"^\| \d+ \| `(raymap3r_ros/\w+/)` \|", section(page, "Rooms"), re.MULTILINE)
     assert rooms and sorted(rooms) == sorted(shown)
 
 

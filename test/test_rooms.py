@@ -15,8 +15,9 @@ FLOORS = (
     ("mapping",),
     ("synthetic",),
     ("evaluation",),
-    ("node", "training", "offline"),
+    ("node", "training", "offline", "weights"),
     ("clients",),
+    ("doctor",),
     ("commands",),
     ("cli",),
 )

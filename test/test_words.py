@@ -31,7 +31,8 @@ EXCLUDED = ("test/test_words.py", "config/foxglove.json")
 # Commands whose help is checked.
 COMMANDS = (
     *("", "run", "convert", "render", "train", "train one_room", "train one_office", "evaluate"),
-    *("evaluate synthetic", "evaluate simulated", "evaluate covariance", "evaluate tum", "demo", "replay"),
+    *("evaluate synthetic", "evaluate simulated", "evaluate covariance", "evaluate tum", "demo", "replay", "doctor"),
+    *("weights", "weights fetch", "weights import"),
 )
 
 # Phrase, as a regular expression for whole words, and what to write instead.

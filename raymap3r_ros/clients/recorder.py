@@ -16,7 +16,8 @@ from raymap3r_ros.clients.harness import OutputSubscriber
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.publishers import TOPICS
 
-IDLE_LIMIT = 30.0  # seconds without a message after which the recording ends
+FIRST_LIMIT = 300.0  # seconds until the first message: a frame of the public weights can take a minute on a CPU
+IDLE_LIMIT = 30.0  # seconds until the next one, or three times the longest wait: then the recording ends
 PICTURES = ("rgb", "depth", "dynamic_map", "dynamic_mask")
 MAX_PICTURES = 300  # frames kept for the preview
 
@@ -43,7 +44,7 @@ class Recorder(OutputSubscriber):
         self._child_frame = child_frame
         outputs = (*TOPICS, "tf")
         self._recorded = Recorded({topic: [] for topic in outputs}, {topic: [] for topic in outputs})
-        self._last_message = time.monotonic()
+        self._messages = 0
         self._pictures: dict[int, dict[str, np.ndarray]] = {}
         super().__init__(node, node_name, outputs, image_topic)
 
@@ -61,8 +62,14 @@ class Recorder(OutputSubscriber):
             self._pictures.setdefault(stamp, {})[topic] = _array(message)
 
     def reply(self, request: int) -> Recorded:
-        """Everything, when all outputs of the image with this stamp have arrived or after IDLE_LIMIT."""
-        while not self._is_complete(request) and time.monotonic() - self._last_message < IDLE_LIMIT:
+        """Everything, when all outputs of the image with this stamp have arrived, or a limit has passed."""
+        since, seen, slowest = time.monotonic(), self._messages, 0.0
+        while not self._is_complete(request):
+            now = time.monotonic()
+            if self._messages > seen:
+                since, seen, slowest = now, self._messages, max(slowest, now - since)
+            if now - since > (max(IDLE_LIMIT, 3 * slowest) if seen else FIRST_LIMIT):
+                break
             self.spin()
         complete = [maps for _, maps in sorted(self._pictures.items()) if {"rgb", "depth"} <= maps.keys()]
         self._recorded.pictures = [tuple(maps.get(topic) for topic in PICTURES) for maps in complete]
@@ -77,7 +84,7 @@ class Recorder(OutputSubscriber):
 
     def _add(self, topic: str, stamp: Any) -> int:
         """Add stamp and latency of a message; the stamp in nanoseconds."""
-        self._last_message = time.monotonic()
+        self._messages += 1
         nanoseconds = conversions.nanoseconds(stamp)
         self._recorded.stamps[topic].append(nanoseconds)
         self._recorded.latencies[topic].append((self.node.get_clock().now().nanoseconds - nanoseconds) * 1e-9)

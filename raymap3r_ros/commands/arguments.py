@@ -75,8 +75,9 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
         metavar="F",
-        help=f"weights: a .safetensors or .pth file; {', '.join(shipped_weights())}, part of this package; or "
-        f"{' or '.join(PRESETS)}, untrained, only to test that everything runs (default: %(default)s)",
+        help=f"weights: a .safetensors or .pth file; {', '.join(shipped_weights())}, part of this package; a name in "
+        f"the cache, such as cut3r_512 (`raymap3r weights list`); or {' or '.join(PRESETS)}, untrained, only to test "
+        "that everything runs (default: %(default)s)",
     )
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     defaults = NodeOptions()
     parser.add_argument(
-        "--checkpoint", default=defaults.checkpoint, help="weights: a file or a preset (default: %(default)s)"
+        "--checkpoint", default=defaults.checkpoint, help="weights: a file or a name (default: %(default)s)"
     )
     parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
 

@@ -1,13 +1,14 @@
 """The frozen network: tensors in, tensors out, independent of streams and ROS."""
 
+from raymap3r_ros.network.catalog import shipped_weights
 from raymap3r_ros.network.checkpoint import (
     DEFAULT_CHECKPOINT,
     STORED_DTYPES,
+    checkpoint_config,
     checkpoint_path,
     convert_checkpoint,
     load_network,
     save_network,
-    shipped_weights,
     untrained_network,
 )
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
@@ -22,6 +23,7 @@ __all__ = [
     "Decoded",
     "Network",
     "NetworkConfig",
+    "checkpoint_config",
     "checkpoint_path",
     "choose_device",
     "choose_threads",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from raymap3r_ros.errors import CheckpointError, OptionError
 from raymap3r_ros.known_files import unlike_weights
+from raymap3r_ros.network.catalog import named_weights, shipped_weights
 from raymap3r_ros.network.config import PRESETS, NetworkConfig
 from raymap3r_ros.network.metadata import header_bytes, missing_bytes, whole_weights
 from raymap3r_ros.network.model import Network, initialise
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "raymap3r-1"  # in the metadata of this package's files
 DEFAULT_CHECKPOINT = "one_room"  # comes with the package
-_SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 _UNTRAINED_SEED = 0
 
 MAX_NAMED = 10  # tensors of one kind in an error
@@ -94,23 +94,20 @@ def load_network(
 ) -> Network:
     """A network ready to run, in evaluation mode on `device`, with weights for the `precision` that it will run in.
 
-    `checkpoint` is a file of this package (.safetensors), the public CUT3R file (.pth), the name of weights that come
-    with the package, or the name of a preset, for untrained weights from a fixed seed. Raises CheckpointError.
+    `checkpoint` is a file of this package (.safetensors), the public CUT3R file (.pth), the name of weights of the
+    package or the cache, or the name of a preset, for untrained weights from a fixed seed. Raises CheckpointError.
     """
     name = str(checkpoint)
-    shipped = shipped_weights()
-    if name in shipped:
-        network = _read_network(shipped[name])
-        network.trained = True
-        network.source = printable(f"{name}: {network.manifest.get('about', 'comes with the package')}", 200)
-    elif name in PRESETS:
+    if name in PRESETS:
         network = untrained_network(PRESETS[name])
         network.source = f"preset {name}: untrained weights, its geometry means nothing"
     else:
-        path = checkpoint_path(name)
+        named = named_weights(name)
+        path = named or checkpoint_path(name)
         network = _read_network(path)
         network.trained = True
-        network.source = printable(path.name, 200)
+        about = network.manifest.get("about", "no description")
+        network.source = printable(f"{name}: {about}" if named else path.name, 200)
     if precision != "float32":
         network.lower_precision(precision)
     # Tokens are rows of channels, so feature maps from them are channels last, as images are.
@@ -118,19 +115,22 @@ def load_network(
 
 
 def checkpoint_path(checkpoint: str | os.PathLike) -> Path:
-    """The file of weights that come with the package, or the path with `~` replaced.
+    """The file of weights of the package or the cache, or the path with `~` replaced.
 
-    Raises CheckpointError if that user does not exist.
+    Raises CheckpointError if that user does not exist, and for public weights that are not in the cache.
     """
     try:
-        return shipped_weights().get(str(checkpoint)) or Path(checkpoint).expanduser()
+        return named_weights(str(checkpoint)) or Path(checkpoint).expanduser()
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {checkpoint}: {error} Give the path without ~") from error
 
 
-def shipped_weights() -> dict[str, Path]:
-    """Name and file of the weights that come with the package; docs/weights.md describes them."""
-    return {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
+def checkpoint_config(checkpoint: str | os.PathLike) -> NetworkConfig:
+    """The shape of the network that `load_network` would load, without reading its weights. Raises CheckpointError."""
+    if str(checkpoint) in PRESETS:
+        return PRESETS[str(checkpoint)]
+    with _open_weights(checkpoint_path(checkpoint)) as weights:
+        return weights.config
 
 
 def untrained_network(config: NetworkConfig, seed: int = _UNTRAINED_SEED) -> Network:
@@ -150,18 +150,24 @@ class Conversion:
 
 
 def convert_checkpoint(
-    source: str | os.PathLike, target: str | os.PathLike, dtype: str = "float32", *, progress: bool = False
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    dtype: str = "float32",
+    *,
+    progress: bool = False,
+    manifest: dict[str, str] | None = None,
 ) -> Conversion:
     """Convert the public checkpoint, or a file of this package, to this package's format.
 
     That is safetensors with the configuration in the metadata. `dtype` is one of STORED_DTYPES. Tensors are read and
-    written one by one, so that memory does not grow with the file. `progress` shows a bar on a terminal. Raises
-    CheckpointError; an existing `target` is unchanged then.
+    written one by one, so that memory does not grow with the file. `progress` shows a bar on a terminal. `manifest` is
+    added to the metadata. Raises CheckpointError; an existing `target` is unchanged then.
     """
     if str(source) in PRESETS:
         raise CheckpointError(f"{source!s} is a preset without weights; give the path of a .pth or .safetensors file")
     path = checkpoint_path(source)
     with _open_weights(path) as weights:
+        weights.manifest.update(manifest or {})
         dtypes = {key: stored_dtype(key, shape, dtype) for key, shape in weights.shapes.items()}
         rounding = _Rounding()
         total = sum(4 * shape.numel() for shape in weights.shapes.values())
@@ -283,8 +289,8 @@ def _open_weights(path: Path) -> Iterator[_Weights]:
     """Open a file of this package (.safetensors) or a public one. Raises CheckpointError."""
     if not path.is_file():
         what = kind_of(path) or (
-            f"not a file, nor weights that come with the package ({', '.join(shipped_weights()) or 'none'}), "
-            f"nor one of the untrained presets {', '.join(PRESETS)}"
+            f"not a file, nor weights that come with the package ({', '.join(shipped_weights()) or 'none'}) or are in "
+            f"the cache (`raymap3r weights list`), nor one of the untrained presets {', '.join(PRESETS)}"
         )
         raise CheckpointError(f"checkpoint {str(path)!r} is {what}; give the path of a .safetensors or .pth file")
     if what := unlike_weights(path):

@@ -35,8 +35,8 @@ class NodeOptions:
 
     checkpoint: str = option(
         DEFAULT_CHECKPOINT,
-        "weights: path of a .safetensors or .pth file, the name of weights in the package, or of a preset (untrained, "
-        "for tests only)",
+        "weights: path of a .safetensors or .pth file, the name of weights in the package or the cache (`raymap3r "
+        "weights list`), or of a preset (untrained, for tests only)",
     )
     device: str = option("auto", "where the network runs: auto (a GPU if there is one), cpu, cuda or cuda:N")
     preset: str = preset_option(

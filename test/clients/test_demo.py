@@ -7,11 +7,12 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from geometry_msgs.msg import PoseStamped
 
 from raymap3r_ros import cli
 from raymap3r_ros.clients import demo
 from raymap3r_ros.clients.harness import rendered_room
-from raymap3r_ros.clients.recorder import Recorded
+from raymap3r_ros.clients.recorder import FIRST_LIMIT, IDLE_LIMIT, Recorded, Recorder
 from raymap3r_ros.commands import demo as command
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.node.publishers import TOPICS
@@ -51,6 +52,37 @@ def test_demo_without_a_clip_runs_live(tmp_path):
     assert done.returncode == 0, done.stdout
     assert "rendered room" in done.stdout and "FAIL" not in done.stdout
     assert (tmp_path / "preview.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "end"),
+    [
+        ([], FIRST_LIMIT),
+        ([FIRST_LIMIT - 10], 4 * (FIRST_LIMIT - 10)),
+        ([100, 160], 160 + 300),
+        ([10], 10 + IDLE_LIMIT),
+        ([-10], IDLE_LIMIT),
+    ],
+)
+def test_frames_of_a_large_network_may_take_minutes(ros, monkeypatch, arrivals, end):
+    """The clock starts with the request, not while the node loads its weights. Seconds after the request."""
+    clock = [0.0]
+
+    class Clocked(Recorder):
+        def spin(self) -> None:
+            clock[0] += 10.0
+            if clock[0] - 1000.0 in arrivals:
+                self.receive("pose", PoseStamped())
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    node = ros.create_node("recorder_of_a_slow_node")
+    recorder = Clocked(node, "/slow/raymap3r", "/slow/image", "camera")
+    clock[0] = 980.0
+    recorder.spin()
+    clock[0] = 1000.0  # the weights are loaded
+    assert len(recorder.reply(1).stamps["pose"]) == len(arrivals)
+    assert clock[0] - 1000.0 == pytest.approx(end, abs=20.0)
+    node.destroy_node()
 
 
 def test_node_that_cannot_start_ends_the_demo(tmp_path):

@@ -153,10 +153,16 @@ def test_memory_reset_without_alignment_starts_a_new_world_at_the_next_image(mak
     assert bench.count_logs("new segment") == 0
 
 
-@pytest.mark.parametrize("name", ["missing.safetensors", "text.safetensors", "foreign.safetensors", "text.pth"])
-def test_unusable_checkpoint_fails_configure_with_one_log_line(make_bench, tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["missing.safetensors", "text.safetensors", "foreign.safetensors", "text.pth", "cut3r_512"]
+)
+def test_unusable_checkpoint_fails_configure_with_one_log_line(make_bench, tmp_path, monkeypatch, name):
     path = tmp_path / name
-    if name.startswith("text"):
+    monkeypatch.setenv("RAYMAP3R_HOME", str(tmp_path))
+    if name == "cut3r_512":
+        path = name
+        text = f"configure failed: checkpoint {name} is not in {tmp_path}/weights; fetch it with: raymap3r weights "
+    elif name.startswith("text"):
         path.write_text("not a file of weights")
         text = f"configure failed: {path} "
     elif name.startswith("foreign"):
@@ -176,6 +182,16 @@ def test_unusable_checkpoint_fails_configure_with_one_log_line(make_bench, tmp_p
     # A failed attempt does not affect the next one.
     assert bench.set_parameter("checkpoint", "mini").successful
     assert bench.change_state("configure")
+
+
+def test_weights_in_the_cache_are_loaded_by_name(make_bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYMAP3R_HOME", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    network = untrained_network(PRESETS["mini"])
+    save_network(network, tmp_path / "weights" / "lab.safetensors", manifest={"about": "trained in the lab"})
+    bench = make_bench(checkpoint="lab", image_size=48)
+    bench.start()
+    bench.wait_for_diagnostics("checkpoint", "lab: trained in the lab")
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

@@ -1,0 +1,56 @@
+"""The weights that come with the package, and the chosen checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, size_text
+from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.network import PRESETS, checkpoint_config, checkpoint_path, shipped_weights
+
+NAME = "weights"
+SHIPPED = {"one_room": "c1f0bbd5179d849b48bd33801c2ffb970b6cc62867667c8da2f4c12977786137"}
+AGAIN = "install the package again; in a checkout, `git checkout raymap3r_ros/weights`"
+
+
+def check(target: Target) -> Iterator[Line]:
+    """Lines about files, their hashes, and whether they contain a network."""
+    files = shipped_weights()
+    for name, expected in SHIPPED.items():
+        if name not in files:
+            yield Line(NAME, name, FAIL, "the file is missing in the package", AGAIN)
+            continue
+        found = file_hash(files[name])
+        text = f"SHA-256 {found}, {size_text(files[name].stat().st_size)}"
+        if found == expected:
+            yield Line(NAME, name, OK, text, values={"sha256": found})
+        else:
+            yield Line(NAME, name, FAIL, f"{text}; expected {expected}", AGAIN, {"sha256": found})
+    if target.checkpoint not in SHIPPED:
+        yield _chosen(target.checkpoint)
+
+
+def _chosen(checkpoint: str) -> Line:
+    if checkpoint in PRESETS:
+        return Line(
+            NAME, checkpoint, WARNING, "untrained: as fast as trained weights, but the geometry means nothing",
+            "for real images choose the public weights or your own: README.md, Weights",
+        )  # fmt: skip
+    try:
+        config, path = checkpoint_config(checkpoint), checkpoint_path(checkpoint)
+    except CheckpointError as error:
+        return Line(NAME, checkpoint, FAIL, str(error), "choose another --checkpoint: README.md, Weights")
+    found = file_hash(path)
+    text = f"SHA-256 {found}, {size_text(path.stat().st_size)}, images of {config.image_size} pixels"
+    return Line(NAME, checkpoint, OK, text, values={"sha256": found, "config": config.to_dict()})
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
