@@ -90,25 +90,15 @@ def advance(
     state_before, rays = before, None
     image_tokens = tokens = _encode(network, plan, pixels)
     if pose is not None:
-        known, alignment = known_poses.anchor(before.known, before.alignment, before.fresh, pose)
-        before = dataclasses.replace(before, known=known, alignment=alignment)
-        rays = _encode_rays(
-            network, plan, before, alignment.invert_on_pose(pose), known.intrinsics if given is None else given
-        )
+        before, rays = _known_rays(network, plan, before, pose, given)
         # As the network was trained: the first view of a segment never comes with rays.
         tokens = image_tokens + torch.where(before.fresh[:, None, None], 0.0, rays)
     mark("encode")
     want_attention = plan.rule.needs_attention or record is not None
     main = _run_main_branch(network, plan, image_tokens, tokens, before, want_attention=want_attention)
     mark("decode")
-    known = before.known
-    if pose is not None:
-        known = known_poses.observe(known, before.alignment, pose, main.pose, plan.method)
-    from_segment = dataclasses.replace(before.alignment, scale=known.scale)
-    track = _track(plan, before, main, from_segment)
-    if pose is not None:
-        known = known_poses.correct(known, pose, track.pose_raw)
     intrinsics, intrinsics_known = _intrinsics(given, main.points, plan.method)
+    track, known = _track(plan, before, main, pose)
     known = dataclasses.replace(known, intrinsics=intrinsics)
     mark("pose")
 
@@ -116,6 +106,7 @@ def advance(
     if plan.run_ray_branch:
         if rays is None:
             # State and pose memory are in the segment's world, the pose is in the stream's.
+            from_segment = dataclasses.replace(before.alignment, scale=known.scale)
             rays = _encode_rays(network, plan, before, from_segment.invert_on_pose(track.pose), intrinsics)
         ray_points, ray_confidence = _run_ray_branch(network, plan, before, rays)
         mark("ray_branch")
@@ -134,18 +125,12 @@ def advance(
         mark("reset")
 
     healthy = _all_finite(main.decoded.state, main.pose, main.points, main.confidence, after.state, after.memory)
-    scale = known.scale
     estimate = Estimate(
+        **_maps(plan, main, motion, known.scale),
         pose=_published_pose(plan, known, pose, track),
         pose_raw=track.pose_raw,
-        depth=main.points[..., 2] * scale[:, None, None],
-        points=main.points * scale[:, None, None, None],
-        confidence=main.confidence,
-        staticness=motion.pixel_staticness if plan.motion else torch.ones_like(main.confidence),
-        dynamic_mask=motion.mask if plan.motion else torch.zeros_like(main.confidence, dtype=torch.bool),
         intrinsics=intrinsics,
         gate=gate[..., 0],
-        scale=scale.clone(),  # a recorded graph overwrites the state
         healthy=healthy,
         intrinsics_known=intrinsics_known,
         rule_index=rule_index,
@@ -160,6 +145,19 @@ def _encode(network: Network, plan: StepPlan, pixels: Tensor) -> Tensor:
     """Tokens (B, N, C_e) of images (B, H, W, 3) uint8."""
     with _autocast(plan.options, pixels.device):
         return network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
+
+
+def _known_rays(
+    network: Network, plan: StepPlan, before: StreamState, pose: Tensor, given: Tensor | None
+) -> tuple[StreamState, Tensor]:
+    """The state of a frame with given poses (B, 4, 4), and the tokens of their rays (B, N, C_e).
+
+    Without `given` intrinsics (B, 3, 3), the rays have those of the last frame.
+    """
+    known, alignment = known_poses.anchor(before.known, before.alignment, before.fresh, pose)
+    before = dataclasses.replace(before, known=known, alignment=alignment)
+    intrinsics = known.intrinsics if given is None else given
+    return before, _encode_rays(network, plan, before, alignment.invert_on_pose(pose), intrinsics)
 
 
 def _encode_rays(network: Network, plan: StepPlan, before: StreamState, pose: Tensor, intrinsics: Tensor) -> Tensor:
@@ -201,10 +199,14 @@ def _run_ray_branch(network: Network, plan: StepPlan, before: StreamState, token
     return network.self_points(_in_float32(decoded), before.size)
 
 
-def _track(plan: StepPlan, before: StreamState, main: View, from_segment: Similarity) -> Track:
-    """The predicted camera in the stream's world, smoothed if smoothing is on."""
-    smoothing = plan.options.smoothing
-    pose_raw = from_segment.apply_to_pose(main.pose)
+def _track(plan: StepPlan, before: StreamState, main: View, given: Tensor | None) -> tuple[Track, KnownPoses]:
+    """The predicted camera in the stream's world, smoothed if smoothing is on; and what a `given` pose determines."""
+    smoothing, known = plan.options.smoothing, before.known
+    if given is not None:
+        known = known_poses.observe(known, before.alignment, given, main.pose, plan.method)
+    pose_raw = dataclasses.replace(before.alignment, scale=known.scale).apply_to_pose(main.pose)
+    if given is not None:
+        known = known_poses.correct(known, given, pose_raw)
     state_change = (main.decoded.state - before.state).norm(dim=-1).mean(1)
     smoothed = smooth(before.smoother, pose_raw[:, :3, 3], state_change, tied=smoothing == "tied", method=plan.method)
     use = torch.zeros_like(before.fresh) if smoothing == "off" else torch.ones_like(before.fresh)
@@ -214,7 +216,19 @@ def _track(plan: StepPlan, before: StreamState, main: View, from_segment: Simila
     position = torch.where(use[:, None], smoothed.state.position, pose_raw[:, :3, 3])
     smoother = dataclasses.replace(smoothed.state, started=use)
     pose = cameras.assemble_pose(pose_raw[:, :3, :3], position)
-    return Track(pose, pose_raw, smoothed, state_change, smoother)
+    return Track(pose, pose_raw, smoothed, state_change, smoother), known
+
+
+def _maps(plan: StepPlan, main: View, motion: Motion | None, scale: Tensor) -> dict[str, Tensor]:
+    """The maps of an estimate, in metres of the stream, and the scale (B,) from those of the segment."""
+    return {
+        "depth": main.points[..., 2] * scale[:, None, None],
+        "points": main.points * scale[:, None, None, None],
+        "confidence": main.confidence,
+        "staticness": motion.pixel_staticness if plan.motion else torch.ones_like(main.confidence),
+        "dynamic_mask": motion.mask if plan.motion else torch.zeros_like(main.confidence, dtype=torch.bool),
+        "scale": scale.clone(),  # a recorded graph overwrites the state
+    }
 
 
 def _published_pose(plan: StepPlan, known: KnownPoses, given: Tensor | None, track: Track) -> Tensor:
