@@ -791,7 +791,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="golden directory, such as golden/tiny-dpt")
     parser.add_argument(
-        "--execution", choices=("plain", "trace"), default="plain", help="how the streams run (default: plain)"
+        "--execution", choices=("plain", "trace", "onnx"), default="plain", help="how the streams run (default: plain)"
     )
     args = parser.parse_args()
     if not (args.folder / "config.json").is_file():

@@ -119,12 +119,13 @@ def default_settings(base: Setting, network: Network, device: torch.device) -> l
     """The rows of a run without options.
 
     On a CPU: the default settings, and those with the least work, operation by operation and, for networks that a node
-    traces, traced. On a GPU: the same in bfloat16, and the default settings with each option changed alone.
+    records, traced and as ONNX graphs. On a GPU: the same in bfloat16, and the default settings with each option
+    changed alone.
     """
     least = dataclasses.replace(base, rule="filt3r", motion="off")
     if device.type == "cpu":
-        traced = long_running(network, _options(base)).execution
-        executions = dict.fromkeys(("plain", traced if traced != "auto" else "plain"))
+        recorded = long_running(network, _options(base)).execution
+        executions = {"auto": ("plain",), "trace": ("plain", "trace"), "onnx": ("plain", "trace", "onnx")}[recorded]
         return [dataclasses.replace(one, execution=name) for one in (base, least) for name in executions]
     base, least = (dataclasses.replace(one, precision="bfloat16") for one in (base, least))
     patch = network.config.patch_size
@@ -142,7 +143,7 @@ def measure(
 ) -> list[Row]:
     """Measure settings of one network (float32, on the CPU) and one size; the rows of their baselines come first."""
     settings = [*dict.fromkeys(setting.baseline() for setting in settings), *settings]
-    if any(setting.execution == "trace" for setting in settings):
+    if any(setting.execution in ("trace", "onnx") for setting in settings):
         warmup = max(warmup, common.GPU_WARMUP)  # recorded frames begin as late as on a GPU
     networks = common.variants_of(network, device, (setting.variant for setting in settings))
     size = common.image_size(network.config, settings[0].size)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from raymap3r_ros.streaming.onnx_graphs import missing_packages
+
 
 @pytest.fixture(scope="module")
 def checker(benchmark_script):
@@ -28,6 +30,23 @@ def test_every_comparable_stage_and_stream_agrees(checker, shared: Path, capsys:
     for stream in ("a_cut3r", "b_xattn", "c_auto_slow", "c_auto_fast", "d_xattn230", "h_ttt3r", "i_cut3r_orig"):
         assert f"stream_{stream} camera_pose" in printed
     assert_posed_passes(printed)
+
+
+@pytest.mark.skipif(bool(missing_packages()), reason=f"{' and '.join(missing_packages())} cannot be imported")
+def test_the_results_of_onnx_graphs_agree(
+    checker, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+):
+    golden, stream = shared / "golden", "stream_c_auto_slow"  # each stream needs seconds for its exports
+    shutil.copy(golden / "weightgen.py", tmp_path)
+    case = tmp_path / "tiny-dpt"
+    case.mkdir()
+    for path in (golden / "tiny-dpt").iterdir():
+        if path.stem == stream or not path.name.startswith(("stage_", "stream_")):
+            (case / path.name).symlink_to(path)
+    report = checker.check(case, "onnx")
+    assert report.failed == []
+    assert f"{stream} camera_pose" in capsys.readouterr().out
+    assert not caplog.records  # frames that cannot be exported would be traced
 
 
 def test_the_results_of_traced_frames_agree(checker, shared: Path, capsys: pytest.CaptureFixture):

@@ -20,7 +20,7 @@ from raymap3r_ros.commands.arguments import (
     size,
 )
 from raymap3r_ros.errors import CheckpointError, InputError, OptionError
-from raymap3r_ros.evaluation import covariance, noise_study, tables
+from raymap3r_ros.evaluation import covariance, noise_study, plausibility, tables
 from raymap3r_ros.evaluation.datasets import DATASETS
 from raymap3r_ros.evaluation.parts import (
     TUNING_SUITE,
@@ -45,6 +45,8 @@ from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
 from raymap3r_ros.output_files import check_output_file
 from raymap3r_ros.streaming import RULES, StreamOptions
+from raymap3r_ros.streaming.plausibility import METADATA_KEY as PLAUSIBILITY_KEY
+from raymap3r_ros.streaming.plausibility import MIN_FRAMES
 from raymap3r_ros.synthetic import SUITES, WORLDS
 from raymap3r_ros.text import counted, printable
 
@@ -64,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_synthetic(subcommands, method)
     _add_simulated(subcommands)
     _add_covariance(subcommands, method)
+    _add_plausibility(subcommands, method)
     for name, dataset in DATASETS.items():
         recorded = subcommands.add_parser(
             name, parents=[method], help=dataset.help, description=f"Run every update rule over {dataset.help}."
@@ -162,6 +165,38 @@ def _add_covariance(subcommands: argparse._SubParsersAction, method: argparse.Ar
     parser.set_defaults(evaluate=_run_covariance)
 
 
+def _add_plausibility(subcommands: argparse._SubParsersAction, method: argparse.ArgumentParser) -> None:
+    parser = subcommands.add_parser(
+        "plausibility",
+        parents=[method],
+        help="limits of confidence and agreement, beyond which the weights do not fit the images",
+        description="Measure confidence and agreement of both branches on images that the weights fit: set the limits "
+        "on one half, count false alarms on the other, and hits on images that the weights do not fit.",
+    )
+    add_checkpoint(parser)
+    fitting = parser.add_mutually_exclusive_group()
+    fitting.add_argument(
+        "--world", choices=WORLDS, default="one_room", help="scenes that the weights fit (default: %(default)s)"
+    )
+    fitting.add_argument(
+        "--recording", nargs="+", type=path, metavar="PATH", help="recordings that the weights fit, instead of a world"
+    )
+    parser.add_argument(
+        "--foreign", nargs="+", type=path, default=[], metavar="PATH", help="recordings that the weights do not fit"
+    )
+    parser.add_argument("--sequences", type=int, default=12, metavar="N", help="per suite (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=60, metavar="N", help="the first N of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--write",
+        type=path,
+        metavar="FILE",
+        help="write a copy of the checkpoint (.safetensors) with the limits in its metadata",
+    )
+    parser.set_defaults(evaluate=_run_plausibility)
+
+
 def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int) -> None:
     """Add the arguments of all subcommands that run update rules."""
     add_checkpoint(parser)
@@ -250,6 +285,43 @@ def _run_covariance(args: argparse.Namespace) -> None:
     print(f"{network.source}, {args.world}, {counted(total, 'frame')}, on {device.type} in {seconds:.0f} s")
     if source is not None:
         copy_with_metadata(source, args.write, {METADATA_KEY: report.model.to_json()})
+        print(f"wrote {printable(args.write)}")
+
+
+def _run_plausibility(args: argparse.Namespace) -> None:
+    """Set the limits on one half, evaluate on the other and on what the weights do not fit."""
+    if args.frames < 4 * MIN_FRAMES:
+        raise OptionError(f"frames is {args.frames}; allowed: {4 * MIN_FRAMES} and more, of which a half sets limits")
+    if args.sequences < 2:
+        raise OptionError(f"sequences is {args.sequences}; allowed: 2 and more, with and without given intrinsics")
+    source = _source_to_annotate(args.checkpoint, args.write) if args.write else None
+    options = read_stream_options(args)
+    network = _load(args, options)
+
+    def rendered(world: str, count: int) -> list[plausibility.MeasuredSequence]:
+        size, device = input_size(network, options), next(network.parameters()).device
+        parts = [
+            (f"{world} {name}", suite_sequences(name, world, count, size=size, device=str(device)))
+            for name in SUITES
+            if name != TUNING_SUITE
+        ]
+        frames, workers = sum(len(of_suite) for _, of_suite in parts) * args.frames, worker_count(device)
+        with cores_for(workers), tqdm(total=frames, unit=" frames", disable=None, dynamic_ncols=True) as bar:
+            return plausibility.measure_sequences(
+                network, parts, options, frames=args.frames, workers=workers, on_frame=bar.update
+            )
+
+    foreign = [plausibility.measure_recording(network, path, options, None) for path in args.foreign]
+    if args.recording:
+        known = [plausibility.measure_recording(network, path, options, None) for path in args.recording]
+    else:
+        known = rendered(args.world, args.sequences)
+        foreign += [one for world in WORLDS if world != args.world for one in rendered(world, 2)]
+    fitted, evaluated = plausibility.split(known)
+    limits = plausibility.fit_limits(fitted)
+    print(f"{plausibility.report(limits, evaluated, foreign)}\n\nlimits, as logarithms: {limits.to_json()}")
+    if source is not None:
+        copy_with_metadata(source, args.write, {PLAUSIBILITY_KEY: limits.to_json()})
         print(f"wrote {printable(args.write)}")
 
 

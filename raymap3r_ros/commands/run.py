@@ -1,9 +1,10 @@
-"""`raymap3r run`: process a recording without ROS."""
+"""`raymap3r run`: process a recording, a camera or a stream without ROS."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,14 @@ from raymap3r_ros.commands.arguments import (
     read_options,
     read_stream_options,
 )
-from raymap3r_ros.io import open_recording
+from raymap3r_ros.io import open_input
+from raymap3r_ros.io.live import LIVE
 from raymap3r_ros.io.tum import KnownTrajectory
 from raymap3r_ros.network import choose_device, choose_threads, load_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
 from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
+from raymap3r_ros.offline.run import QUIT
+from raymap3r_ros.offline.window import Window
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.stamps import MAX_GAP
@@ -32,15 +36,17 @@ INCOMPLETE = 1  # exit status if the recording ended early
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `raymap3r run`."""
     parser.description = (
-        "Process a recording and write trajectory.txt (TUM), depth/, masks/, intrinsics.txt, static_scene.ply, "
-        "summary.json and a preview to a folder. Ctrl-C ends early and keeps the results so far. The exit status is 1 "
-        "if the recording is damaged or cut off, 130 after Ctrl-C."
+        "Process a recording, a camera or a network stream and write trajectory.txt (TUM), depth/, masks/, "
+        "intrinsics.txt, static_scene.ply, summary.json and a preview to a folder. Ctrl-C ends early and "
+        "keeps the results so far. The exit status is 1 "
+        "if the recording is damaged or cut off, or a camera or stream ends, 130 after Ctrl-C."
     )
     parser.add_argument(
         "input",
         metavar="INPUT",
-        type=path,
-        help="a video, a folder of images, or a ROS 2 bag (.mcap, .db3, or its folder; ROS 1 bags are read too)",
+        type=_input,
+        help="a video, a folder of images, a ROS 2 bag (.mcap, .db3, or its folder; ROS 1 bags are read too), a "
+        "camera (0, /dev/video0), or the URL of a stream (rtsp://, http:// and others)",
     )
     parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in DIR")
@@ -65,7 +71,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show the results in Rerun's viewer during the run, or write them to FILE.rrd (see docs/viewing.md)",
     )
 
-    reading = parser.add_argument_group("reading")
+    results.add_argument(
+        "--window", action="store_true", help="show the preview in a window; q or Escape ends the run"
+    )
+
+    _add_reading(parser.add_argument_group("reading"))
+    add_stream_options(parser.add_argument_group("method"))
+    add_options(parser.add_argument_group("static scene"), CloudOptions)
+
+
+def _add_reading(reading: Any) -> None:
+    """Add the options of the input."""
     reading.add_argument("--topic", help="image topic of a bag that has several")
     reading.add_argument(
         "--rate", type=float, default=30.0, help="images per second of a folder of images (default: %(default)s)"
@@ -76,8 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=MAX_GAP,
         metavar="S",
-        help="longest step between two stamps of a bag, seconds; a longer one, or one back by more than 0.1, starts a "
-        "new world with files of its own (default: %(default)s)",
+        help="longest step between two stamps of a bag or a live input, seconds; a longer one, or one back by more "
+        "than 0.1, starts a new world with files of its own (default: %(default)s)",
     )
     reading.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     reading.add_argument(
@@ -88,19 +104,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     reading.add_argument(
         "--poses",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="known camera poses in TUM format, camera to world at the stamps of the recording, for all frames or "
         "some (see --published-pose)",
     )
-    add_stream_options(parser.add_argument_group("method"))
-    add_options(parser.add_argument_group("static scene"), CloudOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Process a recording; return the exit status."""
     options, cloud_options = read_stream_options(args), read_options(args, CloudOptions)
-    recording = open_recording(
+    window = Window() if args.window else None
+    recording = open_input(
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
         intrinsics=args.intrinsics, max_gap=args.max_gap,
     )  # fmt: skip
@@ -108,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = RunOutputs(
         depth=args.depth, masks=args.masks, cloud=args.cloud, preview=args.preview, motion=args.motion,
         view=RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None,
+        window=window,
     )  # fmt: skip
     network = load_network(args.checkpoint, choose_device(args.device), options.precision)
     choose_threads(network)
@@ -118,13 +134,15 @@ def run(args: argparse.Namespace) -> int:
     _report(summary, args.out)
     if summary.complete:
         return 0
-    return INTERRUPTED if summary.stopped_by in ("SIGINT", "SIGTERM") else INCOMPLETE
+    return INTERRUPTED if summary.stopped_by in ("SIGINT", "SIGTERM", QUIT) else INCOMPLETE
 
 
 def _report(summary: RunSummary, folder: Path) -> None:
     counts = [counted(summary.frames, "frame")]
     if summary.frames_skipped:
         counts.append(f"{summary.frames_skipped} not readable")
+    if summary.frames_dropped:
+        counts.append(f"{summary.frames_dropped} dropped for newer ones")
     if summary.frames_unhealthy:
         counts.append(f"{summary.frames_unhealthy} without finite values")
     if summary.frames_late:
@@ -137,12 +155,18 @@ def _report(summary: RunSummary, folder: Path) -> None:
     early = ""
     if not summary.complete:
         missing = "an unknown number" if summary.frames_missing is None else summary.frames_missing
-        early = f" (stopped early: {printable(summary.stopped_by)}), {missing} missing"
+        missing = "" if summary.input_kind in LIVE else f", {missing} missing"
+        early = f" (stopped early: {printable(summary.stopped_by)}){missing}"
     print(
         f"{', '.join(counts)}{early}: {rate_text(summary.engine_rate)}, "
         f"{rate_text(summary.whole_rate)} with reading and writing, on {summary.device}"
     )
     print(f"{printable(folder)}: {', '.join(summary.files)}")
+
+
+def _input(text: str) -> str:
+    path(text)  # a URL does not survive as a path
+    return text
 
 
 def _view_file(text: str) -> Path:

@@ -127,7 +127,10 @@ def median_focal_from_points(points: Tensor, votes: int) -> Tensor:
     """As `focal_from_points`, by the median over about `votes` pixels: coarser, but robust to single outliers."""
     step = max(1, round((points.shape[1] * points.shape[2] / votes) ** 0.5))
     points, pixels = points[:, ::step, ::step], _centred_pixels(points)[::step, ::step]
-    return (pixels * points[..., 2:] / points[..., :2]).flatten(1).nanmedian(dim=1).values.clamp_min(0)
+    focal = (pixels * points[..., 2:] / points[..., :2]).flatten(1)
+    ordered = torch.where(focal.isnan(), torch.inf, focal).sort(dim=1).values
+    middle = ((~focal.isnan()).sum(1, keepdim=True) - 1).clamp_min(0) // 2
+    return ordered.gather(1, middle)[:, 0].clamp_min(0)
 
 
 def _centred_pixels(points: Tensor) -> Tensor:

@@ -79,27 +79,44 @@ class ReadOptions:
 
 @dataclass
 class Recording:
-    """The frames of one recording, in order. Can be iterated over repeatedly.
+    """The frames of one recording or live input, in order. Can be iterated over repeatedly.
 
     Iterating raises InputError if no frame can be read, or if the size of the images changes.
     """
 
-    path: Path
-    kind: str  # of its format: "video", "images", "bag" or "ROS 1 bag"
+    path: Path | None  # None for a live input
+    kind: str  # of its format: "video", "images", "bag" or "ROS 1 bag"; of a live input: "camera" or "stream"
     length: int | None  # expected frames, after `stride` and `max_frames`; None if unknown
     stride: int
     max_frames: int | None
     rate: float  # frames per second, approximate, after `stride`
     topic: str = ""  # of a bag
     given_intrinsics: np.ndarray | None = None  # those of ReadOptions
+    label: str = ""  # name of a live input
     # Of the last iteration:
     skipped: int = 0  # frames that could not be decoded
     first_skip: str = ""  # which frame, and why
+    dropped: int = 0  # images of a live input that newer ones replaced before they were processed
     ended: str = ""  # why it ended before the end of the recording; empty if it did not
     frames: Callable[[Recording], Iterator[Frame]] = field(repr=False, kw_only=True)  # one pass, in order
 
+    @property
+    def live(self) -> bool:
+        """Whether the frames arrive now, from a camera or a network stream."""
+        return self.path is None
+
+    @property
+    def name(self) -> str:
+        """What messages and files call it: the path, or the name of a live input."""
+        return self.label or str(self.path)
+
+    @property
+    def short_name(self) -> str:
+        """`name` without the folder."""
+        return self.label or self.path.name
+
     def __iter__(self) -> Iterator[Frame]:
-        self.skipped, self.first_skip, self.ended = 0, "", ""
+        self.skipped, self.first_skip, self.dropped, self.ended = 0, "", 0, ""
         size = None
         with closing(self.frames(self)) as source:
             for frame in islice(source, self.max_frames and min(self.max_frames, sys.maxsize)):
@@ -108,14 +125,14 @@ class Recording:
                     size = width, height
                 elif size != (width, height):
                     raise InputError(
-                        f"{self.path}: the image at {frame.stamp:.3f} s is {width}x{height}, those before it are "
+                        f"{self.name}: the image at {frame.stamp:.3f} s is {width}x{height}, those before it are "
                         f"{size[0]}x{size[1]}; give one recording per image size"
                     )
                 yield frame
         if size is None:
             broken = f" ({self.skipped} could not be decoded; the first: {self.first_skip})" if self.skipped else ""
             reason = f": {self.ended}" if self.ended else ""
-            raise InputError(f"{self.path}: no frame could be read{broken}{reason}")
+            raise InputError(f"{self.name}: no frame could be read{broken}{reason}")
 
     def check_intrinsics(self, size: tuple[int, int]) -> None:
         """Compare given intrinsics with the size of the images (width, height): log a warning if they are doubtful.
@@ -126,16 +143,16 @@ class Recording:
             return
         if problem := intrinsics_problem(self.given_intrinsics, size):
             raise InputError(
-                f"{self.path}: the given intrinsics cannot be used: {problem}; give those of these images"
+                f"{self.name}: the given intrinsics cannot be used: {problem}; give those of these images"
             )
         if doubt := intrinsics_doubt(self.given_intrinsics, size):
-            log.warning("%s: the given intrinsics are probably wrong: %s", self.path.name, doubt)
+            log.warning("%s: the given intrinsics are probably wrong: %s", self.short_name, doubt)
 
     def skip(self, what: str, why: object) -> None:
         """Count a frame that cannot be used, and log a warning."""
         self.skipped += 1
         self.first_skip = self.first_skip or f"{what}: {why}"
-        log.warning("%s: skipped %s: %s", self.path.name, what, why)
+        log.warning("%s: skipped %s: %s", self.short_name, what, why)
 
 
 @dataclass(frozen=True)

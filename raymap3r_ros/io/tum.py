@@ -60,6 +60,8 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if what := known_file(path):
             raise InputError(f"{path}: is {what}")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a TUM trajectory: {error}") from error
     rows, lost, header = [], [], False

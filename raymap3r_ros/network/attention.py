@@ -10,6 +10,7 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float) -> Tensor:
@@ -26,6 +27,7 @@ def rotary_table(positions: Tensor, head_dim: int, base: float) -> Tensor:
     return torch.stack((cos, sin)).flatten(2)
 
 
+@wrap_torch_function(lambda x, table: (x,))
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Queries or keys (B, heads, N, D) rotated by their positions; computed in float32, returned in x's type.
 

@@ -29,6 +29,7 @@ from raymap3r_ros.node.tf_frames import look_up
 from raymap3r_ros.stamps import JumpDetector
 from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
+from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
 from raymap3r_ros.streaming.stream_options import check_known_poses
 
@@ -69,6 +70,7 @@ class Session:
     known_poses: TfPoses | None  # None if there is no source of them
     publishers: Publishers
     maps: MapPublisher
+    plausibility: PlausibilityCheck
     resources: contextlib.ExitStack  # frees everything when it is closed
 
     # Set by callbacks, read by the worker.
@@ -141,6 +143,7 @@ class Session:
             "checkpoint": stream.network.source,
             "update rule": self.rule,
             "intrinsics": self.intrinsics_source,
+            "weights fit": self.plausibility.verdict,
             "subscribed outputs": ", ".join(sorted(self.subscribed_topics())),
             **self.localizer.facts(),
         }
@@ -150,6 +153,11 @@ class Session:
             facts["GPU memory (MiB)"] = torch.cuda.memory_allocated(stream.device) // 2**20
             facts["GPU memory, highest (MiB)"] = torch.cuda.max_memory_allocated(stream.device) // 2**20
         return facts
+
+    def warnings(self) -> list[str]:
+        """What makes the results meaningless at the moment, for diagnostics."""
+        untrained = "" if self.stream.network.trained else "untrained weights: the results are meaningless"
+        return [text for text in (untrained, self.plausibility.problem) if text]
 
     def close(self) -> None:
         """Destroy publishers and services, and unlock the parameters."""
@@ -213,6 +221,7 @@ def open_session(
             TfPoses(options, partial(look_up, buffer), reporter) if posed else None,
             publishers,
             maps,
+            PlausibilityCheck.of(network.manifest, network.source),
             resources.pop_all(),
         )
 

@@ -128,8 +128,7 @@ class StreamNode(GuardedNode):
                 facts = session.facts()
                 if self._inputs is not None:
                     facts |= self._inputs.facts()
-                if not session.stream.network.trained:
-                    warnings.append("untrained weights: the results are meaningless")
+                warnings = session.warnings()
         return self._monitor.status(self.get_fully_qualified_name(), state, facts, warnings)
 
     def autostart(self) -> bool:
@@ -408,6 +407,8 @@ class StreamNode(GuardedNode):
             self._monitor.count("failed frames")
             self._reporter.fail("the network's output is not finite: frame not published", throttle=True)
             return
+        if session.plausibility.add(summary.plausibility):
+            self._reporter.warn_once(session.plausibility.problem)
         if placed.world_change is WorldChange.NEW:
             session.publishers.restart(options)
             session.maps.restart()

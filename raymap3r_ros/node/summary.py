@@ -29,6 +29,7 @@ class FrameSummary:
     confidence: float | None  # median over the image; None without a subscriber to ~/odometry
     points: int  # points of the cloud; 0 without a subscriber to ~/points
     scale_input: np.ndarray | None  # see `Localizer.scale_input`
+    plausibility: np.ndarray | None  # see StepResult
 
 
 def summarize(
@@ -52,6 +53,8 @@ def summarize(
         tensors["points"] = select_points(result, options).sum()
     if scale_input is not None:
         tensors["scale_input"] = scale_input
+    if result.plausibility is not None:
+        tensors["plausibility"] = result.plausibility
     numbers = dict(zip(tensors, to_host(list(tensors.values())), strict=True))
     return FrameSummary(
         healthy=bool(numbers["healthy"]),
@@ -62,6 +65,7 @@ def summarize(
         confidence=float(numbers["confidence"]) if "odometry" in wanted else None,
         points=int(numbers["points"]) if "points" in wanted else 0,
         scale_input=numbers.get("scale_input"),
+        plausibility=numbers.get("plausibility"),
     )
 
 

@@ -28,6 +28,7 @@ from raymap3r_ros.io.tum import TOLERANCE, KnownTrajectory, write_trajectory
 from raymap3r_ros.mapping import StaticMap
 from raymap3r_ros.network import Network
 from raymap3r_ros.offline.cloud import CloudOptions
+from raymap3r_ros.offline.estimate import time_estimate
 from raymap3r_ros.offline.rerun_view import RerunView
 from raymap3r_ros.offline.result_folder import (
     CLOUD,
@@ -42,16 +43,21 @@ from raymap3r_ros.offline.result_folder import (
     write_depth_files,
     write_mask_file,
 )
-from raymap3r_ros.offline.run_preview import RunPreview
+from raymap3r_ros.offline.run_preview import RowPainter, RunPreview
 from raymap3r_ros.offline.summary import Milliseconds, RunSummary
+from raymap3r_ros.offline.window import Window
 from raymap3r_ros.rates import rounded
 from raymap3r_ros.signals import on_stop_signals
-from raymap3r_ros.streaming import StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import RULES, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming.plausibility import PlausibilityCheck
+from raymap3r_ros.streaming.recordings import long_running
 from raymap3r_ros.streaming.stream_options import check_known_poses
 from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
+QUIT = "q"  # `stopped_by` after the key q in the window
+TIMED_FRAMES = 2  # of these, the second is timed
 WARM_UP = 5  # steps excluded from the rates: caches fill and kernels are selected during the first ones
 UNTRAINED_WARNING = (
     "these weights are UNTRAINED: poses, depth and masks are meaningless and only show that everything runs; "
@@ -71,12 +77,13 @@ class RunOutputs:
     cloud: bool = True
     preview: bool = True
     view: RerunView | None = None
+    window: Window | None = None
     motion: bool = True  # False: motion is not estimated, and moving objects are part of the static scene
 
     @property
     def motion_estimated(self) -> bool:
         """Whether dynamic map and mask are computed: they are allowed, and a result shows or uses them."""
-        return self.motion and (self.masks or self.scene_built)
+        return self.motion and (self.masks or self.scene_built or self.window is not None)
 
     @property
     def masks_written(self) -> bool:
@@ -108,11 +115,11 @@ def run_recording(
 ) -> RunSummary:
     """Run `recording` through one stream of `network`; write `outputs` (default: all) to `folder`, return the summary.
 
-    SIGINT (Ctrl-C) and SIGTERM end the run after the current frame; all files are then completed for the frames so
-    far. An error half-way does the same, and is raised again when the files are complete; a recording that is damaged
-    or cut off ends there, and the summary reports it. `outputs.view` is opened,
-    gets every frame and is closed. `poses`: of the camera, where they are known, at the recording's stamps; their
-    frame is then the world. `progress`: show a bar on a terminal.
+    SIGINT (Ctrl-C) and SIGTERM, or the key q in `outputs.window`, end the run after the current frame; all files are
+    then completed for the frames so far. An error half-way does the same, and is raised again when the files are
+    complete; a recording that is damaged or cut off ends there, and the summary reports it. So does a live input that
+    ends. `outputs.view` and `outputs.window` are opened, get every frame and are closed. `poses`: of the camera, where
+    they are known, at the recording's stamps; their frame is then the world. `progress`: show a bar on a terminal.
 
     Raises InputError if the recording or the folder cannot be used, and OptionError if the stream with these options
     cannot use poses.
@@ -121,8 +128,10 @@ def run_recording(
     if poses is not None:
         check_known_poses(options)
     folder = Path(folder)
+    if recording.live:
+        options = long_running(network, options)
     with locked_folder(folder):
-        prepare_folder(folder, overwrite, outputs.subfolders, [recording.path])
+        prepare_folder(folder, overwrite, outputs.subfolders, [] if recording.live else [recording.path])
         if not network.trained:
             log.warning(UNTRAINED_WARNING)
         run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions(), poses)
@@ -156,8 +165,9 @@ def _process(run: _Run, progress: bool) -> RunSummary:
             for frame in run.recording:
                 run.process(frame)
                 bar.update()
-                if signals:
+                if signals or run.quit:
                     break
+                run.estimate_time()
         except Exception as error:
             if not run.stamps:
                 if signals:
@@ -168,8 +178,8 @@ def _process(run: _Run, progress: bool) -> RunSummary:
             log.warning("stopped after %s by an error: completing the files", done)
         run.show_scene()
         elapsed = time.perf_counter() - begin
-    signal = signals[0] if signals else ""
-    summary = run.finish(elapsed, (signal or run.recording.ended) if failure is None else reason_of(failure))
+    stopped_by = signals[0] if signals else QUIT if run.quit else run.recording.ended
+    summary = run.finish(elapsed, stopped_by if failure is None else reason_of(failure))
     if failure is not None:
         raise failure
     return summary
@@ -187,6 +197,7 @@ class _Run:
     known: KnownTrajectory | None
     cloud: StaticMap | None = None
     preview: RunPreview | None = None
+    painter: RowPainter | None = None  # for preview and window
     stamps: list[float] = field(default_factory=list)  # seconds, of healthy frames
     nanoseconds: list[int] = field(default_factory=list)  # the same
     poses: list[np.ndarray] = field(default_factory=list)  # (4, 4) camera to world
@@ -204,15 +215,22 @@ class _Run:
     worlds: list[int] = field(default_factory=lambda: [0])  # indices of the first frames of worlds in the lists above
     input_size: tuple[int, int] = (0, 0)  # width, height
     image_size: tuple[int, int] = (0, 0)
+    plausibility: PlausibilityCheck = field(init=False)
+
+    def __post_init__(self) -> None:
+        network = self.stream.network
+        self.plausibility = PlausibilityCheck.of(network.manifest, network.source)
 
     def open(self, stack: ExitStack) -> None:
         """Open the outputs that receive every frame; `stack` closes them."""
         self._new_cloud()
+        if self.outputs.preview or self.outputs.window is not None:
+            self.painter = RowPainter(self.recording, self.stream, self.outputs.motion_estimated)
         if self.outputs.preview:
-            preview = RunPreview(self.folder, self.recording, self.stream, self.outputs.motion_estimated)
-            self.preview = stack.enter_context(preview)
-        if self.outputs.view is not None:
-            stack.enter_context(self.outputs.view)
+            self.preview = stack.enter_context(RunPreview(self.folder, self.recording.rate, self.painter))
+        for shown in (self.outputs.view, self.outputs.window):
+            if shown is not None:
+                stack.enter_context(shown)
 
     def process(self, frame: Frame) -> None:
         """Run one frame through the stream and write its results."""
@@ -249,10 +267,36 @@ class _Run:
                 result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
                 self.cloud_options,
             )  # fmt: skip
-        if self.preview is not None:
-            self.preview.add(frame.image, result, frame.stamp - self.stamps[0])
+        if self.painter is not None:
+            self._draw(frame, result)
         if self.outputs.view is not None:
             self.outputs.view.add(result, self.cloud)
+
+    def _draw(self, frame: Frame, result: StepResult) -> None:
+        """Draw the row of a frame, for preview and window."""
+        seconds = frame.stamp - self.stamps[0]
+        row = self.painter.draw(frame.image, result, seconds)
+        if self.preview is not None:
+            self.preview.add(row, seconds)
+        if self.outputs.window is not None:
+            self.outputs.window.show(row)
+
+    @property
+    def quit(self) -> bool:
+        """Whether the user has closed the window."""
+        return self.outputs.window is not None and self.outputs.window.quit
+
+    def estimate_time(self) -> None:
+        """Log how long the run will take, once the second frame is timed."""
+        if len(self.steps) != TIMED_FRAMES or self.recording.length is None:
+            return
+        rays = self.outputs.motion_estimated or RULES[self.stream.options.update_rule].needs_motion
+        text = time_estimate(
+            self.stream.network, self.stream.options, self.input_size, self.recording.length - TIMED_FRAMES, rays,
+            self.steps[-1] / 1e3,
+        )  # fmt: skip
+        if text:
+            log.warning(text)
 
     def _start_world(self, reason: str) -> None:
         """End the current world, and start another one."""
@@ -283,7 +327,10 @@ class _Run:
     def _write_maps(self, result: StepResult, nanoseconds: int) -> None:
         """Write the maps of a healthy frame with this stamp, and collect the rest of it."""
         written = {"depth": self.outputs.depth, "dynamic_mask": self.outputs.masks_written}
+        written["plausibility"] = self.plausibility.limits is not None and result.plausibility is not None
         maps = result.numpy("pose", "intrinsics", *(name for name, wanted in written.items() if wanted))
+        if self.plausibility.add(maps.get("plausibility")):
+            log.warning(self.plausibility.problem)
         index = len(self.stamps)  # file names count like the lines of the trajectory
         if "depth" in maps:
             write_depth_files(self.folder, index, maps["depth"])
@@ -314,7 +361,7 @@ class _Run:
         """
         if not self.stamps:
             raise InputError(
-                f"{self.recording.path}: the network gave no finite value for any of its {self.unhealthy} frames"
+                f"{self.recording.name}: the network gave no finite value for any of its {self.unhealthy} frames"
             )
         if self.known is not None and not self.posed:
             log.warning(
@@ -345,7 +392,7 @@ class _Run:
         trained = stream.network.trained
         return RunSummary(
             version=__version__,
-            input=str(recording.path),
+            input=recording.name,
             input_kind=recording.kind,
             topic=recording.topic,
             complete=not stopped_by,
@@ -353,6 +400,7 @@ class _Run:
             checkpoint=stream.network.source,
             trained=trained,
             warning="" if trained else UNTRAINED_WARNING,
+            weights_fit=self.plausibility.share,
             device=torch.cuda.get_device_name(stream.device) if stream.device.type == "cuda" else stream.device.type,
             torch=torch.__version__,
             options=dataclasses.asdict(stream.options),
@@ -360,6 +408,7 @@ class _Run:
             stride=recording.stride,
             frames=len(poses),
             frames_skipped=recording.skipped,
+            frames_dropped=recording.dropped,
             frames_missing=self._missing(stopped_by),
             frames_unhealthy=self.unhealthy,
             frames_late=self.late,

@@ -22,19 +22,44 @@ from raymap3r_ros.text import counted
 SHEET_ROWS = 5
 
 
-class RunPreview:
-    """Draws the frames of a run. Used in a `with` block, at the end of which the video is complete."""
+class RowPainter:
+    """Draws the row of panels of each frame of a run."""
 
-    def __init__(self, folder: Path, recording: Recording, stream: Stream, with_motion: bool) -> None:
-        self._folder = folder
-        self._with_motion = with_motion
-        self._name = recording.path.name
-        self._warning = "" if stream.network.trained else preview.UNTRAINED
+    def __init__(self, recording: Recording, stream: Stream, with_motion: bool) -> None:
+        self.with_motion = with_motion
+        self.name = recording.short_name
+        self.warning = "" if stream.network.trained else preview.UNTRAINED
         self._long_edge = stream.options.image_size or stream.network.config.image_size
         self._patch = stream.network.config.patch_size
         self._range = preview.DepthRange()
+
+    def draw(self, image: np.ndarray, result: StepResult, seconds: float) -> np.ndarray:
+        """The row of a frame. `image`: (h, w, 3) uint8 RGB as recorded; `seconds` since the first frame."""
+        caption = f"{self.name}    frame {result.frame}    {seconds:.2f} s    rule {result.rule}"
+        if result.reset and result.frame:
+            caption += "    memory reset"
+        maps = result.numpy("depth", *(("dynamic_map", "dynamic_mask") if result.motion else ()))
+        height, width = image.shape[:2]
+        return preview.draw_panels(
+            visible_crop(image, frame_image(width, height, self._long_edge, self._patch)),
+            maps["depth"],
+            maps.get("dynamic_map"),
+            maps.get("dynamic_mask"),
+            caption,
+            depth_range=self._range.update(maps["depth"]),
+            warning=self.warning,
+            with_motion=self.with_motion,
+        )
+
+
+class RunPreview:
+    """The preview of a run. Used in a `with` block, at the end of which the video is complete."""
+
+    def __init__(self, folder: Path, rate: float, painter: RowPainter) -> None:
+        self._folder = folder
+        self._painter = painter
         self._rows = EvenSample(4 * SHEET_ROWS)
-        self._video = VideoFile(folder, VIDEO, recording.rate)
+        self._video = VideoFile(folder, VIDEO, rate)
 
     @property
     def files(self) -> list[str]:
@@ -50,23 +75,8 @@ class RunPreview:
         if self._video.path.exists():
             claim(self._folder, self._video.path.name)
 
-    def add(self, image: np.ndarray, result: StepResult, seconds: float) -> None:
-        """Draw one frame. `image`: (h, w, 3) uint8 RGB as recorded; `seconds` since the first frame."""
-        caption = f"{self._name}    frame {result.frame}    {seconds:.2f} s    rule {result.rule}"
-        if result.reset and result.frame:
-            caption += "    memory reset"
-        maps = result.numpy("depth", *(("dynamic_map", "dynamic_mask") if result.motion else ()))
-        height, width = image.shape[:2]
-        row = preview.draw_panels(
-            visible_crop(image, frame_image(width, height, self._long_edge, self._patch)),
-            maps["depth"],
-            maps.get("dynamic_map"),
-            maps.get("dynamic_mask"),
-            caption,
-            depth_range=self._range.update(maps["depth"]),
-            warning=self._warning,
-            with_motion=self._with_motion,
-        )
+    def add(self, row: np.ndarray, seconds: float) -> None:
+        """Add the row of a frame; `seconds` since the first frame."""
         self._video.write(row, seconds)
         if self._rows.wants_next():
             self._rows.keep(row)
@@ -88,10 +98,10 @@ class RunPreview:
             f"{summary.path_length:.2f} m travelled, {moving}",
             f"{summary.static_points:,} points of the {scene}, voxels of {100 * summary.voxel_size:.2g} cm",
         ]
-        title = self._name if summary.complete else f"{self._name} (stopped early)"
+        title = self._painter.name if summary.complete else f"{self._painter.name} (stopped early)"
         # Without the motion panels, rows are twice as high.
-        rows = self._rows.spread(SHEET_ROWS if self._with_motion else math.ceil(SHEET_ROWS / 2))
-        sheet = preview.draw_sheet(rows, positions, points, colors, title, lines, self._warning)
+        rows = self._rows.spread(SHEET_ROWS if self._painter.with_motion else math.ceil(SHEET_ROWS / 2))
+        sheet = preview.draw_sheet(rows, positions, points, colors, title, lines, self._painter.warning)
         write_image(claim(self._folder, SHEET), sheet)
 
 

@@ -27,13 +27,14 @@ class RunSummary:
 
     version: str
     input: str
-    input_kind: str  # "video", "images" or "bag"
+    input_kind: str  # "video", "images" or "bag"; of a live input "camera" or "stream"
     topic: str  # of a bag
-    complete: bool  # False: stopped before the end of the recording
-    stopped_by: str  # the signal, the error or the damage, if not complete
+    complete: bool  # False: stopped before the end of the recording, or of a live input before `max_frames`
+    stopped_by: str  # the signal, "q" (in the window), the error or the damage, if not complete
     checkpoint: str
     trained: bool
     warning: str  # if the weights are untrained
+    weights_fit: float | None  # share of the judged frames that the weights fit; None: not calibrated, or none judged
     device: str
     torch: str
     options: dict  # StreamOptions
@@ -41,6 +42,7 @@ class RunSummary:
     stride: int
     frames: int  # written
     frames_skipped: int  # could not be decoded
+    frames_dropped: int  # images of a live input that newer ones replaced before they were processed
     frames_missing: int | None  # of the recording, not reached if not complete; None if their number is unknown
     frames_unhealthy: int  # the network's output was not finite; nothing is written for these
     frames_late: int  # stamps that did not rise; processed, but nothing is written for these

@@ -21,6 +21,7 @@ from raymap3r_ros.streaming.alignment import align_segments
 from raymap3r_ros.streaming.known_poses import KnownPoses
 from raymap3r_ros.streaming.mask import dynamic_mask, static_weight
 from raymap3r_ros.streaming.method import Method
+from raymap3r_ros.streaming.plausibility import plausibility
 from raymap3r_ros.streaming.result import Estimate, WorldChange
 from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_published
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
@@ -135,6 +136,7 @@ def advance(
         intrinsics_known=intrinsics_known,
         rule_index=rule_index,
         alignment_error=alignment_error,
+        plausibility=None if motion is None else motion.plausibility,
     )
     after = _choose(healthy, after, state_before)
     mark("outputs")
@@ -281,7 +283,8 @@ def _compare_branches(
         else:
             projection = staticness.project_on_state(attention, token_delta)
             token_staticness = staticness.token_staticness(projection, method)
-    return Motion(ray_points, pixel_staticness, mask, static, token_delta, token_staticness)
+    plausible = plausibility(main.confidence, ray_confidence, depth, ray_depth, method)
+    return Motion(ray_points, pixel_staticness, mask, static, token_delta, token_staticness, plausible)
 
 
 def _update_state(

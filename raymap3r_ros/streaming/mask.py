@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 from raymap3r_ros.geometry.cameras import constant
 from raymap3r_ros.streaming.method import METHOD, Method
@@ -28,17 +29,26 @@ def contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor, method: Method =
     That is log(ray_depth / depth), from the centre of its static part; 0 where it is not valid. `trusted` (B, H, W)
     bool marks the pixels with two meaningful depths.
     """
+    return _contrast(depth, ray_depth, trusted, method)[:2]
+
+
+def _contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor, method: Method) -> tuple[Tensor, Tensor, Tensor]:
+    """As `contrast`, and the sorted sample (B, K) of the contrasts."""
     ratio = (ray_depth.clamp_min(1e-6) / depth.clamp_min(1e-6)).log()
     trusted = trusted & (ratio.abs() < torch.inf)
-    centre = static_centre(torch.where(trusted, ratio, 0.0).flatten(1), trusted.flatten(1), method)
-    return torch.where(trusted, ratio - centre[:, None, None], 0.0), trusted
+    ordered = _sorted_sample(ratio, trusted, method)
+    centre = _centre(ordered, method)
+    return torch.where(trusted, ratio - centre[:, None, None], 0.0), trusted, ordered - centre[:, None]
 
 
 def static_centre(values: Tensor, valid: Tensor, method: Method = METHOD) -> Tensor:
     """Centre (B,) of the static part of contrasts (B, K); 0 where none is `valid`."""
-    ordered = _sorted_sample(values, valid, method)
+    return _centre(_sorted_sample(values, valid, method), method)
+
+
+def _centre(ordered: Tensor, method: Method) -> Tensor:
     span = (torch.isfinite(ordered).sum(1, keepdim=True) * method.mask_share).long().clamp_min(1)
-    last = torch.arange(ordered.shape[1], device=values.device) + span
+    last = torch.arange(ordered.shape[1], device=ordered.device) + span
     high = ordered.gather(1, last.clamp(max=ordered.shape[1] - 1))
     middle = (ordered + high) / 2
     # A large moving object can be denser than the static scene. But it is above it, and mostly further from 0.
@@ -49,20 +59,24 @@ def static_centre(values: Tensor, valid: Tensor, method: Method = METHOD) -> Ten
     for _ in range(method.mask_shifts):
         near = (ordered - centre).abs() < _spread_below(ordered, centre, method)
         centre = torch.where(near, ordered, 0.0).sum(1, keepdim=True) / near.sum(1, keepdim=True).clamp_min(1)
-    return torch.where(valid.any(1) & torch.isfinite(centre[:, 0]), centre[:, 0], 0.0)
+    return torch.where(torch.isfinite(ordered[:, 0]) & torch.isfinite(centre[:, 0]), centre[:, 0], 0.0)
 
 
 def static_noise(values: Tensor, valid: Tensor, method: Method = METHOD) -> Tensor:
     """Standard deviation (B,) of the static part of contrasts (B, K) from their centre; 0 where none is `valid`."""
-    ordered = _sorted_sample(values, valid, method)
-    spread = _spread_below(ordered, torch.zeros_like(values[:, :1]), method)[:, 0]
+    return _noise(_sorted_sample(values, valid, method), method)
+
+
+def _noise(ordered: Tensor, method: Method) -> Tensor:
+    spread = _spread_below(ordered, torch.zeros_like(ordered[:, :1]), method)[:, 0]
     return torch.where(torch.isfinite(spread), spread, 0.0)
 
 
 def _sorted_sample(values: Tensor, valid: Tensor, method: Method) -> Tensor:
-    """A sample of the valid values of each row of (B, K), ascending, then infinities."""
+    """A sample of the valid values of each row of (B, ...), ascending, then infinities."""
+    values = torch.where(valid, values, torch.inf).flatten(1)
     stride = max(1, values.shape[1] // method.mask_samples)
-    return torch.where(valid, values, torch.inf)[:, ::stride].sort(dim=1).values
+    return values[:, ::stride].sort(dim=1).values
 
 
 def _spread_below(ordered: Tensor, centre: Tensor, method: Method) -> Tensor:
@@ -84,12 +98,12 @@ def dynamic_mask(
     half of the contrast of the adjacent region, so that smeared edges end where the contrast is halved. Every pixel
     must be nearer than the static scene by `min_ratio`. Specks, then holes, below `min_width` are removed.
     """
-    single, trusted = contrast(depth, ray_depth, trusted, method)
+    single, trusted, ordered = _contrast(depth, ray_depth, trusted, method)
     unit = max(1, round(max(single.shape[1:]) / method.mask_unit))
     patch, step = _odd(method.mask_patch * unit), _odd(method.mask_step * unit)
     total, count = window_reduce(torch.stack((single, trusted.float())), patch, torch.add)
     mean = total / count.clamp_min(1)
-    noise = _noise_unit(torch.cat((single, mean)), torch.cat((trusted, trusted)), options, method)
+    noise = _noise_unit(torch.cat((ordered, _sorted_sample(mean, trusted, method))), options, method)
     single_noise, mean_noise = noise.chunk(2)
     # Untrusted pixels have a contrast of 0 and are not weak.
     weak = single > (options.low * single_noise).clamp_min(math.log1p(options.min_ratio))
@@ -112,15 +126,14 @@ def static_weight(
 
     Nearer and farther count alike, so that weighted means of depth are not biased.
     """
-    single, trusted = contrast(depth, ray_depth, trusted, method)
-    score = single / (method.mask_static * _noise_unit(single, trusted, options, method))
+    single, trusted, ordered = _contrast(depth, ray_depth, trusted, method)
+    score = single / (method.mask_static * _noise_unit(ordered, options, method))
     return trusted * torch.exp(-0.5 * score.square())
 
 
-def _noise_unit(values: Tensor, trusted: Tensor, options: MaskOptions, method: Method) -> Tensor:
-    """(B, 1, 1) of contrasts (B, H, W), or of their means."""
-    noise = static_noise(values.flatten(1), trusted.flatten(1), method)
-    return noise.clamp_min(options.noise_floor)[:, None, None]
+def _noise_unit(ordered: Tensor, options: MaskOptions, method: Method) -> Tensor:
+    """(B, 1, 1) of a sorted sample (B, K) of contrasts, or of their means."""
+    return _noise(ordered, method).clamp_min(options.noise_floor)[:, None, None]
 
 
 def _odd(length: int) -> int:
@@ -128,6 +141,7 @@ def _odd(length: int) -> int:
     return 2 * (length // 2) + 1
 
 
+@wrap_torch_function(lambda values, *_: (values,))
 def window_reduce(values: Tensor, size: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """`combine` (a sum, a maximum) over the size x size window around each pixel of (..., H, W).
 

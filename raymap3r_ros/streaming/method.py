@@ -86,5 +86,10 @@ class Method:
     mask_fade: float = 0.92  # ... which counts for less with each step
     published_mask_staticness: float = 0.5  # published mask: pixels below this staticness are dynamic
 
+    # Plausibility (ours)
+    plausibility_samples: int = 4096  # pixels of which percentiles are taken
+    # Percentiles of confidence, ray confidence and disagreement, so that movers over half of the image change little
+    plausibility_shares: tuple[float, ...] = (0.9, 0.5, 0.25)
+
 
 METHOD = Method()

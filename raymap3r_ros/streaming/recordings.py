@@ -1,4 +1,4 @@
-"""Frames that are recorded once and then repeated: as CUDA graphs on a GPU, as traces on a CPU."""
+"""Frames that are recorded once and then repeated: as CUDA graphs on a GPU, as ONNX graphs or traces on a CPU."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network, is_small
 from raymap3r_ros.streaming import engine
 from raymap3r_ros.streaming.cuda_graphs import Capture, CudaCapture, record_graph
+from raymap3r_ros.streaming.onnx_graphs import missing_packages, record_onnx
 from raymap3r_ros.streaming.result import Estimate
 from raymap3r_ros.streaming.state import StepPlan, StreamState
 from raymap3r_ros.streaming.stream_options import StreamOptions
@@ -32,18 +33,20 @@ Recorder = Callable[[Callable, tuple, StreamState], Recorded]
 class Recordings:
     """`engine.advance`, recorded once for each plan and each set of shapes."""
 
-    def __init__(self, network: Network, recorder: Recorder) -> None:
-        """`recorder` takes a function, its inputs and the state; it returns a function that does the same."""
+    def __init__(self, network: Network, *recorders: Recorder) -> None:
+        """A recorder takes a function, its inputs and the state; it returns a function that does the same.
+
+        The first one is used as long as it raises no RuntimeError, then the next one.
+        """
         self._network = network
-        self._recorder = recorder
+        self._recorders = list(recorders)
         self._recorded: dict[Any, Recorded] = {}
-        self._usable = True
 
     def run(self, plan: StepPlan, inputs: tuple, state: StreamState) -> tuple[Estimate, StreamState]:
         """The result of `engine.advance`. The next call with the returned state may overwrite its tensors."""
         key = plan, tuple(tensor.shape for tensor in tensors_of((inputs, state)))
         recorded = self._recorded.get(key)
-        if recorded is None and self._usable:
+        if recorded is None and self._recorders:
             recorded = self._record(key, inputs, state)
         return engine.advance(self._network, plan, inputs, state) if recorded is None else recorded(inputs, state)
 
@@ -54,15 +57,15 @@ class Recordings:
         def frame(inputs: tuple, state: StreamState) -> tuple[Estimate, StreamState]:
             return engine.advance(self._network, key[0], inputs, state)
 
-        try:
-            self._recorded[key] = self._recorder(frame, inputs, state)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self._usable = False
-            logging.getLogger(__name__).warning(
-                "no frame can be recorded, frames run operation by operation: %s", error
-            )
+        while self._recorders and key not in self._recorded:
+            try:
+                self._recorded[key] = self._recorders[0](frame, inputs, state)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                del self._recorders[0]
+                instead = "frames are traced instead" if self._recorders else "frames run operation by operation"
+                logging.getLogger(__name__).warning("no frame can be recorded, %s: %s", instead, error)
         return self._recorded.get(key)
 
 
@@ -75,20 +78,26 @@ def recordings(network: Network, options: StreamOptions, capture: Capture | None
     device, execution = network.first_pose_token.device.type, options.execution
     if execution == "graph" and device != "cuda" and capture is None:
         raise OptionError(f"execution is graph, which needs a GPU; the network is on {device}")
-    if execution == "trace":
+    if execution in ("trace", "onnx"):
         if device != "cpu":
-            raise OptionError(f"execution is trace, which is for a CPU; the network is on {device}: use graph")
+            raise OptionError(f"execution is {execution}, which is for a CPU; the network is on {device}: use graph")
         if options.precision != "float32":
-            raise OptionError(f"execution is trace, which needs precision float32; it is {options.precision}")
-        return Recordings(network, partial(trace, network))
+            raise OptionError(f"execution is {execution}, which needs precision float32; it is {options.precision}")
+        if execution == "onnx" and (missing := missing_packages()):
+            raise OptionError(
+                f"execution is onnx, but {' and '.join(missing)} cannot be imported: run `pip install "
+                f"{' '.join(missing)}`, or use execution trace"
+            )
+        recorders = (record_onnx, trace) if execution == "onnx" else (trace,)
+        return Recordings(network, *(partial(recorder, network) for recorder in recorders))
     if execution == "plain" or (device != "cuda" and capture is None):
         return None
     return Recordings(network, partial(record_graph, capture or CudaCapture()))
 
 
 def long_running(network: Network, options: StreamOptions) -> StreamOptions:
-    """Options for a stream of thousands of frames: with `trace` for `auto` where it pays."""
+    """Options for a stream of thousands of frames: with `onnx`, else `trace`, for `auto` where it pays."""
     on_cpu = network.first_pose_token.device.type == "cpu"
     if options.execution == "auto" and options.precision == "float32" and on_cpu and is_small(network):
-        return dataclasses.replace(options, execution="trace")
+        return dataclasses.replace(options, execution="trace" if missing_packages() else "onnx")
     return options

@@ -50,6 +50,7 @@ class Estimate:
     # () median relative residual of the reset alignment at this frame; NaN: no usable points, the last scale was kept.
     # None at other frames, and without alignment.
     alignment_error: Tensor | None
+    plausibility: Tensor | None  # (3,) whether the weights fit the image, see `plausibility`; None without rays
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Motion:
     static_weight: Tensor | None  # (B, H, W) 0..1, see `mask.static_weight`
     token_delta: Tensor | None  # (B, N) discrepancy of image tokens
     token_staticness: Tensor | None  # (B, S, 1)
+    plausibility: Tensor  # (B, 3), see `plausibility`
 
 
 @dataclass(frozen=True)

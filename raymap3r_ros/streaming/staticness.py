@@ -29,12 +29,12 @@ def confidence_weight(confidence: Tensor, ray_confidence: Tensor) -> Tensor:
 def relative_staticness(values: Tensor, sharpness: float) -> Tensor:
     """(B, K) -> sigmoid of how far each value lies below the median of its row, in interquartile ranges."""
     ordered = values.sort(dim=1).values
-    low, middle, high = (_quantile(ordered, share) for share in (0.25, 0.5, 0.75))
+    low, middle, high = (quantile(ordered, share) for share in (0.25, 0.5, 0.75))
     slope = sharpness / (high - low).clamp_min(1e-6)
     return torch.sigmoid(slope[:, None] * (middle[:, None] - values))
 
 
-def _quantile(ordered: Tensor, share: float) -> Tensor:
+def quantile(ordered: Tensor, share: float) -> Tensor:
     """As `torch.quantile` (B,) of ascending rows (B, K), for any K and without a GPU synchronisation."""
     place = share * (ordered.shape[1] - 1)
     below = int(place)

@@ -87,11 +87,11 @@ class StreamOptions:
     execution: str = option(
         "auto",
         "how a frame runs: on a GPU `graph`, one recorded CUDA graph, or `compile`, the same with kernels compiled "
-        "for this network at the start, which takes minutes (on a CPU too, without any gain); on a CPU `trace`, one "
-        "recorded TorchScript graph, which takes seconds to record and pays for small networks in float32; `plain`, "
-        "operation by operation; `auto`: graph on a GPU, plain on a CPU, and in a node of one camera trace for small "
-        "networks",
-        choices=("auto", "graph", "compile", "trace", "plain"),
+        "for this network at the start, which takes minutes (on a CPU too, without any gain); on a CPU `onnx`, one "
+        "graph for ONNX Runtime (needs the packages onnx and onnxruntime), or `trace`, one TorchScript graph, which "
+        "take seconds to record and pay for small networks in float32; `plain`, operation by operation; `auto`: graph "
+        "on a GPU, plain on a CPU, and in a node of one camera onnx if installed, else trace, for small networks",
+        choices=("auto", "graph", "compile", "onnx", "trace", "plain"),
     )
     update_rule: str = option("raymap3r", "how much of a frame each state token takes in", choices=RULES)
     router: str = option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def trace(network: Network, frame: Callable, inputs: tuple, state: Any) -> Calla
     It must not read a tensor's values.
     """
     example = tuple(tensors_of(copy_of((inputs, state))))
-    module = _Frame(network, frame, (inputs, state)).eval()
+    module = FrameModule(network, frame, (inputs, state)).eval()
     with warnings.catch_warnings():
         # Sizes become constants, as intended; TorchScript is kept, but no longer developed.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -43,26 +43,40 @@ def trace(network: Network, frame: Callable, inputs: tuple, state: Any) -> Calla
     return run
 
 
-class _Frame(nn.Module):
+class FrameModule(nn.Module):
     """Makes a frame a module, as tensors that require gradients can be traced only as parameters of one."""
 
-    def __init__(self, network: Network, frame: Callable, arguments: Any) -> None:
+    def __init__(
+        self, network: Network, frame: Callable, arguments: Any, replaced: Mapping[Callable, Callable] | None = None
+    ) -> None:
+        """`arguments` are those of `frame`, as an example; `replaced` as in `FixedSizes`."""
         super().__init__()
         self.network = network
         self.frame = frame
         self.arguments = arguments
+        self.replaced = replaced
         self.results: Any = None
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with _FixedSizes():
+        with FixedSizes(self.replaced):
             self.results = self.frame(*with_tensors(self.arguments, iter(tensors)))
             return tuple(tensors_of(self.results))
 
 
-class _FixedSizes(TorchFunctionMode):
-    """Sizes of tensors are integers, where the tracer would compute with them."""
+class FixedSizes(TorchFunctionMode):
+    """Sizes of tensors are integers, where the tracer would compute with them.
+
+    Functions of PyTorch that are keys of `replaced` call its values instead.
+    """
+
+    def __init__(self, replaced: Mapping[Callable, Callable] | None = None) -> None:
+        super().__init__()
+        self._replaced = replaced or {}
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function in self._replaced:
+            with FixedSizes():
+                return self._replaced[function](*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         if function not in _SIZES:
             return result

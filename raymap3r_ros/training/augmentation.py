@@ -1,4 +1,4 @@
-"""Random changes of recorded images: the camera's view, and colours, exposure, blur and noise."""
+"""Random changes of recorded images: the camera's place and view, and colours, exposure, blur and noise."""
 
 from __future__ import annotations
 
@@ -8,23 +8,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PLAIN = 0.25  # share of the sequences with the recorded view
-_ZOOM = 1.3  # largest factor on the focal length
-_ROLL = math.radians(6)  # largest angle about the optical axis
+from raymap3r_ros.geometry.cameras import assemble_pose
+
+_PLAIN = 0.25  # share of the sequences with the recorded views
+_ZOOM = 1.6  # largest factor on the focal length
+_ROLL = math.radians(75)  # largest angle about the optical axis
+_MOVED = 0.08  # metres along each axis, at most
 _UNBLURRED = 0.5  # share of the sequences
 
 
 def random_views(
     generator: torch.Generator, camera: Tensor, count: int, length: int, *, augmented: bool
 ) -> tuple[Tensor, Tensor]:
-    """Cameras (B, 4) and angles of roll (B, F) for `Recording.look`: crops of the recorded images, and turns."""
+    """Cameras (B, 4) and motions (B, F, 4, 4) for `Recording.look`.
+
+    A narrower camera with the same principal point sees random parts of what was recorded, from places nearby: the
+    motions between the frames of a sequence are others than those of the recording, in which the place of a camera and
+    its direction belong together.
+    """
+    still = torch.eye(4).repeat(count, length, 1, 1)
     if not augmented:
-        return camera.expand(count, 4), torch.zeros(count, length)
+        return camera.expand(count, 4), still
     changed = torch.rand(count, 1, generator=generator) >= _PLAIN
     zoom = 1 + (_ZOOM - 1) * torch.rand(count, 1, generator=generator) * changed
-    corner = (zoom - 1) * torch.rand(count, 2, generator=generator)  # of the crop, as a share of its size
-    roll = _ROLL * (2 * torch.rand(count, length, generator=generator) - 1) * changed
-    return torch.cat((camera[:2] * zoom, camera[2:] * zoom - corner), dim=1), roll
+    amount = 2 * torch.rand(count, length, 6, generator=generator) - 1
+    amount = amount * torch.rand(count, 1, 6, generator=generator) * changed[:, None]  # some sequences hardly move
+    # Half of the recorded field of view, less half of the narrower one.
+    slack = torch.atan(0.5 / camera[:2]) - torch.atan(0.5 / (camera[:2] * zoom))
+    yaw, pitch = (amount[..., :2] * slack[:, None]).unbind(-1)
+    turn = _turn(yaw, 0, 2) @ _turn(pitch, 1, 2) @ _turn(_ROLL * amount[..., 2], 0, 1)
+    motion = assemble_pose(turn, _MOVED * amount[..., 3:])
+    return torch.cat((camera[:2] * zoom, (camera[2:] - 0.5) * zoom + 0.5), dim=1), motion
+
+
+def _turn(angle: Tensor, one: int, other: int) -> Tensor:
+    """Rotations (..., 3, 3) in the plane of two axes."""
+    matrix = torch.eye(3).repeat(*angle.shape, 1, 1)
+    cos, sin = angle.cos(), angle.sin()
+    matrix[..., one, one], matrix[..., one, other] = cos, -sin
+    matrix[..., other, one], matrix[..., other, other] = sin, cos
+    return matrix
 
 
 def change_colours(generator: torch.Generator, image: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ HELD_OUT = 7  # the last 1 / HELD_OUT of the recording is never trained on
 _STORED = 2  # pixels kept in memory for each pixel of a batch, along one axis
 _SHORTEST_STRIDE = 3  # mean frames of the recording between frames of a sequence, at least
 _SAME_SURFACE = 0.05  # relative difference of depth between neighbours that are interpolated
+_NEAREST = 0.05  # metres from a camera to a surface, at least
+_FAR = 1e4  # metres; a distance at which the camera's place does not matter
+_STEPS = 5  # from a place to another, until a ray meets a surface
+_MET = 0.02  # relative error of depth at which it does
 _NO_DEPTH = 10.0  # metres; fill of a frame without any depth
 
 
@@ -59,8 +63,8 @@ class Recording:
         generator = torch.Generator().manual_seed(seed)
         held_out = seed >= EVALUATION_SEEDS
         frames = self._choose(generator, count, length, held_out)
-        camera, roll = random_views(generator, self.camera, count, length, augmented=not held_out)
-        image, depth, pose, intrinsics = self.look(frames, camera, roll, size)
+        camera, motion = random_views(generator, self.camera, count, length, augmented=not held_out)
+        image, depth, pose, intrinsics = self.look(frames, camera, motion, size)
         depth, static, moving = depth, depth, torch.zeros_like(depth, dtype=torch.bool)
         if not held_out or seed % 2:
             image, depth, moving = add_movers(
@@ -78,28 +82,46 @@ class Recording:
         )
 
     def look(
-        self, frames: Tensor, camera: Tensor, roll: Tensor, size: tuple[int, int]
+        self, frames: Tensor, camera: Tensor, motion: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Frames (B, F) seen by other cameras at the same places, at H x W pixels.
+        """Frames (B, F) as other cameras near their places see them, at H x W pixels.
 
-        `camera` (B, 4), as the field of this name; `roll` (B, F) is an angle about the optical axis. Returns the image
-        (B, F, 3, H, W) in 0..1, depth (B, F, H, W), negative where it is unknown, c2w (B, F, 4, 4) and intrinsics.
+        `camera` (B, 4), as the field of this name; `motion` (B, F, 4, 4) is their pose in the recorded camera's frame.
+        Returns the image (B, F, 3, H, W) in 0..1, depth (B, F, H, W), negative where it is unknown or the recorded
+        camera did not see the surface, c2w (B, F, 4, 4) and intrinsics.
         """
         scale = torch.tensor((size[1], size[0], size[1], size[0]))
         fx, fy, cx, cy = (camera * scale).unbind(-1)
         intrinsics = torch.eye(3).repeat(len(camera), 1, 1)
         intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2] = fx, fy, cx - 0.5, cy - 0.5
-        turn = torch.eye(4).repeat(*roll.shape, 1, 1)
-        cos, sin = roll.cos(), roll.sin()
-        turn[..., 0, 0], turn[..., 0, 1], turn[..., 1, 0], turn[..., 1, 1] = cos, -sin, sin, cos
-        rays = pixel_rays(intrinsics, size)[:, None] @ turn[..., None, :3, :3].mT  # z stays 1
-        share = rays[..., :2] * self.camera[:2] + self.camera[2:]
-        where = (2 * share - 1).flatten(0, 1)
+        rays = pixel_rays(intrinsics, size)[:, None] @ motion[..., None, :3, :3].mT
+        rays, place = rays.flatten(0, 1), motion[..., None, None, :3, 3].flatten(0, 1)
         flat = frames.flatten()
+        recorded = self.depth[flat].float()
+        depth, where = self._meet(recorded, rays, place)
         image = F.grid_sample(self.images[flat].float() / 255, where, padding_mode="border", align_corners=False)
-        depth = sample_depth(self.depth[flat].float(), where)
         shape = tuple(frames.shape)
-        return image.unflatten(0, shape), depth[:, 0].unflatten(0, shape), self.pose[frames] @ turn, intrinsics
+        return image.unflatten(0, shape), depth.unflatten(0, shape), self.pose[frames] @ motion, intrinsics
+
+    def _meet(self, recorded: Tensor, rays: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Where rays (M, H, W, 3) from a place (M, 1, 1, 3) meet recorded depth (M, 1, h, w), in that camera's frame.
+
+        Returns the factor on each ray, negative where the surface is unknown, and positions as in `grid_sample`.
+        """
+
+        def project(length: Tensor) -> tuple[Tensor, Tensor]:
+            points = rays * length[..., None] + place
+            share = points[..., :2] / points[..., 2:].clamp_min(_NEAREST) * self.camera[:2] + self.camera[2:]
+            return 2 * share - 1, points[..., 2]
+
+        where, _ = project(torch.full(rays.shape[:-1], _FAR))
+        for _ in range(_STEPS):
+            depth = sample_depth(recorded, where)[:, 0].abs()
+            length = ((depth - place[..., 2]) / rays[..., 2]).clamp_min(_NEAREST)
+            where, reached = project(length)
+        depth = sample_depth(recorded, where)[:, 0]
+        met = (depth > 0) & ((reached - depth).abs() < _MET * depth)
+        return torch.where(met, length, -length), where
 
     def _choose(self, generator: torch.Generator, count: int, length: int, held_out: bool) -> Tensor:
         """Indices of frames (B, F) in increasing order, from the whole recording or from a short part of it."""
@@ -231,7 +253,7 @@ def _filled(depth: np.ndarray) -> np.ndarray:
 def _floor(recording: Recording) -> float:
     """The height below which there is hardly anything, in the world."""
     some = torch.arange(0, len(recording.images), max(1, len(recording.images) // 50))
-    still = torch.zeros(1, len(some))
+    still = torch.eye(4).repeat(1, len(some), 1, 1)
     _, depth, pose, intrinsics = recording.look(some[None], recording.camera[None], still, (24, 32))
     points = back_project(depth, intrinsics) @ pose[..., None, :3, :3].mT + pose[..., None, None, :3, 3]
     return float(points[..., 2][depth > 0].quantile(0.01))

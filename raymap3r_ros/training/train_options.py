@@ -88,6 +88,6 @@ RECIPES: dict[str, tuple[str, TrainOptions]] = {
     ),
     "one_office": (
         "one real place, from a recording of it, for that place only",
-        dataclasses.replace(_ONE_PLACE, world=RECORDING),
+        dataclasses.replace(_ONE_PLACE, world=RECORDING, match_weight=0.3),
     ),
 }

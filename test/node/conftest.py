@@ -347,6 +347,7 @@ class FakeStream:
             intrinsics_known=torch.tensor(True),
             rule_index=torch.tensor(0),
             alignment_error=None,
+            plausibility=None,
             image=torch.tensor(image),
             frame=frame,
             segment=0,

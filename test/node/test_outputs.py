@@ -5,8 +5,11 @@ import pytest
 from sensor_msgs_py.point_cloud2 import read_points
 from topic_helpers import EVERYTHING, HEIGHT, IMAGES, TRAJECTORIES, WARMUP, WIDTH, numbers, values, wait_for_end
 
-from raymap3r_ros.node import publishers, summary
+from raymap3r_ros.network import load_network
+from raymap3r_ros.node import publishers, session, summary
 from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
+from raymap3r_ros.streaming import METHOD
+from raymap3r_ros.streaming.plausibility import METADATA_KEY, MIN_FRAMES, PlausibilityLimits
 
 
 @pytest.fixture
@@ -187,3 +190,27 @@ def test_trajectories_are_published_twice_per_second_of_stamps_and_at_the_end(ma
     # In between, the timer may have published one per second of wall-clock time.
     assert {0.0, 0.5, 1.0, 1.5, 2.0, 2.3} <= set(times)
     assert len(times) < 24 and times == sorted(set(times))
+
+
+def test_weights_that_do_not_fit_are_one_warning_and_stand_in_the_diagnostics(make_bench, monkeypatch):
+    limits = {METADATA_KEY: PlausibilityLimits(99.0, 99.0, 0.0).to_json()}  # which no image meets
+
+    def load(*arguments):
+        network = load_network(*arguments)
+        network.manifest = limits
+        return network
+
+    monkeypatch.setattr(session, "load_network", load)
+    bench = make_bench(checkpoint="mini", every_frame=True)
+    bench.start("pose")
+    copies, to_host = [], summary.to_host
+    monkeypatch.setattr(summary, "to_host", lambda tensors: copies.append(None) or to_host(tensors))
+    count = METHOD.warmup_frames + 2 * MIN_FRAMES
+    for index in range(count):
+        bench.send(index)
+    bench.wait_for("pose", count)
+    bench.wait_for_log("the weights do not fit these images", level=30)
+    bench.wait_for_diagnostics("weights fit", "no")
+    bench.wait(lambda: any("the weights do not fit" in text for _, text in bench.statuses), "diagnostics")
+    assert len(copies) == count  # one for each frame, with these numbers in it
+    assert bench.count_logs("the weights do not fit") == 1

@@ -59,9 +59,10 @@ def with_holes(recording: Recording) -> Recording:
 
 
 def augmented(recording: Recording, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    camera, roll = random_views(torch.Generator().manual_seed(4), recording.camera, *frames.shape, augmented=True)
-    assert roll.abs().max() > math.radians(2) and (camera[:, 0] > 1.05 * recording.camera[0]).any()
-    return recording.look(frames, camera, roll, SIZE)
+    camera, motion = random_views(torch.Generator().manual_seed(4), recording.camera, *frames.shape, augmented=True)
+    assert motion[..., 0, 1].abs().max() > math.radians(1) and motion[..., :3, 3].abs().amax() > 0.02
+    assert (camera[:, 0] > 1.05 * recording.camera[0]).any()
+    return recording.look(frames, camera, motion, SIZE)
 
 
 def test_depth_of_zoomed_cropped_and_turned_views_is_that_of_the_room(recording, sequence):
@@ -75,7 +76,7 @@ def test_depth_of_zoomed_cropped_and_turned_views_is_that_of_the_room(recording,
         for number, solids in enumerate(static_solids(sequence.scenes)):
             true = torch.minimum(true, raycast.hit(solids, poses[None, :, :3, 3], direction, inside=number == 0)[0])
         seen = depth[row].flatten(1)
-        assert (seen > 0).float().mean() > 0.97  # all but the borders of turned images
+        assert (seen > 0).float().mean() > 0.8  # all but the corners of turned images
         error = (seen / true[0] - 1).abs()[seen > 0]
         assert error.median() < 4e-4  # half precision
         assert error.quantile(0.95) < 5e-3  # the others are at edges
@@ -95,7 +96,7 @@ def test_views_of_one_point_have_one_colour(recording):
     colours = image[:, 1].flatten(2).gather(2, index[:, None].expand(-1, 3, -1))
     difference = (colours - image[:, 0].flatten(2)).abs().mean(1)
     assert difference[inside].median() < 0.02
-    assert difference[inside].median() < 0.25 * (image[:, 1] - image[:, 0]).abs().mean(1).median()
+    assert difference[inside].median() < 0.3 * (image[:, 1] - image[:, 0]).abs().mean(1).median()
 
 
 def write_plane(folder: Path, normal: np.ndarray) -> None:
@@ -134,7 +135,7 @@ def test_the_lens_of_freiburg1_is_removed_and_poses_are_interpolated(tmp_path: P
     write_plane(tmp_path, normal)
     recording = read_recording(tmp_path, SIZE)
     image, depth, pose, intrinsics = recording.look(
-        torch.arange(8)[None], recording.camera[None], torch.zeros(1, 8), SIZE
+        torch.arange(8)[None], recording.camera[None], torch.eye(4).repeat(1, 8, 1, 1), SIZE
     )
     rays = pixel_rays(intrinsics, SIZE)[0]
     true = 1 / (rays @ torch.tensor(normal, dtype=torch.float32))
@@ -231,16 +232,16 @@ def test_held_out_frames_are_never_trained_on(recording):
     """Positions tell the frame, and what is red in a batch comes from a held-out image."""
     assert recording.trained == FRAMES - FRAMES // 7
     pose, images = recording.pose.clone(), torch.full_like(recording.images, 128)
-    pose[:, 0, 3] = torch.arange(FRAMES)
+    pose[:, 0, 3] = 10.0 * torch.arange(FRAMES)  # far more than the augmentation moves a camera
     images[recording.trained :] = torch.tensor((255, 0, 0), dtype=torch.uint8)[:, None, None]
     marked = dataclasses.replace(recording, pose=pose, images=images)
     trained, held_out = set(), set()
     for seed in range(20):
         batch = make_batch(marked.sequences, seed, 6, 4, SIZE, CPU)
         assert (batch.image[:, :, 0] - batch.image[:, :, 1]).max() < 0.9
-        trained.update(batch.world_pose[..., 0, 3].flatten().tolist())
+        trained.update((batch.world_pose[..., 0, 3] / 10).round().flatten().tolist())
         batch = make_batch(marked.sequences, EVALUATION_SEEDS + seed, 4, 2, SIZE, CPU)
-        held_out.update(batch.world_pose[..., 0, 3].flatten().tolist())
+        held_out.update((batch.world_pose[..., 0, 3] / 10).flatten().tolist())
         assert batch.moving.any() == bool(seed % 2)
     assert trained == set(range(recording.trained))
     assert held_out == set(range(recording.trained, FRAMES))
@@ -267,7 +268,9 @@ def test_the_office_command(tmp_path: Path, folder: Path, monkeypatch, capsys: p
     network = load_network(tmp_path / "run" / "one_office.safetensors")
     assert network.manifest["about"] == f"trained on {RECIPES['one_office'][0]}"
     assert str(folder) not in str(network.manifest)
-    assert main([*arguments, "--data", str(tmp_path), *small]) == 2
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([*arguments, "--data", str(empty), *small]) == 2
     assert "rgb.txt" in capsys.readouterr().err
     for world, data in ((RECORDING, None), ("one_room", folder)):
         with pytest.raises(OptionError, match="folder of the recording"):
@@ -275,7 +278,8 @@ def test_the_office_command(tmp_path: Path, folder: Path, monkeypatch, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("rgb.txt", ""), ("groundtruth.txt", "90 0 0 0 0 0 0 1\n91 0 0 0 0 0 0 1\n")]
+    ("name", "text"),
+    [("rgb.txt", "# timestamp filename\n"), ("groundtruth.txt", "90 0 0 0 0 0 0 1\n91 0 0 0 0 0 0 1\n")],
 )
 def test_a_recording_without_usable_frames_is_refused(folder: Path, tmp_path: Path, name: str, text: str):
     for path in folder.iterdir():

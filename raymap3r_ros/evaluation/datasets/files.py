@@ -50,8 +50,9 @@ def existing_file(path: Path) -> Path:
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without a byte order mark."""
+    existing_file(path)
     try:
-        return existing_file(path).read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except ValueError as error:
         raise InputError(f"{path}: is not text in UTF-8: {error}") from error
 
