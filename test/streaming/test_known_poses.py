@@ -20,6 +20,7 @@ from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import StepResult, Stream, StreamOptions, WorldChange
 from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
 from raymap3r_ros.streaming.known_poses import KnownPoses, observe
+from raymap3r_ros.streaming.onnx_graphs import missing_packages
 
 # From the first camera to the frame of the given poses.
 FRAME = np.eye(4)
@@ -264,8 +265,10 @@ def test_a_restored_stream_continues_in_the_same_way(network: Network, rule: str
         assert_same(other.step(images[index], **arguments(index)), stream.step(images[index], **arguments(index)))
 
 
-@pytest.mark.parametrize("execution", ["trace", "graph"])
+@pytest.mark.parametrize("execution", ["trace", "graph", "onnx"])
 def test_recorded_frames_give_the_same_results(network: Network, execution: str):
+    if execution == "onnx" and missing_packages():
+        pytest.skip("onnx or onnxruntime (raymap3r_ros[onnx]) is not installed")
     options, images = StreamOptions(reset_interval=11), frames(16, 1)
     plain = Stream(network, options, METHOD_SOON)
 
@@ -275,7 +278,9 @@ def test_recorded_frames_give_the_same_results(network: Network, execution: str)
     for index, image in enumerate(images):
         ours, expected = stream.step(image, **arguments(index)), plain.step(image, **arguments(index))
         for name in ("pose", "pose_raw", "depth", "scale", "gate"):
-            torch.testing.assert_close(getattr(ours, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+            # The gate divides by the interquartile range of a few tokens, which amplifies rounding errors.
+            allowed = (1e-4 if execution == "onnx" else 1e-5) * (10 if name == "gate" else 1)
+            torch.testing.assert_close(getattr(ours, name), getattr(expected, name), atol=allowed, rtol=allowed)
         assert ours.world_change == expected.world_change
 
 
