@@ -33,6 +33,7 @@ KEYS = {
     "rerun": None,
     "gdown": None,
     "huggingface_hub": None,
+    "onnxruntime": None,
     "raymap3r_pip_ros": None,  # of pip_ros/, in environments without a ROS distribution
 }
 NOT_IMPORTED = {"ros2launch"}  # keys of what is needed without an import: the command `ros2 launch`
@@ -42,7 +43,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "yaml": "pyyaml",
-}  # names on PyPI that differ from the import
+}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from raymap3r_ros.errors import CheckpointError
 from raymap3r_ros.network import PRESETS, checkpoint_config, checkpoint_path, shipped_weights
 
 NAME = "weights"
-SHIPPED = {"one_room": "c1f0bbd5179d849b48bd33801c2ffb970b6cc62867667c8da2f4c12977786137"}
+SHIPPED = {"one_room": "f9f725c30a5bfa1f28e0bf6faf09f1fb3f52b9125d1940086fd2e1e9727e719d"}
 AGAIN = "install the package again; in a checkout, `git checkout raymap3r_ros/weights`"
 
 
