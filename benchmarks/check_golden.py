@@ -4,9 +4,11 @@
     python benchmarks/check_golden.py DIR
 
 DIR holds one configuration (config.json, recipe.json, overrides.npz, frames.npz, stage_*.npz, stream_*.npz), with
-`weightgen.py` and optionally `common/` beside it. Prints one line per array: name, largest absolute and relative
-error, tolerance, pass or FAIL. The exit status is 1 after any FAIL. An array that could be compared but was not is a
-FAIL.
+`weightgen.py` and optionally `common/` beside it. For tiny-dpt, `golden_posed/` beside the folder that contains DIR is
+checked too: the same network and images, with known camera poses.
+
+Prints one line per array: name, largest absolute and relative error, tolerance, pass or FAIL. The exit status is 1
+after any FAIL. An array that could be compared but was not is a FAIL.
 """
 
 from __future__ import annotations
@@ -688,6 +690,36 @@ def _frames_of(golden: Golden, name: str, total: int) -> list[int]:
     return list(range(total))
 
 
+def check_posed(path: Path, report: Report, network: Network, images: np.ndarray, execution: str) -> None:
+    """Check the stream with known poses, where frames without one alternate with those that have one."""
+    golden = Golden(path, report)
+    intrinsics, poses, given = (golden.array(name) for name in ("intrinsics", "pose_given", "given"))
+    kept = golden.array("frames_kept").tolist()
+    options = StreamOptions(
+        update_rule="cut3r", smoothing="off", reset_interval=0, published_pose="network", execution=execution
+    )
+    # The router is off: only so that frames are recorded from the second one on.
+    stream = Stream(network, options, dataclasses.replace(METHOD, router_last_frame=0))
+    results = [
+        stream.step(image, intrinsics=intrinsics, pose=pose if known else None)
+        for image, pose, known in zip(images, poses, given, strict=False)
+    ]
+    carried = stream.snapshot()
+    size = golden.array("ray_map_1").shape[:2]
+    camera, matrix = (torch.from_numpy(array)[None].float() for array in (poses[1], intrinsics))
+    golden.compare("ray_map_1", cameras.ray_map(camera, matrix, size)[0], 2e-6)
+    # Results are in the metres of the given poses, the golden values in those of the network.
+    encodings = torch.stack([cameras.pose_encoding(result.pose) for result in results])
+    encodings[:, :3] /= torch.stack([result.scale for result in results])[:, None]
+    points = torch.stack([results[index].points / results[index].scale for index in kept])
+    golden.compare("camera_pose", encodings, 5e-5)
+    golden.compare("pts3d_self", points, 1e-3, relative=True)
+    golden.compare("conf_self", torch.stack([results[index].confidence for index in kept]), 1e-2)
+    golden.compare("state_final", carried.state[0], 1e-4)
+    golden.compare("mem_final", carried.memory[0], 1e-4)
+    golden.close()
+
+
 # --- everything -------------------------------------------------------------------------------------------------
 
 STAGES: dict[str, Callable[..., None]] = {
@@ -748,6 +780,9 @@ def check(folder: Path, execution: str = "plain") -> Report:
         runs = Runs(case.network, file["frames"], case.size, execution)
     for path in sorted(folder.glob("stream_*.npz")):
         check_stream(path, report, runs)
+    posed = folder.parent.parent / "golden_posed" / "stream_posed.npz"
+    if folder.name == "tiny-dpt" and posed.is_file():
+        check_posed(posed, report, case.network, runs.images, execution)
     print(f"\n{report.passed} passed, {len(report.failed)} failed")
     return report
 

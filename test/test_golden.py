@@ -15,6 +15,13 @@ def checker(benchmark_script):
     return benchmark_script("check_golden")
 
 
+def assert_posed_passes(printed: str) -> None:
+    """The stream with known poses is compared in full."""
+    lines = [line.split() for line in printed.splitlines() if line.startswith("stream_posed ")]
+    names = ("ray_map_1", "camera_pose", "pts3d_self", "conf_self", "state_final", "mem_final")
+    assert {(line[1], line[-1]) for line in lines} == {(name, "pass") for name in names}
+
+
 def test_every_comparable_stage_and_stream_agrees(checker, shared: Path, capsys: pytest.CaptureFixture):
     report = checker.check(shared / "golden" / "tiny-dpt")
     printed = capsys.readouterr().out
@@ -22,6 +29,7 @@ def test_every_comparable_stage_and_stream_agrees(checker, shared: Path, capsys:
     assert report.passed > 500
     for stream in ("a_cut3r", "b_xattn", "c_auto_slow", "c_auto_fast", "d_xattn230", "h_ttt3r", "i_cut3r_orig"):
         assert f"stream_{stream} camera_pose" in printed
+    assert_posed_passes(printed)
 
 
 @pytest.mark.skipif(bool(missing_packages()), reason=f"{' and '.join(missing_packages())} cannot be imported")
@@ -45,7 +53,9 @@ def test_the_results_of_traced_frames_agree(checker, shared: Path, capsys: pytes
     report = checker.check(shared / "golden" / "tiny-dpt", "trace")
     assert report.failed == []
     assert report.passed > 100
-    assert "stream_d_xattn230 camera_pose [..100]" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "stream_d_xattn230 camera_pose [..100]" in printed
+    assert_posed_passes(printed)
 
 
 def test_a_wrong_array_and_an_unknown_one_fail(checker, shared: Path, tmp_path: Path):

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.evaluation.datasets import files
-from raymap3r_ros.evaluation.trajectory import read_tum
 from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.tum import read_tum
 from raymap3r_ros.known_files import known_content
 from raymap3r_ros.network import convert_checkpoint, load_network
 

@@ -34,9 +34,10 @@ from raymap3r_ros.evaluation.parts import (
     worker_count,
 )
 from raymap3r_ros.evaluation.pictures import PICTURES, draw_pictures
-from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, rule_variants
+from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, pose_variants, rule_variants
 from raymap3r_ros.evaluation.settings import describe_settings, settings_text
 from raymap3r_ros.evaluation.statistics import optional_module
+from raymap3r_ros.evaluation.trajectory import DRIFT
 from raymap3r_ros.io.output_folder import check_output_folder, check_outside, check_results
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import Network, checkpoint_path, choose_device, load_network
@@ -114,6 +115,12 @@ def _add_synthetic(subcommands: argparse._SubParsersAction, method: argparse.Arg
         type=size,
         metavar="WxH",
         help="pixels of the rendered images (default: the network's input size, so that nothing is resampled)",
+    )
+    parser.add_argument(
+        "--known-poses",
+        action="store_true",
+        help=f"also run every rule with the true camera poses given, and with poses that drift by {100 * DRIFT:g} %% "
+        "of the distance",
     )
     _add_common(parser, intrinsics="given", batch=8)
     parser.set_defaults(evaluate=_run_rules, parts=_synthetic_parts, depth_cap=None, cloud_crop=0)
@@ -350,6 +357,8 @@ def _run_rules(args: argparse.Namespace) -> None:
     begin = time.perf_counter()
     options = read_stream_options(args)
     variants = rule_variants(options, args.rules) + (ablation_variants(options) if args.ablations else [])
+    if getattr(args, "known_poses", False):
+        variants += pose_variants(options, args.rules)
     plan = EvaluationPlan(
         frames=args.frames,
         batch=args.batch,

@@ -19,6 +19,7 @@ from raymap3r_ros.commands.arguments import (
 )
 from raymap3r_ros.io import open_input
 from raymap3r_ros.io.live import LIVE
+from raymap3r_ros.io.tum import KnownTrajectory
 from raymap3r_ros.network import choose_device, choose_threads, load_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
 from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
@@ -101,6 +102,13 @@ def _add_reading(reading: Any) -> None:
         metavar="FX,FY,CX,CY",
         help="camera intrinsics in pixels of the recorded images (default: camera_info of a bag, else estimated)",
     )
+    reading.add_argument(
+        "--poses",
+        type=path,
+        metavar="FILE",
+        help="known camera poses in TUM format, camera to world at the stamps of the recording, for all frames or "
+        "some (see --published-pose)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
         intrinsics=args.intrinsics, max_gap=args.max_gap,
     )  # fmt: skip
+    poses = None if args.poses is None else KnownTrajectory.read(args.poses)
     outputs = RunOutputs(
         depth=args.depth, masks=args.masks, cloud=args.cloud, preview=args.preview, motion=args.motion,
         view=RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None,
@@ -119,8 +128,9 @@ def run(args: argparse.Namespace) -> int:
     network = load_network(args.checkpoint, choose_device(args.device), options.precision)
     choose_threads(network)
     summary = run_recording(
-        recording, network, args.out, options, outputs=outputs, cloud_options=cloud_options, overwrite=args.overwrite
-    )
+        recording, network, args.out, options, outputs=outputs, cloud_options=cloud_options, poses=poses,
+        overwrite=args.overwrite,
+    )  # fmt: skip
     _report(summary, args.out)
     if summary.complete:
         return 0
@@ -137,6 +147,8 @@ def _report(summary: RunSummary, folder: Path) -> None:
         counts.append(f"{summary.frames_unhealthy} without finite values")
     if summary.frames_late:
         counts.append(f"{summary.frames_late} with a stamp that does not rise")
+    if summary.poses:
+        counts.append(f"{summary.frames_with_pose} with a known pose")
     if summary.worlds > 1:
         counts.append(counted(summary.worlds, "world"))
     print(f"weights: {summary.checkpoint}")

@@ -124,7 +124,7 @@ def memory_need(config: NetworkConfig, options: StreamOptions) -> Need:
                 held = _bytes(tensors_of(start))
                 plan = stream.plan(start.frame)
                 with _LiveBytes([*network.parameters(), *tensors_of(start)]) as live:
-                    engine.advance(network, plan, (pixels, None), start)
+                    engine.advance(network, plan, (pixels, None, None), start)
     finally:
         _clear_caches()  # they hold tensors without data
     return Need(_bytes(network.parameters()), loading, held, live.most)

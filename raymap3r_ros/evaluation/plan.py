@@ -11,6 +11,9 @@ from typing import Any
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.options import build_options
 from raymap3r_ros.streaming import RULES, StreamOptions
+from raymap3r_ros.streaming.stream_options import check_known_poses
+
+Setup = tuple[StreamOptions, str]  # options, and the poses that are given
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,14 @@ class Variant:
     """One configuration of the stream: a line of the tables."""
 
     name: str
-    kind: str  # "rule" or "ablation"
+    kind: str  # "rule", "ablation" or "poses"
     options: StreamOptions
     baseline: str  # name of the variant to compare with
+    poses: str = "none"  # given to the stream: "none", "exact", or "noisy", see `trajectory.drifting`
+
+    def setup(self, length: int) -> Setup:
+        """What the result over `length` frames depends on: variants with equal setups run once."""
+        return in_effect(self.options, length), self.poses
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,25 @@ class EvaluationPlan:
 def rule_variants(options: StreamOptions, rules: Iterable[str] = RULES) -> list[Variant]:
     """One variant per update rule, otherwise as in `options`. Raises OptionError for an unknown rule."""
     return [Variant(rule, "rule", dataclasses.replace(options, update_rule=rule), "cut3r") for rule in rules]
+
+
+def pose_variants(options: StreamOptions, rules: Iterable[str] = RULES) -> list[Variant]:
+    """Two variants per update rule, with exact and with drifting poses given; the network's pose is scored.
+
+    Raises OptionError if poses cannot be given with these options.
+    """
+    check_known_poses(options)
+    return [
+        Variant(
+            f"{rule}, {poses} poses",
+            "poses",
+            dataclasses.replace(options, update_rule=rule, published_pose="network"),
+            rule,
+            poses,
+        )
+        for rule in rules
+        for poses in ("exact", "noisy")
+    ]
 
 
 # Changes of each ablation to the options of the run. The first add the parts of the method one by one, as in the

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant, in_effect
+from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
 from raymap3r_ros.evaluation.scorer import SequenceRun, SequenceScorer
 from raymap3r_ros.evaluation.sequences import PosedSequence, checked_frames
 from raymap3r_ros.network import Network
@@ -53,7 +53,7 @@ def run_sequences(
     def run_batch(batch: list[PosedSequence]) -> list[SequenceRun]:
         scorers = _run_batch(network, batch, variants, plan, advance)
         return [
-            dataclasses.replace(scorer.finish(sequence.name, suite, world), unposed=sequence.unposed)
+            dataclasses.replace(scorer.finish(suite, world), unposed=sequence.unposed)
             for sequence, scorer in zip(batch, scorers, strict=True)
         ]
 
@@ -121,11 +121,11 @@ def _run_batch(
     shared = SharedEncoder(network)
     # Variants with equal results over this length run once.
     streams = {
-        options: Stream(shared, dataclasses.replace(options, execution="plain"))
-        for options in (in_effect(variant.options, length) for variant in variants)
+        setup: Stream(shared, dataclasses.replace(setup[0], execution="plain"))
+        for setup in (variant.setup(length) for variant in variants)
     }
     step = -(-length // plan.judged_frames)
-    scorers = [SequenceScorer(variants, plan, length, step) for _ in batch]
+    scorers = [SequenceScorer(variants, plan, length, step, sequence.name) for sequence in batch]
     sources = [islice(checked_frames(sequence), length) for sequence in batch]
     for index, frames in enumerate(zip(*sources, strict=True)):
         images = _stack([frame.image for frame in frames], batch)
@@ -138,19 +138,22 @@ def _run_batch(
         scored = index % step == 0
         for scorer, frame in zip(scorers, frames, strict=True):
             scorer.add_truth(frame, framing, scored)
-        for options, stream in streams.items():
+        for setup, stream in streams.items():
+            options, known = setup
             # At a reset the alignment uses the motion estimate.
             resets = bool(options.reset_interval) and index % options.reset_interval == 0
             record: dict[str, Any] = {}
             result = stream.step(
-                images, intrinsics=intrinsics, motion=scored or resets, record=record if scored else None
+                images,
+                intrinsics=intrinsics,
+                pose=np.stack([scorer.given_pose(known) for scorer in scorers]) if known != "none" else None,
+                motion=scored or resets,
+                record=record if scored else None,
             )
             motion = record.get("motion")
             ray_depth = None if motion is None else motion.ray_points[..., 2] * result.scale[:, None, None]
             for place, scorer in enumerate(scorers):
-                scorer.add_result(
-                    options, result.camera(place), None if ray_depth is None else ray_depth[place], scored
-                )
+                scorer.add_result(setup, result.camera(place), None if ray_depth is None else ray_depth[place], scored)
         on_frame(len(batch))
     return scorers
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.metrics import (
     MotionScore,
     depth_metrics,
@@ -20,18 +21,18 @@ from raymap3r_ros.evaluation.metrics import (
     sequence_motion,
     umeyama,
 )
-from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant, in_effect
+from raymap3r_ros.evaluation.plan import EvaluationPlan, Setup, Variant
 from raymap3r_ros.evaluation.sequences import Frame
-from raymap3r_ros.evaluation.trajectory import random_walk, trajectory_metrics
+from raymap3r_ros.evaluation.trajectory import drifting, random_walk, trajectory_metrics
 from raymap3r_ros.geometry.cameras import back_project
-from raymap3r_ros.streaming import METHOD, StepResult, StreamOptions
+from raymap3r_ros.streaming import METHOD, StepResult
 from raymap3r_ros.streaming.preprocessing import Framing, frame_intrinsics, visible_crop
 
 MANY_MOVING = 0.05  # share of moving pixels above which a frame counts for `mask_iou_5`
 SAMPLES = 12  # frames of a sequence kept for baselines and pictures
 SAMPLE_EDGE = 128  # maximum of their longer edge, pixels
 CLOUD_FRAMES = 20  # maximum number of frames of a reconstruction
-CONSTANT_POSE, RANDOM_WALK = "constant pose", "random walk"  # trajectory baselines
+CONSTANT_POSE, RANDOM_WALK, NOISY_POSES = "constant pose", "random walk", "noisy poses alone"  # trajectory baselines
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,13 @@ class _Prediction:
 class SequenceScorer:
     """Scores all variants on one sequence: for each frame first the ground truth, then the results."""
 
-    def __init__(self, variants: Sequence[Variant], plan: EvaluationPlan, length: int, step: int) -> None:
-        self._options = {variant.name: in_effect(variant.options, length) for variant in variants}
-        self._sampled_options = self._options[variants[0].name]
+    def __init__(self, variants: Sequence[Variant], plan: EvaluationPlan, length: int, step: int, name: str) -> None:
+        self._name = name  # of the sequence
+        self._seed = zlib.crc32(name.encode())
+        self._setups = {variant.name: variant.setup(length) for variant in variants}
+        self._sampled_setup = self._setups[variants[0].name]
         self._plan = plan
-        self._predictions = {options: _Prediction() for options in self._options.values()}
+        self._predictions = {setup: _Prediction() for setup in self._setups.values()}
         self._stamps: list[float] = []
         self._posed: list[int] = []  # frames with a true pose
         self._poses: list[np.ndarray] = []
@@ -138,9 +141,15 @@ class SequenceScorer:
             cloud = self._cloud(points, still, frame.pose)
         self._truth[index] = _TrueMaps(depth, static_depth, moving, cloud)
 
-    def add_result(self, options: StreamOptions, result: StepResult, ray_depth: Tensor | None, scored: bool) -> None:
-        """Add the result of a stream with these options for that frame; `ray_depth` (H, W) if the ray branch ran."""
-        prediction, index = self._predictions[options], len(self._stamps) - 1
+    def given_pose(self, poses: str) -> np.ndarray:
+        """(4, 4) given to the stream for that frame, `exact` or `noisy`. Raises InputError without a true pose."""
+        if len(self._poses) < len(self._stamps):
+            raise InputError(f"{self._name}: frame {len(self._stamps) - 1} has no true pose that could be given")
+        return self._poses[-1] if poses == "exact" else drifting(np.stack(self._poses), self._seed)[-1]
+
+    def add_result(self, setup: Setup, result: StepResult, ray_depth: Tensor | None, scored: bool) -> None:
+        """Add the result of a stream with this setup for that frame; `ray_depth` (H, W) if the ray branch ran."""
+        prediction, index = self._predictions[setup], len(self._stamps) - 1
         if not result.healthy:
             # The node publishes no pose for such a frame, so the last one remains valid.
             prediction.unhealthy += 1
@@ -164,17 +173,17 @@ class SequenceScorer:
         if truth.moving is not None:
             discrepancy = np.abs(depth - rays) / np.maximum(np.abs(depth), 1e-6)
             prediction.motion.append(motion_metrics(maps["dynamic_map"], mask, truth.moving, discrepancy))
-        if index in self._sampled and options == self._sampled_options:
+        if index in self._sampled and setup == self._sampled_setup:
             self._samples.append(_sampled_frame(index, maps, rays, truth))
 
-    def finish(self, name: str, suite: str, world: str) -> SequenceRun:
+    def finish(self, suite: str, world: str) -> SequenceRun:
         """All figures of the sequence."""
         truth = np.stack(self._poses) if self._poses else np.empty((0, 4, 4))
         stamps = np.array(self._stamps)[self._posed]
         poses: dict[str, np.ndarray] = {}
         values: dict[str, dict[str, float]] = {}
-        for variant, options in self._options.items():
-            prediction = self._predictions[options]
+        for variant, setup in self._setups.items():
+            prediction = self._predictions[setup]
             poses[variant] = np.stack(prediction.poses)[self._posed]
             values[variant] = {
                 **_trajectory_values(poses[variant], truth, stamps),
@@ -184,10 +193,12 @@ class SequenceScorer:
                 "unhealthy_frames": float(prediction.unhealthy),
             }
         if len(truth) > 1:
-            walk = random_walk(truth, seed=zlib.crc32(name.encode()))
+            walk = random_walk(truth, seed=self._seed)
             values[RANDOM_WALK] = _trajectory_values(walk, truth, stamps)
             values[CONSTANT_POSE] = _trajectory_values(np.repeat(truth[:1], len(truth), axis=0), truth, stamps)
-        return SequenceRun(suite, world, name, len(self._stamps), truth, poses, values, self._samples)
+            if any(poses == "noisy" for _, poses in self._setups.values()):
+                values[NOISY_POSES] = _trajectory_values(drifting(truth, self._seed), truth, stamps)
+        return SequenceRun(suite, world, self._name, len(self._stamps), truth, poses, values, self._samples)
 
     def _cloud(self, points: np.ndarray, keep: np.ndarray, pose: np.ndarray) -> _Cloud:
         """The points (H, W, 3) of a camera at `pose` in the world, NaN where `keep` (H, W) is false."""

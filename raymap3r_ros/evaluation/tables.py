@@ -94,7 +94,7 @@ class Row:
 
     suite: str
     world: str
-    kind: str  # "rule", "ablation" or "control"
+    kind: str  # "rule", "ablation", "poses" or "control"
     rule: str  # rule, variant or control
     metric: str
     value: float
@@ -250,7 +250,7 @@ def _table(rows: list[Row], metrics: list[str]) -> str:
     names = {(row.kind, row.rule): None for row in rows if row.metric in metrics}
     best = {
         (kind, metric): _best([row for row in rows if (row.kind, row.metric) == (kind, metric)])
-        for kind in ("rule", "ablation")
+        for kind in ("rule", "ablation", "poses")
         for metric in metrics
     }
     lines = [["", *(_column_head(metric) for metric in metrics), f"better in {METRICS[metrics[0]].title}"]]

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import copy
-import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.evaluation.statistics import optional_module
-from raymap3r_ros.geometry.cameras import pose_matrix
-from raymap3r_ros.geometry.poses import MAX_DISTANCE
 from raymap3r_ros.io.tum import write_trajectory
-from raymap3r_ros.known_files import known_file
-from raymap3r_ros.output_files import kind_of
 
 if TYPE_CHECKING:
     from evo.core.trajectory import PosePath3D
 
-log = logging.getLogger(__name__)
-
+DRIFT = 0.02  # of odometry, as a share of the distance travelled
 STANDSTILL = 1e-6  # metres; a path with a smaller RMS distance to its mean position does not move
 
 
@@ -111,85 +103,20 @@ def random_walk(truth: np.ndarray, seed: int) -> np.ndarray:
     return walk
 
 
+def drifting(truth: np.ndarray, seed: int, share: float = DRIFT) -> np.ndarray:
+    """Poses (T, 4, 4) of odometry that drifts by this share of the distance travelled, in one random direction."""
+    direction = np.random.default_rng(seed).normal(size=3)
+    direction /= np.linalg.norm(direction)
+    steps = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0, prepend=truth[:1, :3, 3]), axis=1)
+    poses = truth.copy()
+    poses[:, :3, 3] += share * np.cumsum(steps)[:, None] * direction
+    return poses
+
+
 def write_tum(path: Path, stamps: Sequence[float], poses: np.ndarray) -> None:
     """TUM format, one line `timestamp tx ty tz qx qy qz qw` per pose (n, 4, 4)."""
     # As a float, seconds since 1970 are accurate to a microsecond.
     write_trajectory(path, [round(stamp * 1e6) * 1000 for stamp in stamps], poses)
-
-
-def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Stamps (n,) and poses (n, 4, 4) from a file in TUM format, in the file's order.
-
-    Numbers may be separated by spaces, tabs, commas or semicolons; comments start with # or %; a line of column names
-    may come first. Rows that a motion-capture system marks as lost, with NaN or a zero quaternion, are left out with a
-    warning.
-
-    Raises InputError if the file is missing or has another format, with the line and its value.
-    """
-    if kind := kind_of(path):
-        raise InputError(f"{path}: is {kind}; expected a TUM trajectory, a text file")
-    try:
-        what = known_file(path)
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if not what else []
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as a TUM trajectory: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: cannot be read as a TUM trajectory: it is not text in UTF-8; if it is UTF-16, convert it: "
-            "iconv -f utf-16 -t utf-8"
-        ) from error
-    if what:
-        raise InputError(f"{path}: is {what}")
-    rows, lost, header = [], [], False
-    for number, line in enumerate(lines, 1):
-        fields = re.split(r"[#%]", line, maxsplit=1)[0].replace(",", " ").replace(";", " ").split()
-        if not fields:
-            continue
-        values = [_number(field) for field in fields]
-        if not (rows or lost or header) and all(value is None for value in values):
-            header = True  # names of the columns
-            continue
-        problem = _row_problem(fields, values)
-        if problem:
-            raise InputError(
-                f"{path}, line {number}: {problem}; expected `timestamp tx ty tz qx qy qz qw`: {line.strip()[:80]!r}"
-            )
-        is_lost = np.isnan(values[1:]).any() or not any(values[4:])
-        (lost if is_lost else rows).append(number if is_lost else values)
-    if lost:
-        log.warning(
-            "%s: %d poses are marked as lost (NaN or a zero quaternion), the first in line %d: left out",
-            path,
-            len(lost),
-            lost[0],
-        )
-    if not rows:
-        raise InputError(f"{path}: contains no pose; expected lines `timestamp tx ty tz qx qy qz qw`")
-    table = np.array(rows)
-    table[:, 4:] /= np.abs(table[:, 4:]).max(axis=1, keepdims=True)  # so that no square is 0 or infinite
-    return table[:, 0], pose_matrix(torch.from_numpy(table[:, [1, 2, 3, 7, 4, 5, 6]])).numpy()  # w first
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _row_problem(fields: list[str], values: list[float | None]) -> str:
-    """What is wrong with a row of a TUM file; empty if it is a pose or marked as lost."""
-    if None in values:
-        return f"{fields[values.index(None)][:80]!r} is not a number"
-    if len(values) != 8:
-        return f"{len(values)} numbers"
-    if not np.isfinite(values[0]):
-        return f"the timestamp is {fields[0]}"
-    if np.isinf(values).any():
-        return f"{fields[int(np.isinf(values).argmax())]} is not finite"
-    if max(map(abs, values[1:4])) > MAX_DISTANCE:
-        return f"a position beyond {MAX_DISTANCE:g} m"
-    return ""
 
 
 def checked_poses(poses: np.ndarray, what: str) -> np.ndarray:

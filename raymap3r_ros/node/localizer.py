@@ -18,7 +18,7 @@ from raymap3r_ros.node.tf_frames import MOUNT_AGE, FrameNames, Frames, LookUp, P
 from raymap3r_ros.streaming import StepResult, WorldChange
 
 # From the least to the greatest: of several changes before a healthy frame the greatest holds.
-_CHANGES = (WorldChange.NONE, WorldChange.ALIGNED, WorldChange.JUMPED, WorldChange.NEW)
+_CHANGES = (WorldChange.NONE, WorldChange.KNOWN, WorldChange.ALIGNED, WorldChange.JUMPED, WorldChange.NEW)
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,16 @@ class Localizer:
         """(2,) on the network's device: what the metric scale needs of this frame; None if it needs nothing."""
         return self._scale.look(result, self._options.confidence_threshold)
 
-    def place(self, result: StepResult, summary: FrameSummary, stamp: Time, camera_frame: str) -> PlacedFrame | None:
+    def place(
+        self, result: StepResult, summary: FrameSummary, stamp: Time, camera_frame: str, *, in_odom: bool = False
+    ) -> PlacedFrame | None:
         """Apply the metric scale and place the frame in TF; None if the network's output is not finite.
 
         Args:
             summary: of `result`.
             stamp: of the image.
             camera_frame: TF frame of the image.
+            in_odom: the stream's world is `odom_frame`, the frame of the known poses.
         """
         if not summary.healthy:
             # The stream keeps its memory as it was before this frame. A reset at this frame, which shows in the world
@@ -132,7 +135,8 @@ class Localizer:
                 camera_frame,
                 scale=scale,
                 new_world=change is WorldChange.NEW,
-                corrected=change is WorldChange.JUMPED,
+                corrected=change in (WorldChange.KNOWN, WorldChange.JUMPED),
+                in_odom=in_odom,
             )
             if placement.problem:
                 self._reporter.warn(placement.problem)
@@ -163,6 +167,9 @@ class Localizer:
     def _report_change(self, result: StepResult) -> None:
         change = self._change
         if change is WorldChange.NONE:
+            return
+        if change is WorldChange.KNOWN:
+            self._reporter.info(f"the pose jumps at frame {result.frame}, where it is known again")
             return
         if change is WorldChange.NEW:
             height, width = result.depth.shape

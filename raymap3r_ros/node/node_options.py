@@ -8,6 +8,7 @@ from raymap3r_ros.mapping.occupancy import OccupancyOptions
 from raymap3r_ros.mapping.scale import ScaleOptions
 from raymap3r_ros.mapping.static_map import StaticMapOptions
 from raymap3r_ros.network import DEFAULT_CHECKPOINT
+from raymap3r_ros.node.pose_source import POSE_SOURCES, check_pose_source
 from raymap3r_ros.node.saving import DEFAULT_FOLDER
 from raymap3r_ros.node.tf_frames import TF_MODES, check_frames
 from raymap3r_ros.options import check_options, option
@@ -56,7 +57,9 @@ class NodeOptions:
         high=86_400.0,
     )
     world_frame: str = option("map", "frame of all poses: origin at the first camera, x forward, y left, z up")
-    odom_frame: str = option("odom", "in modes odom and map: frame in which the robot moves without jumps")
+    odom_frame: str = option(
+        "odom", "in modes odom and map, and for pose_source tf: frame in which the robot moves without jumps"
+    )
     base_frame: str = option(
         "base_link", "frame of the robot's base, in all modes but camera and for a scale from odometry or height"
     )
@@ -70,6 +73,13 @@ class NodeOptions:
     )
     invert_tf: bool = option(False, "publish the inverse of each transform, for TF trees with the camera at the root")
     publish_tf: bool = option(True, "publish transforms on /tf", live=True)
+    pose_source: str = option(
+        "none",
+        "known poses of the camera, as input of the network: `none`, or `tf`, the transform odom_frame -> camera at "
+        "the image's stamp, from another node (wheel odometry, visual-inertial odometry, motion capture); it needs "
+        "tf_mode map or publish_tf false",
+        choices=POSE_SOURCES,
+    )
     output_dir: str = option(
         DEFAULT_FOLDER, "folder in which ~/save creates a new folder with trajectories, static map and settings"
     )
@@ -95,3 +105,4 @@ class NodeOptions:
     def __post_init__(self) -> None:
         check_options(self)
         check_frames(self.tf_mode, self.world_frame, self.odom_frame, self.base_frame, self.child_frame)
+        check_pose_source(self.pose_source, self.tf_mode, self.publish_tf, self.scale)

@@ -22,6 +22,7 @@ from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.map_publisher import MapPublisher
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.pose_source import TfPoses
 from raymap3r_ros.node.publishers import Publishers
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.tf_frames import look_up
@@ -30,6 +31,7 @@ from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
+from raymap3r_ros.streaming.stream_options import check_known_poses
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,14 @@ class Settings:
         given = parameters.read(node, NodeOptions)
         options = given
         if frame_prefix:
-            # In mode `map` odom_frame is another node's.
-            names = ["world_frame"] if given.tf_mode == "map" else ["world_frame", "odom_frame"]
+            # In mode `map`, and if poses are looked up in it, odom_frame is another node's.
+            foreign = given.tf_mode == "map" or given.pose_source != "none"
+            names = ["world_frame"] if foreign else ["world_frame", "odom_frame"]
             options = dataclasses.replace(given, **{name: f"{frame_prefix}/{getattr(given, name)}" for name in names})
-        return cls(given, options, parameters.read(node, StreamOptions))
+        stream = parameters.read(node, StreamOptions)
+        if given.pose_source != "none":
+            check_known_poses(stream)
+        return cls(given, options, stream)
 
 
 @dataclass
@@ -61,6 +67,7 @@ class Session:
     scheduler: BatchScheduler | None  # None if the network is not shared
     calibration: CameraCalibration
     localizer: Localizer
+    known_poses: TfPoses | None  # None if there is no source of them
     publishers: Publishers
     maps: MapPublisher
     plausibility: PlausibilityCheck
@@ -99,13 +106,23 @@ class Session:
             self.applied = settings
         return settings.node
 
-    def reset_if_due(self, jumps: int) -> str:
+    @property
+    def in_odom(self) -> bool:
+        """Whether the stream's world is `odom_frame`, the frame of the known poses."""
+        return self.known_poses is not None and self.stream.takes_poses
+
+    def reset_if_due(self, jumps: int, *, posed: bool = False) -> str:
         """Reset the stream if a user has requested it or the stamps have jumped; returns the reason or "".
+
+        The first known pose starts a new world too, in the frame of the known poses.
 
         Args:
             jumps: jumps of the stamps up to the frame that is processed next.
+            posed: that frame has a known pose.
         """
-        reason = "reset" if self.reset_requested.is_set() else ""
+        reason = "known poses begin" if posed and not self.stream.takes_poses else ""
+        if self.reset_requested.is_set():
+            reason = "reset"
         if jumps != self.jumps:
             reason = "time jump"
         if reason:
@@ -181,12 +198,13 @@ def open_session(
         stream = Stream(network, long_running(network, settings.stream) if pool is None else settings.stream)
         if not network.trained:
             node.get_logger().warning(network.source)
-        warm_up(stream, scheduler, 1 if pool is None else pool.cameras)
+        posed = options.pose_source != "none"
+        warm_up(stream, scheduler, 1 if pool is None else pool.cameras, poses=posed)
         node.get_logger().info(f"{network.source}; device {stream.device}")
         compressed = options.image_transport == "compressed"
         topic = node.resolve_topic_name("image/compressed" if compressed else "image")
         buffer.clear()
-        if options.tf_mode != "camera" or options.scale.source != "fixed":
+        if options.tf_mode != "camera" or options.scale.source != "fixed" or posed:
             resources.callback(TransformListener(buffer, node).unregister)
         publishers = Publishers(node, _error_model(node, network))
         resources.callback(publishers.destroy)
@@ -200,6 +218,7 @@ def open_session(
                 partial(reporter.fail, throttle=True), rectified=options.rectified or names_rectified(topic)
             ),
             Localizer(options, partial(look_up, buffer), reporter),
+            TfPoses(options, partial(look_up, buffer), reporter) if posed else None,
             publishers,
             maps,
             PlausibilityCheck.of(network.manifest, network.source),

@@ -113,7 +113,7 @@ class StreamNode(GuardedNode):
 
     @property
     def tf_buffer(self) -> Buffer:
-        """The transforms that the node has received; empty in TF mode `camera` with a fixed scale."""
+        """The transforms that the node has received; empty in mode `camera` with fixed scale and no pose_source."""
         return self._tf_buffer
 
     def status(self) -> DiagnosticStatus:
@@ -390,19 +390,20 @@ class StreamNode(GuardedNode):
         if frame.calibration is not None:
             image, intrinsics = frame.calibration.rectify(image)
         options = session.apply_settings(self._reporter)
-        reset_reason = session.reset_if_due(frame.jumps)
         camera_frame = options.child_frame or self._frame_of(frame.message)
+        pose = session.known_poses.pose(camera_frame, frame.stamp) if session.known_poses else None
+        reset_reason = session.reset_if_due(frame.jumps, posed=pose is not None)
         seconds = conversions.seconds(frame.stamp)
         wanted = session.publishers.wanted()
         wants_map = session.maps.wants(seconds)
         motion = wants_map or not wanted.isdisjoint(MOTION_TOPICS) or session.localizer.needs_motion
         stepped = time.monotonic()
-        result = step_of(session.stream, session.scheduler)(image, seconds, intrinsics, motion=motion)
+        result = step_of(session.stream, session.scheduler)(image, seconds, intrinsics, pose=pose, motion=motion)
         returned = time.monotonic()
         session.localizer.observe(result, reset_reason)
         summary = summarize(result, wanted, options, session.localizer.scale_input(result))
         summarized = time.monotonic()
-        placed = session.localizer.place(result, summary, frame.stamp, camera_frame)
+        placed = session.localizer.place(result, summary, frame.stamp, camera_frame, in_odom=session.in_odom)
         if placed is None:
             self._monitor.count("failed frames")
             self._reporter.fail("the network's output is not finite: frame not published", throttle=True)

@@ -6,7 +6,8 @@ to coordinates of frame a, as the transform of tf2 with parent a and child b.
 The *stream's world* is the coordinate system of the stream's poses: origin at the first camera, REP 103 axes. The
 *world* is the TF frame `world_frame`. In mode `camera` they are the same. In the other modes the world is the robot's
 base at the first image. So z points up and the floor is z = 0 if the robot starts level on the floor, however the
-camera is mounted. One constant pose, `world_from_stream`, lies between the two.
+camera is mounted. One constant pose, `world_from_stream`, lies between the two. With known poses, stream's world and
+world are `odom_frame`, in all modes.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Frames:
         scale: float = 1.0,
         new_world: bool = False,
         corrected: bool = False,
+        in_odom: bool = False,
     ) -> Placement:
         """Place an image taken at `pose`, (4, 4) of the camera in the stream's world, metric scale applied.
 
@@ -148,6 +150,7 @@ class Frames:
             scale: metres per unit of the stream, as applied to `pose`. A change of the scale is no motion.
             new_world: the image is the first of a new world.
             corrected: `pose` has jumped by an unknown amount since the last image.
+            in_odom: the stream's world is `odom_frame`, so that frame is the world too, whatever the mode.
 
         Raises TransformError if base -> camera is not available. Then the image has no pose in the world, and its
         correction is kept for the next image. Raises InputError if the frame of the image cannot be part of the tree,
@@ -164,10 +167,10 @@ class Frames:
         base_from_camera = np.eye(4) if alone else self._look_up(names.base_frame, camera_frame, stamp, MOUNT_AGE)
         begins = self._world_from_stream is None
         if begins:
-            self._world_from_stream = np.eye(4) if alone else base_from_camera @ _inverse(pose)
+            self._world_from_stream = np.eye(4) if alone or in_odom else base_from_camera @ _inverse(pose)
         camera = self._world_from_stream @ pose
         base = camera @ _inverse(base_from_camera)  # in mode camera the camera itself
-        if begins and not alone:
+        if begins and not (alone or in_odom):
             base = np.eye(4)  # exactly: RTAB-Map recognizes a restart of the odometry by this
 
         now = seconds(stamp)

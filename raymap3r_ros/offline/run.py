@@ -23,7 +23,7 @@ from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.output_folder import claim, locked_folder
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.recording import Frame, Recording
-from raymap3r_ros.io.tum import write_trajectory
+from raymap3r_ros.io.tum import TOLERANCE, KnownTrajectory, write_trajectory
 from raymap3r_ros.mapping import StaticMap
 from raymap3r_ros.network import Network
 from raymap3r_ros.offline.cloud import CloudOptions
@@ -52,6 +52,7 @@ from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.streaming import RULES, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
+from raymap3r_ros.streaming.stream_options import check_known_poses
 from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ def run_recording(
     *,
     outputs: RunOutputs | None = None,
     cloud_options: CloudOptions | None = None,
+    poses: KnownTrajectory | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RunSummary:
@@ -120,11 +122,14 @@ def run_recording(
     is raised again when the files are complete.
 
     `outputs.view` and `outputs.window` are opened, get every frame and are closed. `progress`: show a bar on a
-    terminal.
+    terminal. `poses`: of the camera, where they are known, at the recording's stamps; their frame is then the world.
 
-    Raises InputError if the recording or the folder cannot be used, and any error before the first result.
+    Raises InputError if the recording or the folder cannot be used, OptionError if the stream with these options
+    cannot use poses, and any error before the first result.
     """
     options, outputs = options or StreamOptions(), outputs or RunOutputs()
+    if poses is not None:
+        check_known_poses(options)
     folder = Path(folder)
     if recording.live:
         options = long_running(network, options)
@@ -132,7 +137,7 @@ def run_recording(
         prepare_folder(folder, overwrite, outputs.subfolders, [] if recording.live else [recording.path])
         if not network.trained:
             log.warning(UNTRAINED_WARNING)
-        run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions())
+        run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions(), poses)
         try:
             return _process(run, progress)
         except BaseException:
@@ -192,6 +197,7 @@ class _Run:
     stream: Stream
     outputs: RunOutputs
     cloud_options: CloudOptions
+    known: KnownTrajectory | None
     cloud: StaticMap | None = None
     preview: RunPreview | None = None
     painter: RowPainter | None = None  # for preview and window
@@ -207,6 +213,7 @@ class _Run:
     unhealthy: int = 0
     resets: int = 0
     jumps: int = 0  # of the stamps so far
+    posed: int = 0  # written frames whose camera pose was known
     late: int = 0  # frames whose stamp was not above the last written one
     worlds: list[int] = field(default_factory=lambda: [0])  # indices of the first frames of worlds in the lists above
     input_size: tuple[int, int] = (0, 0)  # width, height
@@ -232,10 +239,16 @@ class _Run:
         """Run one frame through the stream and write its results."""
         if not self.steps:
             self.recording.check_intrinsics((frame.image.shape[1], frame.image.shape[0]))
+        pose = None if self.known is None else self.known.pose_at(frame.stamp)
         if frame.jumps != self.jumps:
-            self._start_world(frame)
+            self._start_world(f"the stamps jump to {frame.stamp:.3f} s (for a time lapse, see --max-gap)")
+            self.jumps = frame.jumps
+        elif pose is not None and not self.stream.takes_poses:
+            self._start_world(f"the known poses begin at {frame.stamp:.3f} s")
         start = time.perf_counter()
-        result = self.stream.step(frame.image, frame.stamp, frame.intrinsics, motion=self.outputs.motion_estimated)
+        result = self.stream.step(
+            frame.image, frame.stamp, frame.intrinsics, pose=pose, motion=self.outputs.motion_estimated
+        )
         if self.stream.device.type == "cuda":
             torch.cuda.synchronize(self.stream.device)
         self.steps.append((time.perf_counter() - start) * 1e3)
@@ -288,13 +301,9 @@ class _Run:
         if text:
             log.warning(text)
 
-    def _start_world(self, frame: Frame) -> None:
-        """The stamps have jumped: end the current world, and start another one."""
-        log.warning(
-            "the stamps jump to %.3f s: a new world starts (for a time lapse, allow longer steps: --max-gap)",
-            frame.stamp,
-        )
-        self.jumps = frame.jumps
+    def _start_world(self, reason: str) -> None:
+        """End the current world, and start another one."""
+        log.warning("%s: a new world starts", reason)
         self.stream.reset()
         if len(self.stamps) == self.worlds[-1]:
             return  # nothing has been written for the current one
@@ -342,6 +351,7 @@ class _Run:
         self.intrinsics_known.append(result.intrinsics_known.item())
         self.rules[result.rule] += 1
         self.resets += result.reset and result.frame > 0
+        self.posed += result.pose_given
         self.image_size = result.depth.shape[1], result.depth.shape[0]
         if result.motion:
             self.moving.append(result.dynamic_mask.float().mean().item())
@@ -360,6 +370,12 @@ class _Run:
             raise InputError(
                 f"{self.recording.name}: the network gave no finite value for any of its {self.unhealthy} frames"
             )
+        if self.known is not None and not self.posed:
+            log.warning(
+                "no image has a pose: the stamps of the images go from %.6f to %.6f s, those of %s from %.6f to %.6f; "
+                "both must come from one clock, with a pose within %g s of an image",
+                self.stamps[0], self.stamps[-1], self.known.path, *self.known.stamps[[0, -1]], TOLERANCE,
+            )  # fmt: skip
         poses, intrinsics = np.stack(self.poses), np.stack(self.intrinsics)
         if self.worlds[-1] == len(self.stamps):  # nothing was written for the last one
             self.worlds.pop()
@@ -403,6 +419,8 @@ class _Run:
             frames_missing=self._missing(stopped_by),
             frames_unhealthy=self.unhealthy,
             frames_late=self.late,
+            poses="" if self.known is None else str(self.known.path),
+            frames_with_pose=self.posed,
             worlds=len(self.worlds),
             duration=sum(self.stamps[world][-1] - self.stamps[world][0] for world in self._spans()),
             input_size=self.input_size,

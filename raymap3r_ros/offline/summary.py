@@ -46,7 +46,9 @@ class RunSummary:
     frames_missing: int | None  # of the recording, not reached if not complete; None if their number is unknown
     frames_unhealthy: int  # the network's output was not finite; nothing is written for these
     frames_late: int  # stamps that did not rise; processed, but nothing is written for these
-    worlds: int  # coordinate systems; a jump of the stamps starts a new one, with files of its own
+    poses: str  # file of known camera poses; "" without one
+    frames_with_pose: int  # written frames whose camera pose was known
+    worlds: int  # coordinate systems; a jump of the stamps or the first known pose starts one, with files of its own
     duration: float  # seconds from the first stamp to the last of each world, summed
     input_size: tuple[int, int]  # width, height
     image_size: tuple[int, int]  # width, height of depth maps and masks

@@ -49,8 +49,9 @@ class BatchScheduler:
 
     While the device is busy, frames queue up. The next thread that finds it free runs all waiting frames in one
     round, so a camera waits at most for the end of the running round and for its own. Frames run as one batch if they
-    are steady (see `PreparedFrame`), have the same plan and the same preprocessed size, and all or none of them have
-    intrinsics. The others run one after another. The results equal those of separate streams up to rounding.
+    are steady (see `PreparedFrame`), have the same plan and the same preprocessed size, all or none of them have
+    intrinsics, and all or none a known pose. The others run one after another. The results equal those of separate
+    streams up to rounding.
 
     Cameras that are triggered at the same time, or that keep the device busy, would still alternate: one runs while
     the other's frame arrives. Therefore a camera whose frame arrives soon after the start of a round is expected in
@@ -88,6 +89,7 @@ class BatchScheduler:
         stamp: float | None = None,
         intrinsics: np.ndarray | Tensor | None = None,
         *,
+        pose: np.ndarray | Tensor | None = None,
         motion: bool = True,
     ) -> StepResult:
         """The result of `stream.step` with the other arguments. Thread-safe, but one caller at a time per stream.
@@ -97,7 +99,7 @@ class BatchScheduler:
         """
         if stream.network is not self.network:
             raise OptionError("the stream has another network; create it with the network of this scheduler")
-        request = _Request(stream, stream.prepare(image, stamp, intrinsics, motion=motion))
+        request = _Request(stream, stream.prepare(image, stamp, intrinsics, pose=pose, motion=motion))
         with self._changed:
             if stream not in self._taking_part and time.monotonic() - self._began < self._soon:
                 self._expected[self._waited].add(stream)
@@ -112,6 +114,7 @@ class BatchScheduler:
         image: np.ndarray | Tensor,
         intrinsics: np.ndarray | Tensor | None = None,
         *,
+        pose: np.ndarray | Tensor | None = None,
         motion: bool = True,
     ) -> None:
         """Run a steady frame in batches of 2 to `cameras`, so that a GPU records them before they are needed.
@@ -119,7 +122,12 @@ class BatchScheduler:
         `stream` must have been stepped until its frames are steady; its state is unchanged. Raises what `step` raises.
         """
         for count in range(2, cameras + 1):
-            self._run([_Request(stream, stream.prepare(image, None, intrinsics, motion=motion)) for _ in range(count)])
+            self._run(
+                [
+                    _Request(stream, stream.prepare(image, None, intrinsics, pose=pose, motion=motion))
+                    for _ in range(count)
+                ]
+            )
 
     @property
     def waiting(self) -> int:
@@ -258,11 +266,12 @@ def step_of(stream: Stream, together: BatchScheduler | None) -> Callable[..., St
     return stream.step if together is None else partial(together.step, stream)
 
 
-def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int = 1) -> None:
+def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int = 1, *, poses: bool = False) -> None:
     """Run the network before the first image, so that errors show at once. The stream is reset afterwards.
 
     If the stream records frames, also record those of 4:3 images: with and without given intrinsics, with and without
-    motion, in frames with and without the ray branch, and for batches of up to `cameras` streams.
+    motion, in frames with and without the ray branch, with and without a known pose if `poses`, and for batches of up
+    to `cameras` streams.
     """
     side = stream.options.image_size or stream.network.config.image_size
     image = np.full((side * 3 // 4, side, 3), 128, np.uint8)
@@ -272,11 +281,12 @@ def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int
         for _ in range(stream.method.router_last_frame):
             step(image)
         intrinsics = np.array([[side, 0.0, side / 2], [0.0, side, side * 3 / 8], [0.0, 0.0, 1.0]])
-        for given, motion in itertools.product((None, intrinsics), (True, False)):
+        kinds = itertools.product((None, intrinsics), (None, np.eye(4)) if poses else (None,), (True, False))
+        for given, pose, motion in kinds:
             for _ in range(stream.options.ray_interval):
-                step(image, intrinsics=given, motion=motion)
+                step(image, intrinsics=given, pose=pose, motion=motion)
                 if together is not None:
-                    together.warm_up(stream, cameras, image, given, motion=motion)
+                    together.warm_up(stream, cameras, image, given, pose=pose, motion=motion)
     stream.reset()
 
 
@@ -285,8 +295,8 @@ def _groups(requests: Sequence[_Request]) -> list[list[_Request]]:
     groups: dict[Hashable, list[_Request]] = {}
     for request in requests:
         frame = request.frame
-        pixels, intrinsics = frame.inputs
-        kind = (frame.plan, pixels.shape[1:], intrinsics is None) if frame.steady else request
+        pixels, intrinsics, pose = frame.inputs
+        kind = (frame.plan, pixels.shape[1:], intrinsics is None, pose is None) if frame.steady else request
         groups.setdefault(kind, []).append(request)
     return list(groups.values())
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from raymap3r_ros.geometry import cameras
 from raymap3r_ros.geometry.similarity import Similarity
 from raymap3r_ros.network import Decoded, Network
-from raymap3r_ros.streaming import gates, staticness
+from raymap3r_ros.streaming import gates, known_poses, staticness
 from raymap3r_ros.streaming.alignment import align_segments
+from raymap3r_ros.streaming.known_poses import KnownPoses
 from raymap3r_ros.streaming.mask import dynamic_mask, static_weight
 from raymap3r_ros.streaming.method import Method
 from raymap3r_ros.streaming.plausibility import plausibility
@@ -58,12 +59,14 @@ def initial_state(
         gate_memory=gates.GateMemory.empty(state, image_tokens, config.encoder_width, method),
         fresh=torch.ones(batch, dtype=torch.bool, device=device),
         alignment=Similarity.identity(batch, device),
+        known=KnownPoses.empty(batch, size, device),
         smoother=SmootherState.empty(batch, device, method),
         router=RouterState.empty(batch, device, options.router, method),
         frame=0,
         segment=0,
         reset_reason=reason,
         world_change=WorldChange.NEW,
+        posed_frame=-1,
         size=size,
         image_size=image_size,
     )
@@ -72,64 +75,70 @@ def initial_state(
 def advance(
     network: Network,
     plan: StepPlan,
-    inputs: tuple[Tensor, Tensor | None],
+    inputs: tuple[Tensor, Tensor | None, Tensor | None],
     before: StreamState,
     timer: StageTimer | None = None,
     record: dict[str, Any] | None = None,
 ) -> tuple[Estimate, StreamState]:
     """One frame: the estimate, and the state after it.
 
-    `inputs` are pixels (B, H, W, 3) uint8 and intrinsics (B, 3, 3), or None to estimate them. A `record` receives
-    intermediate results for inspection. Fields of the state that are not tensors are left to the caller.
+    `inputs` are pixels (B, H, W, 3) uint8, intrinsics (B, 3, 3), or None to estimate them, and known camera poses
+    (B, 4, 4) in the stream's world, or None. A `record` receives intermediate results for inspection. Fields of the
+    state that are not tensors are left to the caller.
     """
-    pixels, given = inputs
+    pixels, given, pose = inputs
     mark = timer.mark if timer is not None else _ignore
-    tokens = _encode(network, plan, pixels)
+    state_before, rays = before, None
+    image_tokens = tokens = _encode(network, plan, pixels)
+    if pose is not None:
+        before, rays = _known_rays(network, plan, before, pose, given)
+        # As the network was trained: the first view of a segment never comes with rays.
+        tokens = image_tokens + torch.where(before.fresh[:, None, None], 0.0, rays)
     mark("encode")
     want_attention = plan.rule.needs_attention or record is not None
-    main = _run_main_branch(network, plan, tokens, before, want_attention=want_attention)
+    main = _run_main_branch(network, plan, image_tokens, tokens, before, want_attention=want_attention)
     mark("decode")
-    track = _track(plan, before, main)
-    intrinsics, known = _intrinsics(given, main.points, plan.method)
+    intrinsics, intrinsics_known = _intrinsics(given, main.points, plan.method)
+    track, known = _track(plan, before, main, pose)
+    known = dataclasses.replace(known, intrinsics=intrinsics)
     mark("pose")
 
     motion = None
     if plan.run_ray_branch:
-        ray_points, ray_confidence = _run_ray_branch(network, plan, before, track.pose, intrinsics)
+        if rays is None:
+            # State and pose memory are in the segment's world, the pose is in the stream's.
+            from_segment = dataclasses.replace(before.alignment, scale=known.scale)
+            rays = _encode_rays(network, plan, before, from_segment.invert_on_pose(track.pose), intrinsics)
+        ray_points, ray_confidence = _run_ray_branch(network, plan, before, rays)
         mark("ray_branch")
         want_tokens = plan.rule.needs_motion or record is not None
         motion = _compare_branches(plan, main, ray_points, ray_confidence, want_tokens=want_tokens)
         mark("motion")
 
-    gate, rule_index, after = _update_state(network, plan, before, tokens, main, track, motion)
+    gate, rule_index, after = _update_state(network, plan, before, main, track, motion)
+    after = dataclasses.replace(after, known=known)
     mark("update")
     if record is not None:
         record.update(view=main, track=track, motion=motion, after=after)
     alignment_error = None
     if plan.reset:
-        after, alignment_error = _start_segment(network, plan, after, tokens, main, track, motion, record)
+        after, alignment_error = _start_segment(network, plan, after, pose, main, track, motion, record)
         mark("reset")
 
     healthy = _all_finite(main.decoded.state, main.pose, main.points, main.confidence, after.state, after.memory)
-    scale = before.alignment.scale
     estimate = Estimate(
-        pose=track.pose,
+        **_maps(plan, main, motion, known.scale),
+        pose=_published_pose(plan, known, pose, track),
         pose_raw=track.pose_raw,
-        depth=main.points[..., 2] * scale[:, None, None],
-        points=main.points * scale[:, None, None, None],
-        confidence=main.confidence,
-        staticness=motion.pixel_staticness if plan.motion else torch.ones_like(main.confidence),
-        dynamic_mask=motion.mask if plan.motion else torch.zeros_like(main.confidence, dtype=torch.bool),
         intrinsics=intrinsics,
         gate=gate[..., 0],
-        scale=scale.clone(),  # a recorded graph overwrites the state
         healthy=healthy,
-        intrinsics_known=known,
+        intrinsics_known=intrinsics_known,
         rule_index=rule_index,
         alignment_error=alignment_error,
         plausibility=None if motion is None else motion.plausibility,
     )
-    after = _choose(healthy, after, before)
+    after = _choose(healthy, after, state_before)
     mark("outputs")
     return estimate, after
 
@@ -140,10 +149,39 @@ def _encode(network: Network, plan: StepPlan, pixels: Tensor) -> Tensor:
         return network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
 
 
+def _known_rays(
+    network: Network, plan: StepPlan, before: StreamState, pose: Tensor, given: Tensor | None
+) -> tuple[StreamState, Tensor]:
+    """The state of a frame with given poses (B, 4, 4), and the tokens of their rays (B, N, C_e).
+
+    Without `given` intrinsics (B, 3, 3), the rays have those of the last frame.
+    """
+    known, alignment = known_poses.anchor(before.known, before.alignment, before.fresh, pose)
+    before = dataclasses.replace(before, known=known, alignment=alignment)
+    intrinsics = known.intrinsics if given is None else given
+    return before, _encode_rays(network, plan, before, alignment.invert_on_pose(pose), intrinsics)
+
+
+def _encode_rays(network: Network, plan: StepPlan, before: StreamState, pose: Tensor, intrinsics: Tensor) -> Tensor:
+    """Tokens (B, N, C_e) of the rays of cameras (B, 4, 4) in the segment's world."""
+    rays = cameras.ray_map(pose, intrinsics, before.size)
+    with _autocast(plan.options, rays.device):
+        return network.encode_rays(rays).float()
+
+
 def _run_main_branch(
-    network: Network, plan: StepPlan, tokens: Tensor, before: StreamState, *, want_attention: bool
+    network: Network,
+    plan: StepPlan,
+    image_tokens: Tensor,
+    tokens: Tensor,
+    before: StreamState,
+    *,
+    want_attention: bool,
 ) -> View:
-    """The main branch: decode an image's tokens (B, N, C_e) with the state, and read pose and points."""
+    """The main branch: decode `tokens` (B, N, C_e) with the state, and read pose and points.
+
+    `image_tokens` (B, N, C_e) are those of the image alone.
+    """
     with _autocast(plan.options, tokens.device):
         pose_token = network.read_memory(before.memory, tokens)
         pose_token = torch.where(before.fresh[:, None, None], network.first_pose_token, pose_token)
@@ -152,26 +190,25 @@ def _run_main_branch(
         )
     decoded = _in_float32(decoded)
     points, confidence = network.self_points(decoded, before.size)
-    return View(decoded, cameras.pose_matrix(network.pose(decoded)), points, confidence)
+    return View(decoded, image_tokens, tokens, cameras.pose_matrix(network.pose(decoded)), points, confidence)
 
 
-def _run_ray_branch(
-    network: Network, plan: StepPlan, before: StreamState, pose: Tensor, intrinsics: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The ray branch: points (B, H, W, 3) and confidence (B, H, W) from the state only, for a camera at `pose`."""
-    # State and pose memory are in the segment's world, the pose is in the stream's.
-    rays = cameras.ray_map(before.alignment.invert_on_pose(pose), intrinsics, before.size)
-    with _autocast(plan.options, rays.device):
-        tokens = network.encode_rays(rays).float()
+def _run_ray_branch(network: Network, plan: StepPlan, before: StreamState, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The ray branch: points (B, H, W, 3) and confidence (B, H, W) from the state and tokens of rays only."""
+    with _autocast(plan.options, tokens.device):
         pose_token = network.read_memory(before.memory, tokens)
         decoded = network.decode(tokens, _grid(network, before), pose_token, before.state, want_state=False)
     return network.self_points(_in_float32(decoded), before.size)
 
 
-def _track(plan: StepPlan, before: StreamState, main: View) -> Track:
-    """The camera in the stream's world, smoothed if smoothing is on."""
-    smoothing = plan.options.smoothing
-    pose_raw = before.alignment.apply_to_pose(main.pose)
+def _track(plan: StepPlan, before: StreamState, main: View, given: Tensor | None) -> tuple[Track, KnownPoses]:
+    """The predicted camera in the stream's world, smoothed if smoothing is on; and what a `given` pose determines."""
+    smoothing, known = plan.options.smoothing, before.known
+    if given is not None:
+        known = known_poses.observe(known, before.alignment, given, main.pose, plan.method)
+    pose_raw = dataclasses.replace(before.alignment, scale=known.scale).apply_to_pose(main.pose)
+    if given is not None:
+        known = known_poses.correct(known, given, pose_raw)
     state_change = (main.decoded.state - before.state).norm(dim=-1).mean(1)
     smoothed = smooth(before.smoother, pose_raw[:, :3, 3], state_change, tied=smoothing == "tied", method=plan.method)
     use = torch.zeros_like(before.fresh) if smoothing == "off" else torch.ones_like(before.fresh)
@@ -181,7 +218,26 @@ def _track(plan: StepPlan, before: StreamState, main: View) -> Track:
     position = torch.where(use[:, None], smoothed.state.position, pose_raw[:, :3, 3])
     smoother = dataclasses.replace(smoothed.state, started=use)
     pose = cameras.assemble_pose(pose_raw[:, :3, :3], position)
-    return Track(pose, pose_raw, smoothed, state_change, smoother)
+    return Track(pose, pose_raw, smoothed, state_change, smoother), known
+
+
+def _maps(plan: StepPlan, main: View, motion: Motion | None, scale: Tensor) -> dict[str, Tensor]:
+    """The maps of an estimate, in metres of the stream, and the scale (B,) from those of the segment."""
+    return {
+        "depth": main.points[..., 2] * scale[:, None, None],
+        "points": main.points * scale[:, None, None, None],
+        "confidence": main.confidence,
+        "staticness": motion.pixel_staticness if plan.motion else torch.ones_like(main.confidence),
+        "dynamic_mask": motion.mask if plan.motion else torch.zeros_like(main.confidence, dtype=torch.bool),
+        "scale": scale.clone(),  # a recorded graph overwrites the state
+    }
+
+
+def _published_pose(plan: StepPlan, known: KnownPoses, given: Tensor | None, track: Track) -> Tensor:
+    """(B, 4, 4) in the stream's world: given, or predicted and in `given` mode continued from the last given one."""
+    if plan.options.published_pose == "network":
+        return track.pose
+    return known.correction @ track.pose if given is None else given
 
 
 def _intrinsics(given: Tensor | None, points: Tensor, method: Method) -> tuple[Tensor, Tensor]:
@@ -235,7 +291,6 @@ def _update_state(
     network: Network,
     plan: StepPlan,
     before: StreamState,
-    tokens: Tensor,
     main: View,
     track: Track,
     motion: Motion | None,
@@ -256,7 +311,9 @@ def _update_state(
         static = torch.where(take[:, None, None], mixed, static)
         known = known | take
 
-    gate, gate_memory = gates.decide(plan.rule, before.gate_memory, before.fresh, tokens, main.decoded, static, method)
+    gate, gate_memory = gates.decide(
+        plan.rule, before.gate_memory, before.fresh, main.image_tokens, main.decoded, static, method
+    )
     rule_index = torch.full_like(router.count, gates.rule_index(options.update_rule))
     if plan.routed:
         plain = torch.ones_like(gate)
@@ -268,8 +325,8 @@ def _update_state(
     # The first frame replaces the initial state.
     gate = torch.where(before.fresh[:, None, None], 1.0, gate)
 
-    with _autocast(options, tokens.device):
-        memory = network.write_memory(before.memory, tokens, main.decoded.pose_token).float()
+    with _autocast(options, gate.device):
+        memory = network.write_memory(before.memory, main.tokens, main.decoded.pose_token).float()
     after = dataclasses.replace(
         before,
         state=gate * main.decoded.state + (1 - gate) * before.state,
@@ -288,7 +345,7 @@ def _start_segment(
     network: Network,
     plan: StepPlan,
     after: StreamState,
-    tokens: Tensor,
+    pose: Tensor | None,
     main: View,
     track: Track,
     motion: Motion | None,
@@ -296,15 +353,17 @@ def _start_segment(
 ) -> tuple[StreamState, Tensor | None]:
     """A reset: the state of a new segment whose first frame is this one, aligned with the stream's world.
 
-    Returns the new state and the error of the alignment (B,), see `align_segments`; None without alignment.
+    `pose` (B, 4, 4) is the known camera, or None. Returns the new state and the error of the alignment (B,), see
+    `align_segments`; None without alignment.
     """
-    options, method = plan.options, plan.method
+    options, method, known, tokens = plan.options, plan.method, after.known, main.image_tokens
     fresh = initial_state(network, options, method, len(tokens), after.size, after.image_size, "")
-    again = _run_main_branch(network, plan, tokens, fresh, want_attention=plan.rule.needs_attention)
+    again = _run_main_branch(network, plan, tokens, tokens, fresh, want_attention=plan.rule.needs_attention)
     with _autocast(options, tokens.device):
         memory = network.write_memory(fresh.memory, tokens, again.decoded.pose_token).float()
-    points = main.points * after.alignment.scale[:, None, None, None]
-    cloud_before = cameras.transform_points(track.pose_raw, points).flatten(1, 2)
+    points = main.points * known.scale[:, None, None, None]
+    pose_before = known.correction @ track.pose_raw  # the given pose if there is one
+    cloud_before = cameras.transform_points(pose_before, points).flatten(1, 2)
     cloud_after = cameras.transform_points(again.pose, again.points).flatten(1, 2)
     kind, alignment, error = options.reset_alignment, fresh.alignment, None
     if kind != "off":
@@ -317,8 +376,8 @@ def _start_segment(
             cloud_before,
             weight.flatten(1),
             again.pose,
-            track.pose_raw,
-            after.alignment.scale,
+            pose_before,
+            known.scale,
             method,
         )
     if record is not None:
@@ -326,6 +385,12 @@ def _start_segment(
     _, gate_memory = gates.decide(
         plan.rule, fresh.gate_memory, fresh.fresh, tokens, again.decoded, fresh.staticness, method
     )
+    # The tied smoother works in the stream's world, which is continuous if the segments are aligned and if no given
+    # pose corrects it.
+    keep = (known.count == 0) if options.smoothing == "tied" and kind != "off" else torch.zeros_like(fresh.fresh)
+    known = known_poses.begin_segment(known, alignment, aligned=kind != "off")
+    if pose is not None and kind != "off":
+        known = known_poses.observe(known, alignment, pose, again.pose, method)
     started = dataclasses.replace(
         fresh,
         state=again.decoded.state,
@@ -333,8 +398,8 @@ def _start_segment(
         gate_memory=gate_memory,
         fresh=torch.zeros_like(fresh.fresh),
         alignment=alignment,
-        # The tied smoother works in the stream's world, which is continuous if the segments are aligned.
-        smoother=after.smoother if options.smoothing == "tied" and kind != "off" else fresh.smoother,
+        known=known,
+        smoother=_choose(keep, after.smoother, fresh.smoother),
         router=after.router,
     )
     return started, error
@@ -372,6 +437,6 @@ def _all_finite(*tensors: Tensor) -> Tensor:
     return torch.stack([torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors]).all(0)
 
 
-def _choose(healthy: Tensor, after: StreamState, before: StreamState) -> StreamState:
-    """`after` for the streams that are healthy (B,), `before` for the others."""
-    return map_tensors(lambda new, old: torch.where(healthy.view(-1, *[1] * (new.ndim - 1)), new, old), after, before)
+def _choose(first: Tensor, one: Any, other: Any) -> Any:
+    """Dataclasses of one structure: `one` for the streams with `first` (B,), `other` for the rest."""
+    return map_tensors(lambda a, b: torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b), one, other)

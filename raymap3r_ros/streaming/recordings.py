@@ -22,8 +22,9 @@ from raymap3r_ros.streaming.tensors import tensors_of
 from raymap3r_ros.streaming.traces import trace
 
 # Number of recordings: each holds the results of a whole frame. A node with one image size needs them with and without
-# given intrinsics, each for frames with motion, without motion, and without the ray branch.
-_KEPT = 6
+# given intrinsics, and with and without known poses, each for frames with motion, without motion, and without the ray
+# branch.
+_KEPT = 12
 
 Recorded = Callable[[tuple, StreamState], tuple[Estimate, StreamState]]
 Recorder = Callable[[Callable, tuple, StreamState], Recorded]

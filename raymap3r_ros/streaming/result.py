@@ -19,6 +19,7 @@ class WorldChange(enum.Enum):
 
     NONE = "none"  # the same world
     ALIGNED = "aligned"  # the first frame of a new segment, aligned without a jump
+    KNOWN = "known"  # the same world, in which the pose jumps from a predicted one to a known one
     JUMPED = "jumped"  # the first frame of a new segment, aligned with a jump of unknown size
     NEW = "new"  # unrelated to the world before: earlier poses, points and scale do not apply
 
@@ -28,11 +29,12 @@ class Estimate:
     """The prediction for one frame, as tensors on the network's device.
 
     H x W is the size of the preprocessed image; every map is aligned with that image, pixel for pixel. The world is
-    the camera frame of the stream's first image: x right, y down, z forward, in metres as estimated by the network.
+    the camera frame of the stream's first image: x right, y down, z forward, in metres as estimated by the network. If
+    a pose was given with that image, the world is the frame of the given poses.
     For a batch of B cameras every tensor has a leading B.
     """
 
-    pose: Tensor  # (4, 4) camera to world, smoothed if smoothing is on
+    pose: Tensor  # (4, 4) camera to world: given, or predicted and smoothed, see `StreamOptions.published_pose`
     pose_raw: Tensor  # (4, 4) camera to world as predicted (after alignment, before smoothing)
     depth: Tensor  # (H, W) metres along z
     points: Tensor  # (H, W, 3) metres, in the camera frame
@@ -64,6 +66,7 @@ class StepResult(Estimate):
     reset_reason: str  # "start", "interval", "size" or ""
     timer: StageTimer  # see `timings`
     world_change: WorldChange = WorldChange.NONE
+    pose_given: bool = False  # a pose was given to `step`
 
     @property
     def dynamic_map(self) -> Tensor:

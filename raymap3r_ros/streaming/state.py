@@ -9,6 +9,7 @@ from torch import Tensor
 from raymap3r_ros.geometry.similarity import Similarity
 from raymap3r_ros.network import Decoded
 from raymap3r_ros.streaming.gates import GateMemory, Rule
+from raymap3r_ros.streaming.known_poses import KnownPoses
 from raymap3r_ros.streaming.method import Method
 from raymap3r_ros.streaming.result import WorldChange
 from raymap3r_ros.streaming.router import RouterState
@@ -27,13 +28,15 @@ class StreamState:
     staticness_known: Tensor  # (B,) bool
     gate_memory: GateMemory
     fresh: Tensor  # (B,) bool: state and pose memory are initial, no image has been processed
-    alignment: Similarity  # from the segment's world to the stream's
+    alignment: Similarity  # from the segment's world to the stream's; `known.scale` replaces its scale in results
+    known: KnownPoses
     smoother: SmootherState
     router: RouterState
     frame: int  # index of the next frame
     segment: int  # number of resets so far
     reset_reason: str  # why the next frame starts a new world; "" if it does not
     world_change: WorldChange  # of the next frame
+    posed_frame: int  # index of the last frame with a given pose, -1 if there was none
     size: tuple[int, int]  # H, W of the preprocessed images
     image_size: tuple[int, int]  # h, w of the camera images
 
@@ -43,6 +46,8 @@ class View:
     """The main branch's prediction for one image, in the segment's world."""
 
     decoded: Decoded
+    image_tokens: Tensor  # (B, N, C_e)
+    tokens: Tensor  # (B, N, C_e) those decoded: plus the tokens of the rays if the pose is given
     pose: Tensor  # (B, 4, 4) c2w
     points: Tensor  # (B, H, W, 3) in the camera frame
     confidence: Tensor  # (B, H, W)
@@ -50,10 +55,10 @@ class View:
 
 @dataclass(frozen=True)
 class Track:
-    """The camera's pose in the stream's world."""
+    """The camera's pose in the stream's world, as the network predicts it."""
 
     pose: Tensor  # (B, 4, 4) c2w, smoothed if smoothing is on
-    pose_raw: Tensor  # (B, 4, 4) c2w as predicted
+    pose_raw: Tensor  # (B, 4, 4) c2w as predicted, also if a pose is given
     smoothed: Smoothed
     state_change: Tensor  # (B,) mean length of the state tokens' proposed change
     smoother: SmootherState  # for the next frame
@@ -98,7 +103,8 @@ class StepPlan:
 class PreparedFrame:
     """A preprocessed frame, ready for the network."""
 
-    inputs: tuple[Tensor, Tensor | None]  # (B, H, W, 3) uint8 pixels; (B, 3, 3) their intrinsics, if given
+    # (B, H, W, 3) uint8 pixels; their intrinsics (B, 3, 3) and camera poses (B, 4, 4), each if given
+    inputs: tuple[Tensor, Tensor | None, Tensor | None]
     before: StreamState
     plan: StepPlan
     # Whether the plan and the shapes alone determine the operations. This is not so for the first frames of a stream

@@ -17,12 +17,13 @@ from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import engine
 from raymap3r_ros.streaming.cuda_graphs import Capture
 from raymap3r_ros.streaming.gates import RULES
+from raymap3r_ros.streaming.known_poses import checked_pose
 from raymap3r_ros.streaming.method import METHOD, Method
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_images, frame_intrinsics
 from raymap3r_ros.streaming.recordings import Recordings, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState
-from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses
 from raymap3r_ros.streaming.tensors import copy_of
 from raymap3r_ros.streaming.timing import StageTimer
 
@@ -66,6 +67,15 @@ class Stream:
         """Whether steady frames are recorded once and then repeated, so that `warm_up` is worthwhile."""
         return self._recordings is not None
 
+    @property
+    def takes_poses(self) -> bool:
+        """Whether the world is the frame of the given poses, or has not begun.
+
+        If it is False and the caller's poses are not relative to the first camera, call `reset` before the first
+        frame with a pose: it then starts a new world in their frame.
+        """
+        return self._state is None or bool(self._state.known.anchored.all())
+
     def reset(self) -> None:
         """Clear the state: the next frame starts a new world."""
         self._state = None
@@ -85,6 +95,7 @@ class Stream:
         stamp: float | None = None,
         intrinsics: np.ndarray | Tensor | None = None,
         *,
+        pose: np.ndarray | Tensor | None = None,
         motion: bool = True,
         record: dict[str, Any] | None = None,
     ) -> StepResult:
@@ -92,14 +103,20 @@ class Stream:
 
         `image` is RGB uint8 (h, w, 3), or (B, h, w, 3) for B cameras, of any size; it is resized and cropped here. A
         change of its size starts a new world. `intrinsics` (3, 3) or (B, 3, 3) are in pixels of that image, with
-        integer pixel centres; without them the focal length is estimated. `stamp` is copied to the result. Without
-        `motion` the ray branch runs only if the update rule or an alignment needs it. In frames without the ray
-        branch, as those between two of `ray_interval`, `motion` of the result is False. A `record` receives
+        integer pixel centres; without them the focal length is estimated. `stamp` is copied to the result.
+
+        `pose` (4, 4) or (B, 4, 4) is the known pose of the camera (x right, y down, z forward) in the stream's world,
+        metres, if there is one for this frame. If the first frame has a pose, the world is the frame of the given
+        poses; otherwise it is the first camera, see `takes_poses`.
+
+        Without `motion` the ray branch runs only if the update rule or an alignment needs it. In frames without the
+        ray branch, as those between two of `ray_interval`, `motion` of the result is False. A `record` receives
         intermediate results for inspection.
 
-        Raises InputError if image or intrinsics cannot be used; the state is unchanged then.
+        Raises InputError if image, intrinsics or pose cannot be used, and OptionError for a pose if the segments are
+        not aligned; the state is unchanged then.
         """
-        frame = self.prepare(image, stamp, intrinsics, motion=motion)
+        frame = self.prepare(image, stamp, intrinsics, pose=pose, motion=motion)
         return self.finish(frame, *self.advance(frame, self._recordings, record))
 
     def prepare(
@@ -108,12 +125,12 @@ class Stream:
         stamp: float | None = None,
         intrinsics: np.ndarray | Tensor | None = None,
         *,
+        pose: np.ndarray | Tensor | None = None,
         motion: bool = True,
     ) -> PreparedFrame:
         """The first part of `step`, with its arguments: everything before the network. The state is unchanged.
 
-        Like `advance` and `finish` it is called in inference mode. Raises InputError if image or intrinsics cannot be
-        used.
+        Like `advance` and `finish` it is called in inference mode. Raises what `step` raises.
         """
         timer = StageTimer(self.device)
         options, config = self.options, self.network.config
@@ -121,6 +138,7 @@ class Stream:
         batch, height, width = images.shape[:3]
         framing = frame_image(width, height, options.image_size or config.image_size, config.patch_size)
         given = self._framed_intrinsics(intrinsics, batch, width, height, framing)
+        camera = self._checked_pose(pose, batch)
         pixels = frame_images(images, framing, self.device)
         before = self._state
         if before is None:
@@ -130,7 +148,7 @@ class Stream:
         timer.mark("preprocess")
         plan = self.plan(before.frame, motion=motion)
         steady = before.frame > self.method.router_last_frame and not plan.reset
-        return PreparedFrame((pixels, given), before, plan, steady, single, stamp, timer)
+        return PreparedFrame((pixels, given, camera), before, plan, steady, single, stamp, timer)
 
     def advance(
         self, frame: PreparedFrame, recordings: Recordings | None = None, record: dict[str, Any] | None = None
@@ -146,13 +164,15 @@ class Stream:
     def finish(self, frame: PreparedFrame, estimate: Estimate, after: StreamState) -> StepResult:
         """The last part of `step`: store the state and assemble the result."""
         before, plan = frame.before, frame.plan
+        posed = frame.inputs[2] is not None
         # From a batch or a graph, all values that are not tensors may belong to another frame.
         self._state = dataclasses.replace(
             after,
             frame=before.frame + 1,
             segment=before.segment + plan.reset,
             reset_reason="",
-            world_change=_AFTER_ALIGNMENT[plan.options.reset_alignment] if plan.reset else WorldChange.NONE,
+            world_change=_change_after(frame),
+            posed_frame=before.frame if posed else before.posed_frame,
             image_size=before.image_size,
         )
         result = StepResult(
@@ -164,7 +184,8 @@ class Stream:
             motion=plan.motion,
             reset=before.frame == 0 or plan.reset,
             reset_reason="interval" if plan.reset else before.reset_reason,
-            world_change=before.world_change,
+            world_change=_change_at(frame),
+            pose_given=posed,
             timer=frame.timer,
         )
         return result.camera(0) if frame.single else result
@@ -182,6 +203,13 @@ class Stream:
         self, batch: int, size: tuple[int, int], image_size: tuple[int, int], reason: str
     ) -> StreamState:
         return engine.initial_state(self.network, self.options, self.method, batch, size, image_size, reason)
+
+    def _checked_pose(self, pose: np.ndarray | Tensor | None, batch: int) -> Tensor | None:
+        """A given pose as (B, 4, 4) on the device. Raises InputError, and OptionError if segments are not aligned."""
+        if pose is None:
+            return None
+        check_known_poses(self.options)
+        return torch.from_numpy(checked_pose(pose, batch)).float().to(self.device)
 
     def _framed_intrinsics(
         self, intrinsics: np.ndarray | Tensor | None, batch: int, width: int, height: int, framing: Framing
@@ -203,6 +231,28 @@ class Stream:
                 raise InputError(f"intrinsics cannot be used: {problem}; give those of the images passed here")
         framed = frame_intrinsics(np.broadcast_to(matrix, (batch, 3, 3)), width, height, framing)
         return torch.from_numpy(framed).float().to(self.device)
+
+
+def _change_at(frame: PreparedFrame) -> WorldChange:
+    """How the world of a frame relates to the world of the frame before."""
+    before, change = frame.before, frame.before.world_change
+    posed, given = frame.inputs[2] is not None, frame.plan.options.published_pose == "given"
+    if not (posed and given) or change is WorldChange.NEW:
+        return change
+    if before.posed_frame == before.frame - 1:  # both poses are given: no alignment affects them
+        return WorldChange.ALIGNED if change is WorldChange.JUMPED else change
+    return WorldChange.KNOWN if change is WorldChange.NONE else WorldChange.JUMPED
+
+
+def _change_after(frame: PreparedFrame) -> WorldChange:
+    """How the world of the next frame relates to the world of this one."""
+    if not frame.plan.reset:
+        return WorldChange.NONE
+    change = _AFTER_ALIGNMENT[frame.plan.options.reset_alignment]
+    posed = frame.inputs[2] is not None or frame.before.posed_frame >= 0
+    if posed and frame.plan.options.published_pose == "network" and change is WorldChange.ALIGNED:
+        return WorldChange.JUMPED  # the new segment is aligned with the given poses, not with the predicted ones
+    return change
 
 
 def _image_batch(image: np.ndarray | Tensor) -> tuple[np.ndarray, bool]:

@@ -114,6 +114,12 @@ class StreamOptions:
         "by fitting the point clouds to each other; `off`, not at all: the camera starts again at the origin",
         choices=("robust", "published", "off"),
     )
+    published_pose: str = option(
+        "given",
+        "pose of a frame whose camera pose is known: the `given` one, and in frames without one the last given pose "
+        "continued by the predicted motion; or the one that the `network` predicts",
+        choices=("given", "network"),
+    )
     ray_interval: int = option(
         1,
         "run the ray branch in every n-th frame: the frames in between take less time, have no dynamic mask, and are "
@@ -150,6 +156,15 @@ STREAM_PRESETS: dict[str, dict[str, Any]] = {
         "mask.kind": "published",
     },
 }
+
+
+def check_known_poses(options: StreamOptions) -> None:
+    """Raise OptionError if camera poses cannot be given to a stream with these options."""
+    if options.reset_alignment == "off" and options.reset_interval:
+        raise OptionError(
+            "reset_alignment is off, so each reset starts a new world, and given poses have no fixed place in it; "
+            "allowed with given poses: robust, published, or reset_interval 0"
+        )
 
 
 def preset_option(note: str) -> Any:

@@ -15,9 +15,9 @@ from torch import Tensor
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.datasets.files import pinhole, read_depth, read_image, read_matrix
 from raymap3r_ros.evaluation.datasets.tum import DEPTH_UNIT, TOLERANCE, nearest_stamps, read_list
-from raymap3r_ros.evaluation.trajectory import read_tum
 from raymap3r_ros.geometry.calibration import Calibration
-from raymap3r_ros.geometry.cameras import back_project, pixel_rays, pose_encoding, pose_matrix
+from raymap3r_ros.geometry.cameras import back_project, pixel_rays
+from raymap3r_ros.io.tum import KnownTrajectory
 from raymap3r_ros.synthetic import Rendering
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.augmentation import change_colours, random_views
@@ -164,7 +164,7 @@ def read_recording(folder: Path, size: tuple[int, int]) -> Recording:
     """
     stamps, images = read_list(folder / "rgb.txt")
     depth_stamps, depths = read_list(folder / "depth.txt")
-    poses, posed = _poses_at(stamps, folder / "groundtruth.txt")
+    poses, posed = KnownTrajectory.read(folder / "groundtruth.txt").at(stamps)
     nearest = nearest_stamps(stamps, depth_stamps)
     used = np.flatnonzero(posed & (nearest >= 0))
     if len(used) < HELD_OUT:
@@ -206,26 +206,6 @@ def read_recording(folder: Path, size: tuple[int, int]) -> Recording:
         torch.from_numpy(camera).float(), 0.0,
     )  # fmt: skip
     return Recording(**{**vars(recording), "floor": _floor(recording)})
-
-
-def _poses_at(stamps: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """c2w (n, 4, 4) interpolated at the stamps (n,), and whether there are poses within the tolerance (n,)."""
-    known, poses = read_tum(path)
-    order = np.argsort(known)
-    known, encoding = known[order], pose_encoding(torch.from_numpy(poses[order])).numpy()
-    if len(known) < 2:
-        raise InputError(f"{path}: {len(known)} poses; needed: at least 2")
-    before = np.clip(np.searchsorted(known, stamps, side="right") - 1, 0, len(known) - 2)
-    share = ((stamps - known[before]) / np.maximum(known[before + 1] - known[before], 1e-9)).clip(0, 1)[:, None]
-    one, other = encoding[before], encoding[before + 1]
-    # Both signs of a quaternion are the same rotation; the shorter way is interpolated.
-    sign = np.where((one[:, 3:] * other[:, 3:]).sum(-1, keepdims=True) < 0, -1.0, 1.0)
-    mixed = (1 - share) * one + share * np.concatenate((other[:, :3], sign * other[:, 3:]), axis=1)
-    gaps = np.maximum(stamps - known[before], known[before + 1] - stamps)
-    near = np.minimum(np.abs(stamps - known[before]), np.abs(known[before + 1] - stamps)) <= TOLERANCE
-    inside = (share[:, 0] > 0) & (share[:, 0] < 1)
-    posed = near & (~inside | (gaps <= 2 * TOLERANCE))
-    return pose_matrix(torch.from_numpy(mixed)).numpy(), posed
 
 
 def _lens(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:

@@ -93,6 +93,20 @@ def test_ablations_have_one_line_each(weights, capsys):
         assert any(line.startswith(f"{name}  ") for line in lines), name
 
 
+def test_known_poses_have_a_line_for_exact_and_for_noisy_ones(weights, tmp_path, capsys):
+    arguments = ["synthetic", "--suite", "static", "--rules", "cut3r", *SHORT, "--sequences", "1", "--known-poses"]
+    arguments += ["--checkpoint", str(weights), "--json", str(tmp_path / "a.json")]
+    assert cli.main(["evaluate", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("cut3r", "cut3r, exact poses", "cut3r, noisy poses", "noisy poses alone"):
+        assert any(line.startswith(f"{name}  ") for line in lines), name
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    kinds = {row["rule"]: (row["kind"], row["baseline"]) for row in rows}
+    assert kinds["cut3r, noisy poses"] == ("poses", "cut3r")
+    assert kinds["noisy poses alone"] == ("control", "")
+    assert cli.main(["evaluate", *arguments, "--reset-alignment", "off"]) != 0
+
+
 def test_a_recorded_folder(weights, tmp_path, capsys):
     """A folder in TUM's layout, with masks in the format of `raymap3r render`."""
     folder = tmp_path / "sequence"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.evaluation.trajectory import random_walk, read_tum, trajectory_metrics, write_tum
+from raymap3r_ros.evaluation.trajectory import DRIFT, drifting, random_walk, trajectory_metrics, write_tum
+from raymap3r_ros.io.tum import read_tum
 
 pytest.importorskip("evo", reason="evo (raymap3r_ros[evaluation]) is not installed")
 from scipy.optimize import minimize
@@ -253,3 +254,14 @@ def test_quaternions_of_any_length_and_positions_of_no_place(tmp_path):
     path.write_text("0 1 2 3 0 0 0 1\n1 1e200 1e300 -1e308 0 0 0 1\n")
     with pytest.raises(InputError, match=r"line 2: a position beyond 1e\+08 m"):
         read_tum(path)
+
+
+def test_noisy_poses_drift_by_a_share_of_the_distance():
+    truth = hand_held(200)
+    poses_given = drifting(truth, seed=4)
+    distance = np.concatenate(([0], np.cumsum(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1))))
+    error = np.linalg.norm(poses_given[:, :3, 3] - truth[:, :3, 3], axis=1)
+    assert np.allclose(error, DRIFT * distance) and DRIFT == 0.02
+    assert np.array_equal(poses_given[:, :3, :3], truth[:, :3, :3])
+    # As in a live run, the poses so far do not depend on the later ones.
+    assert np.allclose(drifting(truth[:50], seed=4), poses_given[:50])

@@ -321,7 +321,7 @@ class FakeStream:
     def reset(self):
         self._first = None
 
-    def step(self, image, stamp, intrinsics, *, motion):
+    def step(self, image, stamp, intrinsics, *, pose=None, motion):
         camera, points, focal, reason, segment = self._results.popleft()
         if self._first is None:
             self._first, self._frame, reason, self._change = camera, 0, "start", WorldChange.NEW

@@ -29,7 +29,7 @@ def script(bench, show):
     numbers = itertools.count()
     requested = []  # for each image, whether motion was requested
 
-    def step(image, stamp, intrinsics=None, *, motion=True):
+    def step(image, stamp, intrinsics=None, *, pose=None, motion=True):
         index = next(numbers)
         requested.append(motion)
         fields = {"pose": np.eye(4), "depth": np.full(image.shape[:2], 2.0), **show(index)}

@@ -1,4 +1,4 @@
-"""Helpers for tests of several cameras on one network."""
+"""Helpers for tests of several cameras on one network, and of recorded frames."""
 
 import dataclasses
 import time
@@ -7,10 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler
+from raymap3r_ros.streaming.result import Estimate
 
 METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
 STEADY = METHOD_SOON.router_last_frame + 1  # first frame that may run in a batch
@@ -63,3 +65,26 @@ def at_once(scheduler: BatchScheduler, *calls: Callable[[], Any], waiting: int |
 
 def stepping(scheduler: BatchScheduler, stream: Stream, image: np.ndarray, **how: Any) -> Callable[[], StepResult]:
     return lambda: scheduler.step(stream, image, **how)
+
+
+class Rerun:
+    """Stands in for the recording of a CUDA graph: runs the function again, into the same memory."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def __call__(self, body):
+        self.recorded += 1
+        outputs = body()
+
+        def replay() -> None:
+            again = body()
+            for name, tensor in tensors(outputs).items():
+                tensor.copy_(getattr(again, name))
+
+        return replay, outputs
+
+
+def tensors(estimate: Estimate) -> dict[str, torch.Tensor]:
+    values = {field.name: getattr(estimate, field.name) for field in dataclasses.fields(Estimate)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,12 +1,17 @@
 """Recorded frames, as far as they can be tested without a GPU."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).parent))
+from batching_tools import Rerun, tensors
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network, load_network
@@ -26,29 +31,6 @@ def network():
 @pytest.fixture(scope="module")
 def images():
     return np.random.default_rng(0).integers(0, 256, (16, 48, 64, 3), np.uint8)
-
-
-class Rerun:
-    """Stands in for the recording of a CUDA graph: runs the function again, into the same memory."""
-
-    def __init__(self) -> None:
-        self.recorded = 0
-
-    def __call__(self, body):
-        self.recorded += 1
-        outputs = body()
-
-        def replay() -> None:
-            again = body()
-            for name, tensor in tensors(outputs).items():
-                tensor.copy_(getattr(again, name))
-
-        return replay, outputs
-
-
-def tensors(estimate: Estimate) -> dict[str, torch.Tensor]:
-    values = {field.name: getattr(estimate, field.name) for field in dataclasses.fields(Estimate)}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def recorded_stream(network: Network, options: StreamOptions) -> tuple[Stream, Rerun]:
@@ -108,19 +90,19 @@ def test_only_a_few_recordings_are_kept(network: Network, images: np.ndarray):
     for image in images[:6]:
         stream.step(image)
 
-    def step(strength: float) -> None:
-        mask = dataclasses.replace(stream.options.mask, high=strength)
+    def step(strength: int) -> None:
+        mask = dataclasses.replace(stream.options.mask, high=float(strength))
         stream.options = dataclasses.replace(stream.options, mask=mask)
         stream.step(images[7])
 
-    for strength in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0):
+    for strength in range(3, 16):
         step(strength)
-    assert capture.recorded == 8
-    for strength in (4.0, 5.0, 6.0, 7.0, 8.0, 9.0):  # the last six are kept
+    assert capture.recorded == 14
+    for strength in range(4, 16):  # the last twelve are kept
         step(strength)
-    assert capture.recorded == 8
-    step(3.0)
-    assert capture.recorded == 9
+    assert capture.recorded == 14
+    step(3)
+    assert capture.recorded == 15
 
 
 @pytest.mark.parametrize("ray_interval", (1, 3))
@@ -168,20 +150,21 @@ def test_no_frame_synchronises_with_the_host(rule: str, valueless_network: Netwo
     stream = Stream(valueless_network, StreamOptions(update_rule=rule, router=router))
     with torch.device("meta"):
         pixels = torch.empty(2, 48, 64, 3, dtype=torch.uint8)
-        intrinsics = torch.empty(2, 3, 3)
+        intrinsics, poses = torch.empty(2, 3, 3), torch.empty(2, 4, 4)
     with torch.inference_mode():
         state = engine.initial_state(valueless_network, stream.options, METHOD, 2, (48, 64), (48, 64), "start")
         state = dataclasses.replace(state, frame=150)
-        # Without and with a reset.
-        for frame, given in ((150, None), (200, intrinsics)):
+        # Without and with a reset, and with known poses.
+        kinds = ((150, None, None), (200, intrinsics, None), (150, None, poses), (200, intrinsics, poses))
+        for frame, given, pose in kinds:
             plan = stream.plan(frame)
-            engine.advance(valueless_network, plan, (pixels, given), state)  # fills cached tables
+            engine.advance(valueless_network, plan, (pixels, given, pose), state)  # fills cached tables
             with monkeypatch.context() as forbidden, HostCopies() as watch:
                 for where, name in (
                     (torch, "tensor"), (torch, "as_tensor"), (torch, "from_numpy"), (torch.Tensor, "new_tensor")
                 ):  # fmt: skip
                     forbidden.setattr(where, name, lambda *_, name=name, **__: pytest.fail(f"{name} in a frame"))
-                estimate, after = engine.advance(valueless_network, plan, (pixels, given), state)
+                estimate, after = engine.advance(valueless_network, plan, (pixels, given, pose), state)
             assert watch.found == []
             assert estimate.depth.shape == (2, 48, 64) and after.state.shape == state.state.shape
 

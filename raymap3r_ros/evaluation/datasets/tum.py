@@ -24,12 +24,11 @@ from raymap3r_ros.evaluation.datasets.files import (
     warn_of_unposed,
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
-from raymap3r_ros.evaluation.trajectory import read_tum
 from raymap3r_ros.io.files import natural_key
+from raymap3r_ros.io.tum import TOLERANCE, read_tum
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 0.02  # seconds between associated entries
 DEPTH_UNIT = 5000  # values of a depth PNG per metre
 
 TUM_SEQUENCES = tuple(

@@ -1,0 +1,55 @@
+"""Poses of a trajectory file at the times of images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation, Slerp
+
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.tum import KnownTrajectory, write_trajectory
+
+STAMPS = 1.7e9 + np.arange(20) * 0.03
+
+
+@pytest.fixture
+def poses() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    result = np.tile(np.eye(4), (20, 1, 1))
+    result[:, :3, :3] = Rotation.from_rotvec(np.cumsum(rng.normal(size=(20, 3)) * 0.1, axis=0) + 3).as_matrix()
+    result[:, :3, 3] = rng.normal(size=(20, 3))
+    return result
+
+
+@pytest.fixture
+def known(poses: np.ndarray, tmp_path: Path) -> KnownTrajectory:
+    order = np.random.default_rng(1).permutation(20)  # files need not be sorted
+    write_trajectory(tmp_path / "known.txt", (STAMPS[order] * 1e6).round().astype(int) * 1000, poses[order])
+    return KnownTrajectory.read(tmp_path / "known.txt")
+
+
+def test_poses_are_interpolated(known: KnownTrajectory, poses: np.ndarray):
+    wanted = np.concatenate((STAMPS, STAMPS[:-1] + 0.01))
+    positions = np.stack([np.interp(wanted, STAMPS, poses[:, axis, 3]) for axis in range(3)], axis=1)
+    rotations = Slerp(STAMPS, Rotation.from_matrix(poses[:, :3, :3]))(wanted)
+    found, has_pose = known.at(wanted)
+    assert has_pose.all()
+    np.testing.assert_allclose(found[:, :3, 3], positions, atol=1e-4)  # stamps since 1970 have a microsecond
+    assert (Rotation.from_matrix(found[:, :3, :3]) * rotations.inv()).magnitude().max() < 1e-3
+    for stamp, pose in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(known.pose_at(stamp), pose)
+
+
+def test_images_far_from_any_pose_have_none(known: KnownTrajectory):
+    assert known.pose_at(STAMPS[0] - 0.015) is not None and known.pose_at(STAMPS[-1] + 0.015) is not None
+    assert known.pose_at(STAMPS[0] - 0.025) is None and known.pose_at(STAMPS[-1] + 0.025) is None
+    assert known.pose_at(STAMPS[0] - 100) is None and known.pose_at(STAMPS[-1] + 100) is None
+    gap = KnownTrajectory(known.path, known.stamps[[0, 5, 6]], known.poses[[0, 5, 6]])
+    assert gap.pose_at(STAMPS[0] + 0.015) is None  # the next pose is 0.135 s later
+    assert gap.pose_at(STAMPS[0]) is not None and gap.pose_at(STAMPS[5] + 0.01) is not None
+
+
+def test_a_single_pose_is_refused(tmp_path: Path):
+    (tmp_path / "one.txt").write_text("0 0 0 0 0 0 0 1\n")
+    with pytest.raises(InputError, match="1 poses; needed: at least 2"):
+        KnownTrajectory.read(tmp_path / "one.txt")
