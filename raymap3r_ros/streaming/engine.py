@@ -439,4 +439,8 @@ def _all_finite(*tensors: Tensor) -> Tensor:
 
 def _choose(first: Tensor, one: Any, other: Any) -> Any:
     """Dataclasses of one structure: `one` for the streams with `first` (B,), `other` for the rest."""
-    return map_tensors(lambda a, b: torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b), one, other)
+
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        return a if a is b else torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return map_tensors(choose, one, other)

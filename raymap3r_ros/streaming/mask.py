@@ -103,8 +103,9 @@ def dynamic_mask(
     patch, step = _odd(method.mask_patch * unit), _odd(method.mask_step * unit)
     total, count = window_reduce(torch.stack((single, trusted.float())), patch, torch.add)
     mean = total / count.clamp_min(1)
-    noise = _noise_unit(torch.cat((ordered, _sorted_sample(mean, trusted, method))), options, method)
-    single_noise, mean_noise = noise.chunk(2)
+    single_noise = _noise_unit(ordered, options, method)
+    few = slice(None, None, max(1, patch // 3))  # neighbouring windows overlap
+    mean_noise = _noise_unit(_sorted_sample(mean[:, few, few], trusted[:, few, few], method), options, method)
     # Untrusted pixels have a contrast of 0 and are not weak.
     weak = single > (options.low * single_noise).clamp_min(math.log1p(options.min_ratio))
     highest = torch.where(weak, single / method.mask_half, 0.0)  # contrast of a region that may include this pixel

@@ -24,7 +24,7 @@ class Method:
 
     # Focal length
     focal_iterations: int = 10  # Weiszfeld steps
-    focal_votes: int = 4096  # ours: pixels in the coarse median estimate; more do not change it
+    focal_votes: int = 256  # ours: pixels in the coarse median estimate; more do not change it
     # Ours: limits in long edges of the image, 168 and 3 degrees of view; a point map outside them shows no real view.
     focal_low: float = 0.05
     focal_high: float = 20.0
@@ -87,7 +87,7 @@ class Method:
     published_mask_staticness: float = 0.5  # published mask: pixels below this staticness are dynamic
 
     # Plausibility (ours)
-    plausibility_samples: int = 4096  # pixels of which percentiles are taken
+    plausibility_samples: int = 256  # pixels of which percentiles are taken
     # Percentiles of confidence, ray confidence and disagreement, so that movers over half of the image change little
     plausibility_shares: tuple[float, ...] = (0.9, 0.5, 0.25)
 

@@ -42,30 +42,35 @@ def record_onnx(
         with _EXPORTS, warnings.catch_warnings():
             # The exporter is kept, but no longer developed; sizes become constants, as intended.
             warnings.simplefilter("ignore")
-            graph, results = _export(network, frame, inputs, state)
+            graph, module = _export(network, frame, inputs, state)
         session = _session(graph)
     except Exception as error:  # each version has its own types
         problem = str(error).partition("\n")[0]
         raise RuntimeError(f"export from PyTorch {torch.__version__} to ONNX Runtime: {problem}") from error
-    names = [item.name for item in session.get_inputs()]
+    # The exporter leaves out inputs that have no effect.
+    used = {item.name: int(item.name.removeprefix("input_")) for item in session.get_inputs()}
+    results = copy_of(module.results)
 
     def run(inputs: tuple, state: Any) -> tuple[Any, Any]:
-        arrays = (tensor.contiguous().numpy() for tensor in tensors_of((inputs, state)))
-        outputs = session.run(None, dict(zip(names, arrays, strict=True)))
-        return with_tensors(results, map(torch.from_numpy, outputs))
+        given = list(tensors_of((inputs, state)))
+        outputs = session.run(None, {name: given[index].contiguous().numpy() for name, index in used.items()})
+        return with_tensors(results, module.all_results(given, map(torch.from_numpy, outputs)))
 
     return run
 
 
-def _export(network: Network, frame: Callable, inputs: tuple, state: Any) -> tuple[bytes, Any]:
-    """The graph in ONNX's format, and results of the frame as an example."""
+def _export(network: Network, frame: Callable, inputs: tuple, state: Any) -> tuple[bytes, FrameModule]:
+    """The graph in ONNX's format, and the module that it does the same as."""
     buffer = io.BytesIO()
     with torch.inference_mode(False), torch.no_grad():  # the exporter rejects tensors of inference mode
         example = tuple(tensors_of(copy_of((inputs, state))))
         module = FrameModule(network, frame, (inputs, state), REPLACED).eval()
         # Not verbose: by default it prints the whole graph if it fails.
-        torch.onnx.export(module, example, buffer, verbose=False, opset_version=_OPSET, dynamo=False)
-        return buffer.getvalue(), copy_of(module.results)
+        names = [f"input_{index}" for index in range(len(example))]
+        torch.onnx.export(
+            module, example, buffer, verbose=False, input_names=names, opset_version=_OPSET, dynamo=False
+        )
+        return buffer.getvalue(), module
 
 
 def _session(graph: bytes) -> Any:

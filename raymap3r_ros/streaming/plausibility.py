@@ -35,16 +35,13 @@ def plausibility(
 
     Movers lower the confidence and raise the disagreement where they are: the better part of the image counts.
     """
-    values = torch.stack(
-        (
-            confidence.log(),
-            ray_confidence.log(),
-            (ray_depth.clamp_min(1e-6) / depth.clamp_min(1e-6)).log().abs(),
-        ),
-        dim=1,
-    ).flatten(2)
-    stride = max(1, values.shape[2] // method.plausibility_samples)
-    ordered = values[..., ::stride].sort(dim=2).values
+    height, width = depth.shape[1:]
+    step = max(1, round((height * width / method.plausibility_samples) ** 0.5))
+    sure, ray_sure, near, ray_near = (
+        values[:, ::step, ::step].flatten(1) for values in (confidence, ray_confidence, depth, ray_depth)
+    )
+    disagreement = (ray_near.clamp_min(1e-6) / near.clamp_min(1e-6)).log().abs()
+    ordered = torch.stack((sure.log(), ray_sure.log(), disagreement), dim=1).sort(dim=2).values
     shares = method.plausibility_shares
     return torch.stack([quantile(ordered[:, index], share) for index, share in enumerate(shares)], dim=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ def trace(network: Network, frame: Callable, inputs: tuple, state: Any) -> Calla
     results = copy_of(module.results)
 
     def run(inputs: tuple, state: Any) -> tuple[Any, Any]:
-        return with_tensors(results, iter(graph(*tensors_of((inputs, state)))))
+        given = list(tensors_of((inputs, state)))
+        return with_tensors(results, module.all_results(given, graph(*given)))
 
     return run
 
@@ -56,11 +57,21 @@ class FrameModule(nn.Module):
         self.arguments = arguments
         self.replaced = replaced
         self.results: Any = None
+        self.kept: list[int | None] = []  # for each result, the index of the argument that it is
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The results that are not arguments."""
+        places = {id(tensor): index for index, tensor in enumerate(tensors)}
         with FixedSizes(self.replaced):
             self.results = self.frame(*with_tensors(self.arguments, iter(tensors)))
-            return tuple(tensors_of(self.results))
+            results = list(tensors_of(self.results))
+            self.kept = [places.get(id(result)) for result in results]
+            return tuple(result for result in results if id(result) not in places)
+
+    def all_results(self, tensors: Sequence[Tensor], computed: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The tensors of the results in order, from those that `forward` got and those that it returned."""
+        computed = iter(computed)
+        return (next(computed) if index is None else tensors[index] for index in self.kept)
 
 
 class FixedSizes(TorchFunctionMode):
