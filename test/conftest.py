@@ -40,6 +40,9 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
 _log_dir = tempfile.TemporaryDirectory(prefix="raymap3r_ros_test_log_", ignore_cleanup_errors=True)
 os.environ.setdefault("ROS_LOG_DIR", _log_dir.name)
+# What commands and nodes keep for later runs.
+_home = tempfile.TemporaryDirectory(prefix="raymap3r_ros_test_home_", ignore_cleanup_errors=True)
+os.environ["RAYMAP3R_HOME"] = _home.name
 # Small networks do not benefit from more threads, which slow each other down on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

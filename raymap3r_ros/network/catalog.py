@@ -74,19 +74,19 @@ def shipped_weights() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
 
 
-def cache_folder() -> Path:
-    """The folder of weights that were fetched or imported; it may not exist yet.
+def cache_folder(kind: str = "weights") -> Path:
+    """The folder of weights that were fetched or imported, or of another kind of files; it may not exist yet.
 
     It is in $RAYMAP3R_HOME, else in the folder raymap3r_ros of the XDG cache. Raises CheckpointError without a home.
     """
     try:
         if home := os.environ.get("RAYMAP3R_HOME"):
-            return Path(home).expanduser().absolute() / "weights"
+            return Path(home).expanduser().absolute() / kind
         base = os.environ.get("XDG_CACHE_HOME", "")
         # The XDG specification requires that relative paths are ignored.
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "raymap3r_ros" / "weights"
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "raymap3r_ros" / kind
     except RuntimeError as error:
-        raise CheckpointError(f"the cache of weights has no place: {error} Set RAYMAP3R_HOME to a folder") from error
+        raise CheckpointError(f"the cache of {kind} has no place: {error} Set RAYMAP3R_HOME to a folder") from error
 
 
 def cached_weights() -> dict[str, Path]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 import math
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +18,17 @@ from torch import Tensor
 
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.attention import rotate
+from raymap3r_ros.streaming.graph_cache import graph_path, read_graph, write_graph
 from raymap3r_ros.streaming.mask import window_reduce
 from raymap3r_ros.streaming.tensors import copy_of, tensors_of, with_tensors
 from raymap3r_ros.streaming.traces import FrameModule
+from raymap3r_ros.text import printable
 
 PACKAGES = ("onnx", "onnxruntime")  # the extra `onnx` in setup.py
 
 _OPSET = 18
+log = logging.getLogger(__name__)
+
 _EXPORTS = threading.Lock()  # the exporter has global variables
 
 
@@ -31,22 +37,18 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def record_onnx(
-    network: Network, frame: Callable, inputs: tuple, state: Any
-) -> Callable[[tuple, Any], tuple[Any, Any]]:
-    """A function that does the same as `frame`, for inputs and a state of the same shapes; see `traces.trace`.
+def record_onnx(network: Network, frame: Any, inputs: tuple, state: Any) -> Callable[[tuple, Any], tuple[Any, Any]]:
+    """A function that does the same as `frame`, a `recordings.Frame`, for inputs and a state of the same shapes.
 
-    Raises RuntimeError if the installed versions cannot export or load the frame.
+    The graph comes from the cache, if it has been exported before. See also `traces.trace`. Raises RuntimeError if the
+    installed versions cannot export or load the frame.
     """
-    try:
-        with _EXPORTS, warnings.catch_warnings():
-            # The exporter is kept, but no longer developed; sizes become constants, as intended.
-            warnings.simplefilter("ignore")
-            graph, module = _export(network, frame, inputs, state)
-        session = _session(graph)
-    except Exception as error:  # each version has its own types
-        problem = str(error).partition("\n")[0]
-        raise RuntimeError(f"export from PyTorch {torch.__version__} to ONNX Runtime: {problem}") from error
+    example = tuple(tensors_of(copy_of((inputs, state))))
+    module = FrameModule(network, frame, (inputs, state), REPLACED).eval()
+    path = graph_path(network, frame.plan, example)
+    session = None if path is None else _cached(path, module, example)
+    if session is None:
+        session = _exported(path, module, example)
     # The exporter leaves out inputs that have no effect.
     used = {item.name: int(item.name.removeprefix("input_")) for item in session.get_inputs()}
     results = copy_of(module.results)
@@ -59,18 +61,42 @@ def record_onnx(
     return run
 
 
-def _export(network: Network, frame: Callable, inputs: tuple, state: Any) -> tuple[bytes, FrameModule]:
-    """The graph in ONNX's format, and the module that it does the same as."""
+def _cached(path: Path, module: FrameModule, example: tuple[Tensor, ...]) -> Any | None:
+    """The session of a graph that was exported before; None if there is none that can be used."""
+    graph = read_graph(path)
+    if graph is None:
+        return None
+    try:
+        session = _session(graph)
+    except Exception as error:  # of a version that has other operations
+        log.warning("%s cannot be used and is exported again: %s", path, _first_line(error))
+        return None
+    module(*example)  # finds the results that are inputs
+    return session
+
+
+def _exported(path: Path | None, module: FrameModule, example: tuple[Tensor, ...]) -> Any:
+    """The session of the graph of the module, which is exported and kept at `path`. Raises RuntimeError."""
     buffer = io.BytesIO()
-    with torch.inference_mode(False), torch.no_grad():  # the exporter rejects tensors of inference mode
-        example = tuple(tensors_of(copy_of((inputs, state))))
-        module = FrameModule(network, frame, (inputs, state), REPLACED).eval()
-        # Not verbose: by default it prints the whole graph if it fails.
-        names = [f"input_{index}" for index in range(len(example))]
-        torch.onnx.export(
-            module, example, buffer, verbose=False, input_names=names, opset_version=_OPSET, dynamo=False
-        )
-        return buffer.getvalue(), module
+    names = [f"input_{index}" for index in range(len(example))]
+    try:
+        with _EXPORTS, warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            # The exporter is kept, but no longer developed; sizes become constants, as intended.
+            warnings.simplefilter("ignore")
+            # Not verbose: by default it prints the whole graph if it fails.
+            torch.onnx.export(
+                module, copy_of(example), buffer, verbose=False, input_names=names, opset_version=_OPSET, dynamo=False
+            )
+        session = _session(buffer.getvalue())
+    except Exception as error:  # each version has its own types
+        raise RuntimeError(f"export from PyTorch {torch.__version__} to ONNX Runtime: {_first_line(error)}") from error
+    if path is not None:
+        write_graph(path, buffer.getvalue())
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return printable(str(error).partition("\n")[0], 200)
 
 
 def _session(graph: bytes) -> Any:

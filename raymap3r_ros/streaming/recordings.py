@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,13 +28,23 @@ from raymap3r_ros.streaming.traces import trace
 _KEPT = 12
 
 Recorded = Callable[[tuple, StreamState], tuple[Estimate, StreamState]]
-Recorder = Callable[[Callable, tuple, StreamState], Recorded]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A kind of frame, as a function of its inputs and the state."""
+
+    network: Network
+    plan: StepPlan
+
+    def __call__(self, inputs: tuple, state: StreamState) -> tuple[Estimate, StreamState]:
+        return engine.advance(self.network, self.plan, inputs, state)
 
 
 class Recordings:
     """`engine.advance`, recorded once for each plan and each set of shapes."""
 
-    def __init__(self, network: Network, *recorders: Recorder) -> None:
+    def __init__(self, network: Network, *recorders: Callable[[Frame, tuple, StreamState], Recorded]) -> None:
         """A recorder takes a function, its inputs and the state; it returns a function that does the same.
 
         The first one is used as long as it raises no RuntimeError, then the next one.
@@ -53,10 +64,7 @@ class Recordings:
     def _record(self, key: Any, inputs: tuple, state: StreamState) -> Recorded | None:
         while len(self._recorded) >= _KEPT:
             del self._recorded[next(iter(self._recorded))]
-
-        def frame(inputs: tuple, state: StreamState) -> tuple[Estimate, StreamState]:
-            return engine.advance(self._network, key[0], inputs, state)
-
+        frame = Frame(self._network, key[0])
         while self._recorders and key not in self._recorded:
             try:
                 self._recorded[key] = self._recorders[0](frame, inputs, state)

@@ -217,12 +217,17 @@ def test_frames_that_cannot_be_traced_run_operation_by_operation(
 
 @needs_onnx
 def test_frames_that_cannot_be_exported_are_traced(
-    network: Network, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    network: Network,
+    images: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     def export(model, args, f):
         """An exporter without the option `dynamo`, as a future one."""
 
     monkeypatch.setattr(torch.onnx, "export", export)
+    monkeypatch.setenv("RAYMAP3R_HOME", str(tmp_path))  # not the graphs of other tests
     stream, trace = Stream(network, ONNX, METHOD_SOON), Stream(network, TRACE, METHOD_SOON)
     for index, image in enumerate(images[:8]):
         assert torch.equal(*(one.step(image, motion=index != 6).depth for one in (stream, trace)))
