@@ -84,7 +84,11 @@ def _add_reading(reading: Any) -> None:
     """Add the options of the input."""
     reading.add_argument("--topic", help="image topic of a bag that has several")
     reading.add_argument(
-        "--rate", type=float, default=30.0, help="images per second of a folder of images (default: %(default)s)"
+        "--rate",
+        type=float,
+        default=30.0,
+        help="images per second of a folder of images, and of a video stream without times: H.264, H.265, MJPEG and "
+        "others without a container (default: %(default)s)",
     )
     reading.add_argument("--stride", type=int, default=1, metavar="N", help="process every N-th frame (default: 1)")
     reading.add_argument(
