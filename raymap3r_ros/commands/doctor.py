@@ -13,8 +13,9 @@ from raymap3r_ros.commands.arguments import add_checkpoint, add_device, add_opti
 from raymap3r_ros.doctor.lines import FAIL, OK, Line, worst
 from raymap3r_ros.doctor.run import diagnose
 from raymap3r_ros.io.json_file import write_json
+from raymap3r_ros.network import checkpoint_path
 from raymap3r_ros.options import option_fields
-from raymap3r_ros.output_files import check_output_file
+from raymap3r_ros.output_files import check_output_file, check_outputs
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.text import counted, printable
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     to_output = args.json == "-"
     if args.json and not to_output:
         check_output_file(Path(args.json))
+        check_outputs([Path(args.json)], [checkpoint_path(args.checkpoint)])
     options = read_options(args, StreamOptions)
     began, lines, check = time.monotonic(), [], ""
     for line in diagnose(args.checkpoint, options, args.device):
