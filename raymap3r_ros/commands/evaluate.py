@@ -346,7 +346,7 @@ def _source_to_annotate(args: argparse.Namespace) -> Path:
         )
     if target.suffix != ".safetensors":
         raise OptionError(f"--write is {target}; the name of a checkpoint must end in .safetensors")
-    _check_output(target)
+    check_output_file(target)
     check_outputs([target], _inputs(args))
     return path
 
