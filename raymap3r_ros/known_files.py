@@ -63,7 +63,7 @@ def unlike_weights(path: Path) -> str:
         with path.open("rb") as file:
             start = file.read(9)
         native = start[8:] == b"{"
-        if path.suffix == ".safetensors" and start.startswith(_TORCH_STARTS):
+        if path.suffix == ".safetensors" and not native and start.startswith(_TORCH_STARTS):
             return (
                 "a file of torch.save or a zip archive by its content; if it is the former, rename it to end in .pth"
             )

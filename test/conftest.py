@@ -43,6 +43,7 @@ os.environ.setdefault("ROS_LOG_DIR", _log_dir.name)
 # What commands and nodes keep for later runs.
 _home = tempfile.TemporaryDirectory(prefix="raymap3r_ros_test_home_", ignore_cleanup_errors=True)
 os.environ["RAYMAP3R_HOME"] = _home.name
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg reads it once, when a process opens its first video
 # Small networks do not benefit from more threads, which slow each other down on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,5 +1,6 @@
 """Files that are not what their name promises: pointers, web pages and archives, at every entrance."""
 
+import json
 import lzma
 import tarfile
 import zipfile
@@ -9,13 +10,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.evaluation.datasets import files
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.io.tum import read_tum
-from raymap3r_ros.known_files import known_content
+from raymap3r_ros.known_files import known_content, unlike_weights
 from raymap3r_ros.network import convert_checkpoint, load_network
 
 POINTER = (
@@ -110,6 +112,15 @@ def test_other_content_is_not_recognised():
 
 def write_script(path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), path)
+
+
+def test_a_header_that_begins_like_a_pickle_is_one_of_weights(tmp_path):
+    """The length of the header, 640 bytes, begins with the bytes of a pickle."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(640).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert path.read_bytes().startswith(b"\x80\x02") and safe_open(path, "np").get_tensor("a").tolist() == [0]
+    assert unlike_weights(path) == ""
 
 
 def write_trace(path):

@@ -1,7 +1,8 @@
-"""Names of files."""
+"""Names of files, and how libraries that open them behave."""
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -27,3 +28,8 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Return a sort key by which frame2 comes before frame10."""
     # Not `isdigit`, which includes superscript digits: they are not part of a number.
     return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in re.findall(r"\d+|\D+", name)]
+
+
+def silence_ffmpeg() -> None:
+    """To be called before a video is opened: FFmpeg reads this setting once, and prints text of files and servers."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

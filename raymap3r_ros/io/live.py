@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.files import silence_ffmpeg
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Frame, ReadOptions, Recording, open_recording
 from raymap3r_ros.signals import stop_requested
 from raymap3r_ros.stamps import JumpDetector
@@ -143,7 +144,7 @@ def _stream(url: str) -> _Source:
         raise InputError(f"{name}: contains a zero byte; give the URL of the stream")
 
     def capture() -> cv2.VideoCapture:
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its messages contain text of the server
+        silence_ffmpeg()
         milliseconds = round(TIMEOUT * 1000)
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
         # Other backends would print the URL.

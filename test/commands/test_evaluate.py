@@ -53,7 +53,7 @@ def test_tables_of_rendered_suites(weights, tmp_path, capsys):
     ]  # fmt: skip
     assert cli.main([str(argument) for argument in arguments]) == 0
     text = capsys.readouterr().out
-    assert "one_room static: trajectory (2 sequences, 0.0 % of pixels move)" in text
+    assert "one_room static: trajectory (2 sequences, 14 frames, 0.0 % of pixels move)" in text
     assert "one_room light: motion (2 sequences" in text and "random walk" in text and "true background" in text
     assert "small.safetensors, on cpu in" in text and "smoothing off" in text
 

@@ -70,15 +70,6 @@ def test_images_come_back():
     assert line.values["bytes"] == 1920 * 1080 * 3 and "20 images of 6.2 MB came back (rmw_" in line.found
 
 
-@needs_ros
-def test_images_that_the_default_transport_loses():
-    """The check measures loss: without the profile, Fast DDS loses them (docs/troubleshooting.md)."""
-    line = dds.round_trip({"FASTDDS_BUILTIN_TRANSPORTS": "SHM"})
-    if line.values["rmw"] != "rmw_fastrtps_cpp":
-        pytest.skip("another RMW")
-    assert line.state in (WARNING, FAIL) and "Large messages" in line.remedy
-
-
 def module(tmp_path, monkeypatch, text):
     """Replace the module of both processes by one with this text."""
     (tmp_path / "doctor_stand_in.py").write_text(text)

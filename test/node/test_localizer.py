@@ -50,7 +50,7 @@ class Bench:
         pose = np.eye(4)
         pose[0, 3] = self.frames
         self.frames += 1
-        summary = FrameSummary(healthy, True, "raymap3r", pose, pose, None, 0, None)
+        summary = FrameSummary(healthy, True, "raymap3r", pose, pose, None, 0, None, None)
         return self.localizer.place(result, summary, Time(sec=self.frames), "camera")
 
     def send(self, change=NONE, frame=1, healthy=True, **arguments):

@@ -269,6 +269,8 @@ def test_a_restored_stream_continues_in_the_same_way(network: Network, rule: str
 def test_recorded_frames_give_the_same_results(network: Network, execution: str):
     if execution == "onnx" and missing_packages():
         pytest.skip("onnx or onnxruntime (raymap3r_ros[onnx]) is not installed")
+    # Each kind of frame takes seconds to export: in ONNX graphs, only poses alternate.
+    changing = ("pose",) if execution == "onnx" else ("pose", "intrinsics", "motion")
     options, images = StreamOptions(reset_interval=11), frames(16, 1)
     plain = Stream(network, options, METHOD_SOON)
 
@@ -276,7 +278,8 @@ def test_recorded_frames_give_the_same_results(network: Network, execution: str)
     options = dataclasses.replace(options, execution=execution)
     stream = Stream(network, options, METHOD_SOON, capture=capture)
     for index, image in enumerate(images):
-        ours, expected = stream.step(image, **arguments(index)), plain.step(image, **arguments(index))
+        given_now = {name: value for name, value in arguments(index).items() if name in changing}
+        ours, expected = stream.step(image, **given_now), plain.step(image, **given_now)
         for name in ("pose", "pose_raw", "depth", "scale", "gate"):
             # The gate divides by the interquartile range of a few tokens, which amplifies rounding errors.
             allowed = (1e-4 if execution == "onnx" else 1e-5) * (10 if name == "gate" else 1)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.io.files import plain_name
+from raymap3r_ros.io.files import plain_name, silence_ffmpeg
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.io.video_container import Container, read_container
 from raymap3r_ros.known_files import known_file
@@ -66,6 +66,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
 @contextmanager
 def _capture(path: Path) -> Iterator[cv2.VideoCapture]:
     with plain_name(path) as name:
+        silence_ffmpeg()
         capture = cv2.VideoCapture(name)
         try:
             yield capture
