@@ -43,5 +43,5 @@ class Stoppage:
 
 
 def _now() -> float:
-    """Return seconds of a clock that goes on while the computer is suspended, unlike the monotonic one."""
+    """Return seconds of a clock that continues while the computer is suspended, unlike the monotonic one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
