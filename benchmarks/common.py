@@ -27,7 +27,7 @@ from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, NetworkConfig
-from raymap3r_ros.output_files import whole_file
+from raymap3r_ros.output_files import check_outputs, whole_file
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.preprocessing import frame_image
 from raymap3r_ros.tables import text_table
@@ -348,6 +348,7 @@ def check_targets(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise InputError(f"{path}: cannot be written; name a file in a folder that exists")
+    check_outputs([path for path in paths if path is not None])
 
 
 def exit_status(program: str, work: Callable[[], None]) -> int:

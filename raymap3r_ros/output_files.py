@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,50 @@ def check_output_file(path: Path) -> None:
     """Raise InputError if `path` exists and is not a file: a FIFO or a device would be replaced by the output."""
     if kind := kind_of(path):
         raise InputError(f"{path}: is {kind}; name a file for the output")
+
+
+def real_path(path: Path) -> Path:
+    """Return the absolute path without links. Unlike `Path.resolve`, it accepts links that form a loop."""
+    return Path(os.path.realpath(path))
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Collection[Path] = (), what: str = "file") -> None:
+    """Raise InputError if one of the outputs is an input, is in one, or is another output.
+
+    A path is also found under another name: through links, and as a file or folder that `inputs` link to. `what`:
+    what the outputs are, "file" or "folder".
+    """
+    for index, output in enumerate(outputs):
+        for item in inputs:
+            if _is_same(output, item):
+                raise InputError(f"{output}: is the input; name another {what} for the results")
+            if item.is_dir() and _is_in(output, item):
+                raise InputError(f"{output}: is in the input {item}; name a {what} outside it for the results")
+        if any(_is_same(output, other) for other in outputs[:index]):
+            raise InputError(f"{output}: is named for two outputs; name another {what} for one of them")
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    if real_path(first) == real_path(second):
+        return True
+    return first.exists() and second.exists() and first.samefile(second)
+
+
+def _is_in(output: Path, folder: Path) -> bool:
+    """Return whether an output is in a folder, by its own place, its target, or a link in the folder to it."""
+    root = real_path(folder)
+    target = real_path(output)
+    if target.is_relative_to(root) or (real_path(output.absolute().parent) / output.name).is_relative_to(root):
+        return True
+    if not output.is_file():  # nothing to be replaced
+        return False
+    for parent, folders, files in os.walk(root):
+        linked = (Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name)))
+        if any(target.is_relative_to(real_path(item)) for item in linked):
+            return True
+        if any(_is_same(output, Path(parent, name)) for name in files):
+            return True
+    return False
 
 
 def partial_path(path: Path) -> Path:

@@ -7,7 +7,7 @@ import argparse
 from raymap3r_ros.commands.arguments import path
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import STORED_DTYPES, convert_checkpoint
-from raymap3r_ros.output_files import check_output_file
+from raymap3r_ros.output_files import check_output_file, check_outputs
 from raymap3r_ros.text import printable
 
 
@@ -33,10 +33,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output.suffix != ".safetensors":
         raise InputError(f"{args.output}: must end in .safetensors, by which the format is recognised")
     check_output_file(args.output)
+    check_outputs([args.output], [args.input])
     if args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output}: exists already; name another file, or allow it with --overwrite")
-    if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
-        raise InputError(f"{args.output}: is the input; name another file for the result")
     result = convert_checkpoint(args.input, args.output, args.dtype, progress=True)
     size = f"{result.parameters / 1e6:.1f} M parameters as {args.dtype}, {result.bytes / 1e6:.1f} MB"
     print(f"{printable(args.output)}: {size}")

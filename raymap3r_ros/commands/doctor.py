@@ -15,7 +15,7 @@ from raymap3r_ros.doctor.run import diagnose
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.options import option_fields
-from raymap3r_ros.output_files import check_output_file
+from raymap3r_ros.output_files import check_output_file, check_outputs
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.text import counted, printable
 
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         check_output_file(Path(args.json))
         if not Path(args.json).absolute().parent.is_dir():
             raise InputError(f"{args.json}: there is no such folder; create it, or name another file")
+        check_outputs([Path(args.json)], [Path(args.checkpoint)])
     options = read_options(args, StreamOptions)
     began, lines, check = time.monotonic(), [], ""
     for line in diagnose(args.checkpoint, options, args.device):

@@ -38,12 +38,12 @@ from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, pose
 from raymap3r_ros.evaluation.settings import describe_settings, settings_text
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.evaluation.trajectory import DRIFT
-from raymap3r_ros.io.output_folder import check_output_folder, check_outside, check_results
+from raymap3r_ros.io.output_folder import check_output_folder, check_results
 from raymap3r_ros.mapping.uncertainty import DEFAULT, METADATA_KEY, ErrorModel
 from raymap3r_ros.network import Network, checkpoint_path, choose_device, load_network
 from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
-from raymap3r_ros.output_files import check_output_file
+from raymap3r_ros.output_files import check_output_file, check_outputs, real_path
 from raymap3r_ros.streaming import RULES, StreamOptions
 from raymap3r_ros.streaming.plausibility import METADATA_KEY as PLAUSIBILITY_KEY
 from raymap3r_ros.streaming.plausibility import MIN_FRAMES
@@ -260,7 +260,7 @@ def _run_covariance(args: argparse.Namespace) -> None:
     if args.sequences < 2:
         raise OptionError(f"sequences is {args.sequences}; allowed: 2 and more, to fit on some and evaluate on others")
     optional_module("scipy.optimize")
-    source = _source_to_annotate(args.checkpoint, args.write) if args.write else None
+    source = _source_to_annotate(args) if args.write else None
     options = read_stream_options(args)
     network = _load(args, options)
     published = _published_model(network, replace=args.write is not None)
@@ -294,7 +294,7 @@ def _run_plausibility(args: argparse.Namespace) -> None:
         raise OptionError(f"frames is {args.frames}; allowed: {4 * MIN_FRAMES} and more, of which a half sets limits")
     if args.sequences < 2:
         raise OptionError(f"sequences is {args.sequences}; allowed: 2 and more, with and without given intrinsics")
-    source = _source_to_annotate(args.checkpoint, args.write) if args.write else None
+    source = _source_to_annotate(args) if args.write else None
     options = read_stream_options(args)
     network = _load(args, options)
 
@@ -336,8 +336,9 @@ def _published_model(network: Network, replace: bool) -> ErrorModel:
         return DEFAULT
 
 
-def _source_to_annotate(checkpoint: str, target: Path) -> Path:
-    """The file of a checkpoint whose metadata can be changed. Raises OptionError."""
+def _source_to_annotate(args: argparse.Namespace) -> Path:
+    """The file of --checkpoint, to be copied to --write with other metadata. Raises OptionError and InputError."""
+    checkpoint, target = args.checkpoint, args.write
     path = checkpoint_path(checkpoint)
     if path.suffix != ".safetensors":
         raise OptionError(
@@ -346,6 +347,7 @@ def _source_to_annotate(checkpoint: str, target: Path) -> Path:
     if target.suffix != ".safetensors":
         raise OptionError(f"--write is {target}; the name of a checkpoint must end in .safetensors")
     check_output_file(target)
+    check_outputs([target], _inputs(args))
     return path
 
 
@@ -400,16 +402,26 @@ def _check(args: argparse.Namespace) -> None:
     if args.pictures:
         optional_module("matplotlib")
         check_output_folder(args.pictures)
-        check_outside(args.pictures, [args.root] if hasattr(args, "root") else [])
+        check_outputs([args.pictures], _inputs(args), "folder")
         args.pictures.mkdir(parents=True, exist_ok=True)
         check_results(args.pictures, PICTURES)
-    for table in (args.json, args.csv):
-        if table:
-            _check_output(table)
+    outputs = [table for table in (args.json, args.csv) if table]
+    check_outputs(outputs, _inputs(args))
+    for table in outputs:
+        _check_output(table)
+        pictures = args.pictures and real_path(table.absolute().parent) == real_path(args.pictures)
+        if pictures and PICTURES.fullmatch(table.name):
+            raise InputError(f"{table}: has the name of a picture in --pictures; name another file for the results")
     if args.sequences is not None and args.sequences < 1:
         raise OptionError(f"sequences is {args.sequences}; allowed: 1 and more")
     if len(set(args.rules)) < len(args.rules):
         raise OptionError(f"rules are {','.join(args.rules)}; each may be named once")
+
+
+def _inputs(args: argparse.Namespace) -> list[Path]:
+    """Return the files and folders that the command reads."""
+    named = [*getattr(args, "foreign", []), *(getattr(args, "recording", None) or [])]
+    return [checkpoint_path(args.checkpoint), *([args.root] if hasattr(args, "root") else []), *named]
 
 
 def _check_output(path: Path) -> None:

@@ -20,11 +20,12 @@ from raymap3r_ros.commands.arguments import (
 from raymap3r_ros.io import open_input
 from raymap3r_ros.io.live import LIVE
 from raymap3r_ros.io.tum import KnownTrajectory
-from raymap3r_ros.network import choose_device, choose_threads, load_network
+from raymap3r_ros.network import checkpoint_path, choose_device, choose_threads, load_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
 from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
 from raymap3r_ros.offline.run import QUIT
 from raymap3r_ros.offline.window import Window
+from raymap3r_ros.output_files import check_outputs
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.stamps import MAX_GAP
@@ -84,7 +85,11 @@ def _add_reading(reading: Any) -> None:
     """Add the options of the input."""
     reading.add_argument("--topic", help="image topic of a bag that has several")
     reading.add_argument(
-        "--rate", type=float, default=30.0, help="images per second of a folder of images (default: %(default)s)"
+        "--rate",
+        type=float,
+        default=30.0,
+        help="images per second of a folder of images, and of a video stream without times: H.264, H.265, MJPEG and "
+        "others without a container (default: %(default)s)",
     )
     reading.add_argument("--stride", type=int, default=1, metavar="N", help="process every N-th frame (default: 1)")
     reading.add_argument(
@@ -114,6 +119,9 @@ def _add_reading(reading: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Process a recording; return the exit status."""
     options, cloud_options = read_stream_options(args), read_options(args, CloudOptions)
+    if isinstance(args.view, Path):
+        inputs = [Path(args.input), checkpoint_path(args.checkpoint), *([args.poses] if args.poses else [])]
+        check_outputs([args.view], inputs)
     window = Window() if args.window else None
     recording = open_input(
         args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,

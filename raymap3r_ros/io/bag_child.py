@@ -31,8 +31,7 @@ IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _CURES = {  # parts of messages of the reading library, and what to do
     "not indexed": "repair it with: rosbag reindex",
     "malformed": "repair it with: sqlite3 FILE .recover | sqlite3 NEW.db3",
-    "not a database": "repair it with: sqlite3 FILE .recover | sqlite3 NEW.db3",
-    "Profile is not ros2": "convert it to a ROS 2 bag with: rosbags-convert",
+    "not a database": "its start is damaged; copy it again, or move it away to read the others of its folder",
     "summary offset": "repair it with: mcap recover",
     "different definition": "record it again with one version of the message",
     "MCAP footer": "repair it with: mcap recover",
@@ -156,14 +155,19 @@ def _open(first: dict[str, Any]) -> tuple[Any, str]:
     except InputError:
         raise
     except Exception as error:  # the library passes on struct, sqlite and decompression errors
-        cure = "".join(f"; {cure}" for part, cure in _CURES.items() if part in str(error))
-        raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {_reason(error)}{cure}") from error
+        reason = "; ".join(
+            [_reason(error).rstrip("."), *(cure for part, cure in _CURES.items() if part in str(error))]
+        )
+        raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {reason}") from error
 
 
 def _reader(paths: list[Path]) -> Any:
     from rosbags.highlevel import AnyReader
+    from rosbags.rosbag2 import storage_mcap, storage_sqlite3
     from rosbags.typesys import Stores, get_typestore
 
+    for storage in (storage_mcap, storage_sqlite3):
+        storage.parse_qos = lambda _: []  # profiles without some keys are errors there; they are not used here
     # sqlite3 bags from before ROS 2 Iron contain no definitions of messages; here none are needed.
     reader = AnyReader(paths, default_typestore=get_typestore(Stores.EMPTY))
     reader.open()

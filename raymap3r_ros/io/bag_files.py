@@ -129,6 +129,8 @@ def prepare(file: Path, copy: Path) -> DataFile:
         if kind == SQLITE and any(_size(f"{file}{suffix}") for suffix in ("-wal", "-journal")):
             _recover_sqlite(file, copy)
             return DataFile(copy, kind)
+        if kind == MCAP:
+            _check_profile(file)
         if kind == MCAP and _is_cut(file):
             loss, empty = _recover_mcap(file, copy)
             return DataFile(copy, kind, loss, empty)
@@ -164,7 +166,7 @@ def _unpack(file: Path, target: Path) -> None:
                 if out.tell() + len(block) > limit:
                     raise InputError(
                         f"{file}: unpacks to more than {limit} bytes, over {_UNPACKED} times its size; if you trust "
-                        f"it, unpack it with: zstd -d {file.name}"
+                        f"it, unpack it with: zstd -d {file.name} -o {file.stem}"
                     )
                 out.write(block)
     except (module.ZstdError, EOFError) as error:
@@ -190,11 +192,58 @@ def _recover_sqlite(file: Path, copy: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ MCAP
 
-_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x03, 0x04, 0x05, 0x06
+_HEADER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x01, 0x03, 0x04, 0x05, 0x06
 _DATA_END, _FOOTER = 0x0F, 0x02
-_DATA_RECORDS = (0x01, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, 0x07, 0x09, 0x0C)  # also header, index, attachment, ...
+_DATA_RECORDS = (_HEADER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, 0x07, 0x09, 0x0C)  # also index, attachment, ...
 _PRIVATE = range(0x80, 0x100)
+_MAX_TOPICS, _MAX_TEXT = 10, 200  # named in an error, and bytes of each of their names
 _RECORD = struct.Struct("<BQ")  # operation, length
+
+
+def _check_profile(file: Path) -> None:
+    """Raise InputError, with the topics and their types, for an MCAP file that is not of ROS 2."""
+    size, profile = file.stat().st_size, None
+    schemas: dict[int, str] = {}
+    topics: dict[str, None] = {}
+    with file.open("rb") as data:
+        if data.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
+            return
+        while len(head := data.read(_RECORD.size)) == _RECORD.size:
+            operation, length = _RECORD.unpack(head)
+            end = data.tell() + length
+            if end > size:
+                break
+            if operation == _HEADER:
+                profile = _text(data, end)
+                if profile == "ros2":
+                    return
+            elif operation == _SCHEMA:
+                number = data.read(2)
+                schemas[int.from_bytes(number, "little")] = _text(data, end)
+            elif operation == _CHANNEL:
+                number, topic, encoding = data.read(4)[2:], _text(data, end), _text(data, end)
+                kind = schemas.get(int.from_bytes(number, "little"), "no schema")
+                topics[f"{topic} ({kind}, {encoding})"] = None
+            if len(topics) > _MAX_TOPICS:
+                break
+            data.seek(end)
+    if profile is None:  # no whole header
+        return
+    named = list(topics)
+    listed = ", ".join(named[:_MAX_TOPICS]) + (" and others" if len(named) > _MAX_TOPICS else "")
+    raise InputError(
+        f"{file}: an MCAP file with the profile {profile!r}, not 'ros2'; its topics: {listed or 'none found'}; write "
+        "its images to a folder with the Python package mcap, and give that folder"
+    )
+
+
+def _text(data: BinaryIO, end: int) -> str:
+    """Return a text of a record that ends at `end`, cut if it is long."""
+    length = int.from_bytes(data.read(4), "little")
+    start = data.tell()
+    text = data.read(min(length, _MAX_TEXT, max(end - start, 0))).decode(errors="replace")
+    data.seek(min(start + length, end))
+    return text
 
 
 def _is_cut(file: Path) -> bool:

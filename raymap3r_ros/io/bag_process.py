@@ -150,7 +150,7 @@ class BagProcess:
         if status == -signal.SIGXCPU:
             return (
                 "it takes more time than bags of its size, as files do that are made to exhaust it; if you trust it, "
-                "convert it with: ros2 bag convert"
+                "copy its topics to a new bag with: ros2 bag convert, or for ROS 1: rosbag filter"
             )
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return f"the process that read it ended by {name}: it is damaged, or there is too little memory"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.output_files import kind_of, named_errors
+from raymap3r_ros.output_files import check_outputs, kind_of, named_errors, real_path
 
 MANIFEST = ".raymap3r_files"
 _TITLE = "# Files that raymap3r wrote here, one per line. --overwrite deletes these and no others."
@@ -50,11 +50,6 @@ def written_files(folder: Path) -> set[Path]:
         if real_path(file.parent).is_relative_to(root):
             found.add(file)
     return found
-
-
-def real_path(path: Path) -> Path:
-    """Return the absolute path without links. Unlike `Path.resolve`, it accepts links that form a loop."""
-    return Path(os.path.realpath(path))
 
 
 def _is_file_or_link(path: Path) -> bool:
@@ -132,7 +127,7 @@ def clear_folder(
     of the `inputs` would be deleted.
     """
     check_output_folder(folder)
-    check_outside(folder, inputs)
+    check_outputs([folder], inputs, "folder")
     if not overwrite and (held := sorted(item for item in _files_below(folder) if item != folder / MANIFEST)):
         raise InputError(
             f"{folder}: holds files already ({listing(folder, held)}); name another folder, or allow it with "
@@ -150,15 +145,6 @@ def clear_folder(
     for file in ours:
         file.unlink()
     (folder / MANIFEST).unlink(missing_ok=True)
-
-
-def check_outside(folder: Path, inputs: Collection[Path]) -> None:
-    """Raise InputError if an output folder is one of the `inputs`, or in one."""
-    for item in inputs:
-        if real_path(folder) == real_path(item):
-            raise InputError(f"{folder}: is the input; name another folder for the results")
-        if item.is_dir() and real_path(folder).is_relative_to(real_path(item)):
-            raise InputError(f"{folder}: is in the input {item}; name a folder outside it for the results")
 
 
 def check_results(folder: Path, results: re.Pattern[str]) -> None:

@@ -182,7 +182,7 @@ def open_recording(
 
     `path`: a video; a folder of images (read in natural order of their names); a ROS 2 bag, as a folder or as one of
     its .mcap or .db3 files, also compressed with zstd; a ROS 1 bag. `topic`: the image topic, for a bag with several.
-    `rate`: frames per second of a folder of images, and of a video without a frame rate. `stride`: read every N-th
+    `rate`: frames per second of a folder of images, and of a video without times. `stride`: read every N-th
     frame. `intrinsics`: (3, 3) pixels of the recorded images; overrides the calibration in a bag. `max_gap`: longest
     step between the stamps of a bag that starts no new world, seconds.
 

@@ -15,6 +15,9 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 # H.264 or H.265 without a container: start code, then a parameter set, delimiter or SEI message. MPEG-1, MPEG-2 and
 # program streams have the same start code, but other numbers after it.
 _ANNEX_B = rb"\x00?\x00\x00\x01([\x06\x09\x27\x47\x67]|[\x40\x42\x44\x46\x4e]\x01)"
+# Streams that state times or a rate, even if they state no length: MPEG-1, -2 and program streams, Flash, Ogg, ASF,
+# GIF, APNG, NUT, transport streams.
+_TIMED = rb"\x00\x00\x01[\xb3\xba]|FLV|[FC]WS|OggS|\x30\x26\xb2\x75|GIF8|\x89PNG.*acTL|nut/|(.{4})?G"
 _MAX_BOXES = 1_000_000  # in a file; a fragmented one has two per fragment
 
 
@@ -26,14 +29,14 @@ class Container:
     hides_frames: bool = False  # an edit list may exclude stored frames
     cut: bool = False  # it ends before its contents
     lacks_index: bool = False  # an MP4 file that cannot be decoded
-    has_times: bool = True  # FFmpeg assumes 25 frames per second otherwise
+    has_times: bool | None = True  # FFmpeg assumes a rate otherwise; None: its contents do not show it
 
 
 def read_container(path: Path) -> Container:
     """Return the facts about a video file: an MP4, QuickTime, AVI, Matroska or WebM file; for others, none."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(16)
+        start = file.read(1024)
         file.seek(0)
         if start[4:8] in _MP4_STARTS:
             boxes = list(_mp4_boxes(file, size))
@@ -47,7 +50,7 @@ def read_container(path: Path) -> Container:
             return Container(cut=_matroska_end(file) > size)
         if re.match(_ANNEX_B, start, re.DOTALL):
             return Container(has_times=False)
-    return Container()
+    return Container(has_times=True if re.match(_TIMED, start, re.DOTALL) else None)
 
 
 def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:

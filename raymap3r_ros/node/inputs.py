@@ -28,6 +28,7 @@ from raymap3r_ros.node.namesakes import NamesakeWatch, mixed_publishers
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
 from raymap3r_ros.node.silence import SilenceWatch
+from raymap3r_ros.node.stoppage import Stoppage
 from raymap3r_ros.stamps import StampClock
 from raymap3r_ros.text import counted
 
@@ -53,6 +54,7 @@ class Inputs:
         monitor: Monitor,
         reporter: Reporter,
         group: CallbackGroup,
+        stoppage: Stoppage,
     ) -> None:
         """Subscribe. Images wait in `queue`; all callbacks belong to `group`."""
         self._node = node
@@ -61,8 +63,9 @@ class Inputs:
         self._monitor = monitor
         self._reporter = reporter
         self._every_frame = session.settings.node.every_frame
-        self._lost = 0  # images, as reported by the middleware
-        self._silence = SilenceWatch(node, reporter)
+        self._stoppage = stoppage
+        self._lost = 0  # images, as reported by the middleware while the node ran
+        self._silence = SilenceWatch(node, reporter, stoppage)
         self._namesakes = NamesakeWatch(node, reporter)
         self._stamp_clock = StampClock(reporter.warn_once)
         self._camera_mix = CameraMix()
@@ -190,9 +193,12 @@ class Inputs:
         # Some versions of the middleware report uninitialised numbers.
         if not 0 < losses.total_count_change <= MAX_LOSSES:
             return
-        self._lost += losses.total_count_change
         self._monitor.count("frames lost", losses.total_count_change)
-        text = f"{counted(self._lost, 'image')} lost on the way to the node: {PROFILE_HINT}"
+        if self._stoppage.explains_losses():
+            text = f"{counted(losses.total_count_change, 'image')} lost while the node did not run"
+        else:
+            self._lost += losses.total_count_change
+            text = f"{counted(self._lost, 'image')} lost on the way to the node: {PROFILE_HINT}"
         if self._every_frame:
             self._reporter.fail(text, throttle=True)
         else:

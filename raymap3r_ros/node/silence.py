@@ -15,6 +15,7 @@ from raymap3r_ros.node.diagnostics import PROFILE_HINT
 from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.namesakes import endpoint_name
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.stoppage import Stoppage
 from raymap3r_ros.text import printable
 
 SILENCE = 5.0  # seconds without a message before the first warning
@@ -27,8 +28,9 @@ CLOCK_REMEDY = "publish it (ros2 bag play --clock, or the simulator), or set use
 class SilenceWatch:
     """Warns about subscriptions that receive nothing, with `use_sim_time` also about the node's own to /clock."""
 
-    def __init__(self, node: GuardedNode, reporter: Reporter) -> None:
+    def __init__(self, node: GuardedNode, reporter: Reporter, stoppage: Stoppage) -> None:
         self._node = node
+        self._stoppage = stoppage
         self._reporter = reporter
         self._last: dict[str, float] = {}  # time of the last message or of the start, by topic as given to `watched`
         self._due: dict[str, float] = {}  # time of the next warning, by full name of the topic
@@ -54,6 +56,7 @@ class SilenceWatch:
             watched += [(one, last) for one in self._node.subscriptions if one.msg_type is Clock]
         for subscription, last in watched:
             topic = subscription.topic_name
+            last = max(last, self._stoppage.ended)
             if now - last < SILENCE:
                 self._due.pop(topic, None)
             elif now >= self._due.get(topic, now):

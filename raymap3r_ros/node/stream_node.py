@@ -35,6 +35,7 @@ from raymap3r_ros.node.publishers import MOTION_TOPICS
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.saving import Saved, save
 from raymap3r_ros.node.session import Session, Settings, open_session
+from raymap3r_ros.node.stoppage import PERIOD, Stoppage
 from raymap3r_ros.node.summary import FrameSummary, summarize
 from raymap3r_ros.stamps import clock_problem
 from raymap3r_ros.streaming import Stream, StreamOptions, WorldChange
@@ -92,7 +93,8 @@ class StreamNode(GuardedNode):
         # The diagnostics also report why a node is not configured, and they come while simulated time stands still.
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._report, callback_group=MutuallyExclusiveCallbackGroup(), clock=steady)
+        self._stoppage = Stoppage(self._reporter)
+        self.create_timer(PERIOD, self._report, callback_group=MutuallyExclusiveCallbackGroup(), clock=steady)
 
     # ------------------------------------------------------------------------------- for a program with its own nodes
 
@@ -180,7 +182,9 @@ class StreamNode(GuardedNode):
         self._queue = FrameQueue(every_frame)
         self._worker = threading.Thread(target=self._work, args=(session, self._queue), name="stream")
         self._worker.start()
-        self._inputs = Inputs(self, session, self._queue, self._monitor, self._reporter, self._image_group)
+        self._inputs = Inputs(
+            self, session, self._queue, self._monitor, self._reporter, self._image_group, self._stoppage
+        )
         self.get_logger().info(
             f"active{', but paused' * session.paused}: {'every' if every_frame else 'newest'} frame of "
             f"{self._inputs.topics[0]}"
@@ -346,6 +350,7 @@ class StreamNode(GuardedNode):
     # -------------------------------------------------------------------------------------------------- diagnostics
 
     def _report(self) -> None:
+        self._stoppage.begin()
         with self._session_lock:
             if self._session is not None and self._worker is not None:
                 # Their last poses, and for late subscribers.
@@ -356,6 +361,7 @@ class StreamNode(GuardedNode):
         message = DiagnosticArray(status=[self.status()])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
+        self._stoppage.end()
 
     # ------------------------------------------------------------------------------------------------------ worker
 

@@ -134,7 +134,8 @@ def run_recording(
     if recording.live:
         options = long_running(network, options)
     with locked_folder(folder):
-        prepare_folder(folder, overwrite, outputs.subfolders, [] if recording.live else [recording.path])
+        inputs = ([] if recording.live else [recording.path]) + ([] if poses is None else [poses.path])
+        prepare_folder(folder, overwrite, outputs.subfolders, inputs)
         if not network.trained:
             log.warning(UNTRAINED_WARNING)
         run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions(), poses)

@@ -19,11 +19,11 @@ from torch import Tensor
 
 import raymap3r_ros
 from raymap3r_ros.errors import CheckpointError, InputError
-from raymap3r_ros.io.output_folder import check_output_folder, check_outside
+from raymap3r_ros.io.output_folder import check_output_folder
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
-from raymap3r_ros.output_files import check_output_file, whole_file
+from raymap3r_ros.output_files import check_output_file, check_outputs, whole_file
 from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.synthetic import Rendering
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
@@ -84,7 +84,9 @@ def train(
     """
     folder = Path(folder)
     if data is not None:
-        check_outside(folder, [Path(data)])
+        check_outputs([folder], [Path(data)], "folder")
+    if start is not None:
+        check_outputs([folder / file for file in _files(name)], [Path(start)])
     rank, world = _join_processes(device)
     first = rank == 0
     run = _resume(_begin(options, start, device), folder / STATE_FILE, options, device)
@@ -130,8 +132,13 @@ def _open_folder(folder: Path, name: str) -> None:
     """Create the folder of a run. Raises InputError if something in it prevents the run from writing its files."""
     check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (STATE_FILE, LOG_FILE, CURVES_FILE, f"{name}.safetensors"):
+    for file in _files(name):
         check_output_file(folder / file)
+
+
+def _files(name: str) -> tuple[str, ...]:
+    """Return the names of the files of a run."""
+    return STATE_FILE, LOG_FILE, CURVES_FILE, f"{name}.safetensors"
 
 
 def _held_out(source: Source, size: tuple[int, int], device: torch.device) -> tuple[Batch, Batch]:

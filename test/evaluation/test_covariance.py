@@ -210,5 +210,7 @@ def test_command_refuses_a_malformed_model_or_replaces_it(capsys, monkeypatch, t
     copy_with_metadata(shipped_weights()["one_room"], broken, {METADATA_KEY: "{}"})
     assert covariance_command("--checkpoint", broken) == 2
     assert "metadata 'covariance' of broken.safetensors is not an error model" in capsys.readouterr().err
-    assert covariance_command("--checkpoint", broken, "--sequences", 2, "--write", broken) == 0
-    assert ErrorModel.from_manifest(load_network(broken).manifest) is not None
+    assert covariance_command("--checkpoint", broken, "--sequences", 2, "--write", broken) == 2
+    assert "broken.safetensors: is the input; name another file" in capsys.readouterr().err
+    assert covariance_command("--checkpoint", broken, "--sequences", 2, "--write", tmp_path / "new.safetensors") == 0
+    assert ErrorModel.from_manifest(load_network(tmp_path / "new.safetensors").manifest) is not None

@@ -18,6 +18,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 sys.path.insert(0, str(Path(__file__).parent))
+from hostile_bags import channel, mcap, message, record, text
 from recordings import (
     STORE,
     assert_shows,
@@ -177,7 +178,7 @@ def test_split_files_without_metadata_are_read_in_order(tmp_path, plugin):
         recording = open_recording(folder)
         assert len(list(recording)) == 6 and "part_12.mcap ends in the middle" in recording.ended
     else:
-        with pytest.raises(InputError, match=r"repair it with: sqlite3 FILE \.recover \| sqlite3 NEW\.db3"):
+        with pytest.raises(InputError, match=r"is not a database; .* move it away to read the others"):
             open_recording(folder)
 
 
@@ -312,7 +313,7 @@ def test_unindexed_ros1_bag_is_named_with_the_cure(tmp_path):
         ("a.bag", b"#ROSBAG V2.0\n", "rosbag reindex"),
         ("a.bag", b"#ROSBAG V1.2\n" + b"x" * 100, "rosbag fix"),
         ("a.mcap", b"hello world" * 10, "not an MCAP file by its first bytes"),
-        ("a.db3", b"hello world" * 10, "sqlite3 FILE .recover"),
+        ("a.db3", b"hello world" * 10, "is not a database; its start is damaged"),
     ],
     ids=["zeros", "empty", "old", "mcap", "db3"],
 )
@@ -320,6 +321,44 @@ def test_a_file_that_is_no_bag_is_named_with_a_cure(tmp_path, name, content, cur
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=re.escape(cure)):
         open_recording(tmp_path / name)
+
+
+@pytest.mark.parametrize(("profile", "encoding"), [("", "json"), ("", "protobuf"), ("ros1", "ros1"), ("x", "cdr")])
+def test_an_mcap_file_of_another_profile_is_named_with_its_topics(tmp_path, profile, encoding):
+    kind = "foxglove.CompressedImage"
+    records = record(1, text(profile) + text("sdk"))
+    records += record(3, struct.pack("<H", 7) + text(kind) + text(encoding) + text("definition"))
+    for number in range(12):
+        records += record(4, struct.pack("<HH", number, 7) + text(f"/camera{number}") + text(encoding) + text(""))
+    records += message(b"{}") + record(0x0F, bytes(4)) + record(2, bytes(20))
+    path = tmp_path / "a.mcap"
+    path.write_bytes(b"\x89MCAP0\r\n" + records + b"\x89MCAP0\r\n")
+    with pytest.raises(InputError) as caught:
+        open_recording(path)
+    error = str(caught.value)
+    assert f"the profile {profile!r}, not 'ros2'; its topics: /camera0 ({kind}, {encoding}), /camera1 " in error
+    assert "/camera9" in error and "/camera10" not in error
+    assert "write its images to a folder" in error and "rosbags-convert" not in error and ".;" not in error
+
+
+@pytest.mark.parametrize("qos", ["- history: 3\n  depth: 0\n", "- {}\n", "text", "- [1]\n", "{a: &x 1"])
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_quality_of_service_of_a_bag_is_not_needed(tmp_path, plugin, qos):
+    bag = camera_bag(tmp_path / "bag", plugin=plugin)
+    file = data_file(bag)
+    if plugin == StoragePlugin.SQLITE3:
+        with closing(sqlite3.connect(file, isolation_level=None)) as database:
+            database.execute("UPDATE topics SET offered_qos_profiles = ?", (qos,))
+    else:
+        store = get_typestore(Stores.ROS2_HUMBLE)
+        kind = "sensor_msgs/msg/Image"
+        image = store.serialize_cdr(image_message(1, picture(3), "rgb8"), kind)
+        definition = "ros2msg", store.generate_msgdef(kind, ros_version=2)[0]
+        chunks = [message(bytes(image))]
+        file = mcap(
+            tmp_path / "a.mcap", chunks, channels=channel(kind, definition, qos), size=len(chunks[0]), compression=""
+        )
+    assert indices(file)[-1] == 3
 
 
 def test_a_database_of_another_program_is_named(tmp_path):

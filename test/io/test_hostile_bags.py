@@ -62,7 +62,7 @@ BAGS = {
         TIME_ERROR,
     ),
     "mcap, aliases in QoS": (
-        lambda path: hostile.mcap(path, [], channels=hostile.channel(qos=LAUGHS)), ".mcap", "cannot be read as a ROS",
+        lambda path: hostile.mcap(path, [], channels=hostile.channel(qos=LAUGHS)), ".mcap", "no image topic",
     ),
     "SQLite, an endless view": (
         lambda path: hostile.sqlite(

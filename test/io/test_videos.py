@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recordings import index_of, picture, write_video
@@ -289,6 +290,60 @@ def test_a_stream_without_times_has_the_given_rate(tmp_path, caplog):
     assert [frame.stamp for frame in frames] == [0, 0.1, 0.2, pytest.approx(0.3)]
     assert recording.rate == 10
     assert "a stream without times: 10 frames per second are assumed (--rate)" in caplog.text
+
+
+def raw_streams(pictures: list[np.ndarray]) -> dict[str, bytes]:
+    """Images without a container by file name, as cameras and servers send them."""
+    jpegs, pngs, ppms = (
+        [cv2.imencode(kind, one)[1].tobytes() for one in pictures] for kind in (".jpg", ".png", ".ppm")
+    )
+    parts = b"".join(
+        b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n" % (len(p), p) for p in jpegs
+    )
+    header = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace;boundary=b\r\n\r\n"
+    return {
+        "cam.mjpg": b"".join(jpegs), "cam.raw": b"".join(jpegs), "curl.mjpg": parts, "curl-i.mjpg": header + parts,
+        "cam.pngs": b"".join(pngs), "cam.ppms": b"".join(ppms),
+    }  # fmt: skip
+
+
+def encode(path: Path, pictures: list[np.ndarray], codec: str) -> bytes | None:
+    """A stream at 25 frames per second, as OpenCV's FFmpeg writes it; None if it cannot."""
+    height, width = pictures[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*codec), 25, (width, height))
+    for one in pictures:
+        writer.write(one)
+    writer.release()
+    return path.read_bytes() if path.is_file() else None
+
+
+def test_every_stream_without_times_has_the_given_rate(tmp_path, caplog):
+    pictures = [cv2.resize(picture(index), (176, 144)) for index in range(4)]
+    streams = raw_streams(pictures)
+    if dirac := encode(tmp_path / "a.drc", pictures, "drac"):
+        streams["cam.drc"] = dirac
+    for name, data in streams.items():
+        caplog.clear()
+        (tmp_path / name).write_bytes(data)
+        recording = open_recording(tmp_path / name, rate=8)
+        assert [frame.stamp for frame in recording] == [0, 0.125, 0.25, 0.375], name
+        assert "a stream without times: 8 frames per second are assumed (--rate)" in caplog.text, name
+
+
+def test_a_stream_that_states_its_rate_of_25_keeps_it(tmp_path, caplog):
+    pictures = [cv2.resize(picture(index), (176, 144)) for index in range(4)]
+    assert encode(tmp_path / "a.m2v", pictures, "MPG2") and encode(tmp_path / "a.ts", pictures, "MPG2")
+    animated = [Image.fromarray(one) for one in pictures]
+    animated[0].save(tmp_path / "a.apng", format="png", save_all=True, append_images=animated[1:], duration=40)
+    live = write_matroska(tmp_path / "live.mkv", [0, 40, 80, 120], 2**56 - 1).read_bytes()
+    live = live.replace(number("23e383", 33_333_333), number("23e383", 40_000_000))
+    (tmp_path / "live.mkv").write_bytes(
+        live.replace(element("4489", struct.pack(">d", 3000)), element("ec", bytes(8)))
+    )
+    for name in ("a.m2v", "a.ts", "a.apng", "live.mkv"):
+        frames = list(open_recording(tmp_path / name, rate=8))
+        assert np.diff([frame.stamp for frame in frames]) == pytest.approx([0.04] * 3, abs=1e-3), name
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Warnings while nothing arrives: topic, publishers, likely cause."""
 
+import re
+import time
+
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -9,7 +12,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
-from raymap3r_ros.node import inputs, silence
+from raymap3r_ros.node import inputs, silence, stoppage
 from raymap3r_ros.node.namesakes import mixed_publishers
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -177,6 +180,47 @@ def test_lost_messages_are_counted_without_numbers_that_cannot_be_true(make_benc
     events["message_lost"](Losses(garbage, 3))
     assert bench.wait_for_log("images lost", level=30).startswith("3 images lost on the way")
     assert bench.current_diagnostics()["frames lost"] == "3"
+
+
+class Clocks:
+    """Both clocks of a process: they jump when it was stopped."""
+
+    CLOCK_BOOTTIME = time.CLOCK_BOOTTIME
+
+    def __init__(self):
+        self.jump = 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self.jump
+
+    def clock_gettime(self, which):
+        return time.clock_gettime(which) + self.jump
+
+
+def test_a_node_that_was_stopped_does_not_blame_the_network(make_bench, monkeypatch):
+    events, clocks = {}, Clocks()
+    original = inputs.SubscriptionEventCallbacks
+    monkeypatch.setattr(silence, "SILENCE", 5.0)
+    monkeypatch.setattr(silence, "time", clocks)
+    monkeypatch.setattr(stoppage, "time", clocks)
+    monkeypatch.setattr(
+        inputs, "SubscriptionEventCallbacks", lambda **callbacks: events.update(callbacks) or original(**callbacks)
+    )
+    bench = make_bench()
+    activate(bench)
+    bench.wait(lambda: len(bench.statuses) >= 2, "diagnostics")
+    clocks.jump = 60.0
+    events["message_lost"](Losses(40, 40))
+    assert re.match(
+        r"the node did not run for 6\d s: it was stopped", bench.wait_for_log("did not run for", level=30)
+    )
+    assert bench.wait_for_log("images lost", level=30) == "40 images lost while the node did not run"
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 2, "diagnostics")
+    assert bench.count_logs("nothing has arrived") == bench.count_logs("Fast DDS") == 0
+    assert bench.current_diagnostics()["frames lost"] == "40"
+    monkeypatch.setattr(silence, "SILENCE", 0.0)
+    bench.wait_for_log("nothing has arrived on", level=30)  # silence after it is reported as ever
 
 
 def test_outputs_of_the_node_are_not_named_as_its_input(make_bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 
@@ -95,14 +96,40 @@ def read_grey(path: Path) -> np.ndarray:
 
 def read_labels(path: Path) -> np.ndarray:
     """(h, w) values as stored; the indices of a palette image, which OpenCV would convert to colours."""
-    try:
-        with Image.open(existing_file(path)) as picture:
-            labels = np.asarray(picture)
-    except OSError as error:
-        raise InputError(f"{path}: is no image that can be decoded: {error}") from error
+    labels = np.asarray(_open_image(path))
     if labels.ndim != 2:
         raise InputError(f"{path}: an image of shape {labels.shape}; expected labels, one value per pixel")
     return labels
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """(h, w) bool, where the image is not black. Raises InputError if it has values other than 0 and one more.
+
+    Masks are stored as 0 and 255, as 0 and 1, or with colours.
+    """
+    picture = _open_image(path)
+    values = np.asarray(picture.convert("RGB") if picture.mode in ("P", "PA", "LA", "RGBA") else picture)
+    if values.ndim == 3:
+        values = values.max(axis=2)
+    found = np.unique(values)
+    if np.count_nonzero(found) > 1 or len(found) > 2:
+        raise InputError(
+            f"{path}: a mask with {len(found)} values, {found[0]} to {found[-1]}; expected 0 where nothing moves and "
+            "one other value where something moves: select one by a threshold"
+        )
+    return values > 0
+
+
+def _open_image(path: Path) -> Image.Image:
+    data = existing_file(path).read_bytes()
+    try:
+        if data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
+            checked_image(data)
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: is no image that can be decoded: {error}") from error
+    return picture
 
 
 def read_depth(path: Path, unit: int, *, invalid: int = 0) -> np.ndarray:

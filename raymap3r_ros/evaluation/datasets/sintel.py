@@ -12,8 +12,8 @@ from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     existing_file,
     numbered_files,
-    read_grey,
     read_image,
+    read_mask,
     same_size,
     standard_folders,
 )
@@ -43,7 +43,7 @@ def _sequence(training: Path, folder: Path) -> PosedSequence:
             depth_path = training / "depth" / folder.name / f"{path.stem}.dpt"
             depth = same_size(_read_dpt(depth_path), image, depth_path)
             mask = training / MASKS / folder.name / path.name
-            moving = same_size(read_grey(mask) > 127, image, mask) if mask.is_file() else None  # not for the last
+            moving = same_size(read_mask(mask), image, mask) if mask.is_file() else None  # not for the last
             yield Frame(image, index / 24, depth, None, moving, pose, intrinsics)
 
     return PosedSequence(folder.name, len(images), frames)

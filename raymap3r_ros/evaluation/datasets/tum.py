@@ -15,8 +15,8 @@ from raymap3r_ros.evaluation.dataset import Dataset
 from raymap3r_ros.evaluation.datasets.files import (
     pinhole,
     read_depth,
-    read_grey,
     read_image,
+    read_mask,
     read_matrix,
     read_text,
     same_size,
@@ -68,8 +68,8 @@ def load_tum_long(root: Path) -> list[PosedSequence]:
 def load_tum_folder(root: Path) -> list[PosedSequence]:
     """Any sequence in the TUM RGB-D layout, or a folder of them, all frames; also the output of `raymap3r render`.
 
-    Optional lists of the same form are static_depth.txt (depth without moving objects) and mask.txt (8 bit,
-    255 = moving). camera.txt, one line `fx fy cx cy`, has the intrinsics.
+    Optional lists of the same form are static_depth.txt (depth without moving objects) and mask.txt (not
+    0 = moving). camera.txt, one line `fx fy cx cy`, has the intrinsics.
     """
     found = [root] if (root / "rgb.txt").is_file() else [path.parent for path in root.glob("*/rgb.txt")]
     if not found:
@@ -199,7 +199,7 @@ def _depth(path: Path | None, image: np.ndarray) -> np.ndarray | None:
 
 
 def _mask(path: Path | None, image: np.ndarray) -> np.ndarray | None:
-    return None if path is None else same_size(read_grey(path) > 127, image, path)
+    return None if path is None else same_size(read_mask(path), image, path)
 
 
 TUM = Dataset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ UNWRITTEN = (
     "convert the video: ffmpeg -i INPUT -vf bwdif OUTPUT.mp4"
 )
 BLACK = 0.01  # share of values above 0 in a black image, which may be memory that was never written
+ASSUMED_RATE = 25.0  # by FFmpeg, for streams without times, whose length is then unknown
 GIVE_UP = 10  # consecutive frames that cannot be decoded: treated as the end of the video
 
 
@@ -42,6 +44,8 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         fps = capture.get(cv2.CAP_PROP_FPS)
         turn = round(capture.get(cv2.CAP_PROP_ORIENTATION_META))
+    if container.has_times is None:
+        container = replace(container, has_times=fps != ASSUMED_RATE or count > 0)
     if not container.has_times:
         log.warning("%s: a stream without times: %g frames per second are assumed (--rate)", path.name, options.rate)
     if not (container.has_times and MIN_RATE <= fps <= MAX_RATE):
