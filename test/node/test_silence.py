@@ -211,9 +211,7 @@ def test_a_node_that_was_stopped_does_not_blame_the_network(make_bench, monkeypa
     bench.wait(lambda: len(bench.statuses) >= 2, "diagnostics")
     clocks.jump = 60.0
     events["message_lost"](Losses(40, 40))
-    assert re.match(
-        r"the node did not run for 6\d s: it was stopped", bench.wait_for_log("did not run for", level=30)
-    )
+    assert re.match(r"the node did not run for 6\d s: it was stopped", bench.wait_for_log("did not run for", level=30))
     assert bench.wait_for_log("images lost", level=30) == "40 images lost while the node did not run"
     count = len(bench.statuses)
     bench.wait(lambda: len(bench.statuses) >= count + 2, "diagnostics")
