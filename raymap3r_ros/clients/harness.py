@@ -39,7 +39,7 @@ from raymap3r_ros.clients.graph import (
     reserved,
 )
 from raymap3r_ros.errors import Raymap3rError
-from raymap3r_ros.node.dds_profile import profile_environment
+from raymap3r_ros.node.dds_profile import domain_problem, profile_environment
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.node.publishers import RELIABLE, TOPICS
 from raymap3r_ros.synthetic import suite_sequence
@@ -63,8 +63,10 @@ def set_up_dds(*, localhost: bool = True, own_domain: bool = False) -> None:
 
     It selects the shipped Fast DDS profile, which the publisher of large messages needs. `localhost`: no discovery of
     other machines. `own_domain`: not the domain of other programs, which use /tf and /diagnostics too. Variables set
-    by the user are kept.
+    by the user are kept. Raises Raymap3rError for an impossible domain.
     """
+    if problem := domain_problem(os.environ):
+        raise Raymap3rError(problem)
     os.environ.update(profile_environment(os.environ))
     if localhost:
         os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

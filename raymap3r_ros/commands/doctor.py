@@ -12,8 +12,8 @@ from raymap3r_ros import __version__
 from raymap3r_ros.commands.arguments import add_checkpoint, add_device, add_options, read_options
 from raymap3r_ros.doctor.lines import FAIL, OK, Line, worst
 from raymap3r_ros.doctor.run import diagnose
+from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.json_file import write_json
-from raymap3r_ros.network import checkpoint_path
 from raymap3r_ros.options import option_fields
 from raymap3r_ros.output_files import check_output_file, check_outputs
 from raymap3r_ros.streaming import StreamOptions
@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     to_output = args.json == "-"
     if args.json and not to_output:
         check_output_file(Path(args.json))
-        check_outputs([Path(args.json)], [checkpoint_path(args.checkpoint)])
+        if not Path(args.json).absolute().parent.is_dir():
+            raise InputError(f"{args.json}: there is no such folder; create it, or name another file")
+        check_outputs([Path(args.json)], [Path(args.checkpoint)])
     options = read_options(args, StreamOptions)
     began, lines, check = time.monotonic(), [], ""
     for line in diagnose(args.checkpoint, options, args.device):
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(line: Line) -> str:
-    text = f"  {line.state:7}  {printable(line.name, WIDTH):{WIDTH}}  {printable(line.found)}"
+    text = f"  {line.state:7}  {printable(line.name):{WIDTH}}  {printable(line.found)}"
     return f"{text}\n{' ' * 11}-> {printable(line.remedy)}" if line.remedy else text
 
 

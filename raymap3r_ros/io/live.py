@@ -208,7 +208,10 @@ class _Reader:
         self.wait()
         with self._change:
             newest, self._newest = self._newest, None
-        return None if stop_requested() else newest
+            if stop_requested():
+                self.dropped += newest is not None
+                return None
+        return newest
 
     def close(self) -> None:
         """End the thread. One whose read blocks ends when that returns."""

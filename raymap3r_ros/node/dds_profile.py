@@ -7,9 +7,12 @@ from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
+from raymap3r_ros.text import printable
+
 # If one of these is set, the user has chosen a transport. Fast DDS 3 (ROS 2 Kilted and later) reads profiles from the
 # first, Fast DDS 2 from the second. If both are set, Fast DDS 3 reads the file twice and reports errors.
 USER_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_BUILTIN_TRANSPORTS")
+MAX_DOMAIN = 232  # port numbers end there
 FAST_DDS_2_DISTROS = ("humble", "iron", "jazzy")
 
 
@@ -28,3 +31,13 @@ def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     name = USER_VARIABLES[environment.get("ROS_DISTRO") in FAST_DDS_2_DISTROS]
     return {name: str(config_file("fastdds.xml"))}
+
+
+def domain_problem(environment: Mapping[str, str]) -> str:
+    """What is wrong with the number of the ROS domain, and what to do; "" if nothing is."""
+    text = environment.get("ROS_DOMAIN_ID", "").strip()
+    if not text or (text.isdecimal() and int(text) <= MAX_DOMAIN):
+        return ""
+    return (
+        f"ROS_DOMAIN_ID is {printable(text, 40)}; allowed: 0 to {MAX_DOMAIN}, the same for all machines of the robot"
+    )

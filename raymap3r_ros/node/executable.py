@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import re
 import signal
 import sys
@@ -22,6 +23,7 @@ from rclpy.subscription import Subscription
 from rclpy.task import Future, Task
 from rclpy.utilities import remove_ros_args
 
+from raymap3r_ros.node.dds_profile import domain_problem
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.parameter_files import FORM, parameter_files, section_warnings
 from raymap3r_ros.node.stream_node import StreamNode
@@ -119,6 +121,8 @@ def main() -> int:
     stop = StopSignal()
     try:
         arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
+        if problem := domain_problem(os.environ):
+            parser.error(problem)
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # ROS arguments that cannot be parsed, or a parameter file that cannot be read
         parser.error(printable(error) + (f"\n{FORM}" if "ros__parameters" in str(error) else ""))

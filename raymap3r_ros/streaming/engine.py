@@ -91,9 +91,7 @@ def advance(
     state_before, rays = before, None
     image_tokens = tokens = _encode(network, plan, pixels)
     if pose is not None:
-        before, rays = _known_rays(network, plan, before, pose, given)
-        # As the network was trained: the first view of a segment never comes with rays.
-        tokens = image_tokens + torch.where(before.fresh[:, None, None], 0.0, rays)
+        before, rays, tokens = _add_known_rays(network, plan, before, image_tokens, pose, given)
     mark("encode")
     want_attention = plan.rule.needs_attention or record is not None
     main = _run_main_branch(network, plan, image_tokens, tokens, before, want_attention=want_attention)
@@ -106,13 +104,10 @@ def advance(
     motion = None
     if plan.run_ray_branch:
         if rays is None:
-            # State and pose memory are in the segment's world, the pose is in the stream's.
-            from_segment = dataclasses.replace(before.alignment, scale=known.scale)
-            rays = _encode_rays(network, plan, before, from_segment.invert_on_pose(track.pose), intrinsics)
-        ray_points, ray_confidence = _run_ray_branch(network, plan, before, rays)
+            rays = _encode_own_rays(network, plan, before, known.scale, track.pose, intrinsics)
+        predicted = _run_ray_branch(network, plan, before, rays)
         mark("ray_branch")
-        want_tokens = plan.rule.needs_motion or record is not None
-        motion = _compare_branches(plan, main, ray_points, ray_confidence, want_tokens=want_tokens)
+        motion = _compare_branches(plan, main, *predicted, want_tokens=plan.rule.needs_motion or record is not None)
         mark("motion")
 
     gate, rule_index, after = _update_state(network, plan, before, main, track, motion)
@@ -149,17 +144,28 @@ def _encode(network: Network, plan: StepPlan, pixels: Tensor) -> Tensor:
         return network.encode_image((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
 
 
-def _known_rays(
-    network: Network, plan: StepPlan, before: StreamState, pose: Tensor, given: Tensor | None
-) -> tuple[StreamState, Tensor]:
-    """The state of a frame with given poses (B, 4, 4), and the tokens of their rays (B, N, C_e).
+def _add_known_rays(
+    network: Network, plan: StepPlan, before: StreamState, image_tokens: Tensor, pose: Tensor, given: Tensor | None
+) -> tuple[StreamState, Tensor, Tensor]:
+    """The state of a frame with given poses (B, 4, 4), the tokens (B, N, C_e) of their rays, and those of both inputs.
 
     Without `given` intrinsics (B, 3, 3), the rays have those of the last frame.
     """
     known, alignment = known_poses.anchor(before.known, before.alignment, before.fresh, pose)
     before = dataclasses.replace(before, known=known, alignment=alignment)
     intrinsics = known.intrinsics if given is None else given
-    return before, _encode_rays(network, plan, before, alignment.invert_on_pose(pose), intrinsics)
+    rays = _encode_rays(network, plan, before, alignment.invert_on_pose(pose), intrinsics)
+    # As the network was trained: the first view of a segment never comes with rays.
+    return before, rays, image_tokens + torch.where(before.fresh[:, None, None], 0.0, rays)
+
+
+def _encode_own_rays(
+    network: Network, plan: StepPlan, before: StreamState, scale: Tensor, pose: Tensor, intrinsics: Tensor
+) -> Tensor:
+    """Tokens (B, N, C_e) of the rays of predicted cameras (B, 4, 4) in the stream's world; its scale (B,) is known."""
+    # State and pose memory are in the segment's world, the pose is in the stream's.
+    from_segment = dataclasses.replace(before.alignment, scale=scale)
+    return _encode_rays(network, plan, before, from_segment.invert_on_pose(pose), intrinsics)
 
 
 def _encode_rays(network: Network, plan: StepPlan, before: StreamState, pose: Tensor, intrinsics: Tensor) -> Tensor:
@@ -370,16 +376,8 @@ def _start_segment(
         weight = main.confidence
         if kind == "robust" and motion is not None:
             weight = weight * motion.pixel_staticness * motion.static_weight
-        alignment, error = align_segments(
-            kind,
-            cloud_after,
-            cloud_before,
-            weight.flatten(1),
-            again.pose,
-            pose_before,
-            known.scale,
-            method,
-        )
+        clouds = cloud_after, cloud_before, weight.flatten(1)
+        alignment, error = align_segments(kind, *clouds, again.pose, pose_before, known.scale, method)
     if record is not None:
         record.update(view_after_reset=again, cloud_after=cloud_after)
     _, gate_memory = gates.decide(

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import logging
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -101,6 +102,7 @@ def _first_line(error: Exception) -> str:
 
 def _session(graph: bytes) -> Any:
     """The graph, ready to run on as many threads as PyTorch uses."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # otherwise it reports each session to its publisher
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -62,6 +62,7 @@ def test_json(checks, capsys, tmp_path):
 def test_output_that_is_no_file(checks, capsys, tmp_path):
     checks(GOOD)
     assert cli.main(["doctor", "--json", str(tmp_path)]) == 2
+    assert cli.main(["doctor", "--json", str(tmp_path / "missing" / "x.json")]) == 2
     assert "a folder" in capsys.readouterr().err
 
 

@@ -36,9 +36,13 @@ def test_shared_memory_of_another_rmw(monkeypatch):
     monkeypatch.setattr(dds, "profile_of", lambda environment: ({}, "profile"))
     monkeypatch.setattr(dds, "round_trip", lambda added: "round trip")
     monkeypatch.setitem(sys.modules, "rclpy", sys)
-    assert list(dds.check(TARGET)) == ["profile", "round trip"]
+    domain, *others = dds.check(TARGET)
+    assert (domain.name, domain.state) == ("domain", OK) and others == ["profile", "round trip"]
     monkeypatch.delenv("RMW_IMPLEMENTATION")
-    assert len(list(dds.check(TARGET))) == 3
+    assert len(list(dds.check(TARGET))) == 4
+    monkeypatch.setenv("ROS_DOMAIN_ID", "300")
+    domain = next(dds.check(TARGET))
+    assert domain.state == FAIL and domain.found.startswith("ROS_DOMAIN_ID is 300; allowed: 0 to 232")
 
 
 def test_without_rclpy(monkeypatch):

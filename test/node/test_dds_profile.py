@@ -4,7 +4,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from raymap3r_ros.node.dds_profile import USER_VARIABLES, config_file, profile_environment
+from raymap3r_ros.clients import harness
+from raymap3r_ros.errors import Raymap3rError
+from raymap3r_ros.node import executable
+from raymap3r_ros.node.dds_profile import USER_VARIABLES, config_file, domain_problem, profile_environment
 
 # Two processes, one large best-effort message after another: the default transport loses some of them.
 PUBLISHER = """
@@ -117,3 +120,21 @@ def test_node_reports_images_that_the_transport_loses(make_bench, monkeypatch):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("text", ["", "0", "232", " 7 "])
+def test_possible_domains(text):
+    assert domain_problem({"ROS_DOMAIN_ID": text}) == "" == domain_problem({})
+
+
+@pytest.mark.parametrize("text", ["233", "-1", "0x10", "a\x1b[31m"])
+def test_impossible_domains_are_named_before_anything_starts(text, monkeypatch, capsys):
+    problem = domain_problem({"ROS_DOMAIN_ID": text})
+    assert problem.startswith("ROS_DOMAIN_ID is ") and "allowed: 0 to 232" in problem and problem.isprintable()
+    monkeypatch.setenv("ROS_DOMAIN_ID", text)
+    with pytest.raises(Raymap3rError, match="allowed: 0 to 232"):
+        harness.set_up_dds()
+    monkeypatch.setattr(sys, "argv", ["stream"])
+    with pytest.raises(SystemExit) as ended:
+        executable.main()
+    assert ended.value.code == 2 and problem in capsys.readouterr().err

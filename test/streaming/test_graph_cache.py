@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,3 +117,24 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAYMAP3R_HOME", "~no_such_user/x")
     monkeypatch.setattr(graph_cache.importlib.metadata, "version", lambda _: "1")
     assert graph_path(load_network("mini"), PLAN, []) is None
+
+
+@needs_onnx
+def test_the_runtime_reports_nothing_to_its_publisher(tmp_path: Path):
+    """Otherwise ONNX Runtime keeps reports in the home of the user until it can send them."""
+    code = (
+        "import io\n"
+        "import torch\n"
+        "from raymap3r_ros.streaming import onnx_graphs\n"
+        "buffer = io.BytesIO()\n"
+        "torch.onnx.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),), buffer, dynamo=False)\n"
+        "session = onnx_graphs._session(buffer.getvalue())\n"
+        "print(len(session.get_inputs()))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip().endswith("1")
+    assert not [path for path in tmp_path.rglob("*") if "icrosoft" in str(path) or "onnxruntime" in str(path)]
