@@ -50,6 +50,7 @@ from raymap3r_ros.text import counted
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 10  # frames: enough to keep the node busy, far below the 100 of its queue
+LONGEST_PAUSE = 60.0  # seconds of a recording without messages, as it is played; of longer ones nothing
 STALL_LIMIT = 60.0  # seconds without an outcome after which the frames in flight are given up
 TF, TF_STATIC = "/tf", "/tf_static"
 OUTCOMES = tuple(name for name in COUNTS if name not in ("frames in", "resets"))  # diagnostics; one per frame
@@ -247,7 +248,7 @@ class _Player:
                 continue
             begin = time.monotonic() if begin is None else begin
             if options.rate:
-                self._wait_until(begin + (offset - options.start) / options.rate)
+                begin = self._keep_pace(begin, (offset - options.start) / options.rate)
             held = time.monotonic()
             if topic == bag.images:
                 self._wait_for_outcomes(MAX_IN_FLIGHT)
@@ -372,9 +373,14 @@ class _Player:
             self._executor.spin_once(timeout_sec=min(left, SPIN_TIME))
         return True
 
-    def _wait_until(self, moment: float) -> None:
-        """Handle callbacks up to a time of the monotonic clock, or a stop."""
-        self._wait(lambda: False, moment)
+    def _keep_pace(self, begin: float, seconds: float) -> float:
+        """Wait until `seconds` after `begin` or a stop; return `begin`, later by what is left out of a long pause."""
+        pause = begin + seconds - time.monotonic()
+        if pause > LONGEST_PAUSE:
+            log.warning("%s: nothing was recorded for %.0f s: the pause is left out", self._bag.path.name, pause)
+            begin -= pause
+        self._wait(lambda: False, begin + seconds)
+        return begin
 
     def _wait_for_outcomes(self, limit: int) -> None:
         """Wait until fewer than `limit` frames are in flight."""

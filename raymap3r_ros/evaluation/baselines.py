@@ -73,7 +73,7 @@ def _against_background(
 def _other_rays(run: SequenceRun, other: SequenceRun) -> Backgrounds:
     """The ray depths of `other` in the order of `run`'s samples."""
     rays = [sample.ray_depth for sample in other.samples]
-    if other is run or not rays or rays[0].shape != run.samples[0].depth.shape:
+    if other is run or not rays or not run.samples or rays[0].shape != run.samples[0].depth.shape:
         return [None] * len(run.samples)
     return [rays[index % len(rays)] for index in range(len(run.samples))]
 

@@ -151,6 +151,13 @@ def check_results(folder: Path, results: re.Pattern[str]) -> None:
     """Raise InputError if anything in `folder` has the name of a result, but the manifest does not list it."""
     candidates = (item for pattern in ("*", "*/*") for item in folder.glob(pattern))
     named = {item for item in candidates if results.fullmatch(item.relative_to(folder).as_posix())}
+    root = real_path(folder)
+    for item in sorted({item.parent for item in named} - {folder}):
+        if not real_path(item).is_relative_to(root):
+            raise InputError(
+                f"{item}: is a link to another folder, whose files are never deleted; replace it by a folder, or name "
+                "another one for the results"
+            )
     if in_the_way := sorted(named - written_files(folder)):
         raise InputError(
             f"{folder}: {listing(folder, in_the_way)} in the way: not written by an earlier run into this folder "

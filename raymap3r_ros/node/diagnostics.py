@@ -103,7 +103,7 @@ class Monitor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._in, self._out = Rate(), Rate()
+        self._in, self._out, self._bad = Rate(), Rate(), Rate()
         self._stamps = StampRates()
         self._from_stamp: deque[float] = deque(maxlen=SAMPLES)
         self._from_arrival: deque[float] = deque(maxlen=SAMPLES)
@@ -140,6 +140,8 @@ class Monitor:
         """Add to one of COUNTS; `arrived` and `published` already count "frames in" and "frames out"."""
         with self._lock:
             self._counts[name] += number
+            if name == "bad frames":
+                self._bad.add(time.monotonic())
 
     def warning(self, text: str) -> None:
         """Record something that the user should check."""
@@ -173,7 +175,8 @@ class Monitor:
             arriving, stamped = self._stamps.arriving(), self._stamps.stamped()
             warnings = list(standing)
             if state == "active" and frames_in == 0:
-                warnings.append("no images are arriving")
+                refused = self._bad.value(now) > 0
+                warnings.append("all images are refused" if refused else "no images are arriving")
             elif state == "active" and 0 < arriving < LOST_SHARE * stamped:
                 warnings.append(
                     f"images arrive at {significant(arriving)} Hz but are stamped at {significant(stamped)} Hz: "

@@ -135,6 +135,18 @@ def test_part_of_a_bag_is_played_at_its_rate(active_bench, replay_into, tmp_path
     assert max(later.sent - earlier.sent for earlier, later in itertools.pairwise(frames)) > 0.045
 
 
+def test_a_pause_of_hours_is_left_out(active_bench, replay_into, tmp_path, caplog):
+    """A computer without a clock of its own: the first images are stamped before it was set."""
+    times = [0.0, 0.1, 0.2, 7200.0, 7200.1]
+    bag = open_bag(write_bag(tmp_path / "bag", [(time, "/image", raw(time, picture(0))) for time in times]))
+    playback = replay_into(active_bench(bag), bag, ReplayOptions(rate=1.0))
+    assert len(playback.poses) == 5 and playback.worlds == {0, 3}
+    assert playback.frames[4].sent - playback.frames[3].sent > 0.08  # at its rate again
+    assert [record.getMessage() for record in caplog.records if "pause" in record.getMessage()] == [
+        "bag: nothing was recorded for 7200 s: the pause is left out"
+    ]
+
+
 def test_refused_images_do_not_block_the_replay(active_bench, replay_into, tmp_path):
     """Images without a stamp get the time of recording."""
     messages = [(i / 10, "/image", raw(None, picture(i))) for i in range(3)]

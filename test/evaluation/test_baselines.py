@@ -80,6 +80,8 @@ def test_controls_without_truth_are_left_out():
     assert baselines.map_controls([depth_only], MASK) == [{}]
     empty = SequenceRun("short", "", "short", 4, run.truth, {}, {}, [])
     assert baselines.map_controls([empty], MASK) == [{}]
+    beside, nothing = baselines.map_controls([run, empty], MASK)  # too short for the ray branch, after a long one
+    assert nothing == {} and beside.keys() == baselines.map_controls([run], MASK)[0].keys() > set()
 
 
 def test_a_static_sequence_has_no_best_threshold():

@@ -246,6 +246,17 @@ def test_bag_without_images(tmp_path):
         open_recording(bag)
 
 
+def test_a_topic_without_messages_is_told_from_a_wrong_name(tmp_path):
+    """As of a driver that was started, but sent nothing."""
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        kind = "sensor_msgs/msg/Image"
+        other, _ = (writer.add_connection(name, kind, typestore=STORE) for name in ("/other", "/silent"))
+        writer.write(other, 1, STORE.serialize_cdr(image_message(1, picture(1), "rgb8"), kind))
+    for topic in ("/silent", "silent"):
+        with pytest.raises(InputError, match="the topic /silent has no messages: nothing was sent"):
+            open_recording(tmp_path / "bag", topic=topic)
+
+
 def test_names_of_topics_are_escaped_and_their_number_is_limited(tmp_path):
     hostile = "/x\x1b]0;title\x07\r\n  /fake\u202e\x9b31m"
     images = [(f"{hostile}{index}", 1, image_message(1, picture(1), "rgb8")) for index in range(2)]

@@ -113,3 +113,15 @@ def test_errors_and_warnings_expire_but_the_last_error_stays(clock):
     status = monitor.status("/n", "inactive", {}, standing=["untrained weights"])
     assert (status.level, status.message) == (DiagnosticStatus.WARN, "untrained weights")
     assert values(status)["last error"] == "it broke"
+
+
+def test_images_that_are_refused_do_arrive(clock):
+    monitor = Monitor()
+    assert "no images are arriving" in monitor.status("node", "active", {}).message
+    monitor.count("bad frames")
+    clock.now += 0.1
+    monitor.count("bad frames")
+    message = monitor.status("node", "active", {}).message
+    assert "all images are refused" in message and "no images" not in message
+    clock.now += 100
+    assert "no images are arriving" in monitor.status("node", "active", {}).message

@@ -75,6 +75,8 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
     for name in (topic, "/" + topic.lstrip("/"), topic.lstrip("/")):
         if name in images:
             return name
+        if name in bag.topics and not bag.topics[name].msgcount:
+            raise InputError(f"{path}: the topic {name} has no messages: nothing was sent while it was recorded")
     raise InputError(f"{path}: no image topic /{topic.lstrip('/')}; there are:{choices}")
 
 
