@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, size_text
 from raymap3r_ros.errors import CheckpointError
 from raymap3r_ros.network import PRESETS, checkpoint_config, checkpoint_path, shipped_weights
+from raymap3r_ros.weights.download import sha256_of
 
 NAME = "weights"
 SHIPPED = {"one_room": "f9f725c30a5bfa1f28e0bf6faf09f1fb3f52b9125d1940086fd2e1e9727e719d"}
@@ -22,7 +21,7 @@ def check(target: Target) -> Iterator[Line]:
         if name not in files:
             yield Line(NAME, name, FAIL, "the file is missing in the package", AGAIN)
             continue
-        found = file_hash(files[name])
+        found = sha256_of(files[name], progress=False)
         text = f"SHA-256 {found}, {size_text(files[name].stat().st_size)}"
         if found == expected:
             yield Line(NAME, name, OK, text, values={"sha256": found})
@@ -42,15 +41,6 @@ def _chosen(checkpoint: str) -> Line:
         config, path = checkpoint_config(checkpoint), checkpoint_path(checkpoint)
     except CheckpointError as error:
         return Line(NAME, checkpoint, FAIL, str(error), "choose another --checkpoint: README.md, Weights")
-    found = file_hash(path)
+    found = sha256_of(path, progress=False)
     text = f"SHA-256 {found}, {size_text(path.stat().st_size)}, images of {config.image_size} pixels"
     return Line(NAME, checkpoint, OK, text, values={"sha256": found, "config": config.to_dict()})
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()

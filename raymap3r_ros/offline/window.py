@@ -18,7 +18,7 @@ _HINT = "show the results with --view, or write the preview and look at that"
 class Window:
     """Shows a row of panels per frame. Used in a `with` block.
 
-    Raises Raymap3rError if this OpenCV or this session cannot open windows.
+    Raises Raymap3rError if this OpenCV cannot open windows, or without a display.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import raymap3r_ros
+from raymap3r_ros.code_digest import code_digest
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.catalog import cache_folder
@@ -31,7 +30,7 @@ def graph_path(network: Network, plan: StepPlan, tensors: Iterable[Tensor]) -> P
 
     Its name is a hash of everything that the graph depends on: weights, plan, shapes, this package and the exporter.
     """
-    parts = [_code_digest(), torch.__version__, importlib.metadata.version("onnx"), network.config]
+    parts = [code_digest(*_ROOMS), torch.__version__, importlib.metadata.version("onnx"), network.config]
     parts += [plan.options, plan.method, plan.run_ray_branch, plan.motion, plan.reset]
     parts += [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
     digest = hashlib.sha256("\n".join(map(repr, parts)).encode())
@@ -70,13 +69,3 @@ def write_graph(path: Path, graph: bytes) -> None:
 
 def _checksum(graph: bytes) -> bytes:
     return hashlib.sha256(graph).hexdigest().encode()
-
-
-@functools.cache
-def _code_digest() -> str:
-    digest = hashlib.sha256()
-    root = Path(raymap3r_ros.__file__).parent
-    for room in _ROOMS:
-        for path in sorted((root / room).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -23,30 +23,23 @@ from raymap3r_ros.streaming.method import METHOD, Method
 from raymap3r_ros.streaming.stream_options import MaskOptions
 
 
-def contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor, method: Method = METHOD) -> tuple[Tensor, Tensor]:
+def contrast(
+    depth: Tensor, ray_depth: Tensor, trusted: Tensor, method: Method = METHOD
+) -> tuple[Tensor, Tensor, Tensor]:
     """How much nearer than the static scene each pixel is, (B, H, W), and where that is valid, (B, H, W) bool.
 
     That is log(ray_depth / depth), from the centre of its static part; 0 where it is not valid. `trusted` (B, H, W)
-    bool marks the pixels with two meaningful depths.
+    bool marks the pixels with two meaningful depths. Also returns the `sorted_sample` (B, K) of the contrasts.
     """
-    return _contrast(depth, ray_depth, trusted, method)[:2]
-
-
-def _contrast(depth: Tensor, ray_depth: Tensor, trusted: Tensor, method: Method) -> tuple[Tensor, Tensor, Tensor]:
-    """As `contrast`, and the sorted sample (B, K) of the contrasts."""
     ratio = (ray_depth.clamp_min(1e-6) / depth.clamp_min(1e-6)).log()
     trusted = trusted & (ratio.abs() < torch.inf)
-    ordered = _sorted_sample(ratio, trusted, method)
-    centre = _centre(ordered, method)
+    ordered = sorted_sample(ratio, trusted, method)
+    centre = static_centre(ordered, method)
     return torch.where(trusted, ratio - centre[:, None, None], 0.0), trusted, ordered - centre[:, None]
 
 
-def static_centre(values: Tensor, valid: Tensor, method: Method = METHOD) -> Tensor:
-    """Centre (B,) of the static part of contrasts (B, K); 0 where none is `valid`."""
-    return _centre(_sorted_sample(values, valid, method), method)
-
-
-def _centre(ordered: Tensor, method: Method) -> Tensor:
+def static_centre(ordered: Tensor, method: Method = METHOD) -> Tensor:
+    """Centre (B,) of the static part of a sorted sample (B, K) of contrasts; 0 where none is valid."""
     span = (torch.isfinite(ordered).sum(1, keepdim=True) * method.mask_share).long().clamp_min(1)
     last = torch.arange(ordered.shape[1], device=ordered.device) + span
     high = ordered.gather(1, last.clamp(max=ordered.shape[1] - 1))
@@ -62,17 +55,13 @@ def _centre(ordered: Tensor, method: Method) -> Tensor:
     return torch.where(torch.isfinite(ordered[:, 0]) & torch.isfinite(centre[:, 0]), centre[:, 0], 0.0)
 
 
-def static_noise(values: Tensor, valid: Tensor, method: Method = METHOD) -> Tensor:
-    """Standard deviation (B,) of the static part of contrasts (B, K) from their centre; 0 where none is `valid`."""
-    return _noise(_sorted_sample(values, valid, method), method)
-
-
-def _noise(ordered: Tensor, method: Method) -> Tensor:
+def static_noise(ordered: Tensor, method: Method = METHOD) -> Tensor:
+    """Standard deviation (B,) of the static part of a sorted sample (B, K) of contrasts; 0 where none is valid."""
     spread = _spread_below(ordered, torch.zeros_like(ordered[:, :1]), method)[:, 0]
     return torch.where(torch.isfinite(spread), spread, 0.0)
 
 
-def _sorted_sample(values: Tensor, valid: Tensor, method: Method) -> Tensor:
+def sorted_sample(values: Tensor, valid: Tensor, method: Method = METHOD) -> Tensor:
     """A sample of the valid values of each row of (B, ...), ascending, then infinities."""
     values = torch.where(valid, values, torch.inf).flatten(1)
     stride = max(1, values.shape[1] // method.mask_samples)
@@ -98,14 +87,14 @@ def dynamic_mask(
     half of the contrast of the adjacent region, so that smeared edges end where the contrast is halved. Every pixel
     must be nearer than the static scene by `min_ratio`. Specks, then holes, below `min_width` are removed.
     """
-    single, trusted, ordered = _contrast(depth, ray_depth, trusted, method)
+    single, trusted, ordered = contrast(depth, ray_depth, trusted, method)
     unit = max(1, round(max(single.shape[1:]) / method.mask_unit))
     patch, step = _odd(method.mask_patch * unit), _odd(method.mask_step * unit)
     total, count = window_reduce(torch.stack((single, trusted.float())), patch, torch.add)
     mean = total / count.clamp_min(1)
     single_noise = _noise_unit(ordered, options, method)
     few = slice(None, None, max(1, patch // 3))  # neighbouring windows overlap
-    mean_noise = _noise_unit(_sorted_sample(mean[:, few, few], trusted[:, few, few], method), options, method)
+    mean_noise = _noise_unit(sorted_sample(mean[:, few, few], trusted[:, few, few], method), options, method)
     # Untrusted pixels have a contrast of 0 and are not weak.
     weak = single > (options.low * single_noise).clamp_min(math.log1p(options.min_ratio))
     highest = torch.where(weak, single / method.mask_half, 0.0)  # contrast of a region that may include this pixel
@@ -127,14 +116,14 @@ def static_weight(
 
     Nearer and farther count alike, so that weighted means of depth are not biased.
     """
-    single, trusted, ordered = _contrast(depth, ray_depth, trusted, method)
+    single, trusted, ordered = contrast(depth, ray_depth, trusted, method)
     score = single / (method.mask_static * _noise_unit(ordered, options, method))
     return trusted * torch.exp(-0.5 * score.square())
 
 
 def _noise_unit(ordered: Tensor, options: MaskOptions, method: Method) -> Tensor:
     """(B, 1, 1) of a sorted sample (B, K) of contrasts, or of their means."""
-    return _noise(ordered, method).clamp_min(options.noise_floor)[:, None, None]
+    return static_noise(ordered, method).clamp_min(options.noise_floor)[:, None, None]
 
 
 def _odd(length: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import raymap3r_ros
+from raymap3r_ros.code_digest import code_digest
 from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.io.output_folder import check_output_folder
 from raymap3r_ros.network import Network
@@ -35,6 +35,7 @@ from raymap3r_ros.training.throughput import count_operations
 from raymap3r_ros.training.train_options import RECIPES, TrainOptions
 
 STATE_FILE = "training.pt"
+_ROOMS = ("network", "synthetic", "training")  # whose code the weights depend on
 _LOG_EVERY = 25  # steps
 _MEASURE_EVERY = 200  # steps
 _SAVE_EVERY = 300.0  # seconds
@@ -277,19 +278,9 @@ def manifest(run: Run, name: str, options: TrainOptions, world: int, device: tor
         "hours": f"{run.seconds / 3600:.2f}",
         "hardware": f"{world} x {hardware}",
         "torch": torch.__version__,
-        "code": f"{raymap3r_ros.__version__} {source_digest()}",
+        "code": f"{raymap3r_ros.__version__} {code_digest(*_ROOMS)[:12]}",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
-
-
-def source_digest() -> str:
-    """Twelve hexadecimal digits that depend on the source of network, scenes and training."""
-    root = Path(raymap3r_ros.__file__).parent
-    digest = hashlib.sha256()
-    for room in ("network", "synthetic", "training"):
-        for path in sorted((root / room).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _resume(run: Run, path: Path, options: TrainOptions, device: torch.device) -> Run:

@@ -73,11 +73,11 @@ def check_file(weights: PublicWeights, path: Path) -> None:
         raise WrongFileError(f"the SHA-256 of {weights.file} is {found}, expected {weights.sha256}")
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, with a progress bar on a terminal."""
+def sha256_of(path: Path, *, progress: bool = True) -> str:
+    """Return the SHA-256 of a file; `progress`: with a bar on a terminal."""
     digest = hashlib.sha256()
-    size = path.stat().st_size
-    with path.open("rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="SHA-256", disable=None) as bar:
+    how = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": "SHA-256"}
+    with path.open("rb") as file, tqdm(**how, disable=None if progress else True) as bar:
         while block := file.read(_BLOCK):
             digest.update(block)
             bar.update(len(block))

@@ -131,7 +131,7 @@ def test_chosen_checkpoint(tmp_path, tiny_config):
     path = tmp_path / "mine.safetensors"
     save_network(untrained_network(tiny_config), path)
     line = by_name(weights.check(Target(str(path), StreamOptions(), TARGET.device)))[str(path)]
-    assert line.state == OK and line.values["sha256"] == weights.file_hash(path) in line.found
+    assert line.state == OK and line.values["sha256"] == weights.sha256_of(path) in line.found
     path.write_bytes(path.read_bytes()[:-9])
     assert by_name(weights.check(Target(str(path), StreamOptions(), TARGET.device)))[str(path)].state == FAIL
     assert by_name(weights.check(Target("mini", StreamOptions(), TARGET.device)))["mini"].state == WARNING

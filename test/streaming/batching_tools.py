@@ -7,13 +7,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler
+from raymap3r_ros.streaming.onnx_graphs import missing_packages
 from raymap3r_ros.streaming.result import Estimate
 
+needs_onnx = pytest.mark.skipif(
+    bool(missing_packages()), reason=f"{' and '.join(missing_packages())} is not installed"
+)
 METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
 STEADY = METHOD_SOON.router_last_frame + 1  # first frame that may run in a batch
 LIMIT = 20  # seconds after which a test that hangs fails

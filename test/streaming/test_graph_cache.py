@@ -1,7 +1,6 @@
 """Exported graphs that are kept for later starts."""
 
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,18 +11,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from batching_tools import METHOD_SOON
+from batching_tools import METHOD_SOON, needs_onnx
 
 from raymap3r_ros.network import load_network
 from raymap3r_ros.streaming import RULES, Stream, StreamOptions, graph_cache
 from raymap3r_ros.streaming.graph_cache import KEPT, graph_path, read_graph, write_graph
 from raymap3r_ros.streaming.method import METHOD
-from raymap3r_ros.streaming.onnx_graphs import PACKAGES
 from raymap3r_ros.streaming.state import StepPlan
 
-needs_onnx = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in PACKAGES), reason=f"{' or '.join(PACKAGES)} is not installed"
-)
 OPTIONS = StreamOptions(execution="onnx", update_rule="cut3r")
 PLAN = StepPlan(OPTIONS, METHOD, RULES["cut3r"], run_ray_branch=False, motion=False, reset=False)
 
@@ -89,7 +84,7 @@ def test_whatever_a_graph_depends_on_is_in_its_name(folder: Path, monkeypatch: p
     }
     monkeypatch.setattr(torch, "__version__", "2.99")
     paths.add(graph_path(network, plan, tensors))
-    monkeypatch.setattr(graph_cache, "_code_digest", lambda: "changed")
+    monkeypatch.setattr(graph_cache, "code_digest", lambda *rooms: "changed")
     paths.add(graph_path(network, plan, tensors))
     assert len(paths) == 7 and {path.parent for path in paths} == {folder}
 

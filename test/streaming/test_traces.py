@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from batching_tools import METHOD_SOON, at_once
+from batching_tools import METHOD_SOON, at_once, needs_onnx
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network, load_network
@@ -30,9 +30,6 @@ INTRINSICS = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
 TRACE = StreamOptions(execution="trace")
 ONNX = StreamOptions(execution="onnx")
 
-needs_onnx = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in PACKAGES), reason=f"{' or '.join(PACKAGES)} is not installed"
-)
 both = pytest.mark.parametrize("options", [TRACE, pytest.param(ONNX, marks=needs_onnx)], ids=("trace", "onnx"))
 
 
