@@ -84,6 +84,17 @@ def transform_points(pose: Tensor, points: Tensor) -> Tensor:
     return (flat @ pose[:, :3, :3].mT + pose[:, None, :3, 3]).view_as(points)
 
 
+def from_cameras(pose: Tensor, points: Tensor) -> Tensor:
+    """Points (..., P, 3) in the frames of cameras (..., 4, 4), in their world."""
+    return points @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
+
+
+def mean_rotation(rotations: Tensor, weight: Tensor) -> Tensor:
+    """The mean (B, 4) of unit quaternions (B, K, 4) that are less than half a turn apart, with weights (B, K)."""
+    same = (rotations @ rotations[:, -1:].mT).sign()  # q and -q are one rotation
+    return F.normalize((weight[..., None] * same * rotations).sum(1), dim=-1)
+
+
 @functools.lru_cache(maxsize=16)
 def pixel_grid(size: tuple[int, int], device: torch.device) -> Tensor:
     """(column, row) of every pixel of an H x W image: (H, W, 2), float32. Shared: do not write to it."""

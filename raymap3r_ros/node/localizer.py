@@ -18,7 +18,19 @@ from raymap3r_ros.node.tf_frames import MOUNT_AGE, FrameNames, Frames, LookUp, P
 from raymap3r_ros.streaming import StepResult, WorldChange
 
 # From the least to the greatest: of several changes before a healthy frame the greatest holds.
-_CHANGES = (WorldChange.NONE, WorldChange.KNOWN, WorldChange.ALIGNED, WorldChange.JUMPED, WorldChange.NEW)
+_CHANGES = (
+    WorldChange.NONE,
+    WorldChange.KNOWN,
+    WorldChange.ALIGNED,
+    WorldChange.CORRECTED,
+    WorldChange.JUMPED,
+    WorldChange.NEW,
+)
+_ALIGNED = {
+    WorldChange.ALIGNED: "aligned with the last one",
+    WorldChange.CORRECTED: "aligned with the keyframes",
+    WorldChange.JUMPED: "aligned with the last one, with a jump",
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +147,7 @@ class Localizer:
                 camera_frame,
                 scale=scale,
                 new_world=change is WorldChange.NEW,
-                corrected=change in (WorldChange.KNOWN, WorldChange.JUMPED),
+                corrected=change in (WorldChange.KNOWN, WorldChange.CORRECTED, WorldChange.JUMPED),
                 in_odom=in_odom,
             )
             if placement.problem:
@@ -175,10 +187,10 @@ class Localizer:
             height, width = result.depth.shape
             text = f"a new world starts ({self._reason}); the network's input is {width}x{height}"
         else:
-            how = "aligned with the last one" + (", with a jump" if change is WorldChange.JUMPED else "")
-            text = f"frame {result.frame} is the first of a new segment, {how}"
+            text = f"frame {result.frame} is the first of a new segment, {_ALIGNED[change]}"
         if self._has_world:
             self._reporter.count("resets")
         self._has_world = True
-        report = self._reporter.debug if change is WorldChange.ALIGNED else self._reporter.info  # every 100th frame
+        usual = change in (WorldChange.ALIGNED, WorldChange.CORRECTED)  # every 100th frame
+        report = self._reporter.debug if usual else self._reporter.info
         report(text)

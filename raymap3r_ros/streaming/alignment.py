@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from raymap3r_ros.geometry.cameras import from_cameras, mean_rotation, pose_matrix, quaternion, rotation_angle
 from raymap3r_ros.geometry.similarity import Similarity, weighted_umeyama
 from raymap3r_ros.geometry.weighted_median import weighted_median
 from raymap3r_ros.streaming.method import METHOD, Method
@@ -48,6 +50,61 @@ def align_segments(
         )
     distance = (before - before_pose[:, None, :3, 3]).norm(dim=-1).clamp_min(1e-6)
     return transform, weighted_median((transform.apply(after) - before).norm(dim=-1) / distance, weight)
+
+
+def align_keyframes(
+    after: Tensor,
+    before: Tensor,
+    weight: Tensor,
+    after_pose: Tensor,
+    before_pose: Tensor,
+    last_scale: Tensor,
+    method: Method = METHOD,
+) -> tuple[Similarity, Tensor]:
+    """The transform from a new segment's world to the stream's, from K frames that are in both.
+
+    `after` and `before` (B, K, P, 3) are the same points in the cameras' frames, in metres of the segment and of the
+    stream, with weights (B, K, P). The poses (B, K, 4, 4) are those cameras in either world. A frame without any
+    weight takes no part.
+
+    The scale is the weighted median of the ratios of distances, see `robust_alignment`. Rotation and translation are
+    means over the frames, in which the weight falls with the residual (Cauchy). Residuals are relative to their
+    median, so that agreeing frames outvote the others however large the disagreement is.
+
+    Returns the transform and its residual, as `align_segments`.
+    """
+    usable = torch.isfinite(after).all(-1) & torch.isfinite(before).all(-1) & torch.isfinite(weight)
+    weight = torch.where(usable, weight, 0.0)
+    after, before = (torch.where(usable[..., None], points, 0.0) for points in (after, before))
+    after_distance, distance = (points.norm(dim=-1).clamp_min(1e-6) for points in (after, before))
+    flat = weight.flatten(1)
+    scale = weighted_median((distance / after_distance).flatten(1), flat)
+    scale = torch.where(torch.isfinite(scale), scale, last_scale)
+    # A frame without points still has a pose, and the current frame comes last: alone, it determines the transform.
+    present = (flat.view_as(weight).amax(2) > 0).float()
+    present = torch.cat((present[:, :-1], torch.ones_like(present[:, -1:])), dim=1)
+    turns = quaternion(before_pose[..., :3, :3] @ after_pose[..., :3, :3].mT)
+    typical = weighted_median(distance.flatten(1), flat).nan_to_num(1.0)
+    share = present
+    for _ in range(method.alignment_rounds):
+        turn = mean_rotation(turns, share)
+        rotation = pose_matrix(F.pad(turn, (3, 0)))[:, :3, :3]
+        shifts = before_pose[..., :3, 3] - scale[:, None, None] * (after_pose[..., :3, 3] @ rotation.mT)
+        translation = (share[..., None] * shifts).sum(1) / share.sum(1, keepdim=True)
+        turned = rotation_angle(turns, turn[:, None])
+        shifted = (shifts - translation[:, None]).norm(dim=-1)
+        turned = _relative(turned, present, torch.full_like(typical, method.alignment_rotation_floor))
+        shifted = _relative(shifted, present, method.alignment_distance_floor * typical)
+        share = present / (1 + (turned.square() + shifted.square()) / method.alignment_outlier**2)
+    transform = Similarity(scale, rotation, translation)
+    placed = transform.apply(from_cameras(after_pose, after))
+    error = (placed - from_cameras(before_pose, before)).norm(dim=-1) / distance
+    return transform, weighted_median(error.flatten(1), flat)
+
+
+def _relative(residual: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
+    """Residuals (B, K) of at least 0 in units of their weighted median, or of its smallest value `floor` (B,)."""
+    return residual / torch.maximum(weighted_median(residual, weight), floor)[:, None]
 
 
 def robust_alignment(

@@ -1,7 +1,6 @@
 """The method for one frame: tensors in, tensors out (arXiv 2603.20588).
 
 Nothing here reads a tensor's values on the host, so the host never waits for a GPU and the operations can be recorded.
-The one exception is the published reset alignment, whose decomposition synchronises.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from raymap3r_ros.geometry import cameras
 from raymap3r_ros.geometry.similarity import Similarity
 from raymap3r_ros.network import Decoded, Network
 from raymap3r_ros.streaming import gates, known_poses, staticness
-from raymap3r_ros.streaming.alignment import align_segments
 from raymap3r_ros.streaming.known_poses import KnownPoses
 from raymap3r_ros.streaming.mask import dynamic_mask, static_weight
 from raymap3r_ros.streaming.method import Method
@@ -62,6 +60,8 @@ def initial_state(
         known=KnownPoses.empty(batch, size, device),
         smoother=SmootherState.empty(batch, device, method),
         router=RouterState.empty(batch, device, options.router, method),
+        keyframes=None,
+        rehearsal=None,
         frame=0,
         segment=0,
         reset_reason=reason,
@@ -94,7 +94,7 @@ def advance(
         before, rays, tokens = _add_known_rays(network, plan, before, image_tokens, pose, given)
     mark("encode")
     want_attention = plan.rule.needs_attention or record is not None
-    main = _run_main_branch(network, plan, image_tokens, tokens, before, want_attention=want_attention)
+    main = run_main_branch(network, plan, image_tokens, tokens, before, want_attention=want_attention)
     mark("decode")
     intrinsics, intrinsics_known = _intrinsics(given, main.points, plan.method)
     track, known = _track(plan, before, main, pose)
@@ -115,12 +115,7 @@ def advance(
     mark("update")
     if record is not None:
         record.update(view=main, track=track, motion=motion, after=after)
-    alignment_error = None
-    if plan.reset:
-        after, alignment_error = _start_segment(network, plan, after, pose, main, track, motion, record)
-        mark("reset")
-
-    healthy = _all_finite(main.decoded.state, main.pose, main.points, main.confidence, after.state, after.memory)
+    healthy = all_finite(main.decoded.state, main.pose, main.points, main.confidence, after.state, after.memory)
     estimate = Estimate(
         **_maps(plan, main, motion, known.scale),
         pose=_published_pose(plan, known, pose, track),
@@ -130,10 +125,11 @@ def advance(
         healthy=healthy,
         intrinsics_known=intrinsics_known,
         rule_index=rule_index,
-        alignment_error=alignment_error,
+        image_tokens=image_tokens,
+        static_weight=motion.static_weight if plan.weighs else None,
         plausibility=None if motion is None else motion.plausibility,
     )
-    after = _choose(healthy, after, state_before)
+    after = choose(healthy, after, state_before)
     mark("outputs")
     return estimate, after
 
@@ -175,7 +171,7 @@ def _encode_rays(network: Network, plan: StepPlan, before: StreamState, pose: Te
         return network.encode_rays(rays).float()
 
 
-def _run_main_branch(
+def run_main_branch(
     network: Network,
     plan: StepPlan,
     image_tokens: Tensor,
@@ -272,14 +268,14 @@ def _compare_branches(
     from_mask = want_tokens and plan.rule.absolute_staticness
     trusted = ray_confidence >= method.min_ray_confidence
     pixel_staticness = mask = static = token_delta = token_staticness = None
-    if plan.motion or plan.aligns_robustly or from_mask:
+    if plan.motion or from_mask:
         pixel_staticness = staticness.pixel_staticness(delta, weight, method)
     if plan.motion or from_mask:
         if options.mask.kind == "published":
             mask = pixel_staticness < method.published_mask_staticness
         else:
             mask = dynamic_mask(depth, ray_depth, trusted, options.mask, method)
-    if plan.aligns_robustly:
+    if plan.weighs:
         static = static_weight(depth, ray_depth, trusted, options.mask, method)
     if want_tokens:
         grid, attention = main.decoded.grid, main.decoded.attention
@@ -331,76 +327,35 @@ def _update_state(
     # The first frame replaces the initial state.
     gate = torch.where(before.fresh[:, None, None], 1.0, gate)
 
-    with _autocast(options, gate.device):
-        memory = network.write_memory(before.memory, main.tokens, main.decoded.pose_token).float()
     after = dataclasses.replace(
-        before,
-        state=gate * main.decoded.state + (1 - gate) * before.state,
-        memory=memory,
+        _take_in(network, plan, main, before, gate),
         staticness=static,
         staticness_known=known,
         gate_memory=gate_memory,
-        fresh=torch.zeros_like(before.fresh),
         smoother=track.smoother,
         router=router,
     )
     return gate, rule_index, after
 
 
-def _start_segment(
-    network: Network,
-    plan: StepPlan,
-    after: StreamState,
-    pose: Tensor | None,
-    main: View,
-    track: Track,
-    motion: Motion | None,
-    record: dict[str, Any] | None,
-) -> tuple[StreamState, Tensor | None]:
-    """A reset: the state of a new segment whose first frame is this one, aligned with the stream's world.
+def take_in(network: Network, plan: StepPlan, view: View, before: StreamState) -> StreamState:
+    """State and pose memory after a view whose motion is unknown."""
+    gate, gate_memory = gates.decide(
+        plan.rule, before.gate_memory, before.fresh, view.image_tokens, view.decoded, before.staticness, plan.method
+    )
+    gate = torch.where(before.fresh[:, None, None], 1.0, gate)
+    return dataclasses.replace(_take_in(network, plan, view, before, gate), gate_memory=gate_memory)
 
-    `pose` (B, 4, 4) is the known camera, or None. Returns the new state and the error of the alignment (B,), see
-    `align_segments`; None without alignment.
-    """
-    options, method, known, tokens = plan.options, plan.method, after.known, main.image_tokens
-    fresh = initial_state(network, options, method, len(tokens), after.size, after.image_size, "")
-    again = _run_main_branch(network, plan, tokens, tokens, fresh, want_attention=plan.rule.needs_attention)
-    with _autocast(options, tokens.device):
-        memory = network.write_memory(fresh.memory, tokens, again.decoded.pose_token).float()
-    points = main.points * known.scale[:, None, None, None]
-    pose_before = known.correction @ track.pose_raw  # the given pose if there is one
-    cloud_before = cameras.transform_points(pose_before, points).flatten(1, 2)
-    cloud_after = cameras.transform_points(again.pose, again.points).flatten(1, 2)
-    kind, alignment, error = options.reset_alignment, fresh.alignment, None
-    if kind != "off":
-        weight = main.confidence
-        if kind == "robust" and motion is not None:
-            weight = weight * motion.pixel_staticness * motion.static_weight
-        clouds = cloud_after, cloud_before, weight.flatten(1)
-        alignment, error = align_segments(kind, *clouds, again.pose, pose_before, known.scale, method)
-    if record is not None:
-        record.update(view_after_reset=again, cloud_after=cloud_after)
-    _, gate_memory = gates.decide(
-        plan.rule, fresh.gate_memory, fresh.fresh, tokens, again.decoded, fresh.staticness, method
-    )
-    # The tied smoother works in the stream's world, which is continuous if the segments are aligned and if no given
-    # pose corrects it.
-    keep = (known.count == 0) if options.smoothing == "tied" and kind != "off" else torch.zeros_like(fresh.fresh)
-    known = known_poses.begin_segment(known, alignment, aligned=kind != "off")
-    if pose is not None and kind != "off":
-        known = known_poses.observe(known, alignment, pose, again.pose, method)
-    started = dataclasses.replace(
-        fresh,
-        state=again.decoded.state,
+
+def _take_in(network: Network, plan: StepPlan, view: View, before: StreamState, gate: Tensor) -> StreamState:
+    with _autocast(plan.options, gate.device):
+        memory = network.write_memory(before.memory, view.tokens, view.decoded.pose_token).float()
+    return dataclasses.replace(
+        before,
+        state=gate * view.decoded.state + (1 - gate) * before.state,
         memory=memory,
-        gate_memory=gate_memory,
-        fresh=torch.zeros_like(fresh.fresh),
-        alignment=alignment,
-        known=known,
-        smoother=_choose(keep, after.smoother, fresh.smoother),
-        router=after.router,
+        fresh=torch.zeros_like(before.fresh),
     )
-    return started, error
 
 
 def _grid(network: Network, state: StreamState) -> tuple[int, int]:
@@ -430,12 +385,12 @@ def _in_float32(decoded: Decoded) -> Decoded:
     )
 
 
-def _all_finite(*tensors: Tensor) -> Tensor:
+def all_finite(*tensors: Tensor) -> Tensor:
     """(B,) whether every element of every tensor is finite."""
     return torch.stack([torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors]).all(0)
 
 
-def _choose(first: Tensor, one: Any, other: Any) -> Any:
+def choose(first: Tensor, one: Any, other: Any) -> Any:
     """Dataclasses of one structure: `one` for the streams with `first` (B,), `other` for the rest."""
 
     def choose(a: Tensor, b: Tensor) -> Tensor:

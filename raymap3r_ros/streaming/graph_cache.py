@@ -31,7 +31,7 @@ def graph_path(network: Network, plan: StepPlan, tensors: Iterable[Tensor]) -> P
     Its name is a hash of everything that the graph depends on: weights, plan, shapes, this package and the exporter.
     """
     parts = [code_digest(*_ROOMS), torch.__version__, importlib.metadata.version("onnx"), network.config]
-    parts += [plan.options, plan.method, plan.run_ray_branch, plan.motion, plan.reset]
+    parts += [plan.options, plan.method, plan.run_ray_branch, plan.motion]
     parts += [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
     digest = hashlib.sha256("\n".join(map(repr, parts)).encode())
     for name, tensor in network.state_dict().items():

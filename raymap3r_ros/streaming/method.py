@@ -86,6 +86,16 @@ class Method:
     mask_fade: float = 0.92  # ... which counts for less with each step
     published_mask_staticness: float = 0.5  # published mask: pixels below this staticness are dynamic
 
+    # Keyframes (ours)
+    keyframe_interval: int = 5  # frames between two that may become keyframes
+    keyframe_overlap: float = 0.7  # a view with more overlap with a keyframe shows nothing new
+    rehearsed_keyframes: int = 8  # that a new memory sees at a reset ...
+    rehearsed_nearest: int = 4  # ... of which have the largest overlap with the current view
+    alignment_rounds: int = 5  # of the robust mean over keyframes
+    alignment_outlier: float = 1.5  # residual at which the weight of a keyframe is halved, in medians
+    alignment_rotation_floor: float = 0.5  # degrees: smallest median of rotations
+    alignment_distance_floor: float = 0.01  # the same of positions, as a share of the median distance of the points
+
     # Plausibility (ours)
     plausibility_samples: int = 256  # pixels of which percentiles are taken
     # Percentiles of confidence, ray confidence and disagreement, so that movers over half of the image change little

@@ -19,6 +19,9 @@ class WorldChange(enum.Enum):
 
     NONE = "none"  # the same world
     ALIGNED = "aligned"  # the first frame of a new segment, aligned without a jump
+    CORRECTED = (
+        "corrected"  # the first frame of a new segment, aligned with keyframes: drift is corrected by a small jump
+    )
     KNOWN = "known"  # the same world, in which the pose jumps from a predicted one to a known one
     JUMPED = "jumped"  # the first frame of a new segment, aligned with a jump of unknown size
     NEW = "new"  # unrelated to the world before: earlier poses, points and scale do not apply
@@ -47,9 +50,8 @@ class Estimate:
     healthy: Tensor  # () bool: every network output is finite; if not, the state was not updated
     intrinsics_known: Tensor  # () bool: given or estimated; False: a field of view was assumed
     rule_index: Tensor  # () position in `gates.RULES` of the rule in force
-    # () median relative residual of the reset alignment at this frame; NaN: no usable points, the last scale was kept.
-    # None at other frames, and without alignment.
-    alignment_error: Tensor | None
+    image_tokens: Tensor  # (N, C_e) of the image, row by row
+    static_weight: Tensor | None  # (H, W) 0..1, see `mask.static_weight`; None if no alignment may need it
     plausibility: Tensor | None  # (3,) whether the weights fit the image, see `plausibility`; None without rays
 
 
@@ -65,6 +67,9 @@ class StepResult(Estimate):
     reset: bool  # the stream started or was reset at this frame
     reset_reason: str  # "start", "interval", "size" or ""
     timer: StageTimer  # see `timings`
+    # () median relative residual of the reset alignment at this frame; NaN: no usable points, the last scale was kept.
+    # None at other frames, and without alignment.
+    alignment_error: Tensor | None = None
     world_change: WorldChange = WorldChange.NONE
     pose_given: bool = False  # a pose was given to `step`
 

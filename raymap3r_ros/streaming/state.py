@@ -9,6 +9,7 @@ from torch import Tensor
 from raymap3r_ros.geometry.similarity import Similarity
 from raymap3r_ros.network import Decoded
 from raymap3r_ros.streaming.gates import GateMemory, Rule
+from raymap3r_ros.streaming.keyframes import Keyframes
 from raymap3r_ros.streaming.known_poses import KnownPoses
 from raymap3r_ros.streaming.method import Method
 from raymap3r_ros.streaming.result import WorldChange
@@ -32,6 +33,9 @@ class StreamState:
     known: KnownPoses
     smoother: SmootherState
     router: RouterState
+    # What only follows the network, which runs without it: None there, and as long as there is nothing
+    keyframes: Keyframes | None
+    rehearsal: Rehearsal | None
     frame: int  # index of the next frame
     segment: int  # number of resets so far
     reset_reason: str  # why the next frame starts a new world; "" if it does not
@@ -39,6 +43,18 @@ class StreamState:
     posed_frame: int  # index of the last frame with a given pose, -1 if there was none
     size: tuple[int, int]  # H, W of the preprocessed images
     image_size: tuple[int, int]  # h, w of the camera images
+
+
+@dataclass
+class Rehearsal:
+    """A fresh memory that sees K keyframes again before it replaces the memory of B streams, see `rehearsal`."""
+
+    memory: StreamState  # its world is the camera of the first of these keyframes
+    slot: Tensor  # (B, K) of the keyframes, oldest first
+    valid: Tensor  # (B, K) bool: there is such a keyframe
+    pose: Tensor  # (B, K, 4, 4) where the new memory places them: camera to its world
+    points: Tensor  # (B, K, P, 3) in the camera frame, metres of the new memory
+    step: int  # number of steps done, of 2 K
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,6 @@ class StepPlan:
     rule: Rule
     run_ray_branch: bool
     motion: bool  # staticness and dynamic mask are computed
-    reset: bool  # state and pose memory are reset with this frame
 
     @property
     def routed(self) -> bool:
@@ -94,9 +109,9 @@ class StepPlan:
         return self.options.router != "off" and self.options.update_rule == "raymap3r"
 
     @property
-    def aligns_robustly(self) -> bool:
-        """Whether a robust alignment follows: it needs the ray branch, so that moving objects do not take part."""
-        return self.reset and self.options.reset_alignment == "robust"
+    def weighs(self) -> bool:
+        """Whether motion includes `Motion.static_weight`, which keeps moving objects out of alignments."""
+        return self.motion and self.options.reset_alignment == "robust" and self.options.reset_interval > 0
 
 
 @dataclass(frozen=True)
@@ -107,8 +122,9 @@ class PreparedFrame:
     inputs: tuple[Tensor, Tensor | None, Tensor | None]
     before: StreamState
     plan: StepPlan
-    # Whether the plan and the shapes alone determine the operations. This is not so for the first frames of a stream
-    # and for resets.
+    task: str  # what follows the network, see `rehearsal.task_at`
+    # Whether the plan and the shapes alone determine the operations of the network. This is not so for the first
+    # frames of a stream.
     steady: bool
     single: bool  # one image, not a batch of one
     stamp: float | None

@@ -14,7 +14,7 @@ from torch import Tensor
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.calibration import intrinsics_problem
 from raymap3r_ros.network import Network
-from raymap3r_ros.streaming import engine
+from raymap3r_ros.streaming import engine, rehearsal
 from raymap3r_ros.streaming.cuda_graphs import Capture
 from raymap3r_ros.streaming.gates import RULES
 from raymap3r_ros.streaming.known_poses import checked_pose
@@ -22,6 +22,7 @@ from raymap3r_ros.streaming.method import METHOD, Method
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_images, frame_intrinsics
 from raymap3r_ros.streaming.recordings import Recordings, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
+from raymap3r_ros.streaming.segments import start_segment
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState
 from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses
 from raymap3r_ros.streaming.tensors import copy_of
@@ -117,7 +118,7 @@ class Stream:
         not aligned; the state is unchanged then.
         """
         frame = self.prepare(image, stamp, intrinsics, pose=pose, motion=motion)
-        return self.finish(frame, *self.advance(frame, self._recordings, record))
+        return self.finish(frame, *self.advance(frame, self._recordings, record), record)
 
     def prepare(
         self,
@@ -141,14 +142,17 @@ class Stream:
         camera = self._checked_pose(pose, batch)
         pixels = frame_images(images, framing, self.device)
         before = self._state
+        if before is not None:
+            before = dataclasses.replace(before, keyframes=None, rehearsal=None)
         if before is None:
             before = self._initial_state(batch, framing.size, (height, width), "start")
         elif (before.size, before.image_size) != (framing.size, (height, width)) or len(before.state) != batch:
             before = self._initial_state(batch, framing.size, (height, width), "size")
         timer.mark("preprocess")
         plan = self.plan(before.frame, motion=motion)
-        steady = before.frame > self.method.router_last_frame and not plan.reset
-        return PreparedFrame((pixels, given, camera), before, plan, steady, single, stamp, timer)
+        task = rehearsal.task_at(options, self.method, before.frame)
+        steady = before.frame > self.method.router_last_frame
+        return PreparedFrame((pixels, given, camera), before, plan, task, steady, single, stamp, timer)
 
     def advance(
         self, frame: PreparedFrame, recordings: Recordings | None = None, record: dict[str, Any] | None = None
@@ -161,19 +165,37 @@ class Stream:
         frame.timer.mark("network")
         return estimate, after
 
-    def finish(self, frame: PreparedFrame, estimate: Estimate, after: StreamState) -> StepResult:
-        """The last part of `step`: store the state and assemble the result."""
+    def finish(
+        self, frame: PreparedFrame, estimate: Estimate, after: StreamState, record: dict[str, Any] | None = None
+    ) -> StepResult:
+        """The last part of `step`: what follows the network, store the state, and assemble the result."""
         before, plan = frame.before, frame.plan
-        posed = frame.inputs[2] is not None
+        pose, resets = frame.inputs[2], frame.task == "reset"
+        kept = self._state if before.frame else before
         # From a batch or a graph, all values that are not tensors may belong to another frame.
+        after = dataclasses.replace(
+            after,
+            keyframes=kept.keyframes,
+            rehearsal=kept.rehearsal,
+            frame=before.frame,
+            image_size=before.image_size,
+        )
+        alignment_error = None
+        aligned_by_keyframes = resets and rehearsal.is_complete(after.rehearsal)
+        if resets:
+            after, alignment_error = start_segment(self.network, plan, pose, estimate, after, record)
+            frame.timer.mark("reset")
+        elif frame.task:
+            follow = rehearsal.rehearse if frame.task == "rehearse" else rehearsal.remember
+            after = follow(self.network, plan, estimate, after)
+            frame.timer.mark("keyframes")
         self._state = dataclasses.replace(
             after,
             frame=before.frame + 1,
-            segment=before.segment + plan.reset,
+            segment=before.segment + resets,
             reset_reason="",
-            world_change=_change_after(frame),
-            posed_frame=before.frame if posed else before.posed_frame,
-            image_size=before.image_size,
+            world_change=_change_after(frame, aligned_by_keyframes=aligned_by_keyframes),
+            posed_frame=before.posed_frame if pose is None else before.frame,
         )
         result = StepResult(
             **vars(estimate),
@@ -182,22 +204,24 @@ class Stream:
             segment=before.segment,
             stamp=frame.stamp,
             motion=plan.motion,
-            reset=before.frame == 0 or plan.reset,
-            reset_reason="interval" if plan.reset else before.reset_reason,
+            reset=before.frame == 0 or resets,
+            reset_reason="interval" if resets else before.reset_reason,
+            alignment_error=alignment_error,
             world_change=_change_at(frame),
-            pose_given=posed,
+            pose_given=pose is not None,
             timer=frame.timer,
         )
         return result.camera(0) if frame.single else result
 
     def plan(self, frame: int, *, motion: bool = True) -> StepPlan:
-        """How the frame with this index is processed; `motion` as in `step`."""
+        """How the network runs for the frame with this index; `motion` as in `step`."""
         options, rule = self.options, RULES[self.options.update_rule]
-        reset = bool(frame and options.reset_interval and frame % options.reset_interval == 0)
-        plan = StepPlan(options, self.method, rule, run_ray_branch=False, motion=False, reset=reset)
+        task = rehearsal.task_at(options, self.method, frame)
+        # Moving objects take no part in alignments.
+        needed = task == "store" or (task == "reset" and options.reset_alignment == "robust")
         due = frame % options.ray_interval == 0 and (motion or rule.needs_motion)
-        run_ray_branch = (plan.aligns_robustly or due) and frame >= self.method.warmup_frames
-        return dataclasses.replace(plan, run_ray_branch=run_ray_branch, motion=motion and run_ray_branch)
+        run_ray_branch = (needed or due) and frame >= self.method.warmup_frames
+        return StepPlan(options, self.method, rule, run_ray_branch, motion=(motion or needed) and run_ray_branch)
 
     def _initial_state(
         self, batch: int, size: tuple[int, int], image_size: tuple[int, int], reason: str
@@ -240,17 +264,23 @@ def _change_at(frame: PreparedFrame) -> WorldChange:
     if not (posed and given) or change is WorldChange.NEW:
         return change
     if before.posed_frame == before.frame - 1:  # both poses are given: no alignment affects them
-        return WorldChange.ALIGNED if change is WorldChange.JUMPED else change
+        return WorldChange.ALIGNED if change in (WorldChange.CORRECTED, WorldChange.JUMPED) else change
     return WorldChange.KNOWN if change is WorldChange.NONE else WorldChange.JUMPED
 
 
-def _change_after(frame: PreparedFrame) -> WorldChange:
+def _change_after(frame: PreparedFrame, *, aligned_by_keyframes: bool) -> WorldChange:
     """How the world of the next frame relates to the world of this one."""
-    if not frame.plan.reset:
+    if frame.task != "reset":
         return WorldChange.NONE
     change = _AFTER_ALIGNMENT[frame.plan.options.reset_alignment]
+    if aligned_by_keyframes:
+        change = WorldChange.CORRECTED
     posed = frame.inputs[2] is not None or frame.before.posed_frame >= 0
-    if posed and frame.plan.options.published_pose == "network" and change is WorldChange.ALIGNED:
+    if (
+        posed
+        and frame.plan.options.published_pose == "network"
+        and change in (WorldChange.ALIGNED, WorldChange.CORRECTED)
+    ):
         return WorldChange.JUMPED  # the new segment is aligned with the given poses, not with the predicted ones
     return change
 

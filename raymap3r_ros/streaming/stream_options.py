@@ -73,6 +73,22 @@ class MaskOptions:
 
 
 @dataclass(frozen=True)
+class KeyframeOptions:
+    """Stored frames that a new memory sees again at each reset (see `streaming.keyframes`)."""
+
+    size: int = option(
+        32,
+        "number of stored frames that tie the segments together, in a stream with resets and reset_alignment robust; "
+        "0 = none: each segment is tied to the last one by a single frame",
+        low=0,
+        high=1000,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
 class StreamOptions:
     """How one stream is run. The defaults are for a live robot; `published` gives the switches of the paper's code."""
 
@@ -132,6 +148,7 @@ class StreamOptions:
         "pixels that an image token's discrepancy is averaged over: its own `patch`, or the published `raster` run",
         choices=("patch", "raster"),
     )
+    keyframes: KeyframeOptions = field(default_factory=KeyframeOptions)
     mask: MaskOptions = field(default_factory=MaskOptions)
 
     def __post_init__(self) -> None:
@@ -152,6 +169,7 @@ STREAM_PRESETS: dict[str, dict[str, Any]] = {
         "router": "published",
         "smoothing": "published",
         "reset_alignment": "published",
+        "keyframes.size": 0,
         "token_pooling": "raster",
         "mask.kind": "published",
     },

@@ -20,7 +20,7 @@ from raymap3r_ros.streaming.method import METHOD
 from raymap3r_ros.streaming.state import StepPlan
 
 OPTIONS = StreamOptions(execution="onnx", update_rule="cut3r")
-PLAN = StepPlan(OPTIONS, METHOD, RULES["cut3r"], run_ray_branch=False, motion=False, reset=False)
+PLAN = StepPlan(OPTIONS, METHOD, RULES["cut3r"], run_ray_branch=False, motion=False)
 
 
 @pytest.fixture
