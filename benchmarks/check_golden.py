@@ -39,6 +39,7 @@ from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions, ga
 from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
 from raymap3r_ros.streaming.state import StreamState
+from raymap3r_ros.streaming.stream_options import KeyframeOptions
 
 EXACT = 0.0
 
@@ -453,6 +454,7 @@ class Run:
             smoothing="published" if gated else "off",
             token_pooling="raster",
             reset_interval=100 if tree == "rm" else 0,
+            keyframes=KeyframeOptions(size=0),
         )
         return cls(options, rays=tree == "rm", fast=special == "fast")
 

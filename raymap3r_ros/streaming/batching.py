@@ -292,6 +292,7 @@ def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int
                         together.warm_up(stream, cameras, image, given, pose=pose, motion=motion)
                     frame = step(image, intrinsics=given, pose=pose, motion=motion).frame
                     ran.add(plan)
+        stream.warm_up_reset()
     stream.reset()
 
 

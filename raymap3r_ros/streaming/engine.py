@@ -23,7 +23,7 @@ from raymap3r_ros.streaming.plausibility import plausibility
 from raymap3r_ros.streaming.result import Estimate, WorldChange
 from raymap3r_ros.streaming.router import RouterState, route_adaptive, route_published
 from raymap3r_ros.streaming.smoothing import SmootherState, smooth
-from raymap3r_ros.streaming.state import Motion, StepPlan, StreamState, Track, View
+from raymap3r_ros.streaming.state import Motion, Sight, StepPlan, StreamState, Track, View
 from raymap3r_ros.streaming.stream_options import StreamOptions
 from raymap3r_ros.streaming.tensors import map_tensors
 from raymap3r_ros.streaming.timing import StageTimer
@@ -338,8 +338,23 @@ def _update_state(
     return gate, rule_index, after
 
 
-def take_in(network: Network, plan: StepPlan, view: View, before: StreamState) -> StreamState:
-    """State and pose memory after a view whose motion is unknown."""
+def look(
+    network: Network, plan: StepPlan, inputs: tuple[Tensor, Tensor], before: StreamState
+) -> tuple[Sight, StreamState]:
+    """Decode an image again, of which nothing is known but its tokens: what is seen, and the state after it.
+
+    `inputs` are the image tokens (B, N, C_e), and which streams take the image in (B,) bool; the state of the others
+    stays as it is.
+    """
+    tokens, takes = inputs
+    view = run_main_branch(network, plan, tokens, tokens, before, want_attention=plan.rule.needs_attention)
+    healthy = all_finite(view.decoded.state, view.pose, view.points)
+    after = choose(takes & healthy, _take_in_still(network, plan, view, before), before)
+    return Sight(view.pose, view.points, healthy), after
+
+
+def _take_in_still(network: Network, plan: StepPlan, view: View, before: StreamState) -> StreamState:
+    """State and pose memory after a view, as if nothing moved in it."""
     gate, gate_memory = gates.decide(
         plan.rule, before.gate_memory, before.fresh, view.image_tokens, view.decoded, before.staticness, plan.method
     )

@@ -25,13 +25,13 @@ _ROOMS = ("geometry", "network", "streaming")  # whose code a graph depends on
 log = logging.getLogger(__name__)
 
 
-def graph_path(network: Network, plan: StepPlan, tensors: Iterable[Tensor]) -> Path | None:
-    """The file of the graph of this kind of frame with inputs like `tensors`; None if the cache has no place.
+def graph_path(network: Network, kind: str, plan: StepPlan, tensors: Iterable[Tensor]) -> Path | None:
+    """The file of the graph of this kind of work with inputs like `tensors`; None if the cache has no place.
 
     Its name is a hash of everything that the graph depends on: weights, plan, shapes, this package and the exporter.
     """
     parts = [code_digest(*_ROOMS), torch.__version__, importlib.metadata.version("onnx"), network.config]
-    parts += [plan.options, plan.method, plan.run_ray_branch, plan.motion]
+    parts += [kind, plan.options, plan.method, plan.run_ray_branch, plan.motion]
     parts += [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
     digest = hashlib.sha256("\n".join(map(repr, parts)).encode())
     for name, tensor in network.state_dict().items():

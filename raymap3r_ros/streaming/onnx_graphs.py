@@ -39,14 +39,14 @@ def missing_packages() -> list[str]:
 
 
 def record_onnx(network: Network, frame: Any, inputs: tuple, state: Any) -> Callable[[tuple, Any], tuple[Any, Any]]:
-    """A function that does the same as `frame`, a `recordings.Frame`, for inputs and a state of the same shapes.
+    """A function that does the same as `frame`, a `recordings.Work`, for inputs and a state of the same shapes.
 
     The graph comes from the cache, if it has been exported before. See also `traces.trace`. Raises RuntimeError if the
     installed versions cannot export or load the frame.
     """
     example = tuple(tensors_of(copy_of((inputs, state))))
     module = FrameModule(network, frame, (inputs, state), REPLACED).eval()
-    path = graph_path(network, frame.plan, example)
+    path = graph_path(network, frame.kind.__name__, frame.plan, example)
     session = None if path is None else _cached(path, module, example)
     if session is None:
         session = _exported(path, module, example)

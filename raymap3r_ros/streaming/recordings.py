@@ -13,10 +13,8 @@ import torch
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network, is_small
-from raymap3r_ros.streaming import engine
 from raymap3r_ros.streaming.cuda_graphs import Capture, CudaCapture, record_graph
 from raymap3r_ros.streaming.onnx_graphs import missing_packages, record_onnx
-from raymap3r_ros.streaming.result import Estimate
 from raymap3r_ros.streaming.state import StepPlan, StreamState
 from raymap3r_ros.streaming.stream_options import StreamOptions
 from raymap3r_ros.streaming.tensors import tensors_of
@@ -24,50 +22,49 @@ from raymap3r_ros.streaming.traces import trace
 
 # Number of recordings: each holds the results of a whole frame. A node with one image size needs them with and without
 # given intrinsics, and with and without known poses, each for frames with motion, without motion, and without the ray
-# branch.
-_KEPT = 12
+# branch, and one for keyframes.
+_KEPT = 13
 
-Recorded = Callable[[tuple, StreamState], tuple[Estimate, StreamState]]
+Recorded = Callable[[tuple, StreamState], tuple[Any, StreamState]]
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A kind of frame, as a function of its inputs and the state."""
+class Work:
+    """Work of the network, as a function of its inputs and the state. Equal ones run the same operations."""
 
+    kind: Callable[..., tuple[Any, StreamState]]  # `engine.advance` or `engine.look`
     network: Network
     plan: StepPlan
 
-    def __call__(self, inputs: tuple, state: StreamState) -> tuple[Estimate, StreamState]:
-        return engine.advance(self.network, self.plan, inputs, state)
+    def __call__(self, inputs: tuple, state: StreamState) -> tuple[Any, StreamState]:
+        return self.kind(self.network, self.plan, inputs, state)
 
 
 class Recordings:
-    """`engine.advance`, recorded once for each plan and each set of shapes."""
+    """Work of the network, recorded once for each plan and each set of shapes."""
 
-    def __init__(self, network: Network, *recorders: Callable[[Frame, tuple, StreamState], Recorded]) -> None:
+    def __init__(self, *recorders: Callable[[Work, tuple, StreamState], Recorded]) -> None:
         """A recorder takes a function, its inputs and the state; it returns a function that does the same.
 
         The first one is used as long as it raises no RuntimeError, then the next one.
         """
-        self._network = network
         self._recorders = list(recorders)
         self._recorded: dict[Any, Recorded] = {}
 
-    def run(self, plan: StepPlan, inputs: tuple, state: StreamState) -> tuple[Estimate, StreamState]:
-        """The result of `engine.advance`. The next call with the returned state may overwrite its tensors."""
-        key = plan, tuple(tensor.shape for tensor in tensors_of((inputs, state)))
+    def run(self, work: Work, inputs: tuple, state: StreamState) -> tuple[Any, StreamState]:
+        """The result of the work. The next call with the returned state may overwrite its tensors."""
+        key = work, tuple(tensor.shape for tensor in tensors_of((inputs, state)))
         recorded = self._recorded.get(key)
         if recorded is None and self._recorders:
             recorded = self._record(key, inputs, state)
-        return engine.advance(self._network, plan, inputs, state) if recorded is None else recorded(inputs, state)
+        return (recorded or work)(inputs, state)
 
     def _record(self, key: Any, inputs: tuple, state: StreamState) -> Recorded | None:
         while len(self._recorded) >= _KEPT:
             del self._recorded[next(iter(self._recorded))]
-        frame = Frame(self._network, key[0])
         while self._recorders and key not in self._recorded:
             try:
-                self._recorded[key] = self._recorders[0](frame, inputs, state)
+                self._recorded[key] = self._recorders[0](key[0], inputs, state)
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -97,10 +94,10 @@ def recordings(network: Network, options: StreamOptions, capture: Capture | None
                 f"{' '.join(missing)}`, or use execution trace"
             )
         recorders = (record_onnx, trace) if execution == "onnx" else (trace,)
-        return Recordings(network, *(partial(recorder, network) for recorder in recorders))
+        return Recordings(*(partial(recorder, network) for recorder in recorders))
     if execution == "plain" or (device != "cuda" and capture is None):
         return None
-    return Recordings(network, partial(record_graph, capture or CudaCapture()))
+    return Recordings(partial(record_graph, capture or CudaCapture()))
 
 
 def long_running(network: Network, options: StreamOptions) -> StreamOptions:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ from raymap3r_ros.streaming import engine
 from raymap3r_ros.streaming.keyframes import Keyframes, choose, overlaps, store
 from raymap3r_ros.streaming.method import Method
 from raymap3r_ros.streaming.result import Estimate
-from raymap3r_ros.streaming.state import Rehearsal, StepPlan, StreamState
+from raymap3r_ros.streaming.state import Rehearsal, Sight, StepPlan, StreamState
 from raymap3r_ros.streaming.stream_options import StreamOptions
+
+# `engine.look` of a network: its inputs, the state -> what is seen, the state after it
+Look = Callable[[tuple[Tensor, Tensor], StreamState], tuple[Sight, StreamState]]
 
 
 def uses_keyframes(options: StreamOptions) -> bool:
@@ -51,10 +55,10 @@ def task_at(options: StreamOptions, method: Method, frame: int) -> str:
     return "store" if frame % spacing(options, method) == 0 else ""
 
 
-def view_of(network: Network, seen: Estimate, after: StreamState) -> Keyframes:
+def view_of(seen: Estimate, after: StreamState) -> Keyframes:
     """The current frame as a keyframe in one slot; its estimate is in the stream's world."""
-    points = sampled(network, seen.points).flatten(1, 2)
-    weight = sampled(network, static_confidence(seen)).flatten(1)
+    points = sampled(seen.points, seen)
+    weight = sampled(static_confidence(seen)[..., None], seen)[..., 0]
     batch, device = len(points), points.device
     slots = {
         "tokens": seen.image_tokens,
@@ -77,14 +81,14 @@ def static_confidence(seen: Estimate) -> Tensor:
     return seen.confidence * seen.staticness * seen.static_weight
 
 
-def remember(network: Network, plan: StepPlan, seen: Estimate, after: StreamState) -> StreamState:
+def remember(plan: StepPlan, seen: Estimate, after: StreamState) -> StreamState:
     """The state after a frame, which becomes a keyframe if it shows something new."""
-    view = view_of(network, seen, after)
+    view = view_of(seen, after)
     known = after.keyframes or Keyframes.empty(plan.options.keyframes.size, view)
     return dataclasses.replace(after, keyframes=store(known, view, after.size, plan.method))
 
 
-def rehearse(network: Network, plan: StepPlan, seen: Estimate, after: StreamState) -> StreamState:
+def rehearse(network: Network, look: Look, plan: StepPlan, seen: Estimate, after: StreamState) -> StreamState:
     """The state after one more step of the rehearsal."""
     count = rehearsed(plan.options, plan.method)
     step = 2 * count - (-after.frame % plan.options.reset_interval)
@@ -95,22 +99,20 @@ def rehearse(network: Network, plan: StepPlan, seen: Estimate, after: StreamStat
         rehearsal = _begin(network, plan, keyframes, seen, after, count)
     elif rehearsal is None or rehearsal.step != step:  # the options have changed in between
         return dataclasses.replace(after, rehearsal=None)
-    memory, index = rehearsal.memory, step % count
+    index, takes_in = step % count, step < count
     tokens = keyframes.at(rehearsal.slot[:, index : index + 1]).tokens[:, 0]
-    takes_in = step < count
-    view = engine.run_main_branch(
-        network, plan, tokens, tokens, memory, want_attention=takes_in and plan.rule.needs_attention
+    valid = rehearsal.valid[:, index]
+    sight, memory = look((tokens, valid & takes_in), rehearsal.memory)
+    here = torch.arange(count, device=tokens.device)[:, None, None] == index
+    rehearsal = dataclasses.replace(
+        rehearsal,
+        memory=memory,
+        # Those of the first half are replaced in the second one.
+        pose=torch.where(here, sight.pose[:, None], rehearsal.pose),
+        points=torch.where(here, sampled(sight.points, seen)[:, None], rehearsal.points),
+        step=step + 1,
     )
-    if takes_in:
-        memory = engine.choose(rehearsal.valid[:, index], engine.take_in(network, plan, view, memory), memory)
-        rehearsal = dataclasses.replace(rehearsal, memory=memory)
-    else:
-        here = torch.arange(count, device=tokens.device) == index
-        pose = torch.where(here[:, None, None], view.pose[:, None], rehearsal.pose)
-        points = sampled(network, view.points).flatten(1, 2)
-        points = torch.where(here[:, None, None], points[:, None], rehearsal.points)
-        rehearsal = dataclasses.replace(rehearsal, pose=pose, points=points)
-    return dataclasses.replace(after, rehearsal=dataclasses.replace(rehearsal, step=step + 1))
+    return dataclasses.replace(after, rehearsal=rehearsal)
 
 
 def is_complete(rehearsal: Rehearsal | None) -> bool:
@@ -122,16 +124,15 @@ def _begin(
     network: Network, plan: StepPlan, keyframes: Keyframes, seen: Estimate, after: StreamState, count: int
 ) -> Rehearsal:
     """A rehearsal of `count` keyframes that suit the current view, before its first step."""
-    here = overlaps(keyframes, view_of(network, seen, after), after.size)
+    here = overlaps(keyframes, view_of(seen, after), after.size)
     slot, valid = choose(keyframes, here, count, plan.method)
     chosen = keyframes.at(slot)
-    memory = engine.initial_state(
-        network, plan.options, plan.method, len(slot), after.size, after.image_size, reason=""
-    )
+    memory = engine.initial_state(network, plan.options, plan.method, len(slot), after.size, after.image_size, "")
     return Rehearsal(memory, slot, valid, chosen.pose, chosen.points, step=0)
 
 
-def sampled(network: Network, values: Tensor) -> Tensor:
-    """The values (B, H, W, ...) at the centre of each image token."""
-    patch = network.config.patch_size
-    return values[:, patch // 2 :: patch, patch // 2 :: patch]
+def sampled(values: Tensor, seen: Estimate) -> Tensor:
+    """The values (B, H, W, C) at the centre of each image token of the frame: (B, N, C)."""
+    height, width = values.shape[1:3]
+    patch = math.isqrt(height * width // seen.image_tokens.shape[1])
+    return values[:, patch // 2 :: patch, patch // 2 :: patch].flatten(1, 2)

@@ -14,11 +14,12 @@ from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import engine, known_poses, rehearsal
 from raymap3r_ros.streaming.alignment import align_keyframes, align_segments
 from raymap3r_ros.streaming.result import Estimate
-from raymap3r_ros.streaming.state import Rehearsal, StepPlan, StreamState, View
+from raymap3r_ros.streaming.state import Rehearsal, Sight, StepPlan, StreamState
 
 
 def start_segment(
     network: Network,
+    look: rehearsal.Look,
     plan: StepPlan,
     pose: Tensor | None,
     seen: Estimate,
@@ -34,27 +35,20 @@ def start_segment(
     options, method, known, tokens = plan.options, plan.method, after.known, seen.image_tokens
     rehearsed = after.rehearsal if rehearsal.is_complete(after.rehearsal) else None
     fresh = engine.initial_state(network, options, method, len(tokens), after.size, after.image_size, "")
-    memory = fresh if rehearsed is None else rehearsed.memory
-    again = engine.run_main_branch(network, plan, tokens, tokens, memory, want_attention=plan.rule.needs_attention)
+    again, memory = look((tokens, torch.ones_like(fresh.fresh)), fresh if rehearsed is None else rehearsed.memory)
     if record is not None:
         record.update(view_after_reset=again, cloud_after=_cloud(again))
-    kind, alignment, error = options.reset_alignment, fresh.alignment, None
-    if rehearsed is not None:
-        alignment, error = _align_with_keyframes(network, plan, rehearsed, again, seen, after)
-    elif kind != "off":
-        weight = rehearsal.static_confidence(seen) if kind == "robust" else seen.confidence
-        pose_before = known.correction @ seen.pose_raw  # the given pose if there is one
-        cloud_before = cameras.transform_points(pose_before, seen.points).flatten(1, 2)
-        clouds = _cloud(again), cloud_before, weight.flatten(1)
-        alignment, error = align_segments(kind, *clouds, again.pose, pose_before, known.scale, method)
+    aligns, alignment, error = options.reset_alignment != "off", fresh.alignment, None
+    if aligns:
+        alignment, error = _align(plan, rehearsed, again, seen, after)
     # The tied smoother works in the stream's world, which is continuous if the segments are aligned and if no given
     # pose corrects it.
-    keep = (known.count == 0) if options.smoothing == "tied" and kind != "off" else torch.zeros_like(after.fresh)
-    known = known_poses.begin_segment(known, alignment, aligned=kind != "off")
-    if pose is not None and kind != "off":
+    keep = (known.count == 0) if options.smoothing == "tied" and aligns else torch.zeros_like(after.fresh)
+    known = known_poses.begin_segment(known, alignment, aligned=aligns)
+    if pose is not None and aligns:
         known = known_poses.observe(known, alignment, pose, again.pose, method)
     started = dataclasses.replace(
-        engine.take_in(network, plan, again, memory),
+        memory,
         alignment=alignment,
         known=known,
         smoother=engine.choose(keep, after.smoother, fresh.smoother),
@@ -62,31 +56,37 @@ def start_segment(
         keyframes=None,
         rehearsal=None,
     )
-    healthy = seen.healthy & engine.all_finite(started.state, started.memory, again.pose, again.points)
+    healthy = seen.healthy & again.healthy
     before = dataclasses.replace(after, keyframes=None, rehearsal=None)
-    chosen = engine.choose(healthy, started, before)
-    return dataclasses.replace(chosen, keyframes=after.keyframes if kind != "off" else None), error
+    return dataclasses.replace(engine.choose(healthy, started, before), keyframes=after.keyframes), error
 
 
-def _align_with_keyframes(
-    network: Network, plan: StepPlan, rehearsed: Rehearsal, again: View, seen: Estimate, after: StreamState
+def _align(
+    plan: StepPlan, rehearsed: Rehearsal | None, again: Sight, seen: Estimate, after: StreamState
 ) -> tuple[Similarity, Tensor]:
-    """The alignment of a rehearsed memory, from its keyframes and the current frame."""
-    stored = after.keyframes.at(rehearsed.slot)
-    weight = torch.where(rehearsed.valid[..., None], stored.weight, 0.0)
-    here = rehearsal.view_of(network, seen, after)
-    points = rehearsal.sampled(network, again.points).flatten(1, 2)
-    return align_keyframes(
-        torch.cat((rehearsed.points, points[:, None]), 1),
+    """The alignment of the new memory and its error (B,), from the current frame and the keyframes of a rehearsal."""
+    kind, known = plan.options.reset_alignment, after.known
+    weight = rehearsal.static_confidence(seen) if kind == "robust" else seen.confidence
+    pose_before = known.correction @ seen.pose_raw  # the given pose if there is one
+    cloud_before = cameras.transform_points(pose_before, seen.points).flatten(1, 2)
+    clouds = _cloud(again), cloud_before, weight.flatten(1)
+    alone, error_alone = align_segments(kind, *clouds, again.pose, pose_before, known.scale, plan.method)
+    if rehearsed is None:
+        return alone, error_alone
+    stored, here = after.keyframes.at(rehearsed.slot), rehearsal.view_of(seen, after)
+    together, error = align_keyframes(
+        torch.cat((rehearsed.points, rehearsal.sampled(again.points, seen)[:, None]), 1),
         torch.cat((stored.points, here.points), 1),
-        torch.cat((weight, here.weight), 1),
+        torch.cat((torch.where(rehearsed.valid[..., None], stored.weight, 0.0), here.weight), 1),
         torch.cat((rehearsed.pose, again.pose[:, None]), 1),
         torch.cat((stored.pose, here.pose), 1),
-        after.known.scale,
+        known.scale,
         plan.method,
     )
+    posed = known.count > 0  # a known pose of the current frame is more certain than its predictions for keyframes
+    return engine.choose(posed, alone, together), torch.where(posed, error_alone, error)
 
 
-def _cloud(view: View) -> Tensor:
+def _cloud(view: Sight) -> Tensor:
     """The points (B, H W, 3) of a view in its segment's world."""
     return cameras.transform_points(view.pose, view.points).flatten(1, 2)

@@ -70,6 +70,15 @@ class View:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What the main branch predicts for an image that it decodes again."""
+
+    pose: Tensor  # (B, 4, 4) c2w in the segment's world
+    points: Tensor  # (B, H, W, 3) in the camera frame, metres of the segment
+    healthy: Tensor  # (B,) bool: all is finite
+
+
+@dataclass(frozen=True)
 class Track:
     """The camera's pose in the stream's world, as the network predicts it."""
 

@@ -5,6 +5,7 @@ any number of streams can share it.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from raymap3r_ros.streaming.gates import RULES
 from raymap3r_ros.streaming.known_poses import checked_pose
 from raymap3r_ros.streaming.method import METHOD, Method
 from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_images, frame_intrinsics
-from raymap3r_ros.streaming.recordings import Recordings, recordings
+from raymap3r_ros.streaming.recordings import Recordings, Work, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState
@@ -161,7 +162,7 @@ class Stream:
         inputs, before, plan = frame.inputs, frame.before, frame.plan
         if recordings is None or not frame.steady or plan.options.execution == "plain" or record is not None:
             return engine.advance(self.network, plan, inputs, before, frame.timer, record)
-        estimate, after = recordings.run(plan, inputs, before)
+        estimate, after = recordings.run(Work(engine.advance, self.network, plan), inputs, before)
         frame.timer.mark("network")
         return estimate, after
 
@@ -182,12 +183,15 @@ class Stream:
         )
         alignment_error = None
         aligned_by_keyframes = resets and rehearsal.is_complete(after.rehearsal)
+        look = self._look(record)
         if resets:
-            after, alignment_error = start_segment(self.network, plan, pose, estimate, after, record)
+            after, alignment_error = start_segment(self.network, look, plan, pose, estimate, after, record)
             frame.timer.mark("reset")
-        elif frame.task:
-            follow = rehearsal.rehearse if frame.task == "rehearse" else rehearsal.remember
-            after = follow(self.network, plan, estimate, after)
+        elif frame.task == "rehearse":
+            after = rehearsal.rehearse(self.network, look, plan, estimate, after)
+            frame.timer.mark("keyframes")
+        elif frame.task == "store":
+            after = rehearsal.remember(plan, estimate, after)
             frame.timer.mark("keyframes")
         self._state = dataclasses.replace(
             after,
@@ -212,6 +216,21 @@ class Stream:
             timer=frame.timer,
         )
         return result.camera(0) if frame.single else result
+
+    def _look(self, record: dict[str, Any] | None = None) -> rehearsal.Look:
+        """`engine.look`, recorded like the frames."""
+        plan = StepPlan(self.options, self.method, RULES[self.options.update_rule], run_ray_branch=False, motion=False)
+        work = Work(engine.look, self.network, plan)
+        if self._recordings is None or self.options.execution == "plain" or record is not None:
+            return work
+        return partial(self._recordings.run, work)
+
+    @torch.inference_mode()
+    def warm_up_reset(self) -> None:
+        """Record what a reset needs. The stream must have been stepped; its state is unchanged."""
+        state = self._initial_state(len(self._state.state), self._state.size, self._state.image_size, "")
+        tokens = torch.zeros_like(state.gate_memory.tokens)
+        self._look()((tokens, torch.zeros_like(state.fresh)), state)
 
     def plan(self, frame: int, *, motion: bool = True) -> StepPlan:
         """How the network runs for the frame with this index; `motion` as in `step`."""

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler
 from raymap3r_ros.streaming.onnx_graphs import missing_packages
-from raymap3r_ros.streaming.result import Estimate
+from raymap3r_ros.streaming.tensors import tensors_of
 
 needs_onnx = pytest.mark.skipif(
     bool(missing_packages()), reason=f"{' and '.join(missing_packages())} is not installed"
@@ -84,12 +83,7 @@ class Rerun:
 
         def replay() -> None:
             again = body()
-            for name, tensor in tensors(outputs).items():
-                tensor.copy_(getattr(again, name))
+            for tensor, new in zip(tensors_of(outputs), tensors_of(again), strict=True):
+                tensor.copy_(new)
 
         return replay, outputs
-
-
-def tensors(estimate: Estimate) -> dict[str, torch.Tensor]:
-    values = {field.name: getattr(estimate, field.name) for field in dataclasses.fields(Estimate)}
-    return {name: value for name, value in values.items() if value is not None}

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).parent))
-from batching_tools import Rerun, tensors
+from batching_tools import Rerun
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network, load_network
@@ -19,6 +19,7 @@ from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, engine
 from raymap3r_ros.streaming.batching import warm_up
 from raymap3r_ros.streaming.result import Estimate, pack, unpack
+from raymap3r_ros.streaming.tensors import tensors_of
 
 METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
 
@@ -39,9 +40,8 @@ def recorded_stream(network: Network, options: StreamOptions) -> tuple[Stream, R
 
 
 def assert_same(first: Estimate, second: Estimate) -> None:
-    assert tensors(first).keys() == tensors(second).keys()
-    for name, value in tensors(first).items():
-        assert torch.equal(value, tensors(second)[name]), name
+    for one, other in zip(tensors_of(first), tensors_of(second), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_recorded_frame_gives_the_same_results(network: Network, images: np.ndarray):
@@ -53,7 +53,7 @@ def test_a_recorded_frame_gives_the_same_results(network: Network, images: np.nd
     arguments = [{"motion": index % 4 != 3, "intrinsics": intrinsics if index > 11 else None} for index in range(16)]
     kept = [stream.step(image, **given) for image, given in zip(images, arguments, strict=True)]
     # With and without motion, each with and without intrinsics.
-    assert capture.recorded == 4
+    assert capture.recorded == 5
     for image, given, result in zip(images, arguments, kept, strict=True):
         expected = plain.step(image, **given)
         assert_same(result, expected)
@@ -95,14 +95,14 @@ def test_only_a_few_recordings_are_kept(network: Network, images: np.ndarray):
         stream.options = dataclasses.replace(stream.options, mask=mask)
         stream.step(images[7])
 
-    for strength in range(3, 16):
+    for strength in range(3, 17):
         step(strength)
-    assert capture.recorded == 14
-    for strength in range(4, 16):  # the last twelve are kept
-        step(strength)
-    assert capture.recorded == 14
-    step(3)
     assert capture.recorded == 15
+    for strength in range(4, 17):  # the last thirteen are kept
+        step(strength)
+    assert capture.recorded == 15
+    step(3)
+    assert capture.recorded == 16
 
 
 @pytest.mark.parametrize("ray_interval", (1, 3))
@@ -112,7 +112,7 @@ def test_after_the_warm_up_nothing_is_left_to_record(network: Network, images: n
     warm_up(stream)
     assert stream.snapshot() is None  # the first image starts a new world
     recorded = capture.recorded
-    assert recorded == (6 if ray_interval > 1 else 4)
+    assert recorded == (7 if ray_interval > 1 else 5)
     intrinsics = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
     rng = np.random.default_rng(1)
     for index in range(METHOD_SOON.router_last_frame + 30):

@@ -76,17 +76,18 @@ def test_whatever_a_graph_depends_on_is_in_its_name(folder: Path, monkeypatch: p
     plan = PLAN
     tensors = [torch.zeros(1, 3)]
     paths = {
-        graph_path(network, plan, tensors),
-        graph_path(other, plan, tensors),
-        graph_path(network, dataclasses.replace(plan, motion=True), tensors),
-        graph_path(network, dataclasses.replace(plan, method=METHOD_SOON), tensors),
-        graph_path(network, plan, [torch.zeros(2, 3)]),
+        graph_path(network, "advance", plan, tensors),
+        graph_path(other, "advance", plan, tensors),
+        graph_path(network, "look", plan, tensors),
+        graph_path(network, "advance", dataclasses.replace(plan, motion=True), tensors),
+        graph_path(network, "advance", dataclasses.replace(plan, method=METHOD_SOON), tensors),
+        graph_path(network, "advance", plan, [torch.zeros(2, 3)]),
     }
     monkeypatch.setattr(torch, "__version__", "2.99")
-    paths.add(graph_path(network, plan, tensors))
+    paths.add(graph_path(network, "advance", plan, tensors))
     monkeypatch.setattr(graph_cache, "code_digest", lambda *rooms: "changed")
-    paths.add(graph_path(network, plan, tensors))
-    assert len(paths) == 7 and {path.parent for path in paths} == {folder}
+    paths.add(graph_path(network, "advance", plan, tensors))
+    assert len(paths) == 8 and {path.parent for path in paths} == {folder}
 
 
 def test_only_the_graphs_used_last_are_kept(folder: Path):
@@ -111,7 +112,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, caplog: pyt
 def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAYMAP3R_HOME", "~no_such_user/x")
     monkeypatch.setattr(graph_cache.importlib.metadata, "version", lambda _: "1")
-    assert graph_path(load_network("mini"), PLAN, []) is None
+    assert graph_path(load_network("mini"), "advance", PLAN, []) is None
 
 
 @needs_onnx

@@ -75,7 +75,7 @@ def test_a_traced_frame_gives_the_same_results(images: list[np.ndarray], traced:
     for index, image in enumerate([*images, *images[::-1]]):
         given = {"motion": index % 4 != 3, "intrinsics": INTRINSICS if index > 15 else None}
         assert_close(stream.step(image, **given), plain.step(image, **given))
-    assert traced == [4]  # with and without motion, each with and without intrinsics
+    assert traced == [5]  # with and without motion, each with and without intrinsics; and keyframes
 
 
 def test_every_rule_and_option_can_be_traced(network: Network, images: list[np.ndarray], traced: list):
@@ -191,10 +191,10 @@ def test_recorded_batches_give_the_results_of_separate_streams(
 def test_after_the_warm_up_nothing_is_left_to_trace(network: Network, images: list[np.ndarray], traced: list):
     stream = Stream(network, TRACE, METHOD_SOON)
     warm_up(stream)
-    assert traced == [4]
+    assert traced == [5]
     for index, image in enumerate(images):
         stream.step(image, intrinsics=INTRINSICS if index % 2 else None, motion=index % 3 > 0)
-    assert traced == [4]
+    assert traced == [5]
 
 
 def test_frames_that_cannot_be_traced_run_operation_by_operation(
