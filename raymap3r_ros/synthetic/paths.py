@@ -19,8 +19,8 @@ def returning(scenes: Scenes, period: float, *, centred: bool = False) -> Scenes
     """The same scenes with a path that leaves its place and is at its first pose again after `period` seconds.
 
     The camera looks to its right at first and to its left after half of the period, and moves the same way. Its random
-    motion is weaker, and repeats after the period too. Movers do not repeat. With `centred` the mean direction is along
-    the x axis: the views of the one room that training contains are about it.
+    motion is weaker, and repeats after the period too. Movers do not repeat. With `centred` the mean direction is the
+    x axis, which the views of the one room in training are centred on.
     """
     heading = scenes.camera_heading * torch.tensor((0.0 if centred else 1.0, 1.0))
     yaw = heading[:, 0]
@@ -36,7 +36,7 @@ def returning(scenes: Scenes, period: float, *, centred: bool = False) -> Scenes
 
 
 def _repeating(sines: SumOfSines, trip: Tensor, period: float) -> SumOfSines:
-    """Weaker sines that repeat after `period`, and the way from -trip (B, 3) to trip and back."""
+    """Weaker sines that repeat after `period`, plus the way from -`trip` (B, 3) to `trip` and back."""
     frequency = (sines.frequency * period).round().clamp_min(1) / period
     trip = trip[..., None]
     return SumOfSines(
