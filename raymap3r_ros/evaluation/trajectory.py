@@ -89,7 +89,7 @@ def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndar
 
 
 def growth(values: np.ndarray, frames: np.ndarray, length: int, summary: Callable[[np.ndarray], np.floating]) -> float:
-    """The summary of values (N,) in the last tenth of `length` frames, divided by that of the second tenth.
+    """The summary of values (N,) in the last tenth of `length` frames, divided by their summary in the second tenth.
 
     `frames` (N,) are the frames that the values belong to. NaN if one of the two has no values, or the second is 0.
     """

@@ -150,12 +150,18 @@ class ThickeningWall(wall.WallNetwork):
 
 @pytest.mark.parametrize("keyframes", [0, 32])
 def test_thickness_is_the_distance_of_the_map_from_the_surfaces(keyframes):
+    place = np.array([[0.6, 0, 0.8, 4], [0, 1, 0, 5], [-0.8, 0, 0.6, 6], [0, 0, 0, 1]])  # of the first camera
+
+    def frames():
+        for frame in wall_sequence(60).frames():
+            yield dataclasses.replace(frame, pose=place @ frame.pose)
+
     def run(network: torch.nn.Module, surface: float) -> dict[str, float]:
         def distance(points: np.ndarray) -> np.ndarray:
-            return np.abs(points[:, 2] - surface)
+            return np.abs((points - place[:3, 3]) @ place[:3, 2] - surface)
 
         variants = [Variant("one", "rule", dataclasses.replace(RAW, keyframes=KeyframeOptions(size=keyframes)), "")]
-        sequence = dataclasses.replace(wall_sequence(60), surface_distance=distance)
+        sequence = PosedSequence("wall", 60, frames, surface_distance=distance)
         (run,) = run_sequences(network, [sequence], variants, EvaluationPlan(), suite="wall")
         return run.values["one"]
 
