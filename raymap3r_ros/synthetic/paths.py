@@ -18,9 +18,9 @@ _CALM = 0.3  # factor on the random motion, so that it does not bring the first 
 def returning(scenes: Scenes, period: float, *, centred: bool = False) -> Scenes:
     """The same scenes with a path that leaves its place and is at its first pose again after `period` seconds.
 
-    The camera points to the right at first and to the left after half of the period, and moves the same way. Its random
-    motion is weaker, and repeats after the period too. Movers do not repeat. With `centred` the mean direction is the
-    x axis, which the views of the one room in training are centred on.
+    The camera points to the right at first and to the left after half of the period, and moves the same way. Its
+    random motion is weaker, and repeats after the period too. Movers do not repeat. With `centred` the mean direction
+    is the x axis, which the views of the one room in training are centred on.
     """
     heading = scenes.camera_heading * torch.tensor((0.0 if centred else 1.0, 1.0))
     yaw = heading[:, 0]
