@@ -47,8 +47,8 @@ CONFIG = NetworkConfig(
     dpt_level_widths=(16, 24, 32, 48),
 )
 SIZE = (48, 64)  # rows and columns of the images, which need no resizing
-# The ray branch, the gate and the recording of frames start early, so that few frames run everything.
-SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
+# The ray branch, the gate, keyframes and the recording of frames start early, so that few frames run everything.
+SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4, keyframe_interval=2)
 FRAMES = 8
 RESET = 6  # index of the frame with a reset: the last one is in a new segment
 STEP = 8  # every STEP-th row and column of a map is compared

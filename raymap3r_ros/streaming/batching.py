@@ -23,8 +23,9 @@ from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming.cuda_graphs import Capture, CudaCapture
 from raymap3r_ros.streaming.recordings import Recordings, recordings
+from raymap3r_ros.streaming.rehearsal import spacing
 from raymap3r_ros.streaming.result import Estimate, StepResult
-from raymap3r_ros.streaming.state import PreparedFrame, StreamState
+from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState
 from raymap3r_ros.streaming.stream import Stream
 from raymap3r_ros.streaming.stream_options import StreamOptions
 from raymap3r_ros.streaming.tensors import map_tensors
@@ -276,17 +277,21 @@ def warm_up(stream: Stream, together: BatchScheduler | None = None, cameras: int
     side = stream.options.image_size or stream.network.config.image_size
     image = np.full((side * 3 // 4, side, 3), 128, np.uint8)
     step = step_of(stream, together)
-    step(image)
+    frame = step(image).frame
     if stream.records:
-        for _ in range(stream.method.router_last_frame):
-            step(image)
+        while frame < stream.method.router_last_frame:
+            frame = step(image).frame
+        cycle = spacing(stream.options, stream.method)
         intrinsics = np.array([[side, 0.0, side / 2], [0.0, side, side * 3 / 8], [0.0, 0.0, 1.0]])
-        kinds = itertools.product((None, intrinsics), (None, np.eye(4)) if poses else (None,), (True, False))
-        for given, pose, motion in kinds:
-            for _ in range(stream.options.ray_interval):
-                step(image, intrinsics=given, pose=pose, motion=motion)
-                if together is not None:
-                    together.warm_up(stream, cameras, image, given, pose=pose, motion=motion)
+        for given, pose in itertools.product((None, intrinsics), (None, np.eye(4)) if poses else (None,)):
+            ran: set[StepPlan] = set()
+            for motion in (True, False):
+                wanted = {stream.plan(frame + index, motion=motion) for index in range(1, cycle + 1)}
+                while not wanted <= ran:
+                    if (plan := stream.plan(frame + 1, motion=motion)) not in ran and together is not None:
+                        together.warm_up(stream, cameras, image, given, pose=pose, motion=motion)
+                    frame = step(image, intrinsics=given, pose=pose, motion=motion).frame
+                    ran.add(plan)
     stream.reset()
 
 

@@ -53,7 +53,7 @@ class Keyframes:
 def view_overlap(one: Keyframes, other: Keyframes, size: tuple[int, int]) -> Tensor:
     """How much of the same surfaces two views show, and how similarly: (B, M), 0..1.
 
-    `one` has K slots, `other` M, and one of K and M is 1 or both are equal. `size` (H, W) is that of the images. The
+    `one` has K slots, `other` M, and one of K and M is 1 or both are equal. The images have `size` (H, W). The
     value is the mean over both directions of the share of points that the other camera sees, each weighted by the
     cosine of the angle between the two lines of sight, and by the ratio of the shorter to the longer distance.
     """

@@ -89,8 +89,8 @@ class Method:
     # Keyframes (ours)
     keyframe_interval: int = 5  # frames between two that may become keyframes
     keyframe_overlap: float = 0.7  # a view with more overlap with a keyframe shows nothing new
-    rehearsed_keyframes: int = 8  # that a new memory sees at a reset ...
-    rehearsed_nearest: int = 4  # ... of which have the largest overlap with the current view
+    rehearsed_keyframes: int = 8  # that a new memory sees at a reset, ...
+    rehearsed_nearest: int = 4  # ... among them the ones with the largest overlap with the current view
     alignment_rounds: int = 5  # of the robust mean over keyframes
     alignment_outlier: float = 1.5  # residual at which the weight of a keyframe is halved, in medians
     alignment_rotation_floor: float = 0.5  # degrees: smallest median of rotations

@@ -7,6 +7,7 @@ places it. So no frame takes much longer than the others.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -26,10 +27,15 @@ def uses_keyframes(options: StreamOptions) -> bool:
 
 
 def rehearsed(options: StreamOptions, method: Method) -> int:
-    """The number K of keyframes that are rehearsed in the 2 K frames before a reset."""
+    """The number K of keyframes that are rehearsed in the 2 K frames before a reset, at most half of all frames."""
     if not uses_keyframes(options):
         return 0
-    return min(method.rehearsed_keyframes, options.keyframes.size, (options.reset_interval - 1) // 2)
+    return min(method.rehearsed_keyframes, options.keyframes.size, options.reset_interval // 4)
+
+
+def spacing(options: StreamOptions, method: Method) -> int:
+    """Frames between two that may become keyframes. They have a ray branch, which finds moving objects, anyway."""
+    return options.ray_interval * math.ceil(method.keyframe_interval / options.ray_interval)
 
 
 def task_at(options: StreamOptions, method: Method, frame: int) -> str:
@@ -42,7 +48,7 @@ def task_at(options: StreamOptions, method: Method, frame: int) -> str:
         return ""
     if left <= 2 * rehearsed(options, method):
         return "rehearse"
-    return "store" if frame % method.keyframe_interval == 0 else ""
+    return "store" if frame % spacing(options, method) == 0 else ""
 
 
 def view_of(network: Network, seen: Estimate, after: StreamState) -> Keyframes:

@@ -52,8 +52,8 @@ def test_every_value_depends_on_what_it_stands_for(shipped):
     assert shipped["raymap3r/staticness"][-1].std() > 0.05
     assert 0.05 < shipped["raymap3r/gate"][-1].min() < shipped["raymap3r/gate"][-1].max() < 0.95
     assert shipped["raymap3r/scale"][-1] != 1 and shipped["raymap3r/scale"][-2] == 1  # a reset with alignment
-    states = [shipped[f"{rule}/state"] for rule in RULES]
-    pairs = [(one, other) for one in states for other in states if one is not other]
+    gates = [shipped[f"{rule}/gate"] for rule in RULES]
+    pairs = [(one, other) for one in gates for other in gates if one is not other]
     assert min(error_of(one, other) for one, other in pairs) > 1e-3
 
 

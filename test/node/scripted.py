@@ -44,7 +44,8 @@ def script(bench, show):
         return StepResult(
             **{name: torch.tensor(value, dtype=torch.float32) for name, value in values.items() if name != "rule"},
             dynamic_mask=torch.tensor(dynamic & motion),
-            healthy=torch.tensor(True), intrinsics_known=torch.tensor(True), image_tokens=torch.zeros(1, 1), static_weight=None,
+            healthy=torch.tensor(True), intrinsics_known=torch.tensor(True),
+            image_tokens=torch.zeros(1, 1), static_weight=None,
             plausibility=None, rule_index=torch.tensor(list(RULES).index(values.get("rule", "raymap3r"))),
             image=torch.from_numpy(image.copy()), frame=METHOD.warmup_frames + index, segment=0, stamp=stamp,
             motion=motion, reset=index == 0, reset_reason="" if index else "start",

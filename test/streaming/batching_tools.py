@@ -19,7 +19,7 @@ from raymap3r_ros.streaming.result import Estimate
 needs_onnx = pytest.mark.skipif(
     bool(missing_packages()), reason=f"{' and '.join(missing_packages())} is not installed"
 )
-METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4)
+METHOD_SOON = dataclasses.replace(METHOD, warmup_frames=2, gate_from_frame=3, router_last_frame=4, keyframe_interval=3)
 STEADY = METHOD_SOON.router_last_frame + 1  # first frame that may run in a batch
 LIMIT = 20  # seconds after which a test that hangs fails
 

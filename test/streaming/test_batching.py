@@ -30,8 +30,8 @@ TENSORS = [field.name for field in dataclasses.fields(StepResult) if field.type 
 
 def assert_close(first: StepResult, second: StepResult, tolerance: float = 1e-5) -> None:
     for name in TENSORS:
-        # The gate divides by the interquartile range of a few tokens, which amplifies rounding errors.
-        allowed = 10 * tolerance if name == "gate" else tolerance
+        # These two divide by the spread of a few values, which amplifies rounding errors.
+        allowed = 10 * tolerance if name in ("gate", "static_weight") else tolerance
         torch.testing.assert_close(
             getattr(first, name), getattr(second, name), atol=allowed, rtol=allowed, equal_nan=True
         )

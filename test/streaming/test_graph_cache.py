@@ -19,7 +19,7 @@ from raymap3r_ros.streaming.graph_cache import KEPT, graph_path, read_graph, wri
 from raymap3r_ros.streaming.method import METHOD
 from raymap3r_ros.streaming.state import StepPlan
 
-OPTIONS = StreamOptions(execution="onnx", update_rule="cut3r")
+OPTIONS = StreamOptions(execution="onnx", update_rule="cut3r", reset_interval=0)
 PLAN = StepPlan(OPTIONS, METHOD, RULES["cut3r"], run_ray_branch=False, motion=False)
 
 
@@ -78,7 +78,7 @@ def test_whatever_a_graph_depends_on_is_in_its_name(folder: Path, monkeypatch: p
     paths = {
         graph_path(network, plan, tensors),
         graph_path(other, plan, tensors),
-        graph_path(network, dataclasses.replace(plan, reset=True), tensors),
+        graph_path(network, dataclasses.replace(plan, motion=True), tensors),
         graph_path(network, dataclasses.replace(plan, method=METHOD_SOON), tensors),
         graph_path(network, plan, [torch.zeros(2, 3)]),
     }

@@ -312,7 +312,7 @@ def test_streams_without_poses_pay_nothing(network: Network, monkeypatch: pytest
     """Their rays are encoded only for the ray branch."""
     calls, encode = [], network.encode_rays
     monkeypatch.setattr(network, "encode_rays", lambda rays: calls.append(1) or encode(rays))
-    stream = Stream(network, StreamOptions(update_rule="cut3r"), METHOD_SOON)
+    stream = Stream(network, StreamOptions(update_rule="cut3r", reset_interval=0), METHOD_SOON)
     for image in frames(8, 1):
         stream.step(image, motion=False)
     assert calls == []

@@ -14,6 +14,7 @@ import wall
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import NetworkConfig, untrained_network
 from raymap3r_ros.streaming import RULES, MaskOptions, StepResult, Stream, StreamOptions, WorldChange
+from raymap3r_ros.streaming.stream_options import KeyframeOptions
 
 SMALL = NetworkConfig(
     image_size=64,
@@ -57,10 +58,11 @@ def same(first: StepResult, second: StepResult) -> bool:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("smoothing", ["off", "tied"])
-def test_world_and_scale_are_kept_through_resets(rule: str, smoothing: str):
-    network = wall.WallNetwork()
-    stream = Stream(network, StreamOptions(update_rule=rule, smoothing=smoothing, reset_interval=10))
+@pytest.mark.parametrize(("smoothing", "size"), [("off", 0), ("tied", 0), ("tied", 32)])
+def test_world_and_scale_are_kept_through_resets(rule: str, smoothing: str, size: int):
+    network, keyframes = wall.WallNetwork(), KeyframeOptions(size=size)
+    options = StreamOptions(update_rule=rule, smoothing=smoothing, reset_interval=10, keyframes=keyframes)
+    stream = Stream(network, options)
     for frame in range(41):
         result = stream.step(wall.image(frame))
         truth = torch.from_numpy(wall.position(frame))
@@ -74,8 +76,9 @@ def test_world_and_scale_are_kept_through_resets(rule: str, smoothing: str):
         assert (result.reset, result.reset_reason) == {0: (True, "start")}.get(
             frame, (frame % 10 == 0, "interval" if frame % 10 == 0 else "")
         )
-        # The new segment has another unit of length: its scale must be the inverse.
-        assert result.scale.item() == pytest.approx(wall.METRES[result.segment % 4], rel=1e-4)
+        # The new segment has another unit of length: its scale must be the inverse. With keyframes, all segments have
+        # the unit of the oldest one.
+        assert result.scale.item() == pytest.approx(wall.METRES[0 if size else result.segment % 4], rel=1e-4)
         if frame and frame % 10 == 0:
             assert result.alignment_error.item() < 1e-4
         else:
@@ -109,7 +112,8 @@ def test_the_ray_branch_may_run_at_an_interval(motion: bool):
         count = len(network.ray_depths)
         result = stream.step(wall.image(frame), motion=motion)
         ray_frames += [frame] * (len(network.ray_depths) - count)
-        assert result.motion == (motion and ray_frames[-1:] == [frame])
+        needed = motion or result.reset or frame == 24  # which may become a keyframe
+        assert result.motion == (needed and ray_frames[-1:] == [frame])
         if ray_frames[-1:] != [frame] and frame and not result.reset:
             assert torch.equal(stream.snapshot().staticness, before.staticness)
             assert not result.dynamic_mask.any()
@@ -165,7 +169,8 @@ def test_the_motion_filter_gates_moving_objects_and_equals_filt3r_in_a_static_sc
 
 
 def test_gate_memory_is_reset_with_a_segment():
-    stream = Stream(wall.WallNetwork(), StreamOptions(update_rule="filt3r", reset_interval=10))
+    options = StreamOptions(update_rule="filt3r", reset_interval=10, keyframes=KeyframeOptions(size=0))
+    stream = Stream(wall.WallNetwork(), options)
     gates = torch.stack([stream.step(wall.image(frame)).gate for frame in range(21)])
     # The frame of the reset is the first of the new segment, the next frame its second.
     torch.testing.assert_close(gates[11:21], gates[1:11])
@@ -305,7 +310,7 @@ def test_unneeded_work_is_skipped_and_changes_nothing(network):
             ("raymap3r", True, 7),
         ):
             runs.clear()
-            stream = Stream(network, StreamOptions(update_rule=rule))
+            stream = Stream(network, StreamOptions(update_rule=rule, reset_interval=0))
             results = [stream.step(image, motion=motion) for image in images]
             assert len(runs) == expected
             assert [result.motion for result in results] == [motion and index >= 5 for index in range(12)]
@@ -372,8 +377,8 @@ def test_a_result_contains_the_change_of_the_world(network, alignment: str, chan
     stream = Stream(network, StreamOptions(reset_interval=4, reset_alignment=alignment))
     image = np.full((48, 64, 3), 90, np.uint8)
     changes = [stream.step(image).world_change for _ in range(10)]
-    # The frame at which the memory is reset is the last one of its segment.
-    expected = {0: WorldChange.NEW, 5: change, 9: change}
+    # The frame at which the memory is reset is the last one of its segment. At the second reset there are keyframes.
+    expected = {0: WorldChange.NEW, 5: change, 9: WorldChange.CORRECTED if alignment == "robust" else change}
     assert changes == [expected.get(frame, WorldChange.NONE) for frame in range(10)]
     stream.reset()
     assert stream.step(image).world_change is WorldChange.NEW
