@@ -44,7 +44,7 @@ def row(suite: str) -> tuple[str, np.ndarray]:
 
 
 def main() -> None:
-    rows = [row(suite) for suite in SUITES]
+    rows = [row(suite) for suite in SUITES if SUITES[suite].sequences > INDEX]
     step = TITLE_HEIGHT + SIZE[0] + GAP
     width = rows[0][1].shape[1]
     canvas = Image.new("RGB", (width, TITLE_HEIGHT + step * len(rows)), BACKGROUND)

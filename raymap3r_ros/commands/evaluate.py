@@ -23,7 +23,7 @@ from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.evaluation import covariance, noise_study, plausibility, tables
 from raymap3r_ros.evaluation.datasets import DATASETS
 from raymap3r_ros.evaluation.parts import (
-    TUNING_SUITE,
+    ON_REQUEST,
     Part,
     cores_for,
     input_size,
@@ -103,9 +103,10 @@ def _add_synthetic(subcommands: argparse._SubParsersAction, method: argparse.Arg
         "--suite",
         nargs="+",
         choices=SUITES,
-        default=[name for name in SUITES if name != TUNING_SUITE],
+        default=[name for name in SUITES if name not in ON_REQUEST],
         metavar="NAME",
-        help=f"suites to run: {', '.join(SUITES)} (default: all but {TUNING_SUITE})",
+        help=f"suites to run: {', '.join(SUITES)} (default: all but {', '.join(ON_REQUEST)}; those of "
+        "thousands of frames take much longer than all others)",
     )
     parser.add_argument(
         "--world", choices=(*WORLDS, "both"), default="one_room", help="kind of scenes (default: %(default)s)"
@@ -267,7 +268,7 @@ def _run_covariance(args: argparse.Namespace) -> None:
     device = next(network.parameters()).device
     parts = []
     for name, suite in SUITES.items():
-        if name == TUNING_SUITE:
+        if name in ON_REQUEST:
             continue
         count = args.sequences if suite.frames < 100 else max(2, args.sequences // 4)
         sequences = suite_sequences(name, args.world, count, size=input_size(network, options), device=str(device))
@@ -303,7 +304,7 @@ def _run_plausibility(args: argparse.Namespace) -> None:
         parts = [
             (f"{world} {name}", suite_sequences(name, world, count, size=size, device=str(device)))
             for name in SUITES
-            if name != TUNING_SUITE
+            if name not in ON_REQUEST
         ]
         frames, workers = sum(len(of_suite) for _, of_suite in parts) * args.frames, worker_count(device)
         with cores_for(workers), tqdm(total=frames, unit=" frames", disable=None, dynamic_ncols=True) as bar:
@@ -374,7 +375,7 @@ def _run_rules(args: argparse.Namespace) -> None:
     _check(args)
     network = _load(args, options)
     runs = run_parts(network, args.parts(args, network, options), variants, plan, options)
-    keys = {variant.name: tables.settings_key(variant.options) for variant in variants}
+    keys = {variant.name: tables.settings_key(variant.settings()) for variant in variants}
     rows = tables.make_rows(runs, variants, keys)
     command = shlex.join(["raymap3r", *sys.argv[1:]])
     settings = describe_settings(command, network, variants, plan, keys, time.perf_counter() - begin)

@@ -10,10 +10,12 @@ from typing import Any
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.options import build_options
-from raymap3r_ros.streaming import RULES, StreamOptions
-from raymap3r_ros.streaming.stream_options import check_known_poses
+from raymap3r_ros.streaming import METHOD, RULES, StreamOptions
+from raymap3r_ros.streaming.method import Method
+from raymap3r_ros.streaming.rehearsal import uses_keyframes
+from raymap3r_ros.streaming.stream_options import KeyframeOptions, check_known_poses
 
-Setup = tuple[StreamOptions, str]  # options, and the poses that are given
+Setup = tuple[StreamOptions, str, Method]  # options, the poses that are given, and the constants
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,20 @@ class Variant:
     options: StreamOptions
     baseline: str  # name of the variant to compare with
     poses: str = "none"  # given to the stream: "none", "exact", or "noisy", see `trajectory.drifting`
+    method: Method = METHOD
 
     def setup(self, length: int) -> Setup:
         """What the result over `length` frames depends on: variants with equal setups run once."""
-        return in_effect(self.options, length), self.poses
+        options, method = in_effect(self.options, length), self.method
+        if not uses_keyframes(options):
+            method = dataclasses.replace(method, rehearsed_keyframes=METHOD.rehearsed_keyframes)
+        return options, self.poses, method
+
+    def settings(self) -> dict[str, Any]:
+        """The options, and as `method` the constants that differ from the usual ones."""
+        usual = dataclasses.asdict(METHOD)
+        changed = {name: value for name, value in dataclasses.asdict(self.method).items() if value != usual[name]}
+        return dataclasses.asdict(self.options) | ({"method": changed} if changed else {})
 
 
 @dataclass(frozen=True)
@@ -74,23 +86,30 @@ def pose_variants(options: StreamOptions, rules: Iterable[str] = RULES) -> list[
     ]
 
 
-# Changes of each ablation to the options of the run. The first add the parts of the method one by one, as in the
-# published ablation (columns 3 and 4 each on top of the dual branch); the others replace single parts.
+# Changes of each ablation to the options of the run, and with the prefix `method.` to the constants. The first add the
+# parts of the method one by one, as in the published ablation (columns 3 and 4 each on top of the dual branch), and
+# then the keyframes; the others replace single parts.
 BASE = "base"
-_FULL = {"update_rule": "raymap3r", "smoothing": "tied", "reset_alignment": "robust", "router": "off"}
+_SINGLE = {  # segments are aligned by a single frame
+    "update_rule": "raymap3r", "smoothing": "tied", "reset_alignment": "robust", "keyframes.size": 0, "router": "off",
+}  # fmt: skip
+_FULL = {**_SINGLE, "keyframes.size": KeyframeOptions.size}
 ABLATIONS: dict[str, dict[str, Any]] = {
-    BASE: {**_FULL, "update_rule": "cut3r", "smoothing": "off", "reset_alignment": "off"},
-    "dual branch": {**_FULL, "smoothing": "off", "reset_alignment": "off"},
-    "dual, alignment": {**_FULL, "smoothing": "off"},
-    "dual, smoothing": {**_FULL, "reset_alignment": "off"},
+    BASE: {**_SINGLE, "update_rule": "cut3r", "smoothing": "off", "reset_alignment": "off"},
+    "dual branch": {**_SINGLE, "smoothing": "off", "reset_alignment": "off"},
+    "dual, alignment": {**_SINGLE, "smoothing": "off"},
+    "dual, smoothing": {**_SINGLE, "reset_alignment": "off"},
     "all": _FULL,
-    "all, published alignment": {**_FULL, "reset_alignment": "published"},
+    "all, no keyframes": _SINGLE,
+    "all, 4 rehearsed": {**_FULL, "method.rehearsed_keyframes": 4},
+    "all, 16 rehearsed": {**_FULL, "method.rehearsed_keyframes": 16},
+    "all, published alignment": {**_SINGLE, "reset_alignment": "published"},
     "all, published smoothing": {**_FULL, "smoothing": "published"},
     "all, adaptive router": {**_FULL, "router": "adaptive"},
     "all, published router": {**_FULL, "router": "published"},
     "all, raster pooling": {**_FULL, "token_pooling": "raster"},
     "all, published mask": {**_FULL, "mask.kind": "published"},
-    "all, no resets": {**_FULL, "reset_interval": 0},
+    "all, no resets": {**_SINGLE, "reset_interval": 0},
 }
 
 
@@ -100,11 +119,20 @@ def ablation_variants(options: StreamOptions) -> list[Variant]:
     def changed(changes: dict[str, Any]) -> StreamOptions:
         return build_options(StreamOptions, lambda name, _: changes.get(name, attrgetter(name)(options)))
 
-    return [Variant(name, "ablation", changed(changes), BASE) for name, changes in ABLATIONS.items()]
+    def constants(changes: dict[str, Any]) -> Method:
+        prefix = "method."
+        return dataclasses.replace(
+            METHOD, **{name.removeprefix(prefix): value for name, value in changes.items() if name.startswith(prefix)}
+        )
+
+    return [
+        Variant(name, "ablation", changed(changes), BASE, method=constants(changes))
+        for name, changes in ABLATIONS.items()
+    ]
 
 
 def in_effect(options: StreamOptions, length: int) -> StreamOptions:
-    """Equal options for all that differ only in resets after the end of `length` frames."""
-    if 0 < options.reset_interval < length:
-        return options
-    return dataclasses.replace(options, reset_interval=0, reset_alignment=StreamOptions.reset_alignment)
+    """Equal options for all that differ only in resets after the end of `length` frames, or in unused keyframes."""
+    if not 0 < options.reset_interval < length:
+        options = dataclasses.replace(options, reset_interval=0, reset_alignment=StreamOptions.reset_alignment)
+    return options if uses_keyframes(options) else dataclasses.replace(options, keyframes=KeyframeOptions(size=0))

@@ -121,11 +121,11 @@ def _run_batch(
     shared = SharedEncoder(network)
     # Variants with equal results over this length run once.
     streams = {
-        setup: Stream(shared, dataclasses.replace(setup[0], execution="plain"))
+        setup: Stream(shared, dataclasses.replace(setup[0], execution="plain"), setup[2])
         for setup in (variant.setup(length) for variant in variants)
     }
     step = -(-length // plan.judged_frames)
-    scorers = [SequenceScorer(variants, plan, length, step, sequence.name) for sequence in batch]
+    scorers = [SequenceScorer(variants, plan, length, step, sequence) for sequence in batch]
     sources = [islice(checked_frames(sequence), length) for sequence in batch]
     for index, frames in enumerate(zip(*sources, strict=True)):
         images = _stack([frame.image for frame in frames], batch)
@@ -139,7 +139,7 @@ def _run_batch(
         for scorer, frame in zip(scorers, frames, strict=True):
             scorer.add_truth(frame, framing, scored)
         for setup, stream in streams.items():
-            options, known = setup
+            options, known, _ = setup
             # At a reset the alignment uses the motion estimate.
             resets = bool(options.reset_interval) and index % options.reset_interval == 0
             record: dict[str, Any] = {}

@@ -22,8 +22,8 @@ from raymap3r_ros.evaluation.metrics import (
     umeyama,
 )
 from raymap3r_ros.evaluation.plan import EvaluationPlan, Setup, Variant
-from raymap3r_ros.evaluation.sequences import Frame
-from raymap3r_ros.evaluation.trajectory import drifting, random_walk, trajectory_metrics
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
+from raymap3r_ros.evaluation.trajectory import drifting, growth, random_walk, trajectory_metrics
 from raymap3r_ros.geometry.cameras import back_project
 from raymap3r_ros.streaming import METHOD, StepResult
 from raymap3r_ros.streaming.preprocessing import Framing, frame_intrinsics, visible_crop
@@ -32,6 +32,7 @@ MANY_MOVING = 0.05  # share of moving pixels above which a frame counts for `mas
 SAMPLES = 12  # frames of a sequence kept for baselines and pictures
 SAMPLE_EDGE = 128  # maximum of their longer edge, pixels
 CLOUD_FRAMES = 20  # maximum number of frames of a reconstruction
+MAP_POINTS = 500  # about as many of each scored frame determine the thickness of the map
 CONSTANT_POSE, RANDOM_WALK, NOISY_POSES = "constant pose", "random walk", "noisy poses alone"  # trajectory baselines
 
 
@@ -97,15 +98,19 @@ class _Prediction:
     ray_depths: dict[int, np.ndarray] = field(default_factory=dict)
     motion: list[MotionScore] = field(default_factory=list)
     clouds: dict[int, _Cloud] = field(default_factory=dict)  # without the pixels of the dynamic mask
+    map_points: dict[int, np.ndarray] = field(default_factory=dict)  # frame -> (N, 3) of them, in the camera frame
     unhealthy: int = 0  # frames with values that are not finite
 
 
 class SequenceScorer:
     """Scores all variants on one sequence: for each frame first the ground truth, then the results."""
 
-    def __init__(self, variants: Sequence[Variant], plan: EvaluationPlan, length: int, step: int, name: str) -> None:
-        self._name = name  # of the sequence
-        self._seed = zlib.crc32(name.encode())
+    def __init__(
+        self, variants: Sequence[Variant], plan: EvaluationPlan, length: int, step: int, sequence: PosedSequence
+    ) -> None:
+        self._name = sequence.name
+        self._surface_distance = sequence.surface_distance
+        self._seed = zlib.crc32(sequence.name.encode())
         self._setups = {variant.name: variant.setup(length) for variant in variants}
         self._sampled_setup = self._setups[variants[0].name]
         self._plan = plan
@@ -165,6 +170,9 @@ class SequenceScorer:
             prediction.depths[index] = depth
         if truth.cloud is not None and result.motion:
             prediction.clouds[index] = self._cloud(maps["points"], ~mask, prediction.poses[-1])
+        if self._surface_distance is not None and result.motion:
+            still = maps["points"][~mask]
+            prediction.map_points[index] = still[:: max(1, len(still) // MAP_POINTS)]
         if ray_depth is None:
             return
         rays = ray_depth.cpu().numpy()
@@ -187,6 +195,7 @@ class SequenceScorer:
             poses[variant] = np.stack(prediction.poses)[self._posed]
             values[variant] = {
                 **_trajectory_values(poses[variant], truth, stamps),
+                **self._map_values(prediction, poses[variant], truth),
                 **self._depth_values(prediction),
                 **motion_values(prediction.motion),
                 **self._reconstruction_values(prediction),
@@ -196,7 +205,7 @@ class SequenceScorer:
             walk = random_walk(truth, seed=self._seed)
             values[RANDOM_WALK] = _trajectory_values(walk, truth, stamps)
             values[CONSTANT_POSE] = _trajectory_values(np.repeat(truth[:1], len(truth), axis=0), truth, stamps)
-            if any(poses == "noisy" for _, poses in self._setups.values()):
+            if any(poses == "noisy" for _, poses, _ in self._setups.values()):
                 values[NOISY_POSES] = _trajectory_values(drifting(truth, self._seed), truth, stamps)
         return SequenceRun(suite, world, self._name, len(self._stamps), truth, poses, values, self._samples)
 
@@ -209,6 +218,28 @@ class SequenceScorer:
         top, left = (max(0, (side - edge) // 2) if edge else 0 for side in keep.shape)
         crop = slice(top, keep.shape[0] - top), slice(left, keep.shape[1] - left)
         return _Cloud(points[crop], normals[crop])
+
+    def _map_values(self, prediction: _Prediction, poses: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        """Thickness of the map: the median distance of its points from the true surfaces, and how it grows.
+
+        The map is placed by the SE(3) alignment of the path: `poses` (T, 4, 4) to `truth`. Empty without points.
+        """
+        if not prediction.map_points or len(truth) < 2:
+            return {}
+        _, rotation, translation = umeyama(poses[:, :3, 3], truth[:, :3, 3], scaled=False)
+        distances, frames = [], []
+        for index, points in prediction.map_points.items():
+            pose = prediction.poses[index]
+            world = (points @ pose[:3, :3].T + pose[:3, 3]) @ rotation.T + translation
+            distances.append(self._surface_distance(world))
+            frames.append(np.full(len(points), index))
+        distance, frame = np.concatenate(distances), np.concatenate(frames)
+        if not len(distance):
+            return {}
+        return {
+            "map_thickness": float(np.median(distance)),
+            "map_thickness_growth": growth(distance, frame, len(self._stamps), np.median),
+        }
 
     def _depth_values(self, prediction: _Prediction) -> dict[str, float]:
         """Depth scores over all pixels and over static ones, and of the ray branch against the static scene."""
@@ -268,6 +299,7 @@ def _trajectory_values(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndar
         "rpe_rotation": score.rpe_rotation,
         "trajectory_scale": score.scale,
         "end_drift": score.end_drift,
+        "ate_growth": score.growth,
     }
 
 

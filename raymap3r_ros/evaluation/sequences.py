@@ -36,6 +36,8 @@ class PosedSequence:
     length: int
     frames: Callable[[], Iterator[Frame]] = field(repr=False)
     unposed: int = 0  # images that were left out because they have no pose
+    # Distance (N,) of points (N, 3) in the world from the nearest static surface, metres; None if it is not known
+    surface_distance: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
 
 
 def checked_frames(sequence: PosedSequence) -> Iterator[Frame]:
@@ -77,4 +79,4 @@ def synthetic_sequence(suite: str, index: int, *, world: str, size: tuple[int, i
                 frame.intrinsics,
             )
 
-    return PosedSequence(rendered.name, rendered.length, frames)
+    return PosedSequence(rendered.name, rendered.length, frames, surface_distance=rendered.surface_distance)

@@ -12,7 +12,9 @@ import torch
 from raymap3r_ros import __version__
 from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
 from raymap3r_ros.network import Network
-from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.streaming import METHOD, StreamOptions
+from raymap3r_ros.streaming.rehearsal import rehearsed, uses_keyframes
+from raymap3r_ros.text import counted
 
 PACKAGES = ("torch", "numpy", "scipy", "evo")  # whose versions are recorded
 
@@ -36,7 +38,7 @@ def describe_settings(
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
         "plan": dataclasses.asdict(plan),
-        "options": {keys[variant.name]: dataclasses.asdict(variant.options) for variant in variants},
+        "options": {keys[variant.name]: variant.settings() for variant in variants},
     }
 
 
@@ -48,9 +50,15 @@ def settings_text(settings: dict[str, Any], options: StreamOptions) -> str:
         (
             f"{settings['checkpoint']}, on {settings['device']} in {settings['seconds']:.0f} s ({versions})",
             f"all rules: router {options.router}, smoothing {options.smoothing}, a reset every "
-            f"{options.reset_interval} frames, alignment {options.reset_alignment}, token pooling "
-            f"{options.token_pooling}, mask {options.mask.kind}; intrinsics "
+            f"{options.reset_interval} frames, alignment {options.reset_alignment}, "
+            f"{_keyframes(options)}, token pooling {options.token_pooling}, mask {options.mask.kind}; intrinsics "
             f"{'given' if plan['known_intrinsics'] else 'estimated'}",
             "mean over sequences (95 % interval by bootstrap over sequences); * best of its group",
         )
     )
+
+
+def _keyframes(options: StreamOptions) -> str:
+    if not uses_keyframes(options):
+        return "keyframes off"
+    return f"{counted(options.keyframes.size, 'keyframe')}, {rehearsed(options, METHOD)} rehearsed"

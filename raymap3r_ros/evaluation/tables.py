@@ -60,6 +60,9 @@ METRICS: dict[str, Metric] = {
     "rpe_rotation": Metric("RPE rot.", "deg", LESS, 2),
     "trajectory_scale": Metric("Sim(3) scale", "", NEITHER, 2),
     "end_drift": Metric("end drift", "m", LESS, 2),
+    "ate_growth": Metric("ATE, last/second tenth", "", LESS, 2),  # after one SE(3) alignment of the whole path
+    "map_thickness": Metric("map thickness", "m", LESS, 3),  # after the same alignment
+    "map_thickness_growth": Metric("map thickness, last/second tenth", "", LESS, 2),
     **_depth_metrics("", ""),
     **_depth_metrics("_static", " static"),
     **_depth_metrics("_ray", " rays"),
@@ -82,6 +85,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "trajectory": (
         "ate_se3", "ate_relative", "ate", "trajectory_scale", "rpe_translation", "rpe_rotation", "end_drift",
     ),
+    "map": ("map_thickness", "map_thickness_growth", "ate_growth"),
     "depth": ("abs_rel", "delta1", "abs_rel_metric", "abs_rel_static", "abs_rel_ray"),
     "motion": ("mask_iou", "mask_iou_5", "false_alarm", "motion_auc", "motion_ratio", "iou_share_rho"),
     "reconstruction": ("chamfer", "accuracy", "completeness", "normal_consistency"),
@@ -323,9 +327,9 @@ def write_tables(path: Path, settings: Mapping[str, Any], rows: Sequence[Row], r
     write_json(path, {"settings": dict(settings), "rows": [_plain(row) for row in rows], "sequences": sequences})
 
 
-def settings_key(options: Any) -> str:
-    """A short hash of a dataclass of options; equal for equal values."""
-    text = json.dumps(dataclasses.asdict(options), sort_keys=True)
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """A short hash of settings, see `Variant.settings`; equal for equal values."""
+    text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ class TrajectoryScore:
     end_drift: float  # metres between the last positions with the first poses aligned
     ate_constant: float  # metres, ATE of a camera at rest: RMS distance of the true positions to their mean
     relative: float  # ate_se3 / ate_constant; NaN if the true path does not move
+    growth: float  # RMSE of the last tenth of the path / of the second, after SE(3) alignment of all; NaN if undefined
 
 
 def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndarray) -> TrajectoryScore:
@@ -72,6 +73,7 @@ def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndar
 
     position = metrics.PoseRelation.translation_part
     ate_se3, ate_constant = rmse(metrics.APE(position), rigid), _rms_extent(truth)
+    errors = np.linalg.norm(rigid.positions_xyz - reference.positions_xyz, axis=1)
     end = truth[0] @ np.linalg.inv(predicted[0]) @ predicted[-1]
     return TrajectoryScore(
         ate=rmse(metrics.APE(position), scaled),
@@ -82,7 +84,21 @@ def trajectory_metrics(predicted: np.ndarray, truth: np.ndarray, stamps: np.ndar
         end_drift=float(np.linalg.norm(end[:3, 3] - truth[-1, :3, 3])),
         ate_constant=ate_constant,
         relative=ate_se3 / ate_constant if ate_constant > STANDSTILL else np.nan,
+        growth=growth(errors, np.arange(len(errors)), len(errors), lambda values: np.sqrt(np.square(values).mean())),
     )
+
+
+def growth(values: np.ndarray, frames: np.ndarray, length: int, summary: Callable[[np.ndarray], np.floating]) -> float:
+    """The summary of values (N,) in the last tenth of `length` frames, divided by their summary in the second tenth.
+
+    `frames` (N,) are the frames that the values belong to. NaN if one of the two has no values, or the second is 0.
+    """
+    tenth = frames * 10 // length
+    late, early = (values[tenth == number] for number in (9, 1))
+    if not len(late) or not len(early):
+        return np.nan
+    reference = float(summary(early))
+    return float(summary(late)) / reference if reference > 0 else np.nan
 
 
 def random_walk(truth: np.ndarray, seed: int) -> np.ndarray:

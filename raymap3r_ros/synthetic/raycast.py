@@ -1,7 +1,7 @@
-"""Intersection of rays with boxes, ellipsoids and upright cylinders, for many scenes and frames at once.
+"""Intersection of rays with boxes, ellipsoids and upright cylinders, and the distance of points from them.
 
-A solid is a unit shape (box -1..1, ball or cylinder of radius 1) scaled by `half`, rotated and translated. A ray is
-origin + t * direction; where directions have a z of 1 in the camera, t is the depth.
+For many scenes and frames at once. A solid is a unit shape (box -1..1, ball or cylinder of radius 1) scaled by `half`,
+rotated and translated. A ray is origin + t * direction; where directions have a z of 1 in the camera, t is the depth.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 FAR = 1e4  # metres; no hit
 _TINY = 1e-6
+_BISECTIONS = 60
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,54 @@ def _quadratic(a: Tensor, half_b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _UNIT = {"box": _unit_box, "ellipsoid": _unit_ball, "cylinder": _unit_cylinder}
+
+
+# -------------------------------------------------------------------------------------------------- distance
+
+
+def surface_distance(solids: list[Solids], points: Tensor) -> Tensor:
+    """Distance (B, N) of points (B, N, 3) from the nearest surface of solids at rest, metres.
+
+    The first solid is a room, seen from inside. The distance is exact in the free space. Inside a solid it is the one
+    to its own surface, although a part of that may touch a wall.
+    """
+    points = points.double()
+    nearest = torch.full_like(points[..., 0], FAR)
+    for number, group in enumerate(solids):
+        side = -1.0 if number == 0 else 1.0
+        for k in range(group.half.shape[1]):
+            half, rotation = group.half[:, k].double(), group.rotation[:, 0, k].double()
+            own = (points - group.centre[:, :1, k].double()) @ rotation
+            signed = _SIGNED[group.shape](own, half[:, None])
+            nearest = torch.minimum(nearest, torch.where((half > 0).all(-1)[:, None], side * signed, FAR))
+    return nearest.abs()
+
+
+def _box_distance(p: Tensor, half: Tensor) -> Tensor:
+    """Signed distance (B, N), negative inside, of points (B, N, 3); half sizes (B, 1, 3)."""
+    beyond = p.abs() - half
+    return beyond.clamp_min(0).norm(dim=-1) + beyond.amax(-1).clamp_max(0)
+
+
+def _cylinder_distance(p: Tensor, half: Tensor) -> Tensor:
+    """The same for a round cylinder: a box in the plane of its axis."""
+    flat = torch.stack((p[..., :2].norm(dim=-1), p[..., 2]), dim=-1)
+    return _box_distance(flat, half[..., 1:])
+
+
+def _ellipsoid_distance(p: Tensor, half: Tensor) -> Tensor:
+    """The same for an ellipsoid: the foot of the perpendicular by bisection (D. Eberly, Distance to an ellipsoid)."""
+    p, square = p.abs().clamp_min(1e-9), half.square()
+    least = square.amin(-1)
+    low = (half * p - square).amax(-1)
+    high = (half * p).norm(dim=-1) - least
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        outside = (half * p / (middle[..., None] + square)).square().sum(-1) > 1
+        low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+    foot = square * p / (high[..., None] + square)
+    inside = (p / half).square().sum(-1) < 1
+    return torch.where(inside, -1.0, 1.0) * (p - foot).norm(dim=-1)
+
+
+_SIGNED = {"box": _box_distance, "ellipsoid": _ellipsoid_distance, "cylinder": _cylinder_distance}

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from raymap3r_ros.errors import OptionError
+from raymap3r_ros.synthetic.paths import returning
+from raymap3r_ros.synthetic.raycast import surface_distance
 from raymap3r_ros.synthetic.render import intrinsics_of, render
-from raymap3r_ros.synthetic.worlds import WORLDS, Recipe, Scenes, random_scenes
+from raymap3r_ros.synthetic.worlds import WORLDS, Recipe, Scenes, random_scenes, static_solids
 
 RATE = 10.0  # frames per second
 EVALUATION_SEEDS = 1 << 40  # seeds from here on belong to the suites; training stays below
@@ -29,6 +31,7 @@ class Suite:
     recipe: Recipe = field(default_factory=Recipe)
     sequences: int = 24
     frames: int = 60
+    returns: bool = False  # the camera leaves its place and is at its first pose again in the last frame
 
 
 SUITES = {
@@ -42,6 +45,18 @@ SUITES = {
     ),
     "long": Suite("a hundred seconds, long enough for resets", 4, (0.03, 0.4), Recipe(follow=0.4), frames=1000),
     "stopgo": Suite("one mover stops, one starts", 5, (0.01, 0.5), Recipe(presence=1.0, stopgo=True)),
+    "revisit": Suite(
+        "the camera leaves a place and comes back to it",
+        7,
+        (0.03, 0.4),
+        Recipe(follow=0.4),
+        sequences=4,
+        frames=2000,
+        returns=True,
+    ),
+    "endurance": Suite(
+        "a thousand seconds in one place", 8, (0.03, 0.4), Recipe(follow=0.4), sequences=2, frames=10_000
+    ),
     "tune": Suite("for choosing thresholds, never reported", 6, (0.0, 0.7), Recipe(follow=0.4, size=1.2)),
 }
 
@@ -84,6 +99,11 @@ class SyntheticSequence:
             for *values, stamp in zip(*arrays, stamps.tolist(), strict=True):
                 yield Frame(*values, intrinsics=self.intrinsics, stamp=stamp)
 
+    def surface_distance(self, points: np.ndarray) -> np.ndarray:
+        """Distance (N,) of points (N, 3) in the world from the nearest static surface, metres."""
+        solids = static_solids(self.scenes.to("cpu"))
+        return surface_distance(solids, torch.from_numpy(points)[None])[0].numpy()
+
 
 def suite_sequence(
     suite: str,
@@ -122,6 +142,8 @@ def _find_scene(recipe: Recipe, suite: Suite, seed: int, index: int) -> Scenes:
     """The first scene of this seed whose mean share of moving pixels fits; the wanted shares are evenly spaced."""
     generator = torch.Generator().manual_seed(seed)
     scenes = random_scenes(generator, 1 if suite.share[1] == 0 else _TRIES, recipe)
+    if suite.returns:
+        scenes = returning(scenes, (suite.frames - 1) / RATE, centred=recipe.world == "one_room")
     if suite.share[1] == 0:
         return scenes
     time = torch.linspace(0, suite.frames / RATE, 8).expand(_TRIES, -1)

@@ -56,6 +56,8 @@ def test_tables_of_rendered_suites(weights, tmp_path, capsys):
     assert "one_room static: trajectory (2 sequences, 14 frames, 0.0 % of pixels move)" in text
     assert "one_room light: motion (2 sequences" in text and "random walk" in text and "true background" in text
     assert "small.safetensors, on cpu in" in text and "smoothing off" in text
+    assert "one_room light: map (2 sequences" in text and "map thickness" in text
+    assert "32 keyframes, 8 rehearsed" in text
 
     written = json.loads(files["json"].read_text())
     with files["csv"].open(newline="") as file:
@@ -68,7 +70,7 @@ def test_tables_of_rendered_suites(weights, tmp_path, capsys):
     }
     assert {entry["frames"] for entry in written["sequences"]} == {7}
     metrics = {metric for entry in written["sequences"] for metric in entry["values"]}
-    assert metrics <= METRICS.keys() and {"ate_se3", "abs_rel_ray", "mask_iou"} <= metrics
+    assert metrics <= METRICS.keys() and {"ate_se3", "abs_rel_ray", "mask_iou", "map_thickness"} <= metrics
     settings = written["settings"]
     assert settings["manifest"] == {"steps": "0"} and settings["checkpoint"] == "small.safetensors"
     assert {row["settings"] for row in written["rows"] if row["kind"] == "rule"} == set(settings["options"])
@@ -89,7 +91,7 @@ def test_ablations_have_one_line_each(weights, capsys):
     arguments = ["synthetic", "--suite", "static", "--rules", "cut3r", *SHORT, "--sequences", "1", "--ablations"]
     assert cli.main(["evaluate", *arguments, "--checkpoint", str(weights)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name in ("base", "dual branch", "all, raster pooling", "all, no resets"):
+    for name in ("base", "dual branch", "all, no keyframes", "all, 4 rehearsed", "all, raster pooling"):
         assert any(line.startswith(f"{name}  ") for line in lines), name
 
 
@@ -147,6 +149,15 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
         np.sqrt(np.var(0.1 * np.arange(7)) + np.var(0.02 * np.arange(7) ** 2)), rel=1e-6
     )
     assert rows["ate_constant"]["low"] is None  # one sequence has no spread
+
+
+def test_long_suites_run_only_if_named(capsys):
+    parser = cli.build_parser(["evaluate"])
+    assert parser.parse_args(["evaluate", "synthetic"]).suite == ["static", "light", "heavy", "long", "stopgo"]
+    assert parser.parse_args(["evaluate", "synthetic", "--suite", "revisit"]).suite == ["revisit"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["evaluate", "synthetic", "--help"])
+    assert "all but tune, revisit, endurance" in " ".join(capsys.readouterr().out.split())
 
 
 def test_all_rules_run_by_default():

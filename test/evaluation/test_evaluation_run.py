@@ -17,8 +17,9 @@ from raymap3r_ros.evaluation.run import SharedEncoder, run_sequences
 from raymap3r_ros.evaluation.scorer import CONSTANT_POSE, RANDOM_WALK
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.network import NetworkConfig, untrained_network
-from raymap3r_ros.streaming import RULES, StreamOptions
+from raymap3r_ros.streaming import METHOD, RULES, StreamOptions
 from raymap3r_ros.streaming.preprocessing import apply_framing, frame_image, visible_crop
+from raymap3r_ros.streaming.stream_options import KeyframeOptions
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -135,6 +136,44 @@ def test_damage_affects_the_metrics_that_measure_it():
     assert values["ate_se3"] == pytest.approx(0.1, rel=0.1)
     assert values["abs_rel_metric"] == pytest.approx(0.1, rel=0.01)
     assert values["abs_rel"] < 1e-3 and values["depth_scale"] == pytest.approx(1 / 1.1, rel=1e-3)
+
+
+class ThickeningWall(wall.WallNetwork):
+    """Sees everything farther away along the axis: by 0.1 m at the wall, from frame 30 on by 0.3 m."""
+
+    def self_points(self, decoded, size):
+        points, confidence = super().self_points(decoded, size)
+        centre = self._where(decoded)[0]
+        offset = torch.where(centre[:, 0] > 0.03 * 29.5, 0.3, 0.1)
+        return points * (1 + offset / (wall.WALL - centre[:, 2]))[:, None, None, None], confidence
+
+
+@pytest.mark.parametrize("keyframes", [0, 32])
+def test_thickness_is_the_distance_of_the_map_from_the_surfaces(keyframes):
+    place = np.array([[0.6, 0, 0.8, 4], [0, 1, 0, 5], [-0.8, 0, 0.6, 6], [0, 0, 0, 1]])  # of the first camera
+
+    def frames():
+        for frame in wall_sequence(60).frames():
+            yield dataclasses.replace(frame, pose=place @ frame.pose)
+
+    def run(network: torch.nn.Module, surface: float) -> dict[str, float]:
+        def distance(points: np.ndarray) -> np.ndarray:
+            return np.abs((points - place[:3, 3]) @ place[:3, 2] - surface)
+
+        variants = [Variant("one", "rule", dataclasses.replace(RAW, keyframes=KeyframeOptions(size=keyframes)), "")]
+        sequence = PosedSequence("wall", 60, frames, surface_distance=distance)
+        (run,) = run_sequences(network, [sequence], variants, EvaluationPlan(), suite="wall")
+        return run.values["one"]
+
+    exact = run(wall.WallNetwork(), wall.WALL)
+    assert exact["map_thickness"] < 1e-3 and exact["ate_se3"] < 1e-3
+    shifted = run(wall.WallNetwork(), wall.WALL - 0.25)
+    assert shifted["map_thickness"] == pytest.approx(0.25, abs=1e-3)
+    assert shifted["map_thickness_growth"] == pytest.approx(1, abs=1e-2)
+    thick = run(ThickeningWall(), wall.WALL)
+    assert thick["ate_se3"] < 1e-3
+    assert thick["map_thickness"] == pytest.approx(0.3, abs=2e-3)  # frames 5 to 29, and 30 to 59
+    assert thick["map_thickness_growth"] == pytest.approx(3, abs=0.02)
 
 
 def test_without_alignment_of_resets_the_path_is_wrong():
@@ -308,8 +347,45 @@ def test_ablations_have_distinct_options_and_start_with_their_base():
     variants = ablation_variants(StreamOptions(image_size=64))
     assert [variant.name for variant in variants] == list(ABLATIONS) and variants[0].name == BASE
     assert {variant.baseline for variant in variants} == {BASE}
-    assert len({variant.options for variant in variants}) == len(variants)
+    assert len({variant.setup(1000) for variant in variants}) == len(variants)
     assert all(variant.options.image_size == 64 for variant in variants)
+
+
+def test_ablations_of_keyframes_differ_only_in_them():
+    options = StreamOptions(reset_interval=50)
+    variants = {variant.name: variant for variant in ablation_variants(options)}
+    full = variants["all"]
+    assert (full.options, full.method) == (options, METHOD) and full.options.keyframes.size == 32
+    assert variants["all, no keyframes"].options == dataclasses.replace(options, keyframes=KeyframeOptions(size=0))
+    rehearsals = {name: variant.method for name, variant in variants.items() if variant.method != METHOD}
+    assert rehearsals == {
+        f"all, {count} rehearsed": dataclasses.replace(METHOD, rehearsed_keyframes=count) for count in (4, 16)
+    }
+    assert all(variants[name].options == full.options for name in rehearsals)
+    assert variants["all, 4 rehearsed"].settings()["method"] == {"rehearsed_keyframes": 4}
+    assert full.settings() == dataclasses.asdict(options)
+    # Before the first reset, and where segments are not aligned by keyframes, they make no difference.
+    named = ("all", "all, no keyframes", "all, no resets", *rehearsals)
+    assert len({variants[name].setup(50) for name in named}) == 1
+    assert len({variants[name].setup(51) for name in named}) == 5
+    unaligned = dataclasses.replace(options, reset_alignment="off")
+    other = dataclasses.replace(unaligned, keyframes=KeyframeOptions(size=7))
+    assert len({Variant("", "rule", option, "").setup(51) for option in (unaligned, other)}) == 1
+
+
+def test_a_variant_rehearses_as_many_keyframes_as_its_method_says(network, monkeypatch):
+    """Each keyframe is decoded twice before a reset, once with and once without taking it in."""
+    calls = []
+    decode = type(network).decode
+    monkeypatch.setattr(type(network), "decode", lambda *args, **named: calls.append(1) or decode(*args, **named))
+    decoded = []
+    for count in (1, 2, 4):
+        calls.clear()
+        method = dataclasses.replace(METHOD, rehearsed_keyframes=count)
+        variant = Variant("one", "rule", StreamOptions(reset_interval=20), "", method=method)
+        list(run_sequences(network, [noise_sequence(0, 21)], [variant], EvaluationPlan(), suite="noise"))
+        decoded.append(len(calls))
+    assert [number - decoded[0] for number in decoded] == [0, 2, 6]
 
 
 # --- framing ------------------------------------------------------------------------------------------------------

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.evaluation import tables
-from raymap3r_ros.evaluation.plan import rule_variants
+from raymap3r_ros.evaluation.plan import Variant, rule_variants
 from raymap3r_ros.evaluation.scorer import SequenceRun
 from raymap3r_ros.evaluation.statistics import bootstrap_mean
-from raymap3r_ros.streaming import StreamOptions
+from raymap3r_ros.streaming import METHOD, StreamOptions
+from raymap3r_ros.streaming.method import Method
 
 pytest.importorskip("scipy", reason="the evaluation needs scipy")
 
 NAN = float("nan")
 VARIANTS = rule_variants(StreamOptions(), ("raymap3r", "cut3r"))
-KEYS = {variant.name: tables.settings_key(variant.options) for variant in VARIANTS}
+KEYS = {variant.name: tables.settings_key(variant.settings()) for variant in VARIANTS}
 
 
 def sequence(number: int, suite: str = "light", world: str = "room", **values: dict[str, float]) -> SequenceRun:
@@ -154,9 +155,11 @@ def test_csv_and_json_contain_the_same_rows(runs, tmp_path):
 
 
 def test_the_key_of_settings_follows_the_options():
-    options = StreamOptions()
-    assert tables.settings_key(options) == tables.settings_key(StreamOptions())
-    assert tables.settings_key(options) != tables.settings_key(StreamOptions(smoothing="off"))
+    def key(method: Method = METHOD, **changes: str) -> str:
+        return tables.settings_key(Variant("one", "rule", StreamOptions(**changes), "", method=method).settings())
+
+    assert key() == key()
+    assert len({key(), key(smoothing="off"), key(dataclasses.replace(METHOD, rehearsed_keyframes=4))}) == 3
 
 
 def test_every_column_is_a_metric():

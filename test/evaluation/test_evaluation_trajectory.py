@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.evaluation.trajectory import DRIFT, drifting, random_walk, trajectory_metrics, write_tum
+from raymap3r_ros.evaluation.trajectory import DRIFT, drifting, growth, random_walk, trajectory_metrics, write_tum
 from raymap3r_ros.io.tum import read_tum
 
 pytest.importorskip("evo", reason="evo (raymap3r_ros[evaluation]) is not installed")
@@ -99,6 +99,28 @@ def test_end_drift_starts_at_the_first_pose():
     assert trajectory_metrics(predicted, truth, stamps(40)).end_drift == pytest.approx(0, abs=1e-9)
     predicted[-1, :3, 3] += (0.3, 0, 0.4)
     assert trajectory_metrics(predicted, truth, stamps(40)).end_drift == pytest.approx(0.5)
+
+
+def test_growth_compares_the_last_tenth_with_the_second():
+    """Each position occurs twice, with opposite errors: they cancel in the alignment."""
+    truth = np.repeat(hand_held(50), 2, axis=0)
+    size = np.full(100, 0.01)
+    size[10:20], size[90:] = 0.02, 0.06
+    truth_errors = np.tile((1, -1), 50) * size
+    predicted = truth.copy()
+    predicted[:, :3, 3] += truth_errors[:, None] * (0, 0.6, 0.8)
+    score = trajectory_metrics(moved(predicted, 1, (0.4, 1, -2), (7, 8, 9)), truth, stamps(100))
+    assert score.growth == pytest.approx(3)
+    assert score.ate_se3 == pytest.approx(math.sqrt((80 * 0.01**2 + 10 * 0.02**2 + 10 * 0.06**2) / 100))
+    assert np.isnan(trajectory_metrics(truth[:8], truth[:8], stamps(8)).growth)  # the second tenth is empty
+
+
+def test_growth_of_values_of_some_frames():
+    frames = np.array([0, 10, 19, 19, 20, 89, 90, 99])
+    values = np.array([9.0, 1.0, 2.0, 3.0, 9.0, 9.0, 5.0, 7.0])
+    assert growth(values, frames, 100, np.median) == 6 / 2
+    assert np.isnan(growth(np.zeros(8), frames, 100, np.median))  # the errors of the second tenth are 0
+    assert np.isnan(growth(values[:4], frames[:4], 100, np.median))
 
 
 def test_a_straight_road_is_scored():

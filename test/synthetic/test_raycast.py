@@ -87,3 +87,51 @@ def test_an_absent_solid_is_never_hit_and_the_nearest_of_many_is():
     depth, which = raycast.hit(many, torch.zeros(1, 1, 3), torch.tensor([[[[0.0, 0.0, 1.0]]]]))
     assert depth.item() == pytest.approx(4.0)
     assert which.item() == 2
+
+
+# --- distance from surfaces -----------------------------------------------------------------------------------------
+
+ROOM = solid("box", (3.0, 2.0, 1.5), (0.0, 0.0, 1.5))
+
+
+def distance(solids: list[Solids], *points: tuple) -> list[float]:
+    return raycast.surface_distance(solids, torch.tensor(points)[None])[0].tolist()
+
+
+def test_distances_from_known_surfaces():
+    assert distance([ROOM], (0, 0, 1.0), (2.9, 0, 1.5), (3.2, 0, 1.5), (3.3, 2.4, 1.5)) == pytest.approx(
+        [1.0, 0.1, 0.2, 0.5], abs=1e-6
+    )
+    quarter = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).expand(1, 1, 1, 3, 3)
+    box = solid("box", (0.5, 0.2, 0.3), (1.0, 0.0, 1.5), quarter)  # 0.2 along x, 0.5 along y
+    assert distance([ROOM, box], (0.5, 0, 1.5), (0.5, 0.9, 1.5), (0.9, 0.1, 1.5)) == pytest.approx(
+        [0.3, 0.5, 0.1], abs=1e-6
+    )
+    cylinder = solid("cylinder", (0.4, 0.4, 0.5), (0.0, 0.0, 1.5))
+    points = (0.8, 0.6, 1.5), (0.4, 0.3, 2.2), (0.0, 0.0, 2.1), (0.1, 0.0, 1.5), (0.56, 0.42, 2.4)
+    assert distance([ROOM, cylinder], *points) == pytest.approx(
+        [0.6, math.hypot(0.1, 0.2), 0.1, 0.3, math.hypot(0.3, 0.4)], abs=1e-6
+    )
+    assert distance([ROOM, solid("box", (0.0, 0.0, 0.0), (0.0, 0.0, 1.5))], (0.0, 0.0, 1.5)) == [1.5]  # absent
+
+
+def test_the_distance_from_an_ellipsoid_is_the_smallest_of_all_its_points():
+    half = torch.tensor((0.3, 0.3, 0.8), dtype=torch.float64)
+    azimuth, polar = torch.meshgrid(
+        torch.linspace(0, 2 * math.pi, 800, dtype=torch.float64),
+        torch.linspace(0, math.pi, 800).double(),
+        indexing="ij",
+    )
+    ball = torch.stack((polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos()), dim=-1)
+    surface = (ball * half).flatten(0, 1)
+    points = torch.rand(60, 3, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    points = torch.cat(
+        (points, points[:20] * half * 0.7, torch.tensor([[0.0, 0, 0], [0, 0, 1], [0.2, 0, 0]]).double())
+    )
+    expected = torch.stack([(surface - point).norm(dim=-1).min() for point in points])
+    room = solid("box", (50.0, 50.0, 50.0), (0.0, 0.0, 0.0))
+    ellipsoid = solid("ellipsoid", tuple(half.tolist()), (0.0, 0.0, 0.0))
+    measured = raycast.surface_distance([room, ellipsoid], points[None])[0]
+    torch.testing.assert_close(measured, expected, atol=1e-4, rtol=0)
+    inside = (points / half).norm(dim=-1) < 1
+    assert inside.sum() > 20 and (~inside).sum() > 40
