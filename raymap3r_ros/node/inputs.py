@@ -27,7 +27,7 @@ from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.namesakes import NamesakeWatch, mixed_publishers
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
-from raymap3r_ros.node.silence import SilenceWatch
+from raymap3r_ros.node.silence import SilenceWatch, other_topics, type_name
 from raymap3r_ros.node.stoppage import Stoppage
 from raymap3r_ros.stamps import StampClock
 from raymap3r_ros.text import counted
@@ -72,6 +72,7 @@ class Inputs:
         self._namesakes = NamesakeWatch(node, reporter)
         self._stamp_clock = StampClock(reporter.warn_once)
         self._camera_mix = CameraMix()
+        self._colour_topics: list[str] | None = None  # known after the first depth image
         self._subscriptions = self._subscribe()
         self._match_camera_info()
 
@@ -195,7 +196,7 @@ class Inputs:
         try:
             conversions.check_image(message)
         except InputError as error:
-            self._reporter.refuse(error)
+            self._reporter.refuse(error if not isinstance(error, conversions.DepthError) else self._with_cure(error))
             return
         size = (message.width, message.height) if isinstance(message, Image) else None
         self._reporter.stand("cameras", self._camera_mix.add(message.header.frame_id, size))
@@ -220,6 +221,13 @@ class Inputs:
                 f"the queue of {QUEUE_DEPTH} frames is full: frames are lost; play the recording more slowly",
                 throttle=True,
             )
+
+    def _with_cure(self, error: conversions.DepthError) -> conversions.DepthError:
+        if self._colour_topics is None:  # looked up once, not for each image
+            images = self._subscriptions[0]
+            self._colour_topics = other_topics(self._node, images.topic_name, type_name(images.msg_type))
+        such = f", such as {', '.join(self._colour_topics)}" if self._colour_topics else ""
+        return conversions.DepthError(f"{error}{such}")
 
     def _on_messages_lost(self, losses: QoSMessageLostInfo) -> None:
         # Some versions of the middleware report uninitialised numbers.

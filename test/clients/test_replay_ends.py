@@ -109,8 +109,8 @@ def test_a_complete_bag_is_reported_so(tmp_path):
 
 
 def test_every_frame_refused_is_a_failure(tmp_path):
-    depth = np.ones((48, 64), np.uint16).view(np.uint8).reshape(48, 64, 2)
-    messages = [(i / 10, "/image", raw(i / 10, depth, "16UC1")) for i in range(3)]
+    pairs = np.ones((48, 64, 2), np.uint8)
+    messages = [(i / 10, "/image", raw(i / 10, pairs, "8UC2")) for i in range(3)]
     out = tmp_path / "out"
     arguments = ["--rate", "0", "--out", str(out), *SMALL]
     assert cli.main(["replay", str(write_bag(tmp_path / "bag", messages)), *arguments]) == 1
