@@ -140,8 +140,10 @@ def run_recording(
             log.warning(UNTRAINED_WARNING)
         run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions(), poses)
         try:
-            if recording.size is not None and run.stream.records:
-                _prepare(run)
+            if recording.size is not None:
+                recording.check_intrinsics(recording.size)
+                if run.stream.records:
+                    _prepare(run)
             return _process(run, progress)
         except BaseException:
             if not run.stamps:
@@ -251,7 +253,7 @@ class _Run:
 
     def process(self, frame: Frame) -> None:
         """Run one frame through the stream and write its results."""
-        if not self.steps:
+        if not self.steps and self.recording.size is None:
             self.recording.check_intrinsics((frame.image.shape[1], frame.image.shape[0]))
         pose = None if self.known is None else self.known.pose_at(frame.stamp)
         if frame.jumps != self.jumps:

@@ -154,6 +154,13 @@ def test_the_network_is_prepared_before_the_first_image(run_live, monkeypatch, b
     assert "preparing the network for images of 64x48" in caplog.text
 
 
+def test_intrinsics_are_checked_before_the_network_is_prepared(run_live, out, monkeypatch, capsys, caplog):
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture(iter([numbered_image(0)])))
+    assert run_live("0", "--execution", "trace", "--intrinsics", "60,60,3200,24") == (2, None)
+    assert "camera 0: the given intrinsics cannot be used: the principal point" in capsys.readouterr().err
+    assert "preparing" not in caplog.text and not out.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["in a step", "while waiting"])
 def test_a_stop_signal_writes_the_results(run_live, out, monkeypatch, before_step, number, when):
