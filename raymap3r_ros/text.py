@@ -64,6 +64,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def size_text(count: float) -> str:
+    """A number of bytes, in decimal units: 1.50 GB, 12.0 MB, 67.0 kB."""
+    size, unit = next(
+        (size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= size or unit == "kB"
+    )
+    return f"{count / size:.{2 if unit == 'GB' else 1}f} {unit}"
+
+
 class Throttle:
     """Decides which of several lines about the same problem are written. Safe to use from several threads."""
 

@@ -157,7 +157,7 @@ def test_every_topic_and_service_is_in_one_table_with_its_type_and_qos(contract)
         f"{words[newest.reliability]}, {newest.depth}; with `every_frame` {words[every.reliability]}, {every.depth}"
     )
     info = taken["camera_info", False]
-    assert rows["camera_info"]["QoS"] == f"{words[info.reliability]}, {info.depth}"
+    assert rows["camera_info"]["QoS"] == f"{words[info.reliability]}, {info.depth}; latched if its publishers are"
 
 
 def test_topics_in_the_prose_exist(contract):

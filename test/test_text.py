@@ -18,6 +18,7 @@ from raymap3r_ros.text import (
     counted,
     listing,
     printable,
+    size_text,
     with_details,
 )
 
@@ -122,3 +123,9 @@ def test_details_are_indented_and_numbers_have_their_nouns():
     assert [line[:4].strip() for line in others] == ["Tr", "", "ra", "er"]
     assert all(line.startswith("  ") and line.isprintable() for line in others)
     assert (counted(0, "frame"), counted(1, "frame"), counted(2, "frame")) == ("0 frames", "1 frame", "2 frames")
+
+
+def test_sizes_have_decimal_units():
+    """As file managers, disks and download pages show them."""
+    sizes = {1: "0.0 kB", 2048: "2.0 kB", 3_100_000: "3.1 MB", 3_173_761_006: "3.17 GB"}
+    assert {count: size_text(count) for count in sizes} == sizes

@@ -88,6 +88,7 @@ class Playback:
     worlds: set[int] = field(default_factory=set)  # indices of the first frames of new worlds
     missing: int | None = 0  # images after an early end of the bag; None: the bag does not contain their number
     ended: str = ""  # why the bag ended early
+    outside: int | None = 0  # images before `start` or after `duration`; None: the bag does not contain their number
     passes: int = 0  # started
     seconds: float = 0.0
     stopped: bool = False  # before the end
@@ -241,10 +242,14 @@ class _Player:
                 continue
             first = recorded if first is None else first
             offset = (recorded - first) * 1e-9
-            if offset >= end or self._stop.is_set():
+            if self._stop.is_set():
+                break
+            if offset >= end:
+                self._count_outside(bag.image_count - seen + (topic == bag.images))
                 break
             self._prepare(topic, message)
             if offset < options.start or topic == TF_STATIC or (topic in bag.odometry and topic != sensor):
+                self._count_outside(topic == bag.images)
                 continue
             begin = time.monotonic() if begin is None else begin
             if options.rate:
@@ -281,6 +286,11 @@ class _Player:
         playback.diagnostics = diagnostics.values
         playback.counts = {name: value - self._counts_before.get(name, 0) for name, value in self._counts().items()}
         return playback
+
+    def _count_outside(self, images: int) -> None:
+        """Add images that are not played because of `start` and `duration`."""
+        outside = self._playback.outside
+        self._playback.outside = outside + max(images, 0) if self._bag.count_known else None
 
     def _check_end(self, seen: int) -> None:
         """Count the images that are missing at the end of a pass, after `seen` of them."""

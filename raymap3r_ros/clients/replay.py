@@ -72,6 +72,7 @@ class ReplayReport:
     frames_refused: int  # by the node: damaged, or in an encoding that it does not support
     frames_unreadable: int  # damaged in the bag, never sent
     frames_missing: int | None  # in the bag's index, but not in the part that could be read; None: unknown
+    frames_outside: int | None  # recorded before `start` or after `duration`, not sent; None: unknown
     frames_dropped: int  # replaced by a newer one; only if the node runs without every_frame
     frames_lost: int  # in transport, or because the node's queue was full
     frames_unanswered: int  # none of these: in flight at an early end, or failed in the network
@@ -204,6 +205,7 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         frames_refused=refused,
         frames_unreadable=playback.unreadable,
         frames_missing=playback.missing,
+        frames_outside=playback.outside,
         frames_dropped=dropped,
         frames_lost=lost,
         frames_unanswered=max(0, sent - processed - refused - dropped - lost),
@@ -282,7 +284,8 @@ def _text(report: ReplayReport) -> Iterator[str]:
         "lost": report.frames_lost,
         "refused by the node": report.frames_refused,
         "unreadable in the bag": report.frames_unreadable,
-        "missing in the bag": "an unknown number" if report.frames_missing is None else report.frames_missing,
+        "missing in the bag": _known(report.frames_missing),
+        "outside start and duration": _known(report.frames_outside),
         "unanswered": report.frames_unanswered,
         "with a stamp that does not rise": report.frames_late,
     }
@@ -298,6 +301,10 @@ def _text(report: ReplayReport) -> Iterator[str]:
     yield f"truth      {report.truth}"
     for world in report.worlds:
         yield f"{world.trajectory}: {counted(world.frames, 'frame')} in {world.seconds:.1f} s{_score_text(world)}"
+
+
+def _known(count: int | None) -> int | str:
+    return "an unknown number" if count is None else count
 
 
 def _score_text(world: WorldReport) -> str:

@@ -8,7 +8,7 @@ from raymap3r_ros.commands.arguments import path
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.network import STORED_DTYPES, convert_checkpoint
 from raymap3r_ros.output_files import check_output_file, check_outputs
-from raymap3r_ros.text import printable
+from raymap3r_ros.text import printable, size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output}: exists already; name another file, or allow it with --overwrite")
     result = convert_checkpoint(args.input, args.output, args.dtype, progress=True)
-    size = f"{result.parameters / 1e6:.1f} M parameters as {args.dtype}, {result.bytes / 1e6:.1f} MB"
+    size = f"{result.parameters / 1e6:.1f} M parameters as {args.dtype}, {size_text(result.bytes)}"
     print(f"{printable(args.output)}: {size}")
     if any(result.rounding.values()):
         errors = ", ".join(f"{part} {error:.1e}" for part, error in result.rounding.items())

@@ -6,7 +6,7 @@ import argparse
 
 from raymap3r_ros.commands.arguments import add_device, add_options, path, read_options
 from raymap3r_ros.network import choose_device
-from raymap3r_ros.text import printable
+from raymap3r_ros.text import printable, size_text
 from raymap3r_ros.training import RECIPES, RECORDING, TrainOptions, train
 
 
@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
         data=getattr(args, "data", None), seconds=args.seconds,
     )  # fmt: skip
     if weights is not None:
-        print(f"{printable(weights)}: {weights.stat().st_size / 1e6:.1f} MB")
+        print(f"{printable(weights)}: {size_text(weights.stat().st_size)}")
     return 0

@@ -10,7 +10,7 @@ from raymap3r_ros.commands import arguments
 from raymap3r_ros.errors import CheckpointError, OptionError
 from raymap3r_ros.network.catalog import PUBLIC_WEIGHTS, cache_folder, cached_weights, named_weights, shipped_weights
 from raymap3r_ros.tables import text_table
-from raymap3r_ros.text import listing, printable
+from raymap3r_ros.text import listing, printable, size_text
 from raymap3r_ros.weights import fetch, import_file, remove, verify
 from raymap3r_ros.weights.store import downloads, read_record
 
@@ -63,9 +63,9 @@ def _list(_: argparse.Namespace) -> int:
         elif name in cached:
             state = "in the cache" + (", with the .pth" if cached[name].with_suffix(".pth").is_file() else "")
         elif arrived := max((path.stat().st_size for path in downloads(name)), default=0):
-            state = f"incomplete, {arrived / 1e6:.0f} MB: raymap3r weights fetch {name}"
+            state = f"incomplete, {size_text(arrived)}: raymap3r weights fetch {name}"
         on_disk = _size(cached[name]) if name in cached else "-"
-        lines.append([name, f"{weights.bytes / 1e6:.0f} MB", on_disk, weights.licence, state])
+        lines.append([name, size_text(weights.bytes), on_disk, weights.licence, state])
     for name, path in cached.items():
         if name not in PUBLIC_WEIGHTS:
             record = read_record(path)
@@ -127,7 +127,7 @@ def _path(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    print(f"removed {args.name}: {remove(args.name) / 1e6:.0f} MB")
+    print(f"removed {args.name}: {size_text(remove(args.name))}")
     return 0
 
 
@@ -136,7 +136,7 @@ def _supported() -> list[str]:
 
 
 def _size(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.0f} MB"
+    return size_text(path.stat().st_size)
 
 
 def _report(line: str) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, size_text
-from raymap3r_ros.text import printable
+from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target
+from raymap3r_ros.text import printable, size_text
 
 NAME = "dds"
 SEGMENT = 64 * 2**20  # bytes of shared memory of each process, see config/fastdds.xml
@@ -121,7 +121,7 @@ def judge(report: Mapping[str, Any]) -> Line:
     times, sent = report["milliseconds"], report["sent"]
     if not sent:
         return _failed(f"two processes with {report['rmw']} did not connect", report)
-    found = f"{len(times)} of {sent} images of {report['bytes'] / 1e6:.1f} MB came back ({report['rmw']})"
+    found = f"{len(times)} of {sent} images of {size_text(report['bytes'])} came back ({report['rmw']})"
     if not times:
         return _failed(found, report)
     median = statistics.median(times)

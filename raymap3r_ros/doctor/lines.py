@@ -56,13 +56,3 @@ def guarded(check: str, name: str, function: Callable[[], Iterable[Line]]) -> It
         if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
             remedy = "end other programs that use this device, or choose a smaller --size or --precision bfloat16"
         yield Line(check, name, FAIL, text, remedy)
-
-
-def size_text(count: float) -> str:
-    """A number of bytes for a reader: 1.50 GiB, 12.0 MiB, 67.0 KiB."""
-    size, unit = next(
-        (size, unit)
-        for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-        if count >= size or size == 2**10
-    )
-    return f"{count / size:.{2 if unit == 'GiB' else 1}f} {unit}"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, size_text
+from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target
+from raymap3r_ros.text import size_text
 
 NAME = "machine"
 DRIVER_FILES = ("proc/driver/nvidia/version", "etc/nv_tegra_release")  # the second on a Jetson

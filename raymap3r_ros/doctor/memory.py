@@ -19,13 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, size_text
+from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target
 from raymap3r_ros.errors import CheckpointError
 from raymap3r_ros.geometry import cameras
 from raymap3r_ros.network import Network, NetworkConfig, attention, checkpoint_config
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, engine
 from raymap3r_ros.streaming.preprocessing import frame_image
 from raymap3r_ros.streaming.tensors import tensors_of
+from raymap3r_ros.text import size_text
 
 NAME = "memory"
 RESERVE = 1.25  # share of activations that allocators add by rounding sizes and by gaps; an assumption

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, size_text
+from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target
 from raymap3r_ros.errors import CheckpointError
 from raymap3r_ros.network import PRESETS, checkpoint_config, checkpoint_path, shipped_weights
+from raymap3r_ros.text import size_text
 from raymap3r_ros.weights.download import sha256_of
 
 NAME = "weights"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raymap3r_ros.errors import InputError, reason_of
-from raymap3r_ros.io.bag_files import ROS1, DataFile, data_files, prepare
+from raymap3r_ros.io.bag_files import ROS1, ROS2_ENCODING, DataFile, data_files, prepare
 
 SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
@@ -168,10 +168,34 @@ def _reader(paths: list[Path]) -> Any:
 
     for storage in (storage_mcap, storage_sqlite3):
         storage.parse_qos = lambda _: []  # profiles without some keys are errors there; they are not used here
+    _read_only_channels_of_ros(storage_mcap)
     # sqlite3 bags from before ROS 2 Iron contain no definitions of messages; here none are needed.
     reader = AnyReader(paths, default_typestore=get_typestore(Stores.EMPTY))
     reader.open()
     return reader
+
+
+def _read_only_channels_of_ros(storage: Any) -> None:
+    """Make the library read the channels of ROS 2 from MCAP files of any profile, and ignore all others.
+
+    It accepts only the profile "ros2", and no other encoding. `bag_files.prepare` has checked the file.
+    """
+    read_string, get_msgdef, open_file = storage.read_string, storage.get_msgdef, storage.McapReader.open
+
+    def read(data: Any) -> str:
+        is_profile = data.tell() == 0  # else only a name of metadata, which are not used, is first
+        text = read_string(data)
+        return "ros2" if is_profile else text
+
+    def definition(schema: Any) -> Any:
+        known = schema is None or schema.encoding in ("ros2msg", "ros2idl", "omgidl", "")
+        return get_msgdef(schema if known else None)
+
+    def open_channels(self: Any) -> None:
+        open_file(self)
+        self.connections = [one for one in self.connections if one.ext.serialization_format == ROS2_ENCODING]
+
+    storage.read_string, storage.get_msgdef, storage.McapReader.open = read, definition, open_channels
 
 
 def _definitions(connections: list[Any], names: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -196,14 +196,18 @@ _HEADER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x01, 0x03, 0x04, 0x05, 0x06
 _DATA_END, _FOOTER = 0x0F, 0x02
 _DATA_RECORDS = (_HEADER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, 0x07, 0x09, 0x0C)  # also index, attachment, ...
 _PRIVATE = range(0x80, 0x100)
+ROS2_ENCODING = "cdr"  # of messages
 _MAX_TOPICS, _MAX_TEXT = 10, 200  # named in an error, and bytes of each of their names
 _RECORD = struct.Struct("<BQ")  # operation, length
 
 
 def _check_profile(file: Path) -> None:
-    """Raise InputError, with the topics and their types, for an MCAP file that is not of ROS 2."""
+    """Raise InputError, with the topics and their types, for an MCAP file that is not of ROS 2.
+
+    Its profile is only a hint: without the profile "ros2", one channel with messages of ROS 2 is enough.
+    """
     size, profile = file.stat().st_size, None
-    schemas: dict[int, str] = {}
+    schemas: dict[int, tuple[str, str]] = {}  # name and encoding
     topics: dict[str, None] = {}
     with file.open("rb") as data:
         if data.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
@@ -219,20 +223,21 @@ def _check_profile(file: Path) -> None:
                     return
             elif operation == _SCHEMA:
                 number = data.read(2)
-                schemas[int.from_bytes(number, "little")] = _text(data, end)
+                schemas[int.from_bytes(number, "little")] = _text(data, end), _text(data, end)
             elif operation == _CHANNEL:
                 number, topic, encoding = data.read(4)[2:], _text(data, end), _text(data, end)
-                kind = schemas.get(int.from_bytes(number, "little"), "no schema")
-                topics[f"{topic} ({kind}, {encoding})"] = None
-            if len(topics) > _MAX_TOPICS:
-                break
+                kind, language = schemas.get(int.from_bytes(number, "little"), ("no schema", ""))
+                if encoding == ROS2_ENCODING and language in ("ros2msg", "ros2idl"):
+                    return
+                if len(topics) <= _MAX_TOPICS:
+                    topics[f"{topic} ({kind}, {encoding})"] = None
             data.seek(end)
-    if profile is None:  # no whole header
+    if profile is None or not topics:  # no whole header, or all channels are in chunks without an index
         return
     named = list(topics)
     listed = ", ".join(named[:_MAX_TOPICS]) + (" and others" if len(named) > _MAX_TOPICS else "")
     raise InputError(
-        f"{file}: an MCAP file with the profile {profile!r}, not 'ros2'; its topics: {listed or 'none found'}; write "
+        f"{file}: an MCAP file without messages of ROS 2 (its profile is {profile!r}); its topics: {listed}; write "
         "its images to a folder with the Python package mcap, and give that folder"
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 from raymap3r_ros.errors import InputError
 
@@ -15,6 +16,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 MAX_SIDE = 16_384  # pixels; anything larger is damaged or malicious, not from a camera
 MAX_PIXELS = 2**26
+DEPTH_ENCODINGS = ("16UC1", "32FC1", "64FC1")  # of depth images in ROS
 MAX_SCANS = 32  # of a progressive JPEG, each over the whole image; encoders write about 10
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
@@ -26,6 +28,12 @@ _JPEG_KEPT = (*_JPEG_FRAMES, *_JPEG_TABLES, 0xE0, 0xEE)  # APP0 and APP14 define
 _JPEG_DROPPED = (*range(0xE1, 0xEE), 0xEF, 0xFE)
 # The end of the entropy-coded data of a scan: a marker that is neither a stuffed byte nor a restart.
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+
+
+def depth_encoding(message: Any) -> str:
+    """The encoding of an Image or CompressedImage message if it is one of depth images, else ""."""
+    encoding = message.format.partition(";")[0].strip() if hasattr(message, "format") else message.encoding
+    return encoding if encoding in DEPTH_ENCODINGS else ""
 
 
 def checked_image(data: bytes) -> bytes:

@@ -69,8 +69,9 @@ def open_input(text: str, **options: object) -> Recording:
 
     rate = reader.rate if MIN_RATE <= reader.rate <= MAX_RATE else read.rate
     recording = Recording(
-        None, source.kind, None, read.stride, read.max_frames, rate / read.stride, label=source.name, frames=frames
-    )
+        None, source.kind, None, read.stride, read.max_frames, rate / read.stride, label=source.name, size=reader.size,
+        frames=frames,
+    )  # fmt: skip
     recording.given_intrinsics = None if read.intrinsics is None else np.asarray(read.intrinsics, np.float64)
     weakref.finalize(recording, reader.close)
     return recording
@@ -184,6 +185,7 @@ class _Reader:
         self.dropped = 0  # images that were replaced by newer ones
         self.broken = 0  # images that could not be decoded
         self.ended = ""  # why no more images arrive
+        self.size: tuple[int, int] | None = None  # width and height of the images
         self._source = source
         self._options = options
         self._newest: tuple[np.ndarray, float, int] | None = None  # BGR image, stamp, jumps
@@ -255,7 +257,7 @@ class _Reader:
                 continue
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 return f"delivers {image.dtype} images of shape {image.shape}; give the colour camera"
-            stamp = offset + now
+            stamp, self.size = offset + now, (image.shape[1], image.shape[0])
             detector.check(round(stamp * 1e9), self._options.max_gap)
             with self._change:
                 self.broken += failed
@@ -269,7 +271,7 @@ class _Reader:
 
 
 def _frames(recording: Recording, reader: _Reader, intrinsics: np.ndarray | None) -> Iterator[Frame]:
-    before = reader.dropped  # while the network was loaded
+    before = reader.dropped  # while the network was loaded and prepared
     try:
         while (newest := reader.take()) is not None:
             image, stamp, jumps = newest

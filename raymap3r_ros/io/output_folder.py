@@ -192,6 +192,21 @@ def check_output_folder(folder: Path) -> None:
         raise InputError(f"{folder}: is {kind_of(folder) or 'a file'}; the output needs a folder")
 
 
+def check_subfolder(folder: Path) -> None:
+    """Raise InputError if a subfolder for results exists, but is not a folder, or is a link to one.
+
+    Files behind a link are never deleted, so a second run could not replace those of the first.
+    """
+    if folder.is_symlink() and folder.is_dir():
+        raise InputError(
+            f"{folder}: is a link to another folder, and results are not written through links; replace it by a "
+            "folder, or name another folder for the results"
+        )
+    if os.path.lexists(folder) and not folder.is_dir():
+        what = kind_of(folder) or "a file"
+        raise InputError(f"{folder}: is {what}; the results need a folder of this name; move it away")
+
+
 def _files_of(recording: Path, candidates: Collection[Path]) -> set[Path]:
     """Return the files among `candidates` that belong to a recording: a file, or a folder of files."""
     root = real_path(recording)

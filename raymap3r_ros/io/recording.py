@@ -93,6 +93,7 @@ class Recording:
     topic: str = ""  # of a bag
     given_intrinsics: np.ndarray | None = None  # those of ReadOptions
     label: str = ""  # name of a live input
+    size: tuple[int, int] | None = None  # width and height of the images of a live input
     # Of the last iteration:
     skipped: int = 0  # frames that could not be decoded
     first_skip: str = ""  # which frame, and why

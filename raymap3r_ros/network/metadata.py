@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.output_files import whole_file
 
+MAX_HEADER = 10**8  # bytes; the safetensors library refuses more
+
 
 def header_bytes(header: Mapping[str, Any]) -> bytes:
     """Return the start of a .safetensors file: the length of the header, and the header as JSON."""
@@ -58,7 +60,7 @@ def missing_bytes(path: Path) -> int:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < size else {}
+            header = json.loads(file.read(length)) if length < min(size, MAX_HEADER) else {}
         end = max(item["data_offsets"][1] for name, item in header.items() if name != "__metadata__")
         return max(0, 8 + length + end - size)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.poses import quaternion, twist
 from raymap3r_ros.io.decoding import decode_message
-from raymap3r_ros.io.encoded import MAX_SIDE
+from raymap3r_ros.io.encoded import MAX_SIDE, depth_encoding
 from raymap3r_ros.mapping.occupancy import OccupancyGrid
 from raymap3r_ros.mapping.uncertainty import UNKNOWN_VARIANCE
 
@@ -64,6 +64,10 @@ class EncodingError(InputError):
     """An image encoding that is not supported."""
 
 
+class DepthError(EncodingError):
+    """An encoding of depth images."""
+
+
 # ------------------------------------------------------------------------------------------------ messages to arrays
 
 
@@ -79,6 +83,10 @@ def check_image(message: Image | CompressedImage) -> None:
     check_stamp(message.header.stamp)
     if len(name) > MAX_NAME:
         raise InputError(f"frame_id of {len(name)} characters, more than {MAX_NAME}")
+    if encoding := depth_encoding(message):
+        raise DepthError(
+            f"encoding {encoding!r} is not supported: probably a depth image; remap `image` to the colour topic"
+        )
     if isinstance(message, CompressedImage):
         if not message.data:
             raise InputError("compressed image without data")

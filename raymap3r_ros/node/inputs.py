@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import CallbackGroup
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
@@ -27,7 +27,7 @@ from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.namesakes import NamesakeWatch, mixed_publishers
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
-from raymap3r_ros.node.silence import SilenceWatch
+from raymap3r_ros.node.silence import SilenceWatch, other_topics, type_name
 from raymap3r_ros.node.stoppage import Stoppage
 from raymap3r_ros.stamps import StampClock
 from raymap3r_ros.text import counted
@@ -38,6 +38,8 @@ except ModuleNotFoundError:  # ROS 2 Humble
     from rclpy.qos_event import QoSMessageLostInfo, SubscriptionEventCallbacks
 
 MAX_LOSSES = 1_000_000  # images between two events; no camera publishes more
+CAMERA_INFO_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+LATCHED_INFO_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Inputs:
@@ -59,6 +61,7 @@ class Inputs:
         """Subscribe. Images wait in `queue`; all callbacks belong to `group`."""
         self._node = node
         self._session = session
+        self._group = group
         self._queue = queue
         self._monitor = monitor
         self._reporter = reporter
@@ -69,7 +72,9 @@ class Inputs:
         self._namesakes = NamesakeWatch(node, reporter)
         self._stamp_clock = StampClock(reporter.warn_once)
         self._camera_mix = CameraMix()
-        self._subscriptions = self._subscribe(group)
+        self._colour_topics: list[str] | None = None  # known after the first depth image
+        self._subscriptions = self._subscribe()
+        self._match_camera_info()
 
     @property
     def topics(self) -> list[str]:
@@ -82,7 +87,11 @@ class Inputs:
             self._node.destroy_subscription(subscription)
 
     def check(self) -> None:
-        """Warn if nothing arrives, if inputs have several publishers, or if another node has the same name."""
+        """Adapt to the publishers of camera_info, and warn.
+
+        Of inputs on which nothing arrives or that have several publishers, and of another node of the same name.
+        """
+        self._match_camera_info()
         self._silence.check(self._subscriptions)
         self._namesakes.check()
         clocks = [one for one in self._node.subscriptions if one.msg_type is Clock]  # with use_sim_time
@@ -92,20 +101,19 @@ class Inputs:
         """Number of publishers of each topic, for diagnostics."""
         return {f"publishers of {topic}": self._node.count_publishers(topic) for topic in self.topics}
 
-    def _subscribe(self, group: CallbackGroup) -> list[Subscription]:
+    def _subscribe(self) -> list[Subscription]:
         options, every = self._session.settings.node, self._every_frame
         images = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
             depth=QUEUE_DEPTH if every else 1,
             reliability=ReliabilityPolicy.RELIABLE if every else ReliabilityPolicy.BEST_EFFORT,
         )
-        infos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         # Best effort also matches reliable publishers.
         sensors = QoSProfile(depth=QUEUE_DEPTH if every else 5, reliability=ReliabilityPolicy.BEST_EFFORT)
 
         def subscribe(kind: type, topic: str, callback: Callable, qos: QoSProfile, **more: Any) -> Subscription:
-            watched = callback if kind is CameraInfo else self._silence.watched(topic, callback)  # it is optional
-            return self._node.create_subscription(kind, topic, watched, qos, callback_group=group, **more)
+            watched = self._silence.watched(topic, callback)
+            return self._node.create_subscription(kind, topic, watched, qos, callback_group=self._group, **more)
 
         losses = SubscriptionEventCallbacks(
             message_lost=self._node.guarded(self._on_messages_lost, "the event of lost images")
@@ -115,13 +123,38 @@ class Inputs:
             kind, topic = (CompressedImage, "image/compressed")
         subscriptions = [
             subscribe(kind, topic, self._on_image, images, event_callbacks=losses),
-            subscribe(CameraInfo, "camera_info", self._on_camera_info, infos),
+            self._subscribe_camera_info(CAMERA_INFO_QOS),
         ]
         if options.scale.source == "range":
             subscriptions.append(subscribe(Range, "range", self._on_range, sensors))
         if options.scale.source == "odometry":
             subscriptions.append(subscribe(Odometry, "wheel_odometry", self._on_wheel_odometry, sensors))
         return subscriptions
+
+    def _subscribe_camera_info(self, qos: QoSProfile) -> Subscription:
+        # Not watched for silence: it is optional.
+        return self._node.create_subscription(
+            CameraInfo, "camera_info", self._on_camera_info, qos, callback_group=self._group
+        )
+
+    def _match_camera_info(self) -> None:
+        """Subscribe to camera_info as latched while all its publishers latch it.
+
+        A driver may have published its calibration once, before this node started. Publishers that do not latch
+        would not match a latched subscription.
+        """
+        (current,) = (one for one in self._subscriptions if one.msg_type is CameraInfo)
+        offered = [one.qos_profile for one in self._node.get_publishers_info_by_topic(current.topic_name)]
+        latched = bool(offered) and all(
+            (qos.reliability, qos.durability) == (ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL)
+            for qos in offered
+        )
+        wanted = LATCHED_INFO_QOS if latched else CAMERA_INFO_QOS
+        if current.qos_profile.durability == wanted.durability:
+            return
+        others = [one for one in self._subscriptions if one is not current]
+        self._node.destroy_subscription(current)  # before, so that no message arrives twice
+        self._subscriptions = [others[0], self._subscribe_camera_info(wanted), *others[1:]]
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._session.calibration.update(message)
@@ -163,7 +196,7 @@ class Inputs:
         try:
             conversions.check_image(message)
         except InputError as error:
-            self._reporter.refuse(error)
+            self._reporter.refuse(error if not isinstance(error, conversions.DepthError) else self._with_cure(error))
             return
         size = (message.width, message.height) if isinstance(message, Image) else None
         self._reporter.stand("cameras", self._camera_mix.add(message.header.frame_id, size))
@@ -188,6 +221,13 @@ class Inputs:
                 f"the queue of {QUEUE_DEPTH} frames is full: frames are lost; play the recording more slowly",
                 throttle=True,
             )
+
+    def _with_cure(self, error: conversions.DepthError) -> conversions.DepthError:
+        if self._colour_topics is None:  # looked up once, not for each image
+            images = self._subscriptions[0]
+            self._colour_topics = other_topics(self._node, images.topic_name, type_name(images.msg_type))
+        such = f", such as {', '.join(self._colour_topics)}" if self._colour_topics else ""
+        return conversions.DepthError(f"{error}{such}")
 
     def _on_messages_lost(self, losses: QoSMessageLostInfo) -> None:
         # Some versions of the middleware report uninitialised numbers.

@@ -66,7 +66,7 @@ class SilenceWatch:
 
 def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> str:
     """One line: the topic, its publishers with type and QoS, and the likely cause of their silence."""
-    topic, kind = subscription.topic_name, _type_name(subscription.msg_type)
+    topic, kind = subscription.topic_name, type_name(subscription.msg_type)
     publishers = node.get_publishers_info_by_topic(topic)
     listed = "; ".join(
         f"{_name(one)} publishes {printable(one.topic_type, LONGEST_NAME)}, {_reliability(one.qos_profile)}"
@@ -78,6 +78,13 @@ def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> st
         f"nothing has arrived on {topic} ({kind}, {_reliability(subscription.qos_profile)}) for {seconds:.0f} s: "
         f"{_cause(node, subscription, kind, publishers)}" + (f". Publishers: {listed}" if listed else "")
     )
+
+
+def other_topics(node: GuardedNode, topic: str, kind: str) -> list[str]:
+    """Some other topics of a type that other nodes publish, but no depth images by their name; printable."""
+    others = [name for name, types in node.get_topic_names_and_types() if kind in types and name != topic]
+    others = [name for name in others if "depth" not in name and _has_other_publisher(node, name)]
+    return [printable(name, LONGEST_NAME) for name in others[:LISTED]]
 
 
 def _has_other_publisher(node: GuardedNode, topic: str) -> bool:
@@ -93,8 +100,7 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
             return f"use_sim_time is true, but it has no publisher; {CLOCK_REMEDY}"
         if topic.endswith("/compressed/compressed"):
             return "its name ends in compressed twice; remap `image` to the name without /compressed"
-        others = [name for name, types in node.get_topic_names_and_types() if kind in types and name != topic]
-        others = [printable(name, LONGEST_NAME) for name in others if _has_other_publisher(node, name)][:LISTED]
+        others = other_topics(node, topic, kind)
         return "it has no publisher; " + (
             f"remap it to the topic of the driver, such as {', '.join(others)}"
             if others
@@ -122,7 +128,7 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
     )
 
 
-def _type_name(kind: type) -> str:
+def type_name(kind: type) -> str:
     """The ROS name of a message class, such as sensor_msgs/msg/Image."""
     return f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
-from raymap3r_ros.errors import InputError
-from raymap3r_ros.io.output_folder import MANIFEST, claim, clear_folder, remove_empty, written_files
+from raymap3r_ros.io.output_folder import MANIFEST, check_subfolder, claim, clear_folder, remove_empty, written_files
 from raymap3r_ros.io.png import quantise_depth, write_mask, write_png
 from raymap3r_ros.output_files import whole_file
 
@@ -44,8 +42,7 @@ def prepare_folder(
 ) -> None:
     """Create or clear the output folder of a run, with the `subfolders` that it writes to; see `clear_folder`."""
     for name in subfolders:
-        if os.path.lexists(folder / name) and not (folder / name).is_dir():
-            raise InputError(f"{folder / name}: is not a folder; the results need one of this name; move it away")
+        check_subfolder(folder / name)
     clear_folder(folder, _RESULTS, overwrite, inputs)
     for name in (DEPTH_FOLDER, MASK_FOLDER):
         if name in subfolders:

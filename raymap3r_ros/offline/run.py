@@ -140,11 +140,26 @@ def run_recording(
             log.warning(UNTRAINED_WARNING)
         run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions(), poses)
         try:
+            if recording.size is not None:
+                recording.check_intrinsics(recording.size)
+                if run.stream.records:
+                    _prepare(run)
             return _process(run, progress)
         except BaseException:
             if not run.stamps:
                 discard_folder(folder)
             raise
+
+
+def _prepare(run: _Run) -> None:
+    """Record all kinds of frames before the first one of a live input, which drops images meanwhile."""
+    width, height = run.recording.size
+    log.warning("preparing the network for images of %dx%d; the run starts after that", width, height)
+    image = np.full((height, width, 3), 128, np.uint8)
+    stream, motion = run.stream, run.outputs.motion_estimated
+    for _ in range(stream.method.router_last_frame + 1 + stream.options.ray_interval):
+        stream.step(image, intrinsics=run.recording.given_intrinsics, motion=motion)
+    stream.reset()
 
 
 def _process(run: _Run, progress: bool) -> RunSummary:
@@ -238,7 +253,7 @@ class _Run:
 
     def process(self, frame: Frame) -> None:
         """Run one frame through the stream and write its results."""
-        if not self.steps:
+        if not self.steps and self.recording.size is None:
             self.recording.check_intrinsics((frame.image.shape[1], frame.image.shape[0]))
         pose = None if self.known is None else self.known.pose_at(frame.stamp)
         if frame.jumps != self.jumps:

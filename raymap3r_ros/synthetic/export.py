@@ -5,7 +5,6 @@ docs/synthetic.md describes layout, topics, units and frames.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.cameras import pose_encoding
 from raymap3r_ros.io.output_folder import (
+    check_subfolder,
     claim,
     foreign_files,
     listing,
@@ -29,7 +29,7 @@ from raymap3r_ros.io.output_folder import (
     remove_written,
 )
 from raymap3r_ros.io.png import mask_image, quantise_depth, write_png
-from raymap3r_ros.output_files import kind_of, partial_path
+from raymap3r_ros.output_files import partial_path
 from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
 
 FORMATS = ("tum", "bag", "both")
@@ -68,12 +68,9 @@ def check_target(folder: Path, overwrite: bool = False) -> None:
     That is the case if it exists and `overwrite` is off, if it is not a folder, or if it contains a file that no
     earlier export wrote.
     """
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is {kind_of(folder) or 'a file'}; a sequence needs a folder of this name")
+    check_subfolder(folder)
     _check_is_ours(folder)
-    if not overwrite:
+    if folder.exists() and not overwrite:
         raise InputError(f"{folder}: exists already; name another folder, or allow it with --overwrite")
 
 

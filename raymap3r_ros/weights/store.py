@@ -18,7 +18,7 @@ from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.network import PRESETS, convert_checkpoint, shipped_weights
 from raymap3r_ros.network.catalog import NAME, PUBLIC_WEIGHTS, PublicWeights, cache_folder, cached_weights
 from raymap3r_ros.output_files import kind_of, locked_file
-from raymap3r_ros.text import printable
+from raymap3r_ros.text import printable, size_text
 from raymap3r_ros.weights.download import WrongFileError, check_file, check_libraries, discard, download, sha256_of
 
 DTYPE = "mixed"  # of the converted file, see docs/weights.md
@@ -224,7 +224,7 @@ def _require_space(weights: PublicWeights) -> None:
     free = shutil.disk_usage(cache_folder()).free
     if free < needed:
         raise CheckpointError(
-            f"{cache_folder()} has {free / 1e9:.2f} GB free, {weights.name} needs {needed / 1e9:.2f} GB; free some "
+            f"{cache_folder()} has {size_text(free)} free, {weights.name} needs {size_text(needed)}; free some "
             "space, or set RAYMAP3R_HOME to a folder on another disk"
         )
 

@@ -105,12 +105,22 @@ def test_a_complete_bag_is_reported_so(tmp_path):
     assert cli.main(["replay", str(images_bag(tmp_path / "bag", 6)), *arguments]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["complete"] and report["ended"] == "" and report["frames_missing"] == 0
-    assert report["frames_sent"] == 2
+    assert report["frames_sent"] == 2 and report["frames_outside"] == 4
+
+
+def test_images_after_a_jump_of_the_clock_that_the_duration_leaves_out_are_counted(tmp_path, capsys):
+    times = [0.0, 0.1, 0.2, 5000.0, 5000.1]
+    bag = write_bag(tmp_path / "bag", [(time, "/image", raw(time, picture(i))) for i, time in enumerate(times)])
+    arguments = ["--rate", "0", "--duration", "10", "--loop", "2", "--out", str(tmp_path / "out"), *SMALL]
+    assert cli.main(["replay", str(bag), *arguments]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["frames_sent"], report["frames_outside"]) == (6, 4)
+    assert "outside start and duration 4" in capsys.readouterr().out
 
 
 def test_every_frame_refused_is_a_failure(tmp_path):
-    depth = np.ones((48, 64), np.uint16).view(np.uint8).reshape(48, 64, 2)
-    messages = [(i / 10, "/image", raw(i / 10, depth, "16UC1")) for i in range(3)]
+    pairs = np.ones((48, 64, 2), np.uint8)
+    messages = [(i / 10, "/image", raw(i / 10, pairs, "8UC2")) for i in range(3)]
     out = tmp_path / "out"
     arguments = ["--rate", "0", "--out", str(out), *SMALL]
     assert cli.main(["replay", str(write_bag(tmp_path / "bag", messages)), *arguments]) == 1

@@ -17,7 +17,7 @@ from camera_servers import FakeCapture, mjpeg_server, numbered_image, part
 
 from raymap3r_ros import cli
 from raymap3r_ros.io.output_folder import written_files
-from raymap3r_ros.streaming import Stream
+from raymap3r_ros.streaming import METHOD, Stream, recordings
 
 SHORT = ["--checkpoint", "mini", "--size", "64", "--device", "cpu"]
 
@@ -32,7 +32,8 @@ def run_live(out):
     """Runs the command and returns its status and summary, None without one."""
 
     def run(*arguments):
-        status = cli.main(["run", *arguments, "--out", str(out), *SHORT])
+        # Recording frames takes seconds.
+        status = cli.main(["run", "--execution", "plain", *arguments, "--out", str(out), *SHORT])
         summary = out / "summary.json"
         return status, json.loads(summary.read_text()) if summary.exists() else None
 
@@ -41,12 +42,16 @@ def run_live(out):
 
 @pytest.fixture
 def before_step(monkeypatch):
-    """A dictionary: the function of a number is called before the step of that number."""
+    """A dictionary: the function of a number is called before the step of that number.
+
+    Steps without a stamp, before the first image, are not counted.
+    """
     hooks, step = {}, Stream.step
     numbers = iter(range(1000))
 
     def hooked(self, *args, **kwargs):
-        hooks.get(next(numbers), lambda: None)()
+        if args[1:]:
+            hooks.get(next(numbers), lambda: None)()
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(Stream, "step", hooked)
@@ -62,7 +67,8 @@ def check_files(out, summary):
     assert set(written_files(out)) == present
 
 
-def test_a_stream_up_to_max_frames_hides_its_password_everywhere(run_live, out, capfd):
+def test_a_stream_up_to_max_frames_hides_its_password_everywhere(run_live, out, capfd, monkeypatch):
+    monkeypatch.setattr(recordings, "missing_packages", lambda: ["onnx"])  # traces are quicker
     over = threading.Event()
 
     def body(send):
@@ -72,11 +78,12 @@ def test_a_stream_up_to_max_frames_hides_its_password_everywhere(run_live, out, 
             number += 1
 
     with mjpeg_server(body) as url:
-        status, summary = run_live(url.replace("//", "//admin:s3cret@") + "?token=s3cret", "--max-frames", "8")
+        secret = url.replace("//", "//admin:s3cret@") + "?token=s3cret"
+        status, summary = run_live(secret, "--max-frames", "8", "--execution", "auto")
         over.set()
     assert (status, summary["complete"], summary["frames"]) == (0, True, 8)
     assert (summary["input_kind"], summary["input"]) == ("stream", url.replace("//", "//***@") + "?***")
-    assert summary["options"]["execution"] in ("onnx", "trace")  # as in a node
+    assert summary["options"]["execution"] == "trace"  # as in a node
     assert summary["frames_missing"] == 0 and summary["frames_dropped"] >= 0
     check_files(out, summary)
     stamps = np.loadtxt(out / "trajectory.txt")[:, 0]
@@ -119,6 +126,39 @@ def test_a_slow_network_drops_images_and_counts_them(run_live, out, monkeypatch,
     assert (status, summary["frames"], summary["frames_dropped"], summary["input"]) == (1, 2, 28, "camera 0")
     assert "2 frames, 28 dropped for newer ones" in capsys.readouterr().out
     check_files(out, summary)
+
+
+def test_the_network_is_prepared_before_the_first_image(run_live, monkeypatch, before_step, caplog):
+    """So that the camera's images are not dropped while frames are recorded."""
+    events, count = [], METHOD.router_last_frame + 5
+    steps = [threading.Event() for _ in range(count)]
+
+    def images():
+        for index in range(count):
+            yield numbered_image(index)
+            steps[index].wait()
+
+    def traced(*arguments):
+        events.append("recorded")
+        return trace(*arguments)
+
+    trace = recordings.trace
+    for index in range(count):
+        before_step[index] = lambda index=index: (steps[index].set(), events.append(index))
+    monkeypatch.setattr(recordings, "trace", traced)
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture(images()))
+    _, summary = run_live("0", "--execution", "trace", "--max-gap", "600")
+    assert summary["frames"] == count and summary["frames_dropped"] == 0
+    recorded = events.count("recorded")
+    assert recorded > 0 and events == ["recorded"] * recorded + list(range(count))
+    assert "preparing the network for images of 64x48" in caplog.text
+
+
+def test_intrinsics_are_checked_before_the_network_is_prepared(run_live, out, monkeypatch, capsys, caplog):
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture(iter([numbered_image(0)])))
+    assert run_live("0", "--execution", "trace", "--intrinsics", "60,60,3200,24") == (2, None)
+    assert "camera 0: the given intrinsics cannot be used: the principal point" in capsys.readouterr().err
+    assert "preparing" not in caplog.text and not out.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import raymap3r_ros
+from raymap3r_ros import cli
 from raymap3r_ros.doctor import libraries, machine, memory, precision, timing, weights
-from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, guarded, size_text, worst
+from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target, guarded, worst
 from raymap3r_ros.geometry import cameras
 from raymap3r_ros.network import PRESETS, attention, load_network, save_network, shipped_weights, untrained_network
 from raymap3r_ros.streaming import Stream, StreamOptions
@@ -65,7 +66,7 @@ def test_driver_that_torch_cannot_use(name, text, version, tmp_path, monkeypatch
 
 def test_gpu_without_kernels(monkeypatch):
     class Properties:
-        name, total_memory = "Old", 4 * 2**30
+        name, total_memory = "Old", 4 * 10**9
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -74,7 +75,7 @@ def test_gpu_without_kernels(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, found=capability: found)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
         line = by_name(machine.check(TARGET))["GPU 0"]
-        assert line.state == state and "Old, 4.00 GiB" in line.found
+        assert line.state == state and "Old, 4.00 GB" in line.found
         assert "--device cpu" in line.remedy or state == OK
 
 
@@ -112,6 +113,13 @@ def test_missing_package(monkeypatch):
 def test_hashes_of_all_shipped_weights_are_known():
     assert weights.SHIPPED.keys() == shipped_weights().keys()
     assert all(line.state == OK for line in weights.check(TARGET))
+
+
+def test_weights_have_the_size_that_the_command_weights_shows(capsys):
+    (line,) = weights.check(TARGET)
+    assert cli.main(["weights", "list"]) == 0
+    size = line.found.rpartition(", ")[2]
+    assert size.endswith(" MB") and size in capsys.readouterr().out
 
 
 def test_changed_or_missing_weights(tmp_path, monkeypatch):
@@ -221,7 +229,7 @@ def test_parameters_and_state_are_counted_exactly():
 
 @pytest.fixture
 def small_need(monkeypatch):
-    """A network that needs 100 MiB beside the libraries."""
+    """A network that needs 100 MiB, 105 MB, beside the libraries."""
     part = 2**20
     monkeypatch.setattr(memory, "memory_need", lambda *_: memory.Need(50 * part, 60 * part, 10 * part, 32 * part))
 
@@ -229,7 +237,7 @@ def small_need(monkeypatch):
 @pytest.mark.parametrize(("free", "state"), [(200_000, FAIL), (340_000, WARNING), (900_000, OK)])
 def test_free_memory_of_the_machine(free, state, tmp_path, small_need):
     (line,) = memory.check(TARGET, written(tmp_path, proc__meminfo=f"MemTotal: 9 kB\nMemAvailable: {free} kB\n"))
-    assert line.state == state and "300.0 MiB needed" in line.found
+    assert line.state == state and "314.6 MB needed" in line.found
     assert ("--size" in line.remedy) == (state != OK)
 
 
@@ -308,7 +316,3 @@ def test_exceptions_become_lines():
     assert "smaller --size" in second.remedy
     assert worst([first, second]) == FAIL and worst([first]) == worst([]) == OK
     json.dumps(second.to_dict())
-
-
-def test_sizes():
-    assert [size_text(n) for n in (1, 2048, 3 * 2**20, 1.5 * 2**30)] == ["0.0 KiB", "2.0 KiB", "3.0 MiB", "1.50 GiB"]

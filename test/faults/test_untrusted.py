@@ -148,6 +148,59 @@ def test_large_file_of_another_network_is_not_read(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # KiB; as float32 it is 200,000
 
 
+def with_header(header, data=bytes(16)):
+    """A safetensors file with this header: text, or what JSON makes of it."""
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def float32(start, end, count):
+    return {"dtype": "F32", "shape": [count], "data_offsets": [start, end]}
+
+
+OURS = {"__metadata__": {"format": FORMAT, "config": json.dumps(PRESETS["mini"].to_dict())}}
+HOSTILE = {
+    "nested objects": with_header(b'{"a":' * 200_000),
+    "nested lists": with_header(b'{"__metadata__":{},"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
+    "not UTF-8": with_header(b'{"__metadata__":{"format":"\xff\xfe"}}'),
+    "a surrogate": with_header(b'{"\\ud800":{}}'),
+    "equal offsets": with_header({**OURS, "a": float32(0, 8, 2), "b": float32(0, 8, 2)}),
+    "overlapping offsets": with_header({**OURS, "a": float32(0, 8, 2), "b": float32(4, 12, 2)}),
+    "falling offsets": with_header({**OURS, "a": float32(8, 0, 2)}),
+    "a negative offset": with_header({**OURS, "a": float32(-8, 0, 2)}),
+    "an end beyond the file": with_header({**OURS, "a": float32(0, 2**60, 2**58)}),
+    "an impossible size": with_header({**OURS, "a": float32(0, 16, 2**63)}),
+    "an infinite size": with_header(b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}'),
+    "an unknown type": with_header({**OURS, "a": {**float32(0, 4, 1), "dtype": "\x1b[31m\n"}}),
+    "numbers as metadata": with_header({"__metadata__": {"format": 1}}),
+    "metadata twice": with_header(b'{"__metadata__":{},"__metadata__":{}}'),
+    "names with escape sequences": with_header({**OURS, "\x1b[31m\nfake" * 10_000: float32(0, 16, 4)}),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_safetensors_file_is_one_error(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_network(path)
+    text = str(caught.value)
+    assert str(path) in text and text.isprintable() and len(text) < 20_000
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 2**29))
+        file.truncate(2**29 + 16)  # sparse
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_network(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
 @pytest.mark.parametrize("length", [2**63, 2**32, 10**9, 101 * 2**20])
 def test_safetensors_header_with_a_false_length(tmp_path, length):
     path = tmp_path / "w.safetensors"

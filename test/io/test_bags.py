@@ -199,8 +199,8 @@ def test_broken_messages_in_the_middle_are_skipped_and_counted(tmp_path, caplog)
     assert recording.skipped == 5
     for why in (
         "48x32 rgb8 with a step of 144 bytes does not fit 4508 bytes",
-        "'32FC1' does not define its channels",
-        "'8UC3' does not define",
+        "'32FC1' is of depth images; choose a colour topic",
+        "'8UC3' does not define its channels; allowed are those that do: rgb8, bgr8",
         "'what' is not supported",
         "message 5 of /a: not a valid sensor_msgs/msg/Image",
     ):
@@ -292,6 +292,33 @@ def test_bag_with_several_image_topics_lists_them(tmp_path):
     for topic, index in (("/right/image", 2), ("right/image/compressed", 3)):
         (frame,) = open_recording(bag, topic=topic)
         assert_shows(frame.image, index)
+
+
+def depth_messages():
+    depth = np.full((32, 48), 1000, np.uint16)
+    packed = compressed_message(1, depth)
+    packed.format = "16UC1; png compressed "
+    return {
+        "/d16": image_message(1, depth, "16UC1"),
+        "/d32": image_message(1, depth.astype(np.float32), "32FC1"),
+        "/packed": packed,
+        "/packed/compressedDepth": packed,
+    }
+
+
+@pytest.mark.parametrize("topic", depth_messages())
+def test_a_depth_topic_is_refused_with_the_colour_topics_of_the_bag(tmp_path, topic):
+    messages = [(name, 1, message) for name, message in depth_messages().items()]
+    with pytest.raises(InputError, match=r"probably depth images; this bag has no others|no image topic with"):
+        open_recording(write_bag(tmp_path / "depth", [one for one in messages if one[0] == topic]))
+    colour = [("/eye", 1, image_message(1, picture(0), "rgb8")), ("/c", 1, compressed_message(1, picture(0)))]
+    with pytest.raises(InputError) as caught:
+        open_recording(write_bag(tmp_path / "bag", [*messages, *colour]), topic=topic)
+    if topic.endswith("compressedDepth"):
+        assert f"{topic} has depth images; there are:\n  /c  (" in str(caught.value)
+    else:
+        assert f"images of {topic} are " in str(caught.value)
+        assert str(caught.value).endswith("choose a colour topic with --topic: /c, /eye")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89MCAP0\r\n", b"nothing of the kind" * 20])

@@ -18,7 +18,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hostile_bags import channel, mcap, message, record, text
+from hostile_bags import channel, mcap, message
 from recordings import (
     STORE,
     assert_shows,
@@ -321,24 +321,6 @@ def test_a_file_that_is_no_bag_is_named_with_a_cure(tmp_path, name, content, cur
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=re.escape(cure)):
         open_recording(tmp_path / name)
-
-
-@pytest.mark.parametrize(("profile", "encoding"), [("", "json"), ("", "protobuf"), ("ros1", "ros1"), ("x", "cdr")])
-def test_an_mcap_file_of_another_profile_is_named_with_its_topics(tmp_path, profile, encoding):
-    kind = "foxglove.CompressedImage"
-    records = record(1, text(profile) + text("sdk"))
-    records += record(3, struct.pack("<H", 7) + text(kind) + text(encoding) + text("definition"))
-    for number in range(12):
-        records += record(4, struct.pack("<HH", number, 7) + text(f"/camera{number}") + text(encoding) + text(""))
-    records += message(b"{}") + record(0x0F, bytes(4)) + record(2, bytes(20))
-    path = tmp_path / "a.mcap"
-    path.write_bytes(b"\x89MCAP0\r\n" + records + b"\x89MCAP0\r\n")
-    with pytest.raises(InputError) as caught:
-        open_recording(path)
-    error = str(caught.value)
-    assert f"the profile {profile!r}, not 'ros2'; its topics: /camera0 ({kind}, {encoding}), /camera1 " in error
-    assert "/camera9" in error and "/camera10" not in error
-    assert "write its images to a folder" in error and "rosbags-convert" not in error and ".;" not in error
 
 
 @pytest.mark.parametrize("qos", ["- history: 3\n  depth: 0\n", "- {}\n", "text", "- [1]\n", "{a: &x 1"])

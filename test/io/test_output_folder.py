@@ -200,6 +200,6 @@ def test_a_folder_with_the_name_of_a_result_is_in_the_way(tmp_path):
 def test_a_file_in_place_of_a_subfolder_is_refused_before_anything_is_deleted(tmp_path):
     write(tmp_path, "trajectory.txt")
     write(tmp_path, "depth", ours=False)
-    with pytest.raises(InputError, match="depth: is not a folder"):
+    with pytest.raises(InputError, match="depth: is a file; the results need a folder"):
         prepare_folder(tmp_path, overwrite=True)
     assert (tmp_path / "trajectory.txt").exists()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, Image
 from topic_helpers import EVERYTHING, HEIGHT, TRAJECTORIES, WARMUP, WIDTH, image, values, wait_for_end
 
 from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
@@ -104,6 +104,25 @@ def test_bad_images_are_skipped_with_a_warning_and_the_stream_continues(make_ben
     bench.wait_for_diagnostics("bad frames", 2 * len(cases))
     bench.wait_for_diagnostics("frames out", 2)
     assert bench.count_logs("Traceback") == 0
+
+
+@pytest.mark.parametrize("transport", ["raw", "compressed"])
+def test_a_depth_topic_is_named_once_with_the_colour_topics(make_bench, transport):
+    bench = make_bench(every_frame=True, image_transport=transport)
+    kind, message = {
+        "raw": (Image, image(encoding="16UC1")),
+        "compressed": (CompressedImage, CompressedImage(format="16UC1; compressedDepth png", data=b"x")),
+    }[transport]
+    for name in ("eye", "other/depth"):
+        bench.probe.create_publisher(kind, name, 1)
+        bench.wait(lambda name=name: bench.node.count_publishers(f"{bench.namespace}/{name}"), f"discovery of {name}")
+    bench.start("pose")
+    for index in range(3):
+        bench.send(index, message=message)
+    line = bench.wait_for_log("probably a depth image; remap `image` to the colour topic, such as ", level=30)
+    assert f"{bench.namespace}/eye" in line and f"{bench.namespace}/other/depth" not in line
+    bench.wait_for_diagnostics("bad frames", 3)
+    assert bench.count_logs("image skipped") == 1
 
 
 def test_change_of_size_starts_a_new_world(make_bench):

@@ -154,8 +154,12 @@ def test_memory_reset_without_alignment_starts_a_new_world_at_the_next_image(mak
 
 
 @pytest.mark.parametrize(
-    "name", ["missing.safetensors", "text.safetensors", "foreign.safetensors", "text.pth", "cut3r_512"]
-)
+    "name",
+    [
+        "missing.safetensors", "text.safetensors", "foreign.safetensors", "nested.safetensors", "long.safetensors",
+        "text.pth", "cut3r_512",
+    ],
+)  # fmt: skip
 def test_unusable_checkpoint_fails_configure_with_one_log_line(make_bench, tmp_path, monkeypatch, name):
     path = tmp_path / name
     monkeypatch.setenv("RAYMAP3R_HOME", str(tmp_path))
@@ -170,6 +174,10 @@ def test_unusable_checkpoint_fails_configure_with_one_log_line(make_bench, tmp_p
         metadata = {"format": "raymap3r-1", "config": json.dumps(network.config.to_dict())}
         safetensors.torch.save_file({"another.network": torch.zeros(3)}, path, metadata)
         text = f"configure failed: {path} does not hold this network"
+    elif name.startswith(("nested", "long")):
+        length, header = (600_000, b'{"a":' * 120_000) if name.startswith("nested") else (2**64 - 1, b"{}")
+        path.write_bytes(length.to_bytes(8, "little") + header + bytes(16))
+        text = f"configure failed: {path} is not a readable safetensors file: Error while deserializing header"
     else:
         text = f"configure failed: checkpoint '{path}' is not a file, nor weights that come with the package"
     bench = make_bench(checkpoint=str(path))

@@ -32,6 +32,21 @@ def test_folder_with_files_is_refused_unless_allowed(tmp_path):
         prepare_folder(folder / "notes.txt")
 
 
+@pytest.mark.parametrize("name", ["depth", "masks"])
+@pytest.mark.parametrize("target", ["../elsewhere", "kept"])
+def test_results_are_not_written_through_a_link(tmp_path, name, target):
+    """The second run could not replace the files of the first."""
+    out, elsewhere = tmp_path / "out", tmp_path / "out" / target
+    for folder in (out, elsewhere):
+        folder.mkdir()
+    (out / name).symlink_to(target)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=f"{name}: is a link to another folder, and results are not written"):
+            prepare_folder(out, overwrite)
+    assert list(elsewhere.iterdir()) == []
+    prepare_folder(out, overwrite=True, subfolders={"depth", "masks"} - {name})  # not a result of this run
+
+
 def test_folder_has_only_the_subfolders_that_are_written_to(tmp_path):
     prepare_folder(tmp_path)
     claim(tmp_path, "masks/000000.png").write_text("old result")

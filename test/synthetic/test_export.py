@@ -238,6 +238,16 @@ def test_unrelated_files_are_never_replaced(tmp_path):
         export_sequence(Sequence("file"), tmp_path, overwrite=True)
 
 
+def test_a_sequence_does_not_replace_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / "made-up-00"
+    link.symlink_to("../elsewhere")
+    with pytest.raises(InputError, match="made-up-00: is a link to another folder"):
+        export_sequence(Sequence(), tmp_path / "out", overwrite=True)
+    assert link.is_symlink() and sorted((tmp_path / "out").iterdir()) == [link]
+
+
 def test_remains_of_a_killed_run_are_not_included(tmp_path):
     remains = tmp_path / ".made-up-00.partial"
     (remains / "rgb").mkdir(parents=True)

@@ -21,6 +21,7 @@ from PIL import Image
 from raymap3r_ros import cli
 from raymap3r_ros.network import PRESETS, load_network
 from raymap3r_ros.network.catalog import PUBLIC_WEIGHTS
+from raymap3r_ros.text import size_text
 
 DRIVE, CONTENT, HUB, CDN = "drive.google.com", "drive.usercontent.google.com", "hub.test", "cdn.test"
 FETCH = ("fetch", "cut3r_512", "--accept-license")
@@ -121,7 +122,7 @@ def test_a_cut_download_is_continued(sources, cache, tiny_is_public, weights_com
     arrived = partial.read_bytes()
     assert tiny_is_public[:half].startswith(arrived) and len(arrived) > half / 2
     assert files(cache) == [partial.name]
-    assert f"incomplete, {len(arrived) / 1e6:.0f} MB" in weights_command("list")[1]
+    assert f"incomplete, {size_text(len(arrived))}" in weights_command("list")[1]
     sources.cut = None
     assert weights_command(*FETCH)[0] == 0
     assert sources.ranges() == [f"bytes={len(arrived)}-"]
@@ -170,7 +171,7 @@ def test_no_space(sources, cache, tiny_is_public, weights_command, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
     status, _, error = weights_command(*FETCH)
     assert status == 2 and error.count("\n") == 1
-    assert f"{cache} has {free / 1e9:.2f} GB free, cut3r_512 needs" in error and "RAYMAP3R_HOME" in error
+    assert f"{cache} has {size_text(free)} free, cut3r_512 needs" in error and "RAYMAP3R_HOME" in error
     assert sources.requests == [] and files(cache) == []
     (cache / "partial" / "cut3r_512-mirror.pth").write_bytes(tiny_is_public[: len(tiny_is_public) // 10])
     assert weights_command(*FETCH)[0] == 0  # what has arrived needs no more space

@@ -19,8 +19,9 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import CameraCalibration, names_rectified
 from raymap3r_ros.io.bag_child import IMAGE_TYPES
 from raymap3r_ros.io.bag_files import is_bag
-from raymap3r_ros.io.bag_reader import BagReader, camera_info_topic, nanoseconds
+from raymap3r_ros.io.bag_reader import BagReader, BagTopic, camera_info_topic, nanoseconds
 from raymap3r_ros.io.decoding import decode_image
+from raymap3r_ros.io.encoded import depth_encoding
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.stamps import JumpDetector, StampClock
 from raymap3r_ros.text import counted, listing, printable
@@ -28,6 +29,9 @@ from raymap3r_ros.text import counted, listing, printable
 log = logging.getLogger(__name__)
 
 MAX_NAMED = 50  # topics in an error
+_LOOK_AHEAD = 10  # damaged messages before the first image of a topic
+# 16-bit depth in a CompressedImage message, with a header of its own before the PNG.
+_COMPRESSED_DEPTH = "/compressedDepth"
 
 MAX_RATE = 1000.0  # frames per second; no camera is faster
 
@@ -35,6 +39,7 @@ MAX_RATE = 1000.0  # frames per second; no camera is faster
 def _open(path: Path, options: ReadOptions) -> Recording:
     with closing(BagReader(path)) as bag:
         topic = _choose_topic(path, bag, options.topic)
+        _refuse_depth(path, bag, topic)
         stored = bag.stored(topic)
         kind = "ROS 1 bag" if bag.is_ros1 else "bag"
         seconds = max(bag.seconds, stored / MAX_RATE)
@@ -50,14 +55,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
 
 def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
     """Return the full name of the image topic to read. Raises InputError if it is missing or ambiguous."""
-    images = {
-        name: info
-        for name, info in bag.topics.items()
-        if info.msgtype in IMAGE_TYPES
-        and info.msgcount > 0
-        # 16-bit depth in a CompressedImage message, with a header of its own before the PNG.
-        and not name.endswith("/compressedDepth")
-    }
+    images = _image_topics(bag)
     choices = "".join(
         f"\n  {printable(name, 200)}  ({info.msgtype.rpartition('/')[2]}, {counted(info.msgcount, 'message')})"
         for name, info in sorted(images.items())
@@ -77,7 +75,34 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
             return name
         if name in bag.topics and not bag.topics[name].msgcount:
             raise InputError(f"{path}: the topic {name} has no messages: nothing was sent while it was recorded")
-    raise InputError(f"{path}: no image topic /{topic.lstrip('/')}; there are:{choices}")
+    is_depth = topic.endswith(_COMPRESSED_DEPTH)
+    problem = f"{topic} has depth images" if is_depth else f"no image topic /{topic.lstrip('/')}"
+    raise InputError(f"{path}: {problem}; there are:{choices}")
+
+
+def _image_topics(bag: BagReader) -> dict[str, BagTopic]:
+    """Return the image topics with messages."""
+    return {
+        name: info
+        for name, info in bag.topics.items()
+        if info.msgtype in IMAGE_TYPES and info.msgcount > 0 and not name.endswith(_COMPRESSED_DEPTH)
+    }
+
+
+def _refuse_depth(path: Path, bag: BagReader, topic: str) -> None:
+    """Raise InputError, with the colour topics of the bag, if the images of a topic are depth images."""
+    if encoding := _depth_encoding(bag, topic):
+        others = [name for name in sorted(_image_topics(bag)) if name != topic and not _depth_encoding(bag, name)]
+        cure = (
+            f"choose a colour topic with --topic: {listing(others, MAX_NAMED)}" if others else "this bag has no others"
+        )
+        raise InputError(f"{path}: the images of {topic} are {encoding}, so probably depth images; {cure}")
+
+
+def _depth_encoding(bag: BagReader, topic: str) -> str:
+    """Return the encoding of the first image of a topic if that is one of depth images, else ""."""
+    images = (one for _, _, one in islice(bag.messages([topic]), _LOOK_AHEAD) if not isinstance(one, BrokenFrame))
+    return next(map(depth_encoding, images), "")
 
 
 def _frames(recording: Recording, topic: str, info_topic: str | None, options: ReadOptions) -> Iterator[Frame]:
@@ -135,6 +160,8 @@ def _update(camera: CameraCalibration, message: Any) -> None:
 
 def _message_image(message: Any) -> np.ndarray:
     """Return the (h, w, 3) uint8 RGB image of an Image or CompressedImage message. Raises BrokenFrame."""
+    if encoding := depth_encoding(message):
+        raise BrokenFrame(f"encoding {encoding!r} is of depth images; choose a colour topic")
     if hasattr(message, "format"):
         try:
             return decode_image(io.BytesIO(message.data.tobytes()), upright=False)
@@ -150,7 +177,10 @@ def _raw_image(message: Any) -> np.ndarray:
     try:
         depth, layout, dtype, channels = to_cvtype(message.encoding)
         if layout is Format.GENERIC:
-            raise BrokenFrame(f"encoding {message.encoding!r} does not define its channels")
+            raise BrokenFrame(
+                f"encoding {message.encoding!r} does not define its channels; allowed are those that do: rgb8, bgr8, "
+                "mono8, ..."
+            )
         if layout in (Format.YUV_NV12, Format.YUV_NV21) and (message.width % 2 or message.height % 2):
             raise BrokenFrame(f"{message.width}x{message.height} {message.encoding}: its sides must be even")
         if channels == 2 and message.width % 2:
