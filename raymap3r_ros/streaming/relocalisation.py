@@ -46,7 +46,7 @@ class Location:
 
 
 def likeness(keyframes: Keyframes, tokens: Tensor) -> Tensor:
-    """Cosine (B, M) of each slot's descriptor, the mean image token, with that of `tokens` (B, N, C); -1 if empty."""
+    """Cosine (B, M) of each slot's descriptor, the mean image token, with the one of `tokens` (B, N, C); -1 if empty."""
     stored, here = keyframes.tokens.mean(2), tokens.mean(1, keepdim=True)
     return torch.where(keyframes.number >= 0, F.cosine_similarity(stored, here, dim=-1), -1.0)
 
@@ -119,7 +119,7 @@ def verify(
     agrees = inside & (ratio.log().abs() < method.relocalised_tolerance)
     width = chosen.tokens.shape[-1]
     there = chosen.tokens.gather(2, nearest[..., None].expand(-1, -1, -1, width))
-    # What all tokens share says nothing about the place.
+    # What all tokens share shows nothing about the place.
     common = chosen.tokens.mean((1, 2), keepdim=True)
     cosine = F.cosine_similarity(there - common, tokens[:, None] - common, dim=-1)
     count = inside.float().sum(-1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +16,16 @@ from torch import Tensor
 
 from raymap3r_ros.geometry.cameras import from_cameras
 from raymap3r_ros.geometry.similarity import Similarity
-from raymap3r_ros.streaming import METHOD
+from raymap3r_ros.network import Network
+from raymap3r_ros.streaming import METHOD, StreamOptions, engine
+from raymap3r_ros.streaming.gates import RULES
 from raymap3r_ros.streaming.keyframes import Keyframes
 from raymap3r_ros.streaming.rehearsal import is_complete, next_step
 from raymap3r_ros.streaming.relocalisation import Location, begin, candidates, likeness, locate
-from raymap3r_ros.streaming.state import Sight
+from raymap3r_ros.streaming.state import Sight, StepPlan
 
 PLACES = [(x, turn) for x in (0.0, 0.8, 1.6) for turn in (-25.0, 0.0, 25.0)]
-# From the keyframes' world to that of the memory that sees them again: other origin, axes and unit of length
+# From the keyframes' world to the world of the memory that sees them again: other origin, axes and unit of length
 MOVED = Similarity(
     torch.tensor([0.6]),
     torch.from_numpy(Rotation.from_rotvec((0.2, -0.9, 0.4)).as_matrix()).float()[None],
@@ -45,10 +48,10 @@ def sighted(number: int, x: float, turn: float, phase: float = 0.0) -> Keyframes
 
 
 class Memory:
-    """Stands in for `engine.look` of a network that knows the plane; counts what it takes in."""
+    """Stands in for `engine.look` of a network with the true plane; counts what it takes in."""
 
     def __init__(self, nearer: float = 1.0) -> None:
-        self.taken, self.looks = 0, 0
+        self.taken, self.decoded = 0, 0
         self.nearer = nearer  # factor on distances of a view that was not taken in
 
     def __call__(self, inputs: tuple[Tensor, Tensor], state: SimpleNamespace) -> tuple[Sight, SimpleNamespace]:
@@ -57,7 +60,7 @@ class Memory:
         view = sighted(0, x, turn)
         known = any(abs(x - px) + abs(turn - pt) < 0.01 for px, pt in PLACES)
         points = (view.points[0] * MOVED.scale * (1.0 if known else self.nearer)).view(1, 8, 11, 3)
-        self.looks += 1
+        self.decoded += 1
         self.taken += int(takes)
         pose = MOVED.apply_to_pose(view.pose[0])
         # One point for each token: at the centres of patches of 6 x 6 pixels
@@ -88,7 +91,7 @@ def test_a_frame_of_a_known_place_is_found_where_it_was_taken():
     assert location.accepted().tolist() == [True]
     assert torch.allclose(location.pose, view.pose[:, 0], atol=2e-3)
     assert location.scale.item() == pytest.approx(1 / 0.6, rel=1e-3)
-    assert memory.taken == METHOD.rehearsed_keyframes and memory.looks == 2 * memory.taken + 1
+    assert memory.taken == METHOD.rehearsed_keyframes and memory.decoded == 2 * memory.taken + 1
 
 
 def test_the_pose_and_points_of_the_new_world_do_not_matter():
@@ -138,3 +141,44 @@ def test_candidates_are_the_most_alike_and_their_neighbours_in_order():
     # More than there are: the rest is marked, and never an empty slot twice in place of a stored one.
     slot, valid = candidates(keyframes, view.tokens[:, 0], 12)
     assert valid.sum() == len(PLACES) and sorted(slot[0].tolist()) == list(range(12))
+
+
+def test_each_stream_of_a_batch_is_searched_for_itself(network: Network):
+    options, method = StreamOptions(), dataclasses.replace(METHOD, rehearsed_keyframes=3)
+    look = partial(engine.look, network, StepPlan(options, method, RULES["raymap3r"], False, False))
+    width, generator = network.config.encoder_width, torch.Generator().manual_seed(3)
+    count = (plane.SIZE[0] // network.config.patch_size) * (plane.SIZE[1] // network.config.patch_size)
+
+    def view(number: int) -> Keyframes:
+        one = sighted(number, 0.4 * number, 5.0 * number)
+        one = dataclasses.replace(one, points=one.points[:, :, :count], weight=one.weight[:, :, :count])
+        tokens = torch.randn(1, 1, count, width, generator=generator)
+        return plane.join(*(dataclasses.replace(one, tokens=shown) for shown in (tokens, tokens.flip(2))))
+
+    views = [view(number) for number in range(4)]
+    method_all = dataclasses.replace(METHOD, keyframe_overlap=1.1)
+
+    def search(rows: slice) -> Location:
+        own = [part(one, rows) for one in views]
+        keyframes = Keyframes.empty(4, own[0])
+        for one in own[:3]:
+            keyframes = plane.store(keyframes, one, plane.SIZE, method_all)
+        streams = len(own[0].number)
+        fresh = engine.initial_state(network, options, method, streams, plane.SIZE, plane.SIZE, "")
+        state = begin(fresh, keyframes, own[3].tokens[:, 0], method)
+        with torch.inference_mode():
+            while not is_complete(state):
+                state = next_step(look, keyframes, state)
+            return locate(look, keyframes, state, own[3], method)
+
+    both = search(slice(0, 2))
+    for index in range(2):
+        alone = search(slice(index, index + 1))
+        for field in dataclasses.fields(Location):
+            value, expected = getattr(both, field.name)[index], getattr(alone, field.name)[0]
+            assert torch.isfinite(expected).all(), field.name
+            assert torch.allclose(value, expected, atol=1e-4), field.name
+
+
+def part(keyframes: Keyframes, rows: slice) -> Keyframes:
+    return Keyframes(**{field.name: getattr(keyframes, field.name)[rows] for field in dataclasses.fields(Keyframes)})
