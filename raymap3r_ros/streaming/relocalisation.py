@@ -46,7 +46,7 @@ class Location:
 
 
 def likeness(keyframes: Keyframes, tokens: Tensor) -> Tensor:
-    """Cosine (B, M) of each slot's descriptor, the mean image token, with the one of `tokens` (B, N, C); -1 if empty."""
+    """Cosine (B, M) of the descriptor, the mean image token, of each slot and of `tokens` (B, N, C); -1 if empty."""
     stored, here = keyframes.tokens.mean(2), tokens.mean(1, keepdim=True)
     return torch.where(keyframes.number >= 0, F.cosine_similarity(stored, here, dim=-1), -1.0)
 
@@ -120,7 +120,10 @@ def verify(
     width = chosen.tokens.shape[-1]
     there = chosen.tokens.gather(2, nearest[..., None].expand(-1, -1, -1, width))
     # What all tokens share shows nothing about the place.
-    common = chosen.tokens.mean((1, 2), keepdim=True)
+    known = valid.to(chosen.tokens)[..., None, None]
+    common = (known * chosen.tokens).mean(2, keepdim=True).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(
+        1
+    )
     cosine = F.cosine_similarity(there - common, tokens[:, None] - common, dim=-1)
     count = inside.float().sum(-1)
     visible = torch.where(valid, count / size, 0.0)
@@ -140,4 +143,4 @@ def nearest_points(local: Tensor, chosen: Keyframes) -> tuple[Tensor, Tensor]:
     ray, stored = F.normalize(local, dim=-1), F.normalize(chosen.points, dim=-1)
     cosine, nearest = (ray @ stored.mT).max(-1)
     among = stored @ stored.mT - 2 * torch.eye(stored.shape[2], device=stored.device)
-    return nearest, (cosine >= among.amax(-1).amin(-1, keepdim=True)) & (local[..., 2] > NEAREST)
+    return nearest, cosine >= among.amax(-1).amin(-1, keepdim=True)

@@ -44,7 +44,8 @@ def sighted(number: int, x: float, turn: float, phase: float = 0.0) -> Keyframes
     )
     # The last channels identify the view for `Memory`; they are too small to matter.
     mark = torch.tensor((x, turn / 25)).expand(*texture.shape[:-1], 2) * 1e-4
-    return dataclasses.replace(view, tokens=torch.cat((texture, mark), -1))
+    common = torch.full_like(texture[..., :1], 3.0)  # in all tokens of all places
+    return dataclasses.replace(view, tokens=torch.cat((common, texture, mark), -1))
 
 
 class Memory:
@@ -63,17 +64,19 @@ class Memory:
         self.decoded += 1
         self.taken += int(takes)
         pose = MOVED.apply_to_pose(view.pose[0])
+        if not tokens.any():  # an empty slot
+            pose = pose + 5
         # One point for each token: at the centres of patches of 6 x 6 pixels
         return Sight(pose, points.repeat_interleave(6, 1).repeat_interleave(6, 2), torch.tensor([True])), state
 
 
-def bank(slots: int = 12) -> Keyframes:
-    views = [sighted(number, *place) for number, place in enumerate(PLACES)]
+def bank(slots: int = 12, places: list[tuple[float, float]] = PLACES) -> Keyframes:
+    views = [sighted(number, *place) for number, place in enumerate(places)]
     keyframes = Keyframes.empty(slots, views[0])
     method = dataclasses.replace(METHOD, keyframe_overlap=1.1)
     for view in views:
         keyframes = plane.store(keyframes, view, plane.SIZE, method)
-    assert (keyframes.number >= 0).sum() == len(PLACES)
+    assert (keyframes.number >= 0).sum() == len(places)
     return keyframes
 
 
@@ -116,6 +119,20 @@ def test_a_frame_of_another_place_is_refused(view: Keyframes, memory: Memory):
 def test_without_keyframes_nothing_is_found():
     view = sighted(99, 0.5, 8.0)
     assert found(view, keyframes=Keyframes.empty(12, view)).accepted().tolist() == [False]
+
+
+def test_empty_slots_change_nothing():
+    view, places = sighted(99, 0.5, 8.0), PLACES[2:5]
+    full, sparse = (found(view, keyframes=bank(slots, places)) for slots in (3, 12))
+    for field in dataclasses.fields(Location):
+        assert torch.allclose(getattr(full, field.name), getattr(sparse, field.name), atol=1e-5), field.name
+
+
+def test_the_visible_share_is_the_part_of_the_image_that_both_show():
+    # 33 of 64 columns to the side, or 5.5 of 11 tokens
+    location = found(sighted(99, plane.DISTANCE * 33 / plane.FOCAL, 0.0), keyframes=bank(1, [(0.0, 0.0)]))
+    assert location.visible.item() == pytest.approx(0.5, abs=0.1)
+    assert location.depth.item() == 1
 
 
 def test_each_limit_can_refuse():
