@@ -153,7 +153,7 @@ class Stream:
         plan = self.plan(before.frame, motion=motion)
         task = rehearsal.task_at(options, self.method, before.frame)
         steady = before.frame > self.method.router_last_frame
-        return PreparedFrame((pixels, given, camera), before, plan, task, steady, single, stamp, timer)
+        return PreparedFrame((pixels, given, camera), before, plan, motion, task, steady, single, stamp, timer)
 
     def advance(
         self, frame: PreparedFrame, recordings: Recordings | None = None, record: dict[str, Any] | None = None
@@ -207,7 +207,7 @@ class Stream:
             frame=before.frame,
             segment=before.segment,
             stamp=frame.stamp,
-            motion=plan.motion,
+            motion=plan.motion and frame.motion,
             reset=before.frame == 0 or resets,
             reset_reason="interval" if resets else before.reset_reason,
             alignment_error=alignment_error,
