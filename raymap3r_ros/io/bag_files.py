@@ -283,7 +283,9 @@ def _recover_mcap(file: Path, copy: Path) -> tuple[str, bool]:
         out.write(RECORD.pack(_DATA_END, 4) + bytes(4) + RECORD.pack(_FOOTER, 20) + bytes(20) + MCAP_MAGIC)
     if operation == _DATA_END:  # only the index is missing
         return "", False
-    where = f"between two records, at byte {size}" if position == size else f"in the middle of a record, at byte {size}"
+    where = (
+        f"between two records, at byte {size}" if position == size else f"in the middle of a record, at byte {size}"
+    )
     loss = f"{file.name} ends {where} (recorder killed, or copied incompletely)"
     return loss, position == len(MCAP_MAGIC)
 
