@@ -327,7 +327,7 @@ def _read_metadata(file: Path) -> Metadata:
         if file.stat().st_size > _MAX_METADATA:
             raise ValueError(f"{file.stat().st_size} bytes")
         yaml = importlib.import_module("ruamel.yaml")  # rosbags depends on it, and on zstd
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")
         if re.search(r"&\w", text) and re.search(r"\*\w", text):
             raise ValueError("contains aliases, which can stand for any amount of data")
         values = yaml.YAML(typ="safe").load(text)["rosbag2_bagfile_information"]
