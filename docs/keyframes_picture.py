@@ -24,6 +24,7 @@ SEQUENCE = 0
 SIDE = 440  # pixels of a panel
 HEIGHTS = (0.4, 1.6)  # metres above the floor; points in between show walls and furniture
 EVERY = 10  # frames of the map
+MARGIN = 1.2  # around the true scene
 TITLE_HEIGHT = 40
 TRUE_PATH, PATH = (70, 200, 110), (235, 70, 60)
 
@@ -51,10 +52,11 @@ def draw(title: str, frames: list[Frame], keyframes: int) -> Image.Image:
     """Return one panel."""
     path, points, colors = run(frames, keyframes)
     truth = np.stack([frame.pose[:3, 3] for frame in frames])
-    extent = np.abs(np.concatenate([truth, true_points(frames)])[:, :2]).max() * 1.12
+    corners = np.array([function(true_points(frames)[:, :2], axis=0) for function in (np.min, np.max)])
+    middle, extent = corners.mean(0), np.ptp(corners, axis=0).max() / 2 * MARGIN
 
     def pixels(world: np.ndarray) -> np.ndarray:
-        return (world[:, :2] * (1, -1) / extent + 1) / 2 * SIDE
+        return ((world[:, :2] - middle) * (1, -1) / extent + 1) / 2 * SIDE
 
     panel = np.full((SIDE, SIDE, 3), BACKGROUND, np.uint8)
     shown = (points[:, 2] > HEIGHTS[0]) & (points[:, 2] < HEIGHTS[1])
@@ -65,7 +67,7 @@ def draw(title: str, frames: list[Frame], keyframes: int) -> Image.Image:
     picture.paste(Image.fromarray(panel), (0, TITLE_HEIGHT))
     pen = ImageDraw.Draw(picture)
     for positions, color in ((truth, TRUE_PATH), (path, PATH)):
-        pen.line([(x, y + TITLE_HEIGHT) for x, y in pixels(positions)], fill=color, width=2)
+        pen.line([(x, y + TITLE_HEIGHT) for x, y in pixels(positions)], fill=color, width=1)
     error = np.sqrt(((path - truth) ** 2).sum(1).mean())
     pen.text((6, 4), title, TEXT)
     pen.text((6, 20), f"ATE {error:.2f} m; green: true path, red: predicted", FAINT_TEXT)
