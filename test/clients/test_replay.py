@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
+from rosbags.rosbag1 import Writer as Writer1
+from rosbags.typesys import Stores, get_typestore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bags import images_bag, picture, transform, transforms, write_bag
