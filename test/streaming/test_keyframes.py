@@ -333,7 +333,7 @@ def test_a_frame_without_finite_outputs_harms_no_keyframe(lost: int):
 
 @pytest.mark.parametrize("execution", ["plain", "trace"])
 def test_a_reset_keeps_the_world_of_images_of_another_size_than_those_of_the_warm_up(network: Network, execution: str):
-    """Recorded work knows the sizes of its first frame only."""
+    """Recorded work has the sizes of its first frame."""
     stream = Stream(network, dataclasses.replace(OPTIONS, execution=execution), METHOD_SOON)
     warm_up(stream)
     plain = Stream(network, OPTIONS, METHOD_SOON)
