@@ -143,12 +143,12 @@ class Stream:
         camera = self._checked_pose(pose, batch)
         pixels = frame_images(images, framing, self.device)
         before = self._state
-        if before is not None:
-            before = dataclasses.replace(before, keyframes=None, rehearsal=None)
         if before is None:
             before = self._initial_state(batch, framing.size, (height, width), "start")
         elif (before.size, before.image_size) != (framing.size, (height, width)) or len(before.state) != batch:
             before = self._initial_state(batch, framing.size, (height, width), "size")
+        else:
+            before = dataclasses.replace(before, keyframes=None, rehearsal=None)
         timer.mark("preprocess")
         plan = self.plan(before.frame, motion=motion)
         task = rehearsal.task_at(options, self.method, before.frame)
