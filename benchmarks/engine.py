@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, Network, choose_device, choose_threads, load_network
 from raymap3r_ros.streaming import RULES, StreamOptions
 from raymap3r_ros.streaming.recordings import long_running
+from raymap3r_ros.streaming.stream_options import KeyframeOptions
 
 MOTION = ("on", "off", "auto")
 VARIED = ("size", "precision", "rule", "motion", "ray_interval", "execution", "streams")  # options of a row
@@ -203,6 +204,7 @@ def _options(setting: Setting) -> StreamOptions:
         precision=setting.precision,
         ray_interval=setting.ray_interval,
         update_rule=setting.rule,
+        keyframes=KeyframeOptions(size=0),  # the baselines have none
     )
 
 

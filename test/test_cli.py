@@ -115,8 +115,8 @@ def test_replay_passes_the_preset_as_single_parameters(monkeypatch):
     assert cli.main(["replay", "bag", "--out", "out", *arguments]) == 0
     # Without `preset`, because the node cannot distinguish `smoothing` on the command line from its default.
     assert given == {
-        "router": "published", "reset_alignment": "published", "token_pooling": "raster", "mask.kind": "published",
-        "mask.high": 5.0, "tf_mode": "map",
+        "router": "published", "reset_alignment": "published", "keyframes.size": 0,
+        "token_pooling": "raster", "mask.kind": "published", "mask.high": 5.0, "tf_mode": "map",
     }  # fmt: skip
 
 

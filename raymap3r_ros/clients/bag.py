@@ -19,6 +19,8 @@ from raymap3r_ros.node.stream_node import DEFAULT_FRAME
 from raymap3r_ros.options import check_options, option
 from raymap3r_ros.text import listing
 
+TF, TF_STATIC = "/tf", "/tf_static"
+
 
 @dataclass(frozen=True)
 class ReplayOptions:
@@ -87,6 +89,11 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
     """
     options = options or ReplayOptions()
     recording = open_recording(path, topic=options.topic or None)
+    if recording.kind == "ROS 1 bag":
+        raise InputError(
+            f"{path}: is a ROS 1 bag; convert it: pip install rosbags && rosbags-convert --src {path.name} --dst "
+            f"{path.stem}_ros2; `raymap3r run` reads it as it is"
+        )
     if recording.kind != "bag":
         raise InputError(
             f"{path}: is no ROS 2 bag (.mcap, .db3, or its folder); `raymap3r run` reads other recordings"
@@ -110,6 +117,8 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
             raise InputError(f"{path}: no topic {absolute(topic)} of type {kind}; the bag has: {_list(existing)}")
     compressed = types[recording.topic] == IMAGE_TYPES[1]
     frame = without_slash(frame) or DEFAULT_FRAME
+    if options.truth and absolute(options.truth) not in odometry:
+        _check_truth_frame(path, options.truth, frame, types, odometry)
     return Bag(
         Path(path),
         recording.topic,
@@ -120,6 +129,36 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
         frame,
         odometry,
         ranges,
+    )
+
+
+def _check_truth_frame(path: Path, truth: str, camera: str, types: dict[str, str], odometry: tuple[str, ...]) -> None:
+    """Raise InputError, with what is allowed, if `truth` is no frame above the frame `camera` in the TF tree of a bag.
+
+    `types` of the topics by name; `odometry`: the topics that are allowed.
+    """
+    parents: dict[str, str] = {}
+    above: list[str] = []
+    with closing(BagReader(path)) as reader:
+        for _, _, message in reader.messages([topic for topic in (TF, TF_STATIC) if topic in types]):
+            if isinstance(message, BrokenFrame):
+                continue
+            for one in message.transforms:
+                parents[without_slash(one.child_frame_id)] = without_slash(one.header.frame_id)
+            above, frame = [], camera
+            while (frame := parents.get(frame, "")) and frame not in (camera, *above):
+                above.append(frame)
+            if without_slash(truth) in above:
+                return
+    if kind := types.get(absolute(truth)):
+        problem = f"the topic {absolute(truth)} has the type {kind}"
+    elif without_slash(truth) in {camera, *parents, *parents.values()}:
+        problem = f"the frame {without_slash(truth)} is not above the frame of the camera, {camera}"
+    else:
+        problem = f"the bag has neither a topic nor a frame {truth}"
+    raise InputError(
+        f"{path}: {problem}; --truth allows topics of the type {ODOMETRY_TYPE} ({_list(odometry)}) and the frames "
+        f"above {camera} ({_list(tuple(above))})"
     )
 
 

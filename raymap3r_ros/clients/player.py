@@ -31,7 +31,16 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Range
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
-from raymap3r_ros.clients.bag import RANGE_TYPE, Bag, ReplayOptions, absolute, scale_topic, without_slash
+from raymap3r_ros.clients.bag import (
+    RANGE_TYPE,
+    TF,
+    TF_STATIC,
+    Bag,
+    ReplayOptions,
+    absolute,
+    scale_topic,
+    without_slash,
+)
 from raymap3r_ros.clients.graph import refuse_other_publishers, refuse_shared_name, wait_for_node
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running
@@ -52,7 +61,6 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 10  # frames: enough to keep the node busy, far below the 100 of its queue
 LONGEST_PAUSE = 60.0  # seconds of a recording without messages, as it is played; of longer ones nothing
 STALL_LIMIT = 60.0  # seconds without an outcome after which the frames in flight are given up
-TF, TF_STATIC = "/tf", "/tf_static"
 OUTCOMES = tuple(name for name in COUNTS if name not in ("frames in", "resets"))  # diagnostics; one per frame
 # Frames whose parent the node publishes, by tf_mode: with invert_tf false and true.
 NODE_FRAMES = {

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.network import Network, NetworkConfig
-from raymap3r_ros.streaming import METHOD, RULES, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import METHOD, RULES, MaskOptions, StepResult, Stream, StreamOptions
 
 FILE = Path(__file__).with_name("golden.npz")
 
@@ -62,8 +62,21 @@ class Run:
     options: StreamOptions
 
 
+# In images with so few details no motion is sure, but the rules that use the mask need some.
+SENSITIVE = MaskOptions(high=1.0, low=0.5, min_ratio=0.0, min_width=1)
 RUNS = (
-    *(Run(rule, StreamOptions(execution="plain", update_rule=rule, reset_interval=RESET)) for rule in RULES),
+    *(
+        Run(
+            rule,
+            StreamOptions(
+                execution="plain",
+                update_rule=rule,
+                reset_interval=RESET,
+                mask=SENSITIVE if RULES[rule].absolute_staticness else MaskOptions(),
+            ),
+        )
+        for rule in RULES
+    ),
     Run("published", StreamOptions.published(execution="plain", reset_interval=RESET)),
 )
 

@@ -80,8 +80,7 @@ def rotation_angle(first: Tensor, second: Tensor) -> Tensor:
 
 def transform_points(pose: Tensor, points: Tensor) -> Tensor:
     """Points (B, ..., 3) transformed by poses (B, 4, 4)."""
-    flat = points.flatten(1, -2)
-    return (flat @ pose[:, :3, :3].mT + pose[:, None, :3, 3]).view_as(points)
+    return from_cameras(pose, points.flatten(1, -2)).view_as(points)
 
 
 def from_cameras(pose: Tensor, points: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ can take any amount of each. Here that ends only this process.
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import math
@@ -13,15 +14,17 @@ import os
 import queue
 import resource
 import signal
+import struct
 import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from raymap3r_ros.errors import InputError, reason_of
-from raymap3r_ros.io.bag_files import ROS1, ROS2_ENCODING, DataFile, data_files, prepare
+from raymap3r_ros.io.bag_files import CHUNK, MESSAGE, RECORD, ROS1, ROS2_ENCODING, DataFile, data_files, prepare
 
 SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
@@ -169,6 +172,7 @@ def _reader(paths: list[Path]) -> Any:
     for storage in (storage_mcap, storage_sqlite3):
         storage.parse_qos = lambda _: []  # profiles without some keys are errors there; they are not used here
     _read_only_channels_of_ros(storage_mcap)
+    _sort_messages_without_index(storage_mcap)
     # sqlite3 bags from before ROS 2 Iron contain no definitions of messages; here none are needed.
     reader = AnyReader(paths, default_typestore=get_typestore(Stores.EMPTY))
     reader.open()
@@ -196,6 +200,56 @@ def _read_only_channels_of_ros(storage: Any) -> None:
         self.connections = [one for one in self.connections if one.ext.serialization_format == ROS2_ENCODING]
 
     storage.read_string, storage.get_msgdef, storage.McapReader.open = read, definition, open_channels
+
+
+def _sort_messages_without_index(storage: Any) -> None:
+    """Make the library read the messages of an MCAP file without an index in order of time, as of one with an index.
+
+    It reads them in the order of the file, and ends with an error at the first time that falls.
+    """
+    read_indexed = storage.McapReader.messages
+
+    def messages(
+        self: Any, connections: list[Any], start: int | None = None, stop: int | None = None
+    ) -> Iterator[tuple[Any, int, bytes]]:
+        if self.chunks:
+            yield from read_indexed(self, connections, start, stop)
+            return
+        channels = {one.id: one for one in connections}
+        begin, end = start or 0, storage.MAXSIZE if stop is None else stop
+        chunks, single = _data_records(self.bio, self.data_start, self.data_end)
+        sources = [storage.msgsrc(storage.ChunkInfo(*one), channels, begin, end, self.bio) for one in chunks]
+        sources.append(
+            (recorded, position, channels[channel], storage.read_exact(self.bio, size))
+            for recorded, position, size, channel in sorted(single)
+            if channel in channels and begin <= recorded < end and self.bio.seek(position)
+        )
+        for recorded, _, connection, data in heapq.merge(*sources, key=itemgetter(0)):
+            if connection is not None:  # else it is only the start of a chunk
+                yield connection, recorded, data
+
+    storage.McapReader.messages = messages
+
+
+def _data_records(file: Any, position: int, end: int) -> tuple[list[tuple[Any, ...]], list[tuple[int, int, int, int]]]:
+    """Return the chunks of an MCAP file, and its messages outside of chunks: time, position, size and channel."""
+    chunks: list[tuple[Any, ...]] = []
+    single = []
+    while position < end:
+        file.seek(position)
+        operation, length = RECORD.unpack(file.read(RECORD.size))
+        if operation == CHUNK:
+            first, last, unpacked, _, name_length = struct.unpack("<QQQII", file.read(32))
+            compression = file.read(min(name_length, length)).decode()
+            (packed,) = struct.unpack("<Q", file.read(8))
+            chunks.append((first, last, position, RECORD.size + length, {}, 0, compression, packed, unpacked, {}))
+        elif operation == MESSAGE:
+            if length < 22:
+                raise ValueError(f"a message record of {length} bytes")
+            channel, _, recorded, _ = struct.unpack("<HIQQ", file.read(22))
+            single.append((recorded, file.tell(), length - 22, channel))
+        position += RECORD.size + length
+    return chunks, single
 
 
 def _definitions(connections: list[Any], names: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -192,13 +192,13 @@ def _recover_sqlite(file: Path, copy: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ MCAP
 
-_HEADER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x01, 0x03, 0x04, 0x05, 0x06
+_HEADER, _SCHEMA, _CHANNEL, MESSAGE, CHUNK = 0x01, 0x03, 0x04, 0x05, 0x06
 _DATA_END, _FOOTER = 0x0F, 0x02
-_DATA_RECORDS = (_HEADER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, 0x07, 0x09, 0x0C)  # also index, attachment, ...
+_DATA_RECORDS = (_HEADER, _SCHEMA, _CHANNEL, MESSAGE, CHUNK, 0x07, 0x09, 0x0C)  # also index, attachment, ...
 _PRIVATE = range(0x80, 0x100)
 ROS2_ENCODING = "cdr"  # of messages
 _MAX_TOPICS, _MAX_TEXT = 10, 200  # named in an error, and bytes of each of their names
-_RECORD = struct.Struct("<BQ")  # operation, length
+RECORD = struct.Struct("<BQ")  # operation, length
 
 
 def _check_profile(file: Path) -> None:
@@ -212,8 +212,8 @@ def _check_profile(file: Path) -> None:
     with file.open("rb") as data:
         if data.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
             return
-        while len(head := data.read(_RECORD.size)) == _RECORD.size:
-            operation, length = _RECORD.unpack(head)
+        while len(head := data.read(RECORD.size)) == RECORD.size:
+            operation, length = RECORD.unpack(head)
             end = data.tell() + length
             if end > size:
                 break
@@ -268,22 +268,25 @@ def _recover_mcap(file: Path, copy: Path) -> tuple[str, bool]:
     size = file.stat().st_size
     with file.open("rb") as data, copy.open("wb") as out:
         position, operation, length = len(MCAP_MAGIC), 0, 0
-        while position + _RECORD.size <= size:
+        while position + RECORD.size <= size:
             data.seek(position)
-            operation, length = _RECORD.unpack(data.read(_RECORD.size))
+            operation, length = RECORD.unpack(data.read(RECORD.size))
             known = operation in _DATA_RECORDS or operation in _PRIVATE
-            if not known or position + _RECORD.size + length > size:
+            if not known or position + RECORD.size + length > size:
                 break
-            position += _RECORD.size + length
+            position += RECORD.size + length
         data.seek(0)
         shutil.copyfileobj(_Part(data, position), out)
-        if operation == _CHUNK:
-            data.seek(min(position + _RECORD.size, size))
+        if operation == CHUNK:
+            data.seek(min(position + RECORD.size, size))
             _copy_uncompressed(data, out)
-        out.write(_RECORD.pack(_DATA_END, 4) + bytes(4) + _RECORD.pack(_FOOTER, 20) + bytes(20) + MCAP_MAGIC)
+        out.write(RECORD.pack(_DATA_END, 4) + bytes(4) + RECORD.pack(_FOOTER, 20) + bytes(20) + MCAP_MAGIC)
     if operation == _DATA_END:  # only the index is missing
         return "", False
-    loss = f"{file.name} ends in the middle of a record, at byte {size} (recorder killed, or copied incompletely)"
+    where = (
+        f"between two records, at byte {size}" if position == size else f"in the middle of a record, at byte {size}"
+    )
+    loss = f"{file.name} ends {where} (recorder killed, or copied incompletely)"
     return loss, position == len(MCAP_MAGIC)
 
 
@@ -305,9 +308,9 @@ def _copy_uncompressed(data: BinaryIO, out: BinaryIO) -> None:
     if len(head) < 32 or head[28:] != bytes(4):
         return
     data.read(8)
-    while len(record := data.read(_RECORD.size)) == _RECORD.size:
-        operation, length = _RECORD.unpack(record)
-        if operation not in (_SCHEMA, _CHANNEL, _MESSAGE) or length > 2**31:
+    while len(record := data.read(RECORD.size)) == RECORD.size:
+        operation, length = RECORD.unpack(record)
+        if operation not in (_SCHEMA, _CHANNEL, MESSAGE) or length > 2**31:
             return
         content = data.read(length)
         if len(content) < length:
@@ -324,7 +327,7 @@ def _read_metadata(file: Path) -> Metadata:
         if file.stat().st_size > _MAX_METADATA:
             raise ValueError(f"{file.stat().st_size} bytes")
         yaml = importlib.import_module("ruamel.yaml")  # rosbags depends on it, and on zstd
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")
         if re.search(r"&\w", text) and re.search(r"\*\w", text):
             raise ValueError("contains aliases, which can stand for any amount of data")
         values = yaml.YAML(typ="safe").load(text)["rosbag2_bagfile_information"]

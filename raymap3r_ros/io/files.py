@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raymap3r_ros.errors import InputError
+from raymap3r_ros.known_files import known_file
+from raymap3r_ros.output_files import kind_of
+
 
 @contextmanager
 def plain_name(path: Path) -> Iterator[str]:
@@ -22,6 +26,26 @@ def plain_name(path: Path) -> Iterator[str]:
         link = Path(folder, f"file{suffix}")
         link.symlink_to(path.absolute())
         yield str(link)
+
+
+def read_text(path: Path, name: str = "text") -> str:
+    """Return the text of a UTF-8 file, without a byte order mark.
+
+    Raises InputError if it cannot be read; `name` is the expected content, for its text.
+    """
+    if kind := kind_of(path):
+        raise InputError(f"{path}: is {kind}; expected {name}, a text file")
+    try:
+        if what := known_file(path):
+            raise InputError(f"{path}: is {what}")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: cannot be read as {name}: it is not text in UTF-8; if it is UTF-16, convert it: "
+            "iconv -f utf-16 -t utf-8"
+        ) from error
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.files import silence_ffmpeg
+from raymap3r_ros.io.pixel_shape import pixel_ratio, square_pixels
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Frame, ReadOptions, Recording, open_recording
 from raymap3r_ros.signals import stop_requested
 from raymap3r_ros.stamps import JumpDetector
@@ -244,6 +245,7 @@ class _Reader:
         if self._source.kind == STREAM and 0 < count < 2**31:
             frames = counted(int(count), "frame")
             return f"is a recording of {frames}, not a live stream; download it and give the file"
+        ratio = pixel_ratio(capture, self._source.name, given_intrinsics=self._options.intrinsics is not None)
         detector, offset = JumpDetector(), time.time() - time.monotonic()
         failed = 0
         while not self._closed:
@@ -257,6 +259,7 @@ class _Reader:
                 continue
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 return f"delivers {image.dtype} images of shape {image.shape}; give the colour camera"
+            image = square_pixels(image, ratio)
             stamp, self.size = offset + now, (image.shape[1], image.shape[0])
             detector.check(round(stamp * 1e9), self._options.max_gap)
             with self._change:

@@ -14,11 +14,12 @@ import torch
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.cameras import pose_encoding, pose_matrix
 from raymap3r_ros.geometry.poses import MAX_DISTANCE
-from raymap3r_ros.known_files import known_file
-from raymap3r_ros.output_files import kind_of, whole_file
+from raymap3r_ros.io.files import read_text
+from raymap3r_ros.output_files import whole_file
 
 log = logging.getLogger(__name__)
 
+_COLUMNS = "`timestamp tx ty tz qx qy qz qw`"
 TOLERANCE = 0.02  # seconds between an image and the nearest pose of a trajectory
 
 
@@ -49,39 +50,30 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stamps (n,) and poses (n, 4, 4) from a file in TUM format, in the file's order.
 
     Numbers may be separated by spaces, tabs, commas or semicolons; comments start with # or %; a line of column names
-    may come first. Rows that a motion-capture system marks as lost, with NaN or a zero quaternion, are left out with a
-    warning.
+    may come first, also as a comment, and then determines their order. Rows that a motion-capture system marks as
+    lost, with NaN or a zero quaternion, are left out with a warning.
 
     Raises InputError if the file is missing or has another format, with the line and its value.
     """
-    if kind := kind_of(path):
-        raise InputError(f"{path}: is {kind}; expected a TUM trajectory, a text file")
-    try:
-        what = known_file(path)
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if not what else []
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as a TUM trajectory: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: cannot be read as a TUM trajectory: it is not text in UTF-8; if it is UTF-16, convert it: "
-            "iconv -f utf-16 -t utf-8"
-        ) from error
-    if what:
-        raise InputError(f"{path}: is {what}")
-    rows, lost, header = [], [], False
-    for number, line in enumerate(lines, 1):
-        fields = re.split(r"[#%]", line, maxsplit=1)[0].replace(",", " ").replace(";", " ").split()
+    rows, lost, order = [], [], None
+    for number, line in enumerate(read_text(path, "a TUM trajectory").splitlines(), 1):
+        text, *comment = re.split(r"[#%]", line, maxsplit=1)
+        fields = text.replace(",", " ").replace(";", " ").split()
+        values = [_number(field) for field in fields]
+        is_header = bool(fields) and all(value is None for value in values)
+        if not (rows or lost) and (is_header or not fields):
+            named = _column_order(text if is_header else "".join(comment))
+            if is_header and (named is None or order not in (None, named)):
+                raise InputError(f"{path}, line {number}: column names other than {_COLUMNS}: {line.strip()[:80]!r}")
+            order = named or order
+            continue
         if not fields:
             continue
-        values = [_number(field) for field in fields]
-        if not (rows or lost or header) and all(value is None for value in values):
-            header = True  # names of the columns
-            continue
+        if order and len(values) == len(order):
+            fields, values = [fields[index] for index in order], [values[index] for index in order]
         problem = _row_problem(fields, values)
         if problem:
-            raise InputError(
-                f"{path}, line {number}: {problem}; expected `timestamp tx ty tz qx qy qz qw`: {line.strip()[:80]!r}"
-            )
+            raise InputError(f"{path}, line {number}: {problem}; expected {_COLUMNS}: {line.strip()[:80]!r}")
         is_lost = np.isnan(values[1:]).any() or not any(values[4:])
         (lost if is_lost else rows).append(number if is_lost else values)
     if lost:
@@ -92,10 +84,40 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
             lost[0],
         )
     if not rows:
-        raise InputError(f"{path}: contains no pose; expected lines `timestamp tx ty tz qx qy qz qw`")
+        raise InputError(f"{path}: contains no pose; expected lines {_COLUMNS}")
     table = np.array(rows)
     table[:, 4:] /= np.abs(table[:, 4:]).max(axis=1, keepdims=True)  # so that no square is 0 or infinite
     return table[:, 0], pose_matrix(torch.from_numpy(table[:, [1, 2, 3, 7, 4, 5, 6]])).numpy()  # w first
+
+
+def _column_order(header: str) -> list[int] | None:
+    """Return for each column of the TUM format its index among the named columns; None if they are not those eight.
+
+    Names as in TUM files (`tx`, `qw`), of ROS messages (`pose.orientation.w`), of EuRoC (`p_RS_R_x [m]`, `q_RS_w []`).
+    """
+    columns = []
+    for name in re.split(r"[,;]", header) if re.search(r"[,;]", header) else header.split():
+        word = re.sub(r"[\[(].*", "", name).strip().lower()
+        if re.fullmatch(r"t|secs?|seconds|(time|stamp)\w*|\w*[._](time|stamp|timestamp)", word):
+            columns.append("t")
+        elif match := re.fullmatch(r"(?:(q|\w*quat|[\w.]*orientation|[\w.]*rotation)[\w.]*?|[\w.]*?)([wxyz])", word):
+            columns.append(("q" if match[1] else "") + match[2])
+        else:
+            return None
+    wanted = ["t", "x", "y", "z", "qx", "qy", "qz", "qw"]
+    return [columns.index(name) for name in wanted] if sorted(columns) == sorted(wanted) else None
+
+
+def unit_hint(stamps: np.ndarray) -> str:
+    """Return the unit that rising stamps (n,) of poses probably have, and what to do; "" if they may be seconds.
+
+    Poses are used if they are at most a fraction of a second apart.
+    """
+    step = float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
+    for factor, unit in ((1e9, "nanoseconds"), (1e6, "microseconds"), (1e3, "milliseconds")):
+        if step >= 1e-3 * factor:
+            return f"the poses are probably stamped in {unit}: divide their stamps by {factor:.0e}"
+    return ""
 
 
 def _number(text: str) -> float | None:

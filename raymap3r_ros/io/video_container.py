@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-_MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _MP4_CONTENT = {b"moov", b"mdat", b"moof"}
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 # H.264 or H.265 without a container: start code, then a parameter set, delimiter or SEI message. MPEG-1, MPEG-2 and
 # program streams have the same start code, but other numbers after it.
 _ANNEX_B = rb"\x00?\x00\x00\x01([\x06\x09\x27\x47\x67]|[\x40\x42\x44\x46\x4e]\x01)"
@@ -38,22 +38,22 @@ def read_container(path: Path) -> Container:
     with path.open("rb") as file:
         start = file.read(1024)
         file.seek(0)
-        if start[4:8] in _MP4_STARTS:
-            boxes = list(_mp4_boxes(file, size))
+        if start[4:8] in MP4_STARTS:
+            boxes = list(mp4_boxes(file, size))
             fragmented = any(kind == b"moof" for kind, _, _ in boxes)
             edited = any(kind == b"moov" and _contains(file, begin, end, b"elst") for kind, begin, end in boxes)
             lacks_index = not any(kind == b"moov" for kind, _, _ in boxes)
             return Container(not fragmented, edited, _mp4_is_cut(boxes, size), lacks_index)
         if start[:4] == b"RIFF" and start[8:11] == b"AVI":
             return Container(True, False, any(end > size for end in _riff_ends(file, size)))
-        if start.startswith(_EBML):
+        if start.startswith(EBML):
             return Container(cut=_matroska_end(file) > size)
         if re.match(_ANNEX_B, start, re.DOTALL):
             return Container(has_times=False)
     return Container(has_times=True if re.match(_TIMED, start, re.DOTALL) else None)
 
 
-def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+def mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield kind, start and end of the outermost boxes."""
     position = 0
     for _ in range(_MAX_BOXES):
@@ -101,17 +101,17 @@ def _matroska_end(file: BinaryIO) -> int:
     """Return where the segment ends according to its header; 0 if that is unknown, as in a live stream."""
     position = 4
     file.seek(position)
-    length, used = _ebml_number(file.read(8))
+    length, used = ebml_number(file.read(8))
     position += used + (length or 0)
     file.seek(position)
     head = file.read(12)
     if not head.startswith(_SEGMENT):
         return 0
-    length, used = _ebml_number(head[4:])
+    length, used = ebml_number(head[4:])
     return 0 if length is None else position + 4 + used + length
 
 
-def _ebml_number(data: bytes) -> tuple[int | None, int]:
+def ebml_number(data: bytes) -> tuple[int | None, int]:
     """Return a number of variable length, None if it stands for "unknown", and how many bytes it takes."""
     if not data or not data[0]:
         return None, 1

@@ -53,7 +53,7 @@ class StampRates:
         self._infos: deque[float] = deque(maxlen=100)
 
     def clear(self) -> None:
-        """Start again after a jump of the stamps."""
+        """Start again after a jump of the stamps, or a pause."""
         self._images.clear()
         self._infos.clear()
 
@@ -111,6 +111,14 @@ class Monitor:
         self._error, self._error_time = "", -WINDOW
         self._warning, self._warning_time = "", -WINDOW
         self._standing: dict[str, tuple[str, float]] = {}  # text and time, by subject
+        self._started = -WINDOW  # when the node was activated or resumed
+
+    def start(self) -> None:
+        """Count rates from now on: images that arrived before, or were ignored in a pause, are not part of them."""
+        with self._lock:
+            self._in, self._out, self._bad = Rate(), Rate(), Rate()
+            self._stamps.clear()
+            self._started = time.monotonic()
 
     def arrived(self, stamp: float, jump: bool) -> None:
         """Record a valid image; `jump`: its stamp does not follow the last one."""
@@ -174,7 +182,7 @@ class Monitor:
             frames_in, frames_out = self._in.value(now), self._out.value(now)
             arriving, stamped = self._stamps.arriving(), self._stamps.stamped()
             warnings = list(standing)
-            if state == "active" and frames_in == 0:
+            if state == "active" and frames_in == 0 and now - self._started >= WINDOW:
                 refused = self._bad.value(now) > 0
                 warnings.append("all images are refused" if refused else "no images are arriving")
             elif state == "active" and 0 < arriving < LOST_SHARE * stamped:

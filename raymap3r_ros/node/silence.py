@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
@@ -22,6 +22,7 @@ SILENCE = 5.0  # seconds without a message before the first warning
 REPEAT = 60.0  # seconds between two warnings about the same topic
 LISTED = 3  # publishers or topics that a warning names
 LONGEST_NAME = 80  # characters of one of them: a longer warning would be cut, perhaps in its remedy
+OWN_OUTPUT = "depth_static"  # topic of every node of this package, and of no other
 CLOCK_REMEDY = "publish it (ros2 bag play --clock, or the simulator), or set use_sim_time to false"
 
 
@@ -81,15 +82,22 @@ def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> st
 
 
 def other_topics(node: GuardedNode, topic: str, kind: str) -> list[str]:
-    """Some other topics of a type that other nodes publish, but no depth images by their name; printable."""
-    others = [name for name, types in node.get_topic_names_and_types() if kind in types and name != topic]
-    others = [name for name in others if "depth" not in name and _has_other_publisher(node, name)]
+    """Some other topics of a type that other nodes publish, those of drivers by their name first; printable.
+
+    Depth images by their name, and outputs of this package's nodes, are left out.
+    """
+    types = dict(node.get_topic_names_and_types())
+    others = [name for name, kinds in types.items() if kind in kinds and name != topic and "depth" not in name]
+    others = sorted(others, key=lambda name: ("image_raw" not in name, "image" not in name, name))
+    others = [name for name in others if _has_other_publisher(node, name, types)]
     return [printable(name, LONGEST_NAME) for name in others[:LISTED]]
 
 
-def _has_other_publisher(node: GuardedNode, topic: str) -> bool:
-    own = ("", node.get_fully_qualified_name())
-    return any(endpoint_name(one) not in own for one in node.get_publishers_info_by_topic(topic))
+def _has_other_publisher(node: GuardedNode, topic: str, names: Container[str]) -> bool:
+    """Whether a node that is none of this package publishes a topic. `names`: of all topics."""
+    publishers = {endpoint_name(one) for one in node.get_publishers_info_by_topic(topic)}
+    # Names alone, such as odometry, do not show that a topic is an output of this package.
+    return any(name and not (topic.startswith(f"{name}/") and f"{name}/{OWN_OUTPUT}" in names) for name in publishers)
 
 
 def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo]) -> str:

@@ -179,6 +179,7 @@ class StreamNode(GuardedNode):
         session = self._session
         every_frame = session.settings.node.every_frame
         session.jump_detector.resume()
+        self._monitor.start()
         self._queue = FrameQueue(every_frame)
         self._worker = threading.Thread(target=self._work, args=(session, self._queue), name="stream")
         self._worker.start()
@@ -313,6 +314,7 @@ class StreamNode(GuardedNode):
     ) -> SetBool.Response:
         if session.paused and not request.data:
             session.jump_detector.resume()
+            self._monitor.start()
         changed, session.paused = session.paused != request.data, bool(request.data)
         response.success = True
         response.message = "paused: images are ignored" if session.paused else "running: images are processed"

@@ -23,7 +23,7 @@ from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.output_folder import claim, locked_folder
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.recording import Frame, Recording
-from raymap3r_ros.io.tum import TOLERANCE, KnownTrajectory, write_trajectory
+from raymap3r_ros.io.tum import TOLERANCE, KnownTrajectory, unit_hint, write_trajectory
 from raymap3r_ros.mapping import StaticMap
 from raymap3r_ros.network import Network
 from raymap3r_ros.offline.cloud import CloudOptions
@@ -387,10 +387,11 @@ class _Run:
                 f"{self.recording.name}: the network gave no finite value for any of its {self.unhealthy} frames"
             )
         if self.known is not None and not self.posed:
+            cause = unit_hint(self.known.stamps) or "both must come from one clock"
             log.warning(
                 "no image has a pose: the stamps of the images go from %.6f to %.6f s, those of %s from %.6f to %.6f; "
-                "both must come from one clock, with a pose within %g s of an image",
-                self.stamps[0], self.stamps[-1], self.known.path, *self.known.stamps[[0, -1]], TOLERANCE,
+                "%s, with a pose within %g s of an image",
+                self.stamps[0], self.stamps[-1], self.known.path, *self.known.stamps[[0, -1]], cause, TOLERANCE,
             )  # fmt: skip
         poses, intrinsics = np.stack(self.poses), np.stack(self.intrinsics)
         if self.worlds[-1] == len(self.stamps):  # nothing was written for the last one

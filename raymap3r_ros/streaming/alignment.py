@@ -33,9 +33,7 @@ def align_segments(
     their distance from the camera. Without usable points, the transform has the last scale and maps one pose to the
     other, and the residual is NaN.
     """
-    usable = torch.isfinite(after).all(-1) & torch.isfinite(before).all(-1) & torch.isfinite(weight)
-    weight = torch.where(usable, weight, 0.0)
-    after, before = (torch.where(usable[..., None], cloud, 0.0) for cloud in (after, before))
+    after, before, weight = _usable(after, before, weight)
     transform = robust_alignment(after, before, weight, after_pose, before_pose, last_scale)
     if kind == "published":
         keep = weight.topk(min(method.alignment_points, weight.shape[1]), dim=1).indices
@@ -73,9 +71,7 @@ def align_keyframes(
 
     Returns the transform and its residual, as `align_segments`.
     """
-    usable = torch.isfinite(after).all(-1) & torch.isfinite(before).all(-1) & torch.isfinite(weight)
-    weight = torch.where(usable, weight, 0.0)
-    after, before = (torch.where(usable[..., None], points, 0.0) for points in (after, before))
+    after, before, weight = _usable(after, before, weight)
     after_distance, distance = (points.norm(dim=-1).clamp_min(1e-6) for points in (after, before))
     flat = weight.flatten(1)
     scale = weighted_median((distance / after_distance).flatten(1), flat)
@@ -100,6 +96,13 @@ def align_keyframes(
     placed = transform.apply(from_cameras(after_pose, after))
     error = (placed - from_cameras(before_pose, before)).norm(dim=-1) / distance
     return transform, weighted_median(error.flatten(1), flat)
+
+
+def _usable(after: Tensor, before: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points (..., 3) in both worlds and their weights (...), with zeros where any of them is not finite."""
+    usable = torch.isfinite(after).all(-1) & torch.isfinite(before).all(-1) & torch.isfinite(weight)
+    after, before = (torch.where(usable[..., None], points, 0.0) for points in (after, before))
+    return after, before, torch.where(usable, weight, 0.0)
 
 
 def _relative(residual: Tensor, weight: Tensor, floor: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def record_onnx(network: Network, frame: Any, inputs: tuple, state: Any) -> Call
     """
     example = tuple(tensors_of(copy_of((inputs, state))))
     module = FrameModule(network, frame, (inputs, state), REPLACED).eval()
-    path = graph_path(network, frame.kind.__name__, frame.plan, example)
+    path = graph_path(network, f"{frame.kind.__name__} {frame.size}", frame.plan, example)
     session = None if path is None else _cached(path, module, example)
     if session is None:
         session = _exported(path, module, example)

@@ -35,6 +35,7 @@ class Work:
     kind: Callable[..., tuple[Any, StreamState]]  # `engine.advance` or `engine.look`
     network: Network
     plan: StepPlan
+    size: tuple[int, int]  # H, W of the preprocessed images, which not all inputs tell
 
     def __call__(self, inputs: tuple, state: StreamState) -> tuple[Any, StreamState]:
         return self.kind(self.network, self.plan, inputs, state)

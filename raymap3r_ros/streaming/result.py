@@ -63,7 +63,7 @@ class StepResult(Estimate):
     frame: int  # index in the stream, from 0
     segment: int  # number of resets before this frame
     stamp: float | None  # as given to `step`
-    motion: bool  # whether staticness and dynamic mask were computed for this frame
+    motion: bool  # whether staticness and dynamic mask were wanted and computed for this frame
     reset: bool  # the stream started or was reset at this frame
     reset_reason: str  # "start", "interval", "size" or ""
     timer: StageTimer  # see `timings`

@@ -131,6 +131,7 @@ class PreparedFrame:
     inputs: tuple[Tensor, Tensor | None, Tensor | None]
     before: StreamState
     plan: StepPlan
+    motion: bool  # the caller wants staticness and dynamic mask
     task: str  # what follows the network, see `rehearsal.task_at`
     # Whether the plan and the shapes alone determine the operations of the network. This is not so for the first
     # frames of a stream.

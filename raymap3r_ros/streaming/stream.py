@@ -143,17 +143,17 @@ class Stream:
         camera = self._checked_pose(pose, batch)
         pixels = frame_images(images, framing, self.device)
         before = self._state
-        if before is not None:
-            before = dataclasses.replace(before, keyframes=None, rehearsal=None)
         if before is None:
             before = self._initial_state(batch, framing.size, (height, width), "start")
         elif (before.size, before.image_size) != (framing.size, (height, width)) or len(before.state) != batch:
             before = self._initial_state(batch, framing.size, (height, width), "size")
+        else:
+            before = dataclasses.replace(before, keyframes=None, rehearsal=None)
         timer.mark("preprocess")
         plan = self.plan(before.frame, motion=motion)
         task = rehearsal.task_at(options, self.method, before.frame)
         steady = before.frame > self.method.router_last_frame
-        return PreparedFrame((pixels, given, camera), before, plan, task, steady, single, stamp, timer)
+        return PreparedFrame((pixels, given, camera), before, plan, motion, task, steady, single, stamp, timer)
 
     def advance(
         self, frame: PreparedFrame, recordings: Recordings | None = None, record: dict[str, Any] | None = None
@@ -162,7 +162,7 @@ class Stream:
         inputs, before, plan = frame.inputs, frame.before, frame.plan
         if recordings is None or not frame.steady or plan.options.execution == "plain" or record is not None:
             return engine.advance(self.network, plan, inputs, before, frame.timer, record)
-        estimate, after = recordings.run(Work(engine.advance, self.network, plan), inputs, before)
+        estimate, after = recordings.run(Work(engine.advance, self.network, plan, before.size), inputs, before)
         frame.timer.mark("network")
         return estimate, after
 
@@ -174,16 +174,13 @@ class Stream:
         pose, resets = frame.inputs[2], frame.task == "reset"
         kept = self._state if before.frame else before
         # From a batch or a graph, all values that are not tensors may belong to another frame.
+        own = {"size": before.size, "image_size": before.image_size}
         after = dataclasses.replace(
-            after,
-            keyframes=kept.keyframes,
-            rehearsal=kept.rehearsal,
-            frame=before.frame,
-            image_size=before.image_size,
+            after, keyframes=kept.keyframes, rehearsal=kept.rehearsal, frame=before.frame, **own
         )
         alignment_error = None
         aligned_by_keyframes = resets and rehearsal.is_complete(after.rehearsal)
-        look = self._look(record)
+        look = self._look(before.size, record)
         if resets:
             after, alignment_error = start_segment(self.network, look, plan, pose, estimate, after, record)
             frame.timer.mark("reset")
@@ -200,6 +197,7 @@ class Stream:
             reset_reason="",
             world_change=_change_after(frame, aligned_by_keyframes=aligned_by_keyframes),
             posed_frame=before.posed_frame if pose is None else before.frame,
+            **own,
         )
         result = StepResult(
             **vars(estimate),
@@ -207,7 +205,7 @@ class Stream:
             frame=before.frame,
             segment=before.segment,
             stamp=frame.stamp,
-            motion=plan.motion,
+            motion=plan.motion and frame.motion,
             reset=before.frame == 0 or resets,
             reset_reason="interval" if resets else before.reset_reason,
             alignment_error=alignment_error,
@@ -217,10 +215,10 @@ class Stream:
         )
         return result.camera(0) if frame.single else result
 
-    def _look(self, record: dict[str, Any] | None = None) -> rehearsal.Look:
-        """`engine.look`, recorded like the frames."""
+    def _look(self, size: tuple[int, int], record: dict[str, Any] | None = None) -> rehearsal.Look:
+        """`engine.look` at images of `size` (H, W), recorded like the frames."""
         plan = StepPlan(self.options, self.method, RULES[self.options.update_rule], run_ray_branch=False, motion=False)
-        work = Work(engine.look, self.network, plan)
+        work = Work(engine.look, self.network, plan, size)
         if self._recordings is None or self.options.execution == "plain" or record is not None:
             return work
         return partial(self._recordings.run, work)
@@ -230,7 +228,7 @@ class Stream:
         """Record what a reset needs. The stream must have been stepped; its state is unchanged."""
         state = self._initial_state(len(self._state.state), self._state.size, self._state.image_size, "")
         tokens = torch.zeros_like(state.gate_memory.tokens)
-        self._look()((tokens, torch.zeros_like(state.fresh)), state)
+        self._look(state.size)((tokens, torch.zeros_like(state.fresh)), state)
 
     def plan(self, frame: int, *, motion: bool = True) -> StepPlan:
         """How the network runs for the frame with this index; `motion` as in `step`."""

@@ -17,6 +17,7 @@ from raymap3r_ros.training.train_options import TrainOptions
 
 _CONFIDENCE_WEIGHT = 0.2  # alpha of the confidence-weighted regression: weight of the log confidence
 _NEARER = 0.85  # ratio of main to ray depth below which `mask_iou` counts a pixel as moving
+_KNOWN_FRAMES = 0.8  # share of the frames with a known pose, in sequences that have them
 _ROTATION_WEIGHT = 2.0  # weight of a quaternion's error relative to metres
 
 
@@ -50,10 +51,14 @@ class Predictions:
     ray_confidence: Tensor | None  # (B, K, H, W)
 
 
-def predict(network: Network, batch: Batch, ray_frames: list[int], precision: str = "float32") -> Predictions:
+def predict(
+    network: Network, batch: Batch, ray_frames: list[int], precision: str = "float32", known: Tensor | None = None
+) -> Predictions:
     """Run each sequence frame by frame; `ray_frames` (without 0) go through the ray branch with the state before them.
 
-    The poses of all rays are known, so the ray branch runs once for all frames, after the main branch.
+    `known` (B, T) bool, false in the first frames: the network also gets the pose of these frames, as camera rays
+    whose tokens are added to those of the image. The poses of all rays are known, so the ray branch runs once for all
+    frames, after the main branch.
     The state is updated with every frame as in CUT3R; the gates of the update rules are not part of the training.
     """
     count, length = batch.image.shape[:2]
@@ -67,6 +72,10 @@ def predict(network: Network, batch: Batch, ray_frames: list[int], precision: st
     )
     with autocast:
         tokens = network.encode_image(batch.image.flatten(0, 1)).unflatten(0, (count, length))
+        if known is not None:
+            tokens = tokens.index_put(
+                (known,), _known_rays(network, batch, known, size).to(tokens.dtype), accumulate=True
+            )
         if ray_frames:
             poses = batch.pose[:, ray_frames].flatten(0, 1)
             matrices = batch.intrinsics.repeat_interleave(len(ray_frames), dim=0)
@@ -108,6 +117,25 @@ def predict(network: Network, batch: Batch, ray_frames: list[int], precision: st
     )
 
 
+def _known_rays(network: Network, batch: Batch, known: Tensor, size: tuple[int, int]) -> Tensor:
+    """Tokens (K, N, C_e) of the rays of the K frames with a known pose."""
+    sequence, _ = known.nonzero(as_tuple=True)
+    return network.encode_rays(ray_map(batch.pose[known], batch.intrinsics[sequence], size))
+
+
+def choose_known(count: int, length: int, share: float, generator: torch.Generator) -> Tensor | None:
+    """Which frames (B, T) of a batch come with their pose: none, or most frames of this share of the sequences.
+
+    A robot that knows its pose knows it nearly always; the first frame defines the world and never needs it.
+    """
+    if not share:
+        return None
+    sequences = torch.rand(count, 1, generator=generator) < share
+    known = sequences & (torch.rand(count, length, generator=generator) < _KNOWN_FRAMES)
+    known[:, 0] = False
+    return known if known.any() else None
+
+
 def _ray_pass(
     network: Network, ray_maps: Tensor, grid: tuple[int, int], before: list[tuple[Tensor, Tensor]]
 ) -> Decoded:
@@ -131,23 +159,24 @@ def losses(
     network: Network, probes: Probes, batch: Batch, options: TrainOptions, generator: torch.Generator, done: float
 ) -> dict[str, Tensor]:
     """The weighted parts of the loss. `done` is the completed share of the run; `generator` selects the frames."""
-    length = batch.image.shape[1]
+    count, length = batch.image.shape[:2]
     later = torch.randperm(length - 1, generator=generator) + 1
     ray_count = max(1, round(options.ray_share * (length - 1)))
     ray_frames = sorted(later[:ray_count].tolist()) if options.ray_share else []
-    predicted = predict(network, batch, ray_frames, options.precision)
+    known = choose_known(count, length, options.known_share, generator)
+    predicted = predict(network, batch, ray_frames, options.precision, known)
     parts = {
         "points": point_loss(predicted.points, predicted.confidence, batch.points),
         "pose": options.pose_weight * pose_loss(predicted.pose, batch.pose),
     }
     if ray_frames:
         parts["ray"] = point_loss(predicted.ray_points, predicted.ray_confidence, batch.static_points[:, ray_frames])
-    total = batch.image.shape[0] * length
+    total = count * length
     some = torch.randperm(total, generator=generator)[: round(options.world_share * total)]
     if len(some):
         parts["world"] = _world_loss(network, predicted, batch, some)
     if ray_frames and options.rgb_share:
-        total = batch.image.shape[0] * len(ray_frames)
+        total = count * len(ray_frames)
         some = torch.randperm(total, generator=generator)[: max(1, round(options.rgb_share * total))]
         parts["rgb"] = _rgb_loss(network, predicted, batch, some)
     if options.place_weight:
@@ -259,22 +288,31 @@ def measure(network: Network, batch: Batch, precision: str = "float32") -> dict[
     """Errors of the network on a batch: relative depth errors of both branches, and errors of the pose.
 
     `position` is the mean position error of the frames after the first, relative to the error of a camera at rest;
-    `rotation` is the same for angles. A value of 1 is trivial.
+    `rotation` is the same for angles. A value of 1 is trivial. `known_depth` and `known_position` are the errors of a
+    network that is given the poses of these frames.
     """
-    length = batch.image.shape[1]
+    count, length = batch.image.shape[:2]
     predictions = predict(network, batch, list(range(1, length)), precision)
+    known = torch.ones(count, length, dtype=torch.bool, device=batch.image.device)
+    known[:, 0] = False
+    informed = predict(network, batch, [], precision, known)
     true, static = batch.points[..., 2], batch.static_points[:, 1:, ..., 2]
     target = pose_encoding(batch.pose)[:, 1:]
     still = torch.zeros_like(target[..., 3:])
     still[..., 0] = 1
     pose = predictions.pose[:, 1:]
     turned = rotation_angle(pose[..., 3:], target[..., 3:]).mean() / rotation_angle(still, target[..., 3:]).mean()
-    gone = (pose[..., :3] - target[..., :3]).norm(dim=-1).mean() / target[..., :3].norm(dim=-1).mean()
+
+    def gone(pose: Tensor) -> float:
+        return float((pose[..., :3] - target[..., :3]).norm(dim=-1).mean() / target[..., :3].norm(dim=-1).mean())
+
     return {
         "depth": _relative_error(predictions.points[..., 2], true),
         "ray_depth": _relative_error(predictions.ray_points[..., 2], static),
-        "position": float(gone),
+        "position": gone(pose),
         "rotation": float(turned),
+        "known_depth": _relative_error(informed.points[..., 2], true),
+        "known_position": gone(informed.pose[:, 1:]),
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.datasets.files import pinhole, read_depth, read_image, read_matrix
-from raymap3r_ros.evaluation.datasets.tum import DEPTH_UNIT, TOLERANCE, nearest_stamps, read_list
+from raymap3r_ros.evaluation.datasets.tum import CAMERA_LINE, DEPTH_UNIT, TOLERANCE, nearest_stamps, read_list
 from raymap3r_ros.geometry.calibration import Calibration
 from raymap3r_ros.geometry.cameras import back_project, pixel_rays
 from raymap3r_ros.io.tum import KnownTrajectory
@@ -211,7 +211,7 @@ def read_recording(folder: Path, size: tuple[int, int]) -> Recording:
 def _lens(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
     """Intrinsics (3, 3), the width and height that they belong to, and the coefficients of the distortion."""
     if path.is_file():
-        return pinhole(*read_matrix(path, (1, 4))[0]), size, np.zeros(5)
+        return pinhole(*read_matrix(path, (1, 4), CAMERA_LINE)[0]), size, np.zeros(5)
     return pinhole(*FREIBURG1_CAMERA), FREIBURG1_SIZE, np.array(FREIBURG1_DISTORTION)
 
 

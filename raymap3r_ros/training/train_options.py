@@ -23,6 +23,9 @@ class TrainOptions:
     shortest: int = option(2, "frames of the first sequences", low=2, high=256)
     longest: int = option(16, "frames of the longest sequences", low=2, high=256)
     ray_share: float = option(0.5, "share of the frames that also go through the ray branch", low=0.0, high=1.0)
+    known_share: float = option(
+        0.0, "share of the sequences in which the network also gets the camera's pose", low=0.0, high=1.0
+    )
     reuse: int = option(8, "times that each image is used, in other orders and company", low=1, high=1000)
     world_share: float = option(
         0.15, "share of the frames with a loss on points in the first camera's frame", low=0.0, high=1.0
@@ -73,6 +76,7 @@ _ONE_PLACE = TrainOptions(
     place_weight=0.5,
     pose_weight=2.0,
     rgb_share=0.0,
+    known_share=0.2,
     warmup=200,
     cooldown=0.6,
     average=0.998,

@@ -9,8 +9,10 @@ from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bags import START, stamps_of
+from bags import START, header, images_bag, make, sensors_bag, stamps_of, transform, transforms, wheels
 
+from raymap3r_ros.clients import replay
+from raymap3r_ros.clients.bag import ReplayOptions, open_bag
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.errors import InputError
 
@@ -96,3 +98,52 @@ class TestGroundTruth:
     def test_frame_without_a_connection_to_the_camera(self):
         with pytest.raises(InputError, match="unknown at the time of every frame"):
             self.robot().poses(stamps_of([0]), "moon")
+
+
+# ------------------------------------------------------------------------------------------------- selected by name
+
+
+def robot_bag(folder):
+    """A camera on a base with a gripper below the camera, wheel odometry, and motion capture as PoseStamped."""
+    pose = make(
+        "geometry_msgs/msg/Pose",
+        position=make("geometry_msgs/msg/Point", x=0.0, y=0.0, z=0.0),
+        orientation=make("geometry_msgs/msg/Quaternion", x=0.0, y=0.0, z=0.0, w=1.0),
+    )
+    return sensors_bag(
+        folder,
+        ("/wheels", wheels),
+        ("/vrpn/rig", lambda i: make("geometry_msgs/msg/PoseStamped", header=header(i / 10), pose=pose)),
+        ("/tf", lambda i: transforms(transform(i / 10, "odom", "/base"), transform(i / 10, "odom", "marker"))),
+        first=[(0, "/tf_static", transforms(transform(0, "base", "camera"), transform(0, "camera", "gripper")))],
+    )
+
+
+@pytest.mark.parametrize("truth", ["", "wheels", "/wheels", "odom", "/odom", "base"])
+def test_ground_truth_of_the_bag_is_accepted(tmp_path, truth):
+    assert open_bag(robot_bag(tmp_path / "bag"), ReplayOptions(truth=truth)).frame == "camera"
+
+
+@pytest.mark.parametrize(
+    ("truth", "problem"),
+    [
+        ("/vrpn/rig", r"the topic /vrpn/rig has the type geometry_msgs/msg/PoseStamped"),
+        ("gripper", r"the frame gripper is not above the frame of the camera, camera"),
+        ("marker", r"the frame marker is not above the frame of the camera, camera"),
+        ("camera", r"the frame camera is not above the frame of the camera, camera"),
+        ("whels", r"the bag has neither a topic nor a frame whels"),
+    ],
+)
+def test_other_ground_truth_is_refused_before_the_replay(tmp_path, truth, problem):
+    bag = robot_bag(tmp_path / "bag")
+    allowed = (
+        r"allows topics of the type nav_msgs/msg/Odometry \(/wheels\) and the frames above camera \(base, odom\)$"
+    )
+    with pytest.raises(InputError, match=f"{problem}; --truth {allowed}"):
+        replay.run(bag, ReplayOptions(truth=truth), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_frame_that_cannot_be_found_without_transforms_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"neither a topic nor a frame map; .* \(none\) and .* camera \(none\)$"):
+        open_bag(images_bag(tmp_path / "bag"), ReplayOptions(truth="map"))

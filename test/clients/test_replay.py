@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
+from rosbags.rosbag1 import Writer as Writer1
+from rosbags.typesys import Stores, get_typestore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bags import images_bag, picture, transform, transforms, write_bag
@@ -81,6 +84,15 @@ def test_unusable_input_is_one_clear_line(tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     cv2.imwrite(str(tmp_path / "pictures" / "0.png"), picture(0))
     assert "is no ROS 2 bag" in error_of(capsys, tmp_path / "pictures")
+    with Writer1(tmp_path / "old.bag") as writer:
+        ros1 = get_typestore(Stores.ROS1_NOETIC)
+        image = ros1.types["sensor_msgs/msg/Image"](
+            header=ros1.types["std_msgs/msg/Header"](0, ros1.types["builtin_interfaces/msg/Time"](1, 0), "camera"),
+            height=1, width=1, encoding="mono8", is_bigendian=0, step=1, data=np.zeros(1, np.uint8),
+        )  # fmt: skip
+        topic = writer.add_connection("/image", image.__msgtype__, typestore=ros1)
+        writer.write(topic, 10**9, ros1.serialize_ros1(image, image.__msgtype__))
+    assert "rosbags-convert --src old.bag --dst old_ros2" in error_of(capsys, tmp_path / "old.bag")
     assert "no image topic /other" in error_of(capsys, images_bag(tmp_path / "images"), "--topic", "/other")
     assert "--rate is -1.0; allowed range" in error_of(capsys, bag, "--rate", -1)
     assert "--max-gap is 0.0; allowed range" in error_of(capsys, bag, "--max-gap", 0)

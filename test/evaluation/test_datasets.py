@@ -147,7 +147,10 @@ def test_images_without_a_pose_are_counted(tmp_path, caplog, until, text):
     assert sequence.length + sequence.unposed == 10 and f"{sequence.unposed} of 10" in text
 
 
-@pytest.mark.parametrize(("factor", "shift", "cause"), [(1, 3600, "the clocks differ"), (1e9, 0, "in nanoseconds")])
+@pytest.mark.parametrize(
+    ("factor", "shift", "cause"),
+    [(1, 3600, "the clocks differ"), (1e9, 0, "in nanoseconds"), (1e3, 0, "in milliseconds")],
+)
 def test_poses_of_another_time_are_refused_with_both_ranges(tmp_path, factor, shift, cause):
     write_tum(tmp_path, 4)
     poses = [f"{(1000 + index / 30) * factor + shift:.6f} 0 0 0 0 0 0 1" for index in range(4)]
@@ -285,7 +288,7 @@ def test_scannet_sampling(tmp_path, long, count):
         write_text(folder / f"pose/{index}.txt", matrix_text(np.eye(4)))
     assert open_dataset("scannet", tmp_path, long=long)[0].length == count
     (tmp_path / "scene0806_00/pose/9.txt").unlink()
-    with pytest.raises(InputError, match=r"9\.txt: there is no such file"):
+    with pytest.raises(InputError, match=r"9\.txt: .*: No such file"):
         open_dataset("scannet", tmp_path)
 
 

@@ -224,6 +224,29 @@ def test_separators_and_comments(tmp_path, separator, comment):
     assert read_stamps.tolist() == [1.5, 1.6] and read_poses[:, :3, 3].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "timestamp,tx,ty,tz,qw,qx,qy,qz",
+        "# timestamp tx ty tz qw qx qy qz",
+        "#timestamp [ns], p_RS_R_x [m], p_RS_R_y [m], p_RS_R_z [m], q_RS_w [], q_RS_x [], q_RS_y [], q_RS_z []",
+        "time;position.x;position.y;position.z;orientation.w;orientation.x;orientation.y;orientation.z",
+    ],
+)
+def test_the_columns_have_the_order_that_the_header_names(tmp_path, header):
+    half = math.sqrt(0.5)
+    (tmp_path / "a.csv").write_text(f"# recorded in the laboratory\n{header}\n12.5,1,2,3,{half},0,0,{half}\n")
+    read_stamps, read_poses = read_tum(tmp_path / "a.csv")
+    assert read_stamps.tolist() == [12.5] and np.allclose(read_poses[0] @ (1, 0, 0, 1), (1, 3, 3, 1))
+
+
+@pytest.mark.parametrize("header", ["t,x,y,z,roll,pitch,yaw,quality", "a b c d", "t,tx,ty,tz,qx,qy,qz,qz"])
+def test_a_header_of_other_columns_is_refused(tmp_path, header):
+    (tmp_path / "a.csv").write_text(f"# of a tracker\n{header}\n1,0,0,0,0,0,0,1\n")
+    with pytest.raises(InputError, match=r"a\.csv, line 2: column names other than `timestamp tx ty tz qx qy qz qw`"):
+        read_tum(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize("lost", ["nan nan nan nan nan nan nan", "NaN 0 0 0 0 0 1", "0 0 0 0 0 0 0"])
 def test_rows_marked_as_lost_are_left_out(tmp_path, lost, caplog):
     (tmp_path / "a.txt").write_text(f"1 0 0 0 0 0 0 1\n2 {lost}\n3 {lost}\n4 0 0 0 0 0 0 1\n")

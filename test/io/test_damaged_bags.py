@@ -226,6 +226,49 @@ def test_mcap_that_only_lacks_its_index_is_complete(tmp_path):
     assert len(list(recording)) == recording.length == 4 and not recording.ended
 
 
+def records(data):
+    """Operation, start and end of the records of MCAP data."""
+    position = 0
+    while position < len(data):
+        end = position + 9 + int.from_bytes(data[position + 1 : position + 9], "little")
+        yield data[position], position, end
+        position = end
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_mcap_without_an_index_is_read_in_order_of_time(tmp_path, chunked):
+    """Messages that are written out of order, across chunks too, and without stamps: two passes at a time."""
+    size, matrix = (512, 256), np.array([[400, 0, 256], [0, 400, 128], [0, 0, 1]])
+    messages = []
+    for index in [0, 1, 2, 4, 3, 5, 6, 7, 8]:  # a chunk has three
+        messages.append(("/c/image_raw", 9 + index / 10, image_message(0, picture(index, size), "rgb8", size[0])))
+        messages.append(("/c/camera_info", 8.997 + index / 10, info_message(0, matrix, size)))
+    whole = data_file(write_bag(tmp_path / "bag", messages)).read_bytes()
+    summary = next(end for operation, _, end in records(whole[8:]) if operation == 0x0F)
+    killed = whole[: 8 + summary]
+    chunks = [killed[8 + start : 8 + end] for operation, start, end in records(killed[8:]) if operation == 6]
+    assert len(chunks) >= 3
+    if not chunked:
+        header = killed[: 8 + next(records(killed[8:]))[2]]
+        killed = header + b"".join(one[49:] for one in chunks) + killed[-13:]
+    (tmp_path / "killed.mcap").write_bytes(killed)
+    expected = list(open_recording(tmp_path / "bag"))
+    recording = open_recording(tmp_path / "killed.mcap")
+    frames = list(recording)
+    assert [index_of(frame.image) for frame in frames] == list(range(9)) and not recording.ended
+    assert [frame.stamp for frame in frames] == [frame.stamp for frame in expected]
+    assert all(np.array_equal(frame.intrinsics, matrix) for frame in frames)
+
+
+def test_mcap_that_is_cut_between_two_records_is_named_so(tmp_path):
+    whole = data_file(noise_bag(tmp_path / "bag", StoragePlugin.MCAP)).read_bytes()
+    end = next(end for operation, _, end in records(whole[8:]) if operation == 6) + 8
+    (tmp_path / "cut.mcap").write_bytes(whole[:end])
+    recording = open_recording(tmp_path / "cut.mcap")
+    assert len(list(recording)) == 12
+    assert f"cut.mcap ends between two records, at byte {end} (recorder killed" in recording.ended
+
+
 def test_mcap_without_any_whole_image_is_named(tmp_path):
     whole = data_file(camera_bag(tmp_path / "bag")).read_bytes()
     (tmp_path / "cut.mcap").write_bytes(whole[:400])

@@ -252,6 +252,18 @@ def test_a_stream_is_read_until_the_server_ends_it():
     assert "ended after 6 images" in recording.ended
 
 
+def test_the_pixels_of_a_stream_that_are_not_square_are_stretched(monkeypatch, caplog):
+    camera = use_camera(monkeypatch, [numbered_image(3)] * 2)
+    values = {cv2.CAP_PROP_SAR_NUM: 16, cv2.CAP_PROP_SAR_DEN: 8}
+    monkeypatch.setattr(camera, "get", lambda what: values.get(what, 10.0 if what == cv2.CAP_PROP_FPS else 0.0))
+    recording = open_input("rtsp://127.0.0.1/a")
+    height, width = numbered_image(3).shape[:2]
+    assert recording.size == (2 * width, height)
+    (frame, *_) = recording
+    assert frame.image.shape == (height, 2 * width, 3) and number_of(frame.image) == 3
+    assert "rtsp://127.0.0.1/a: its pixels are 2 times as wide as high" in caplog.text
+
+
 def test_a_server_that_sends_garbage(capfd):
     noise = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
     with (

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recordings import index_of, picture, write_video
+from recordings import SIZE, index_of, picture, write_video
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
@@ -30,14 +30,21 @@ def number(name: str, value: int) -> bytes:
     return element(name, value.to_bytes(8, "big"))
 
 
-def write_matroska(path: Path, milliseconds: list[int], size: int | None = None) -> Path:
-    """A Matroska file of JPEG images with the given times, as a phone writes it: with a duration, without a count."""
+def write_matroska(
+    path: Path, milliseconds: list[int], size: int | None = None, shown=SIZE, extra: bytes = b"", default: bool = True
+) -> Path:
+    """A Matroska file of JPEG images with the given times, as a phone writes it: with a duration, without a count.
+
+    `shown`: size for display, from which the shape of the pixels follows; `extra`: tracks after the first one;
+    `default`: a flag of the first.
+    """
     head = element("1a45dfa3", element("4282", b"matroska") + number("4287", 4) + number("4285", 2))
     info = element("1549a966", number("2ad7b1", 1_000_000) + element("4489", struct.pack(">d", 3000)))
-    picture_size = element("e0", number("b0", 48) + number("ba", 32))
-    track = number("d7", 1) + number("73c5", 1) + number("83", 1) + element("86", b"V_MJPEG")
+    display = number("54b0", shown[0]) + number("54ba", shown[1])
+    picture_size = element("e0", number("b0", 48) + number("ba", 32) + display)
+    track = number("d7", 1) + number("73c5", 1) + number("88", default) + number("83", 1) + element("86", b"V_MJPEG")
     # The time of a frame that the header claims: 1/30 s.
-    tracks = element("1654ae6b", element("ae", track + number("23e383", 33_333_333) + picture_size))
+    tracks = element("1654ae6b", element("ae", track + number("23e383", 33_333_333) + picture_size) + extra)
     clusters = b""
     for index, time in enumerate(milliseconds):
         data = cv2.imencode(".jpg", picture(index)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
@@ -199,6 +206,89 @@ def test_a_video_that_is_turned_is_reported_if_intrinsics_are_given(tmp_path, ca
     open_recording(path, intrinsics=np.array([[50.0, 0, 16], [0, 50, 24], [0, 0, 1]]))
     (record,) = caplog.records
     assert f"turned by {degrees} degrees" in record.getMessage()
+
+
+@pytest.mark.parametrize(("shown", "size"), [((96, 32), (96, 32)), ((24, 32), (48, 64)), ((48, 32), SIZE)])
+def test_pixels_that_are_not_square_are_stretched(tmp_path, caplog, shown, size):
+    path = write_matroska(tmp_path / "dv.mkv", TIMES, shown=shown)
+    frames = list(open_recording(path))
+    assert len(frames) == 12 and all(frame.image.shape[1::-1] == size for frame in frames)
+    ramp = frames[0].image[size[1] // 2, :, 0].astype(int)
+    assert np.abs(ramp - np.linspace(250, 20, size[0])).max() < 8
+    assert [record.getMessage().partition("pixels are ")[2] for record in caplog.records] == (
+        []
+        if size == SIZE
+        else [f"{'2' if shown[0] > 48 else '0.5'} times as wide as high: the images are stretched to square pixels"]
+    )
+    caplog.clear()
+    open_recording(path, intrinsics=np.array([[90.0, 0, 48], [0, 90, 16], [0, 0, 1]]))
+    assert ("the given intrinsics must be those of the stretched images" in caplog.text) == (size != SIZE)
+
+
+def add_pixel_shape(path: Path, across: int, down: int) -> Path:
+    """Write a pixel aspect ratio into an MP4 file, whose index is at its end."""
+    data = bytearray(path.read_bytes())
+    at = -4
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"mp4v"):
+        at = data.index(name, at + 4) - 4
+        length = int.from_bytes(data[at : at + 4], "big")
+        data[at : at + 4] = (length + 16).to_bytes(4, "big")
+    data[at + length : at + length] = struct.pack(">I4sII", 16, b"pasp", across, down)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("degrees", "size"), [(90, (32, 96)), (180, (96, 32)), (270, (32, 96))])
+def test_a_turned_video_is_stretched_along_its_former_width(tmp_path, degrees, size):
+    path = rotate(add_pixel_shape(write_video(tmp_path / "a.mp4"), 2, 1), degrees)
+    (first, *_) = open_recording(path)
+    assert first.image.shape[1::-1] == size
+
+
+def test_an_impossible_shape_of_pixels_is_not_used(tmp_path, caplog):
+    (first, *_) = open_recording(add_pixel_shape(write_video(tmp_path / "a.mp4"), 60000, 1))
+    assert first.image.shape[1::-1] == SIZE and "60000 times as wide as high: read as square ones" in caplog.text
+
+
+def matroska_track(number_of_track: int, width: int, height: int, default: int) -> bytes:
+    head = number("d7", number_of_track) + number("73c5", number_of_track) + number("83", 1) + number("88", default)
+    return element("ae", head + element("86", b"V_MJPEG") + element("e0", number("b0", width) + number("ba", height)))
+
+
+def add_mp4_track(path: Path, size: tuple[int, int], first_is_default: bool) -> Path:
+    """Add a copy of the track of an MP4 file, whose index is at its end, with another size in its header."""
+    data = bytearray(path.read_bytes())
+    moov, track = data.index(b"moov") - 4, data.index(b"trak") - 4
+    end = track + int.from_bytes(data[track : track + 4], "big")
+    copy = data[track:end]
+    entry = copy.index(b"mp4v") + 28
+    copy[entry : entry + 4] = struct.pack(">HH", *size)
+    head = copy.index(b"tkhd")
+    copy[head + 16 : head + 20] = struct.pack(">I", 2)  # its number
+    data[track + head + 7] &= ~1 if not first_is_default else 0xFF
+    data[end:end] = copy
+    data[moov : moov + 4] = (int.from_bytes(data[moov : moov + 4], "big") + len(copy)).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+@pytest.mark.parametrize(
+    ("size", "first_is_default", "warned"),
+    [((96, 64), True, True), ((48, 32), True, True), ((24, 16), True, False), ((24, 16), False, True)],
+)
+def test_a_better_video_track_than_the_first_is_named(tmp_path, caplog, suffix, size, first_is_default, warned):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "mp4":
+        add_mp4_track(write_video(path), size, first_is_default)
+    else:
+        write_matroska(path, TIMES, extra=matroska_track(2, *size, 1), default=first_is_default)
+    assert len(list(open_recording(path))) == (10 if suffix == "mp4" else len(TIMES))
+    default = "" if first_is_default else " and is the default"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a.{suffix}: only its first video track, 48x32, is read; another one has {size[0]}x{size[1]}{default}; to "
+        f"read that one: ffmpeg -i INPUT -map 0:v:1 -c copy OUTPUT.{suffix}"
+    ] * warned
 
 
 def test_an_mp4_without_its_index_is_named(tmp_path, capfd):

@@ -1,5 +1,6 @@
 """Fixtures for tests of the stream node: a node and a probe node that communicate over real DDS."""
 
+import copy
 import itertools
 import sys
 import threading
@@ -27,6 +28,7 @@ from std_msgs.msg import Header  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
+from raymap3r_ros.clients.harness import QUEUE_DEPTH  # noqa: E402
 from raymap3r_ros.geometry.calibration import camera_of  # noqa: E402
 from raymap3r_ros.node import conversions  # noqa: E402
 from raymap3r_ros.node.executable import Executor  # noqa: E402
@@ -110,6 +112,10 @@ class Bench:
         self.wait(lambda: len(self.messages[topic]) >= count, f"{count} messages of {topic}")
         return self.messages[topic][-1]
 
+    def wait_for_frames(self, count):
+        """Wait until the node has published the outputs of `count` frames, faster perhaps than they are received."""
+        self.wait(lambda: int(self.current_diagnostics()["frames out"]) >= count, f"outputs of {count} frames")
+
     def wait_for_log(self, text, level=None):
         """Wait for a log line that contains this text; returns the whole line."""
         found = []
@@ -167,12 +173,14 @@ class Bench:
         ]
         every = self.node.get_parameter("every_frame").value
         # Like a camera, but reliable: a test then counts the images that the node drops, not those that DDS drops.
-        self.advertise(kind, topic, QoSProfile(depth=200 if every else 1))
+        self.advertise(kind, topic, QoSProfile(depth=QUEUE_DEPTH if every else 1))
         self.image_topic = topic
 
     def subscribe(self, *topics):
         for topic in topics:
-            kind, qos = (TFMessage, QoSProfile(depth=100)) if topic == "tf" else {**TOPICS, **MAP_TOPICS}[topic]
+            kind, qos = (TFMessage, QoSProfile(depth=1)) if topic == "tf" else {**TOPICS, **MAP_TOPICS}[topic]
+            qos = copy.copy(qos)
+            qos.depth = QUEUE_DEPTH  # tests count messages: none may be lost while the probe waits for a core
             name = "/tf" if topic == "tf" else f"{self.name}/{topic}"
             self.probe.create_subscription(
                 kind, name, lambda message, topic=topic: self.on_message(topic, message), qos

@@ -102,6 +102,28 @@ def test_missing_images_are_a_warning_only_while_active(clock):
     assert (status.level, status.message) == (DiagnosticStatus.WARN, "no images are arriving")
 
 
+@pytest.mark.parametrize("pause", [1.9, 7.3, 60.0])
+def test_rates_are_not_judged_over_a_pause(clock, pause):
+    """A camera with camera_info at 5 Hz; during a pause only the latter is recorded."""
+    monitor, stamp = Monitor(), 0.0
+    for _ in range(3):
+        for index in range(40):
+            clock.now, stamp = clock.now + 0.2, stamp + 0.2
+            monitor.camera_info(stamp)
+            monitor.arrived(stamp, jump=False)
+            status = monitor.status("/n", "active", {})
+            assert (status.level, status.message) == (DiagnosticStatus.OK, "active")
+            assert index < 10 or float(values(status)["rate stamped (Hz)"]) == pytest.approx(5)
+        for _ in range(round(pause / 0.2)):
+            clock.now, stamp = clock.now + 0.2, stamp + 0.2
+            monitor.camera_info(stamp)
+            assert monitor.status("/n", "paused", {}).level == DiagnosticStatus.OK
+        monitor.start()
+        assert monitor.status("/n", "active", {}).level == DiagnosticStatus.OK
+    clock.now += 6
+    assert monitor.status("/n", "active", {}).message == "no images are arriving"
+
+
 def test_errors_and_warnings_expire_but_the_last_error_stays(clock):
     monitor = Monitor()
     monitor.error("it broke")

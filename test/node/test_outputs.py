@@ -95,7 +95,7 @@ def test_untrained_weights_are_reported(make_bench):
 
 
 def test_outputs_without_subscribers_are_not_computed(make_bench, monkeypatch):
-    bench = make_bench(every_frame=True, update_rule="ttt3r")
+    bench = make_bench(every_frame=True, update_rule="ttt3r", **{"keyframes.size": 0})
     bench.start("pose")
     stream, copied, motions = bench.node.stream, [], []
     step, to_host = stream.step, publishers.to_host

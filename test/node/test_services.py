@@ -1,11 +1,14 @@
 """Services and parameters of a running node: pause, save, parameter changes."""
 
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import yaml
 from std_srvs.srv import SetBool, Trigger
 
-from raymap3r_ros.node import conversions, parameters
+from raymap3r_ros.node import conversions, diagnostics, parameters
 from raymap3r_ros.node.map_publisher import MapPublisher
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.streaming import METHOD
@@ -40,6 +43,23 @@ def test_paused_node_skips_images_and_then_continues_in_the_same_world(make_benc
     assert bench.wait_for("pose", 4).header.stamp.sec == bench.stamp(500.0).sec
     bench.wait_for_diagnostics("resets", 0)
     assert bench.times("pose") == [0.0, 0.1, 0.2, 500.0] and bench.count_logs("a new world starts") == 1
+
+
+@pytest.mark.parametrize("state", ["paused", "inactive"])
+def test_images_are_not_missed_right_after_a_pause(make_bench, monkeypatch, state):
+    passed = 0.0
+    monkeypatch.setattr(diagnostics, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed))
+    monkeypatch.setattr(diagnostics, "WINDOW", 600.0)
+    bench = make_bench()
+    bench.start("pose")
+    bench.send(0)
+    bench.wait_for("pose", 1)
+    assert pause(bench, True).success if state == "paused" else bench.change_state("deactivate")
+    passed = 1e4
+    assert pause(bench, False).success if state == "paused" else bench.change_state("activate")
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 3, "diagnostics")
+    assert not any("no images are arriving" in text for _, text in bench.statuses[count + 1 :])
 
 
 @pytest.mark.parametrize("state", ["paused", "inactive"])

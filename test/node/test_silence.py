@@ -229,6 +229,26 @@ def test_outputs_of_the_node_are_not_named_as_its_input(make_bench):
     assert "/depth" not in line and "no topic of this ROS domain has the type sensor_msgs/msg/Image" in line
 
 
+def test_outputs_of_another_camera_are_not_named_and_drivers_come_first(make_bench):
+    rear = make_bench()
+    assert rear.change_state("configure")
+    bench = make_bench()
+    names = [f"{bench.namespace}/{name}" for name in ("a/view", "b/image_rect", "c/image_raw")]
+    drivers = [rclpy.create_node("driver", namespace=name, context=bench.context) for name in names]
+    for driver, name in zip(drivers, names, strict=True):
+        driver.create_publisher(Image, name, RELIABLE)
+    topics = (f"{rear.name}/confidence", *names)
+    bench.wait(lambda: all(bench.node.count_publishers(topic) for topic in topics), "discovery")
+    found = silence.other_topics(bench.node, f"{bench.namespace}/image", "sensor_msgs/msg/Image")
+    for driver in drivers:
+        driver.destroy_node()
+    assert [topic for topic in found if topic in topics] == names[::-1]
+    wheels = bench.probe.create_publisher(Odometry, "odometry", RELIABLE)  # also the name of one of our outputs
+    bench.wait(lambda: bench.node.count_publishers(wheels.topic_name), "discovery")
+    odometry = silence.other_topics(bench.node, "/wheel_odometry", "nav_msgs/msg/Odometry")
+    assert wheels.topic_name in odometry and f"{rear.name}/odometry" not in odometry
+
+
 def test_several_publishers_of_an_input_are_named(make_bench):
     bench = make_bench()
     drivers = [rclpy.create_node(name, namespace=bench.namespace, context=bench.context) for name in ("front", "rear")]

@@ -411,7 +411,7 @@ def test_map_uses_every_image_of_a_10_hz_camera(make_bench, fake_stream, monkeyp
         expected += [bench.stamp(time) for time in times[WARMUP :: rate // 10]]
         start = times[-1] + 10.0  # a jump of the stamps: a new world and a new map
         sent += len(times)
-        bench.wait_for("pose", sent)
+        bench.wait_for_frames(sent)
     assert bench.change_state("deactivate")  # after this the last image is in the map too
     assert integrated == expected and len(integrated) == 30
 

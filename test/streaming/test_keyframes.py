@@ -19,6 +19,7 @@ from raymap3r_ros.geometry.similarity import Similarity
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import METHOD, Stream, StreamOptions
 from raymap3r_ros.streaming.alignment import align_keyframes, robust_alignment
+from raymap3r_ros.streaming.batching import warm_up
 from raymap3r_ros.streaming.keyframes import Keyframes, choose, overlaps, store, view_overlap
 from raymap3r_ros.streaming.stream_options import KeyframeOptions
 from raymap3r_ros.streaming.tensors import tensors_of
@@ -328,3 +329,25 @@ def test_a_frame_without_finite_outputs_harms_no_keyframe(lost: int):
         if frame != lost:
             truth = torch.from_numpy(wall.position(frame))
             torch.testing.assert_close(result.pose_raw[:3, 3], truth, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("execution", ["plain", "trace"])
+def test_a_reset_keeps_the_world_of_images_of_another_size_than_those_of_the_warm_up(network: Network, execution: str):
+    """Recorded work has the sizes of its first frame."""
+    stream = Stream(network, dataclasses.replace(OPTIONS, execution=execution), METHOD_SOON)
+    warm_up(stream)
+    plain = Stream(network, OPTIONS, METHOD_SOON)
+    for index, image in enumerate(frames(40, 5, (96, 128))):
+        result, expected = stream.step(image), plain.step(image)
+        assert (result.frame, result.world_change) == (index, expected.world_change)
+        torch.testing.assert_close(result.pose, expected.pose, atol=1e-4, rtol=1e-4)
+    assert stream.snapshot().image_size == (96, 128)
+
+
+def test_what_is_recorded_for_wide_images_is_not_used_for_tall_ones(network: Network):
+    """Both have as many tokens."""
+    stream = Stream(network, dataclasses.replace(OPTIONS, execution="trace"), METHOD_SOON)
+    for size in ((24, 32), (32, 24)):
+        plain = Stream(network, OPTIONS, METHOD_SOON)
+        for image in frames(20, 6, size):
+            torch.testing.assert_close(stream.step(image).pose, plain.step(image).pose, atol=1e-4, rtol=1e-4)

@@ -201,17 +201,22 @@ def test_predictions_at_unknown_depth_take_no_part_in_any_loss(recording, monkey
     patch = run.network.config.patch_size
     plain, later = predict, batch.static_points[..., 2] > 0
 
-    def spoiled(network, batch, ray_frames, precision="float32"):
-        found = plain(network, batch, ray_frames, precision)
+    def spoiled(network, batch, ray_frames, *others):
+        found = plain(network, batch, ray_frames, *others)
         known = batch.points[..., 2] > 0
         token_known = known[:, :, patch // 2 :: patch, patch // 2 :: patch].flatten(2)
-        return dataclasses.replace(
+        found = dataclasses.replace(
             found,
             points=torch.where(known[..., None], found.points, 7.0),
             confidence=torch.where(known, found.confidence, 7.0),
+            tokens=torch.where(token_known[..., None], found.tokens, 7.0),
+        )
+        if not ray_frames:
+            return found
+        return dataclasses.replace(
+            found,
             ray_points=torch.where(later[:, ray_frames, ..., None], found.ray_points, 7.0),
             ray_confidence=torch.where(later[:, ray_frames], found.ray_confidence, 7.0),
-            tokens=torch.where(token_known[..., None], found.tokens, 7.0),
         )
 
     options = dataclasses.replace(

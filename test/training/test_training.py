@@ -19,7 +19,16 @@ from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training import RECIPES, TrainOptions, train, trainer
 from raymap3r_ros.training.batches import Batch, draw, image_size, make_batch, make_pool
-from raymap3r_ros.training.losses import Probes, losses, match_loss, measure, point_loss, pose_loss, predict
+from raymap3r_ros.training.losses import (
+    Probes,
+    choose_known,
+    losses,
+    match_loss,
+    measure,
+    point_loss,
+    pose_loss,
+    predict,
+)
 from raymap3r_ros.training.progress import Progress
 from raymap3r_ros.training.sources import RECORDING, SOURCES
 from raymap3r_ros.training.throughput import count_operations
@@ -152,18 +161,22 @@ def test_matching_tokens_are_those_that_show_the_same_point(batch):
     assert F.normalize(distinct, dim=-1).isfinite().all()
 
 
-def one_pass_after_the_other(network: Network, images: Batch, ray_frames: list[int]) -> dict[str, torch.Tensor]:
+def one_pass_after_the_other(
+    network: Network, images: Batch, ray_frames: list[int], known: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The predictions of the definition: each sequence alone, the rays of a frame before its image."""
     size, found = images.image.shape[-2:], {name: [] for name in ("points", "pose", "states", "ray_points")}
     grid = tuple(side // network.config.patch_size for side in size)
     for row in range(len(images.image)):
         state, memory = network.initial_state(1), network.initial_memory(1)
         for t in range(images.image.shape[1]):
+            rays = network.encode_rays(ray_map(images.pose[row, t, None], images.intrinsics[row, None], size))
             if t in ray_frames:
-                rays = network.encode_rays(ray_map(images.pose[row, t, None], images.intrinsics[row, None], size))
                 decoded = network.decode(rays, grid, network.read_memory(memory, rays), state)
                 found["ray_points"].append(network.self_points(decoded, size)[0])
             tokens = network.encode_image(images.image[row, t, None])
+            if known[row, t]:
+                tokens = tokens + rays
             token = network.read_memory(memory, tokens) if t else network.first_pose_token
             decoded = network.decode(tokens, grid, token, state)
             state, memory = decoded.state, network.write_memory(memory, tokens, decoded.pose_token)
@@ -174,13 +187,16 @@ def one_pass_after_the_other(network: Network, images: Batch, ray_frames: list[i
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def test_batched_passes_are_those_of_the_definition():
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["images", "images and known poses"])
+def test_batched_passes_are_those_of_the_definition(share: float):
     """Predictions and gradients, to 1e-5 of their size."""
     network = untrained_network(PRESETS["mini"])
     size = image_size(network.config.image_size, network.config.patch_size)
     images = make_batch(SOURCES["one_room"], 3, 2, 4, size, CPU)
-    batched = predict(network, images, [1, 3])
-    definition = one_pass_after_the_other(network, images, [1, 3])
+    known = choose_known(2, 4, share, torch.Generator().manual_seed(0))
+    assert (known is None) == (share == 0) and (share == 0 or not known[:, 0].any())
+    batched = predict(network, images, [1, 3], known=known)
+    definition = one_pass_after_the_other(network, images, [1, 3], torch.zeros(2, 4) if known is None else known)
     gradients = []
     for outputs in (definition, {name: getattr(batched, name).flatten(0, 1) for name in definition}):
         for name, output in outputs.items():
@@ -192,6 +208,14 @@ def test_batched_passes_are_those_of_the_definition():
     largest = max(gradient.abs().max() for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradients[1][name], gradient, rtol=1e-4, atol=1e-5 * largest), name
+
+
+def test_share_of_known_poses():
+    generator = torch.Generator().manual_seed(0)
+    known = choose_known(2000, 9, 0.2, generator)[:, 1:]
+    assert known.any(dim=1).float().mean() == pytest.approx(0.2, abs=0.03)
+    assert known[known.any(dim=1)].float().mean() == pytest.approx(0.8, abs=0.03)
+    assert choose_known(1, 1, 1.0, generator) is None
 
 
 def test_sequence_length_grows_during_the_run():

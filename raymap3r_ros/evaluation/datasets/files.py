@@ -12,7 +12,7 @@ from PIL import Image
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.encoded import JPEG_SIGNATURE, PNG_SIGNATURE, checked_image
-from raymap3r_ros.io.files import natural_key
+from raymap3r_ros.io.files import natural_key, read_text
 from raymap3r_ros.known_files import known_file
 
 log = logging.getLogger(__name__)
@@ -56,15 +56,6 @@ def existing_file(path: Path) -> Path:
     if what := known_file(path):
         raise InputError(f"{path}: is {what}")
     return path
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark."""
-    existing_file(path)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except ValueError as error:
-        raise InputError(f"{path}: is not text in UTF-8: {error}") from error
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -147,15 +138,23 @@ def same_size(values: np.ndarray, image: np.ndarray, path: Path) -> np.ndarray:
     return values
 
 
-def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """A matrix of `shape` from a text file; it may hold infinities."""
-    try:
-        values = np.loadtxt(existing_file(path), ndmin=2)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-    if values.shape != shape:
-        raise InputError(f"{path}: a matrix of shape {values.shape}; expected {shape}")
-    return values
+def read_matrix(path: Path, shape: tuple[int, int], line: str = "") -> np.ndarray:
+    """A matrix of `shape` from a text file; it may hold infinities. `line`: what a line contains, for errors."""
+    lines = "one line" if shape[0] == 1 else f"{shape[0]} lines"
+    expected = f"expected {lines}{f' `{line}`' if line else ''} of {shape[1]} numbers"
+    rows = []
+    for number, text in enumerate(read_text(path).splitlines(), 1):
+        fields = text.partition("#")[0].replace(",", " ").split()
+        try:
+            row = [float(field) for field in fields]
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}; {expected}: {text.strip()[:80]!r}") from error
+        if row and len(row) != shape[1]:
+            raise InputError(f"{path}, line {number}: {len(row)} numbers; {expected}: {text.strip()[:80]!r}")
+        rows += [row] if row else []
+    if len(rows) != shape[0]:
+        raise InputError(f"{path}: {len(rows)} lines of numbers; {expected}")
+    return np.array(rows)
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:

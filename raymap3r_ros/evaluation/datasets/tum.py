@@ -25,10 +25,11 @@ from raymap3r_ros.evaluation.datasets.files import (
 )
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.io.files import natural_key
-from raymap3r_ros.io.tum import TOLERANCE, read_tum
+from raymap3r_ros.io.tum import TOLERANCE, read_tum, unit_hint
 
 log = logging.getLogger(__name__)
 
+CAMERA_LINE = "fx fy cx cy"  # of camera.txt
 DEPTH_UNIT = 5000  # values of a depth PNG per metre
 
 TUM_SEQUENCES = tuple(
@@ -121,7 +122,7 @@ def _sequence(
         poses = to_camera(poses)
     depths, static_depths, masks = (_matching(folder, name, stamps) for name in ("depth", "static_depth", "mask"))
     if (folder / "camera.txt").is_file():
-        camera = tuple(read_matrix(folder / "camera.txt", (1, 4))[0])
+        camera = tuple(read_matrix(folder / "camera.txt", (1, 4), CAMERA_LINE)[0])
     intrinsics = None if camera is None else pinhole(*camera)
 
     def frames() -> Iterator[Frame]:
@@ -144,9 +145,7 @@ def _ranges(stamps: np.ndarray, others: np.ndarray) -> str:
     """Both ranges of time, and the likely cause, for an error."""
     if not (len(stamps) and len(others)):
         return ""
-    cause = "the clocks differ: shift the stamps of one"
-    if others[0] > 1e6 * max(stamps[-1], 1):
-        cause = "the poses are stamped in nanoseconds: convert them to seconds"
+    cause = unit_hint(np.sort(others)) or "the clocks differ: shift the stamps of one"
     images, poses = (f"{values[0]:.3f} to {values[-1]:.3f}" for values in (stamps, others))
     return f": the images are from {images} s, the poses from {poses}; {cause}"
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.files import plain_name, silence_ffmpeg
+from raymap3r_ros.io.pixel_shape import pixel_ratio, square_pixels
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.io.video_container import Container, read_container
+from raymap3r_ros.io.video_tracks import better_track
 from raymap3r_ros.known_files import known_file
 from raymap3r_ros.text import counted
 
@@ -44,6 +46,9 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         fps = capture.get(cv2.CAP_PROP_FPS)
         turn = round(capture.get(cv2.CAP_PROP_ORIENTATION_META))
+        ratio = pixel_ratio(capture, path.name, given_intrinsics=options.intrinsics is not None)
+    if track := better_track(path):
+        log.warning("%s: %s", path.name, track)
     if container.has_times is None:
         container = replace(container, has_times=fps != ASSUMED_RATE or count > 0)
     if not container.has_times:
@@ -59,7 +64,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     stored = count if count > 0 and container.counts_frames else None
     return Recording(
         path, "video", options.expected(stored), options.stride, options.max_frames, fps / options.stride,
-        frames=lambda recording: _frames(recording, options, fps, stored, container),
+        frames=lambda recording: _frames(recording, options, fps, stored, container, ratio),
     )  # fmt: skip
 
 
@@ -91,9 +96,12 @@ def _description(path: Path) -> str:
 
 
 def _frames(
-    recording: Recording, options: ReadOptions, fps: float, stored: int | None, container: Container
+    recording: Recording, options: ReadOptions, fps: float, stored: int | None, container: Container, ratio: float
 ) -> Iterator[Frame]:
-    """Yield every N-th frame. `stored`: number of frames according to the file, None if it does not contain that."""
+    """Yield every N-th frame. `stored`: number of frames according to the file, None if it does not contain that.
+
+    `ratio`: width of a pixel divided by its height.
+    """
     with _capture(recording.path) as capture:
         stamp = first = None
         index = failed = decoded_images = 0
@@ -115,7 +123,8 @@ def _frames(
                     first = image if first is None else first
                     decoded_images += 1
                     written = written or not (_is_black(image) or np.array_equal(first, image))
-                    yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stamp, options.intrinsics)
+                    image = cv2.cvtColor(square_pixels(image, ratio), cv2.COLOR_BGR2RGB)
+                    yield Frame(image, stamp, options.intrinsics)
                 else:
                     recording.skip(f"frame {index}", "it cannot be decoded")
             index += 1
