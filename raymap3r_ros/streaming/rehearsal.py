@@ -60,6 +60,9 @@ def view_of(seen: Estimate, after: StreamState) -> Keyframes:
     points = sampled(seen.points, seen)
     weight = sampled(static_confidence(seen)[..., None], seen)[..., 0]
     batch, device = len(points), points.device
+    number = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    if after.keyframes is not None:
+        number = after.keyframes.number.amax(1, keepdim=True) + 1
     slots = {
         "tokens": seen.image_tokens,
         "intrinsics": seen.intrinsics,
@@ -68,7 +71,7 @@ def view_of(seen: Estimate, after: StreamState) -> Keyframes:
         "weight": weight,
     }
     return Keyframes(
-        number=torch.full((batch, 1), after.frame, device=device),
+        number=number,
         overlap=torch.zeros(batch, 1, 1, device=device),
         **{name: value[:, None] for name, value in slots.items()},
     )

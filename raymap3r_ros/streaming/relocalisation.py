@@ -1,9 +1,8 @@
 """Relocalisation: where a frame was taken among stored keyframes, or that they do not show its place. Ours.
 
-A fresh memory takes in the keyframes most alike to a frame, reads them again, and then decodes the frame without
-taking it in. The pose that it predicts is accepted if points and tokens of the frame agree with those of a keyframe
-where they overlap. Each call runs the decoder once, so that a search can be spread over frames. `Stream` does not use
-it yet.
+A fresh memory takes in the keyframes most alike to a frame, reads them again, and then decodes two later frames
+without taking them in. The camera is found if points and tokens of both agree with those of a keyframe where they
+overlap. A search is spread over frames, in each of which the decoder runs two more times at most.
 """
 
 from __future__ import annotations
@@ -17,11 +16,16 @@ from torch import Tensor
 
 from raymap3r_ros.geometry.cameras import from_cameras
 from raymap3r_ros.geometry.similarity import Similarity
+from raymap3r_ros.streaming import known_poses
 from raymap3r_ros.streaming.alignment import align_keyframes
 from raymap3r_ros.streaming.keyframes import NEAREST, Keyframes
 from raymap3r_ros.streaming.method import METHOD, Method
-from raymap3r_ros.streaming.rehearsal import Look, coarse
-from raymap3r_ros.streaming.state import Rehearsal, StreamState
+from raymap3r_ros.streaming.rehearsal import Look, coarse, is_complete, next_step, view_of
+from raymap3r_ros.streaming.result import Estimate
+from raymap3r_ros.streaming.state import Rehearsal, Search, StreamState, World
+
+_LOOKS = 2  # passes of the decoder in a frame of a search
+_FOUND = 2  # successive frames that must be found
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Location:
     """Where a frame of B streams was taken, as far as keyframes show it."""
 
     pose: Tensor  # (B, 4, 4) camera to world, in the keyframes' world
-    scale: Tensor  # (B,) metres of the keyframes' world per metre of the memory that has seen them
+    transform: Similarity  # from the world of the memory that has seen the keyframes to theirs
     likeness: Tensor  # (B,) cosine of the descriptors of the frame and of the keyframe most alike
     visible: Tensor  # (B,) share of the frame's points that the best keyframe sees
     depth: Tensor  # (B,) share of these whose distance agrees
@@ -43,6 +47,89 @@ class Location:
             & (self.appearance >= method.relocalised_appearance)
             & (self.likeness >= method.relocalised_likeness)
         )
+
+
+def past_worlds(left: StreamState, method: Method = METHOD) -> tuple[World, ...]:
+    """The worlds in which a camera may be found again after it has `left` one; none for more than one camera."""
+    worlds = left.past
+    if left.keyframes is not None and len(left.state) == 1:
+        worlds = (*worlds, World(left.world, left.keyframes))
+    return worlds[-method.past_worlds :]
+
+
+def seek(
+    look: Look, fresh: StreamState, seen: Estimate, after: StreamState, method: Method = METHOD
+) -> tuple[StreamState, bool]:
+    """The state after one more step of the search for one camera, and whether the camera has been found.
+
+    `fresh` is an initial state, `seen` the estimate of the frame and `after` the state after it. If the camera has
+    been found, its state goes on in the world in which it was found, with the memory that has seen the keyframes. Only
+    the last two steps of a search make the host wait for a GPU.
+    """
+    steps = 2 * min(method.relocalised_keyframes, after.past[0].keyframes.number.shape[1])
+    looking = -(-steps // _LOOKS)  # frames
+    attempt, step = divmod(after.frame, looking + _FOUND)
+    search = after.search
+    if step == 0:
+        search = _begin_attempt(attempt, fresh, after.past, seen.image_tokens, method)
+    if search is None:
+        return dataclasses.replace(after, search=None), False
+    world = next(one for one in after.past if one.number == search.world)
+    if step < looking:
+        rehearsal = search.rehearsal
+        for _ in range(_LOOKS):
+            if not is_complete(rehearsal):
+                rehearsal = next_step(look, world.keyframes, rehearsal)
+        return dataclasses.replace(after, search=dataclasses.replace(search, rehearsal=rehearsal)), False
+    view = view_of(seen, after)
+    location = locate(look, world.keyframes, search.rehearsal, view, method)
+    accepted = bool(location.accepted(method))
+    if accepted and search.accepted:
+        return _return_to(look, world, search, location, view, fresh, after), True
+    ended = not accepted or step == looking + _FOUND - 1
+    search = None if ended else dataclasses.replace(search, accepted=True)
+    return dataclasses.replace(after, search=search), False
+
+
+def _begin_attempt(
+    attempt: int, fresh: StreamState, past: tuple[World, ...], tokens: Tensor, method: Method
+) -> Search | None:
+    """The start of a search, if there is one in this attempt: in the first three, then ever more rarely.
+
+    Each false one ends a good world, and their number must not grow with the length of a stream.
+    """
+    if attempt & (attempt - 1):
+        return None
+    world = past[0]
+    if len(past) > 1:  # in turn, beginning with the most alike
+        alike = [likeness(one.keyframes, tokens).amax().item() for one in past]
+        order = sorted(range(len(past)), key=lambda index: -alike[index])
+        world = past[order[attempt.bit_length() % len(past)]]
+    return Search(world.number, begin(fresh, world.keyframes, tokens, method), accepted=False)
+
+
+def _return_to(
+    look: Look,
+    world: World,
+    search: Search,
+    location: Location,
+    view: Keyframes,
+    fresh: StreamState,
+    after: StreamState,
+) -> StreamState:
+    """The state in an earlier world, from the memory of the search and the last frame, which it takes in now."""
+    _, memory = look((view.tokens[:, 0], torch.ones_like(fresh.fresh)), search.rehearsal.memory)
+    return dataclasses.replace(
+        memory,
+        alignment=location.transform,
+        known=known_poses.begin_segment(fresh.known, location.transform, aligned=True),
+        router=after.router,
+        keyframes=world.keyframes,
+        rehearsal=None,
+        past=tuple(one for one in after.past if one.number != world.number),
+        search=None,
+        world=world.number,
+    )
 
 
 def likeness(keyframes: Keyframes, tokens: Tensor) -> Tensor:
@@ -73,9 +160,9 @@ def candidates(keyframes: Keyframes, tokens: Tensor, count: int) -> tuple[Tensor
 def begin(fresh: StreamState, keyframes: Keyframes, tokens: Tensor, method: Method = METHOD) -> Rehearsal:
     """The start of a search for the frame with image `tokens` (B, N, C); `fresh` is an initial state.
 
-    Continue with `rehearsal.next_step` until `rehearsal.is_complete`, then call `locate`.
+    Continue with `next_step` until it `is_complete`, then call `locate`.
     """
-    slot, valid = candidates(keyframes, tokens, method.rehearsed_keyframes)
+    slot, valid = candidates(keyframes, tokens, method.relocalised_keyframes)
     chosen = keyframes.at(slot)
     return Rehearsal(fresh, slot, valid, chosen.pose, chosen.points, step=0)
 
@@ -132,7 +219,7 @@ def verify(
     best = (visible * depth).argmax(1, keepdim=True)
     alike = likeness(chosen, tokens).amax(1)
     picked = (value.gather(1, best)[:, 0] for value in (visible, depth, appearance))
-    return Location(camera, transform.scale, alike, *picked)
+    return Location(camera, transform, alike, *picked)
 
 
 def nearest_points(local: Tensor, chosen: Keyframes) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,10 @@ class KeyframeOptions:
         low=0,
         high=1000,
     )
+    relocalize: bool = option(
+        True,
+        "after a jump of the stamps, look for the camera in the worlds before, by their keyframes, and go on there",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

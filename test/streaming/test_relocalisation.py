@@ -93,7 +93,7 @@ def test_a_frame_of_a_known_place_is_found_where_it_was_taken():
     location = found(view, memory)
     assert location.accepted().tolist() == [True]
     assert torch.allclose(location.pose, view.pose[:, 0], atol=2e-3)
-    assert location.scale.item() == pytest.approx(1 / 0.6, rel=1e-3)
+    assert location.transform.scale.item() == pytest.approx(1 / 0.6, rel=1e-3)
     assert memory.taken == METHOD.rehearsed_keyframes and memory.decoded == 2 * memory.taken + 1
 
 
