@@ -197,7 +197,7 @@ class Localizer:
             height, width = result.depth.shape
             text = f"a new world starts ({self._reason}); the network's input is {width}x{height}"
         elif change is WorldChange.RETURNED:
-            text = f"frame {result.frame}: the camera is found again in an earlier world, which goes on"
+            text = f"frame {result.frame}: the camera is found again in an earlier world, which continues"
         else:
             text = f"frame {result.frame} is the first of a new segment, {_ALIGNED[change]}"
         if self._has_world:

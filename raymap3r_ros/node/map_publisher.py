@@ -80,7 +80,7 @@ class MapPublisher:
             self._timer.reset()  # otherwise the old period ends first
 
     def enter_world(self, result: StepResult) -> None:
-        """Start a new world with an empty map, or go on with the map of an earlier one.
+        """Start a new world with an empty map, or continue with the map of an earlier one.
 
         It is published to the subscribers of the last map.
         """

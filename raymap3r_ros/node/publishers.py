@@ -100,7 +100,7 @@ class Publishers:
         self._node.destroy_publisher(self._broadcaster.pub_tf)
 
     def enter_world(self, result: StepResult, options: NodeOptions) -> None:
-        """Start with empty trajectories in a new world, or go on with those of an earlier one."""
+        """Start with empty trajectories in a new world, or continue the ones of an earlier world."""
         with self._lock:
             kept = self._worlds.enter(result, (self._trajectories, self._travelled))
             self._trajectories, travelled = kept or (_no_trajectories(), 0.0)

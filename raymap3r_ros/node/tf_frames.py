@@ -155,7 +155,7 @@ class Frames:
             camera_frame: frame_id of the image, used if no `child_frame` is set.
             scale: metres per unit of the stream, as applied to `pose`. A change of the scale is no motion.
             new_world: the image is the first in another world than the last one.
-            world_from_stream: of that world, if it is an earlier one, which goes on.
+            world_from_stream: of that world, if it is an earlier one, which continues.
             corrected: `pose` has jumped by an unknown amount since the last image.
             in_odom: the stream's world is `odom_frame`, so that frame is the world too, whatever the mode.
 

@@ -1,4 +1,4 @@
-"""What a part of the node keeps of earlier worlds, which go on if the camera is found in them again."""
+"""What a part of the node keeps of earlier worlds, which continue if the camera is found in them again."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class WorldChange(enum.Enum):
     )
     KNOWN = "known"  # the same world, in which the pose jumps from a predicted one to a known one
     JUMPED = "jumped"  # the first frame of a new segment, aligned with a jump of unknown size
-    RETURNED = "returned"  # the camera was found in an earlier world, see `StepResult.world`, which goes on
+    RETURNED = "returned"  # the camera was found in an earlier world, see `StepResult.world`, which continues
     NEW = "new"  # unrelated to the world before: earlier poses, points and scale do not apply
 
 

@@ -159,7 +159,7 @@ def test_motion_is_not_measured_across_a_jump_or_a_new_world():
     assert measured == [False, True, True, False, True, False, True]
 
 
-def test_an_earlier_world_goes_on_where_it_was():
+def test_an_earlier_world_continues_where_it_was():
     bench = Bench(lambda *_: np.eye(4), tf_mode="base")
     first = bench.place(bench.observe(NEW, 0)).placement
     other = bench.place(bench.observe(NEW, 0, world=1, past=(0,))).placement
@@ -169,7 +169,7 @@ def test_an_earlier_world_goes_on_where_it_was():
     assert (back.world_from_stream != other.world_from_stream).any()
     np.testing.assert_allclose(back.odometry[:3, 3], [2, 0, 0])  # its third frame, one metre after the other
     assert back.motion is None and bench.log.lines[-1] == (
-        "frame 7: the camera is found again in an earlier world, which goes on"
+        "frame 7: the camera is found again in an earlier world, which continues"
     )
 
 

@@ -389,7 +389,7 @@ def test_subscribers_receive_an_empty_map_when_a_new_world_starts(make_bench, fa
     assert bench.wait_for("static_map", before + 2) == empty
 
 
-def test_map_and_path_go_on_if_the_camera_is_found_again(make_bench, fake_stream):
+def test_map_and_path_continue_if_the_camera_is_found_again(make_bench, fake_stream):
     """Not after a reset that a user requests, nor if the stamps jump back."""
     bench = make_bench(every_frame=True, static_map__rate=30.0, static_map__voxel_size=0.05)
     bench.start("pose", "static_map", "trajectory")

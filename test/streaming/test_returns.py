@@ -1,4 +1,4 @@
-"""Streams that are interrupted: a search in earlier worlds, the return to them, and where they go on."""
+"""Streams that are interrupted: a search in earlier worlds, the return to them, and where they continue."""
 
 import dataclasses
 import sys

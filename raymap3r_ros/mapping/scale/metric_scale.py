@@ -69,7 +69,7 @@ class MetricScale:
     def reset(self, estimator: ScaleEstimator | None = None) -> None:
         """Start again for another world, whose unit of length may differ. Not needed after an aligned memory reset.
 
-        `estimator` is that of an earlier world that goes on.
+        `estimator` belongs to an earlier world that continues.
         """
         with self._lock:
             self.estimator = estimator or ScaleEstimator()
