@@ -66,7 +66,8 @@ def seek(
     been found, its state continues in the world in which it was found, with the memory that has seen the keyframes.
     Only the last two steps of a search make the host wait for a GPU.
     """
-    steps = 2 * min(method.relocalised_keyframes, after.past[0].keyframes.number.shape[1])
+    slots = max(one.keyframes.number.shape[1] for one in after.past)
+    steps = 2 * min(method.relocalised_keyframes, slots)
     looking = -(-steps // _LOOKS)  # frames
     attempt, step = divmod(after.frame, looking + _FOUND)
     search = after.search

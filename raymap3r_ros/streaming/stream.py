@@ -5,6 +5,7 @@ any number of streams can share it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,15 @@ from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_ima
 from raymap3r_ros.streaming.recordings import Recordings, Work, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
-from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState
+from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World
 from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses
 from raymap3r_ros.streaming.tensors import copy_of
 from raymap3r_ros.streaming.timing import StageTimer
+from raymap3r_ros.streaming.world_files import SavedWorld, in_slots
+
+log = logging.getLogger(__name__)
+
+_ANY_SIZE = (0, 0)  # `image_size` of a state whose first image has not come yet
 
 # The frame at which the state is reset still belongs to the old segment; the change shows at the next one.
 _AFTER_ALIGNMENT = {"robust": WorldChange.ALIGNED, "published": WorldChange.JUMPED, "off": WorldChange.NEW}
@@ -93,6 +99,39 @@ class Stream:
             fresh = self._initial_state(len(before.state), before.size, before.image_size, "start")
             self._state = dataclasses.replace(fresh, past=past)
 
+    def current_world(self) -> SavedWorld | None:
+        """The keyframes of the current world, for `save_world`; None without any, and for more than one camera.
+
+        May be called from any thread.
+        """
+        state = self._state  # read once: keyframes are replaced, not changed
+        if state is None or state.keyframes is None or len(state.state) > 1:
+            return None
+        return SavedWorld(state.keyframes, state.size)
+
+    def add_world(self, world: SavedWorld) -> int:
+        """Search for the camera in a saved world from the first frame on; returns the number of that world.
+
+        If the camera is found, the saved world continues, see `WorldChange.RETURNED`. The search ends like one after
+        `reset`. Images whose preprocessed size is another one cannot be compared: the world is dropped then, with a
+        warning.
+
+        Raises OptionError without keyframes or `keyframes.relocalize`, and after the first frame since a reset.
+        """
+        options = self.options
+        if not (options.keyframes.relocalize and rehearsal.uses_keyframes(options)):
+            raise OptionError(
+                "a saved world needs keyframes: set keyframes.size above 0, keyframes.relocalize to true, "
+                "reset_interval above 0 and reset_alignment to robust"
+            )
+        if self._state is not None:
+            raise OptionError("a saved world can be added before the first frame only; reset the stream before")
+        number, self._worlds = self._worlds, self._worlds + 1
+        keyframes = in_slots(world.keyframes, options.keyframes.size)
+        fresh = self._initial_state(1, world.size, _ANY_SIZE, "start")
+        self._state = dataclasses.replace(fresh, past=(World(number, keyframes),))
+        return number
+
     def snapshot(self) -> StreamState | None:
         """A copy of the state, for `restore`; None before the first frame."""
         return copy_of(self._state)
@@ -156,6 +195,8 @@ class Stream:
         camera = self._checked_pose(pose, batch)
         pixels = frame_images(images, framing, self.device)
         kept = self._state
+        if kept is not None and kept.image_size == _ANY_SIZE:
+            kept = self._state = self._with_image_size(kept, batch, framing.size, (height, width))
         if kept is None:
             kept = self._initial_state(batch, framing.size, (height, width), "start")
         elif (kept.size, kept.image_size) != (framing.size, (height, width)) or len(kept.state) != batch:
@@ -267,6 +308,20 @@ class Stream:
     ) -> StreamState:
         fresh = engine.initial_state(self.network, self.options, self.method, batch, size, image_size, reason)
         return dataclasses.replace(fresh, world=self._worlds)
+
+    def _with_image_size(
+        self, waiting: StreamState, batch: int, size: tuple[int, int], image_size: tuple[int, int]
+    ) -> StreamState | None:
+        """The state that was `waiting` for its first image, which has come; None if its world cannot be used."""
+        if (batch, size) == (1, waiting.size):
+            return dataclasses.replace(waiting, image_size=image_size)
+        (height, width), (old_height, old_width) = size, waiting.size
+        log.warning(
+            "the saved world is not used: its images have %dx%d pixels after preprocessing, those of this stream "
+            "%dx%d%s; use the same camera and image_size", old_width, old_height, width, height,
+            "" if batch == 1 else f" for each of {batch} cameras",
+        )  # fmt: skip
+        return None
 
     def _checked_pose(self, pose: np.ndarray | Tensor | None, batch: int) -> Tensor | None:
         """A given pose as (B, 4, 4) on the device. Raises InputError, and OptionError if segments are not aligned."""
