@@ -46,7 +46,7 @@ class RunWorlds:
         return returned
 
     def unfinished(self, result: StepResult) -> set[int]:
-        """The numbers of the worlds that may get more frames: the world of the last frame, and those that may return."""
+        """The numbers of the worlds that may get more frames: of the last frame, and those that may return."""
         return {self._numbers[world] for world in (result.world, *result.past_worlds) if world in self._numbers}
 
     @property

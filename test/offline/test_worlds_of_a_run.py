@@ -1,17 +1,23 @@
 """Files of a run over several worlds, late frames, and an early end."""
 
 import dataclasses
+import itertools
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from raymap3r_ros.evaluation.kidnap import FAR, WITHIN
+from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.io.output_folder import written_files
+from raymap3r_ros.network import load_network
 from raymap3r_ros.offline import RunOutputs, run, run_recording
 from raymap3r_ros.offline.result_folder import MASK_FOLDER
 from raymap3r_ros.streaming import Stream, StreamOptions
+from raymap3r_ros.synthetic import suite_sequence
 
 STREAM = StreamOptions(image_size=48)
 OUTPUTS = RunOutputs(depth=False, masks=False, preview=False)
@@ -49,6 +55,7 @@ def test_late_frames_are_not_missing(images, network, tmp_path):
 
 # Worlds of eight frames with a jump forward, after which the camera is found again, and a jump back
 STAMPS, JUMPS = (5.0, 5.1, 5.2, 50.0, 50.1, 50.2, 50.3, 5.0), (0, 0, 0, 1, 1, 1, 1, 2)
+HOME = 40  # frames before the camera is carried away
 IN_WORLD, PAST = (0, 0, 0, 1, 1, 0, 0, 2), ((), (), (), (0,), (0,), (), (), ())
 
 
@@ -100,3 +107,29 @@ def test_a_camera_that_is_found_again_continues_the_files_of_its_world(images, n
     assert written["duration"] == pytest.approx(0.2 + 0.1 + 0.1)
     assert written["path_length"] == pytest.approx(20 * (2 + 1 + 1))
     assert {*summary.files} >= {f"static_scene_{number}.ply" for number in (1, 2, 3)}
+
+
+def test_the_shipped_weights_find_the_room_again(tmp_path):
+    """Poses after the return are right in the frame of those before the jump; another room comes between."""
+    sequence = suite_sequence("kidnap", 0, world="one_room", size=(48, 64))
+    stays = itertools.groupby(itertools.islice(sequence.frames(), 225), key=lambda frame: frame.jumps)
+    shown = [frame for number, stay in stays for frame in itertools.islice(stay, (HOME, 12, 15)[number])]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, frame in enumerate(shown):
+        cv2.imwrite(str(folder / f"{index}.png"), frame.image[..., ::-1])
+    opened = open_recording(folder, intrinsics=sequence.intrinsics)
+    stamps, jumps = zip(*((1 + frame.stamp, frame.jumps) for frame in shown), strict=True)
+    summary = run_recording(
+        restamped(opened, stamps, jumps),
+        load_network("one_room"),
+        tmp_path / "out",
+        outputs=RunOutputs(False, False, False, False),
+    )
+    assert (summary.worlds, summary.returns) == (3, 1)
+    back = summary.world_spans[-1]
+    assert back.world == 1 and back.first <= HOME + 12 + WITHIN
+    path = np.loadtxt(tmp_path / "out" / "trajectory_1.txt")[:, 1:4]
+    true = np.stack([frame.pose[:3, 3] for frame in (*shown[:HOME], *shown[back.first :])])
+    _, rotation, translation = umeyama(path[:HOME], true[:HOME], scaled=False)
+    assert np.linalg.norm(path[HOME:] @ rotation.T + translation - true[HOME:], axis=1).max() < FAR
