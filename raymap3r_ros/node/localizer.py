@@ -9,12 +9,13 @@ from builtin_interfaces.msg import Time
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
+from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate, ScaleEstimator
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.summary import FrameSummary
 from raymap3r_ros.node.tf_frames import MOUNT_AGE, FrameNames, Frames, LookUp, Placement, TransformError
+from raymap3r_ros.node.worlds import Worlds
 from raymap3r_ros.streaming import StepResult, WorldChange
 
 # From the least to the greatest: of several changes before a healthy frame the greatest holds.
@@ -24,8 +25,10 @@ _CHANGES = (
     WorldChange.ALIGNED,
     WorldChange.CORRECTED,
     WorldChange.JUMPED,
+    WorldChange.RETURNED,
     WorldChange.NEW,
 )
+OTHER_WORLD = (WorldChange.RETURNED, WorldChange.NEW)
 _ALIGNED = {
     WorldChange.ALIGNED: "aligned with the last one",
     WorldChange.CORRECTED: "aligned with the keyframes",
@@ -71,6 +74,7 @@ class Localizer:
         self._frames = Frames(
             FrameNames(**{field.name: getattr(options, field.name) for field in fields(FrameNames)}), look_up
         )
+        self._worlds: Worlds[tuple[ScaleEstimator, np.ndarray | None]] = Worlds()
         self._ranger = ""  # frame of the range sensor, known with its first reading
         self._change = WorldChange.NONE  # since the last placed frame
         self._reason = ""  # of that change, for the log
@@ -103,10 +107,12 @@ class Localizer:
             reason: why the caller has reset the stream before this frame, for the log; "" if it has not.
         """
         change = result.world_change
-        if self._change_is_void and result.frame > 0:  # frame 0 follows no other frame: its world is new in any case
+        # Frame 0 follows no other frame: its world is new in any case. And a camera is found with another memory.
+        if self._change_is_void and result.frame > 0 and change is not WorldChange.RETURNED:
             change = WorldChange.NONE
         self._change_is_void = False
-        if _CHANGES.index(change) > _CHANGES.index(self._change):
+        # Of two changes to another world the later one holds.
+        if change in OTHER_WORLD or _CHANGES.index(change) > _CHANGES.index(self._change):
             self._change = change
             self._reason = reason or result.reset_reason or "memory not aligned"
 
@@ -131,8 +137,11 @@ class Localizer:
             self._change_is_void = True
             return None
         change = self._change
-        if change is WorldChange.NEW:
-            self._scale.reset()
+        estimator = world_from_stream = None
+        if change in OTHER_WORLD:
+            kept = self._worlds.enter(result, (self._scale.estimator, self._frames.world_from_stream))
+            estimator, world_from_stream = kept or (None, None)
+            self._scale.reset(estimator)
         if self._options.scale.source != "fixed":
             self._look_up_mounts(camera_frame, stamp)
         seconds = conversions.seconds(stamp)
@@ -146,7 +155,8 @@ class Localizer:
                 stamp,
                 camera_frame,
                 scale=scale,
-                new_world=change is WorldChange.NEW,
+                new_world=change in OTHER_WORLD,
+                world_from_stream=world_from_stream,
                 corrected=change in (WorldChange.KNOWN, WorldChange.CORRECTED, WorldChange.JUMPED),
                 in_odom=in_odom,
             )
@@ -186,6 +196,8 @@ class Localizer:
         if change is WorldChange.NEW:
             height, width = result.depth.shape
             text = f"a new world starts ({self._reason}); the network's input is {width}x{height}"
+        elif change is WorldChange.RETURNED:
+            text = f"frame {result.frame}: the camera is found again in an earlier world, which continues"
         else:
             text = f"frame {result.frame} is the first of a new segment, {_ALIGNED[change]}"
         if self._has_world:

@@ -21,6 +21,7 @@ from raymap3r_ros.node import conversions
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import LATCHED
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.worlds import Worlds
 from raymap3r_ros.streaming import StepResult
 
 MAP_TOPICS = {"static_map": (PointCloud2, LATCHED), "occupancy": (GridMessage, LATCHED)}
@@ -49,6 +50,7 @@ class MapPublisher:
         self._publishing = threading.Lock()  # held while the timer uses the publishers, or while they are destroyed
         self._map: StaticMap | None = None
         self._placement = np.eye(4)
+        self._worlds: Worlds[tuple[StaticMap | None, np.ndarray]] = Worlds()
         self._stamp: Time | None = None  # of the last integrated frame
         self._integrated: float | None = None  # the same in seconds
         self._unsent: set[str] = set()  # topics without a message since the last integrated frame
@@ -77,12 +79,17 @@ class MapPublisher:
             self._timer.timer_period_ns = period
             self._timer.reset()  # otherwise the old period ends first
 
-    def restart(self) -> None:
-        """Start a new world with an empty map, which is published to the subscribers of the old one."""
+    def enter_world(self, result: StepResult) -> None:
+        """Start a new world with an empty map, or continue with the map of an earlier one.
+
+        It is published to the subscribers of the last map.
+        """
         with self._lock:
-            if self._map is not None:
+            kept = self._worlds.enter(result, (self._map, self._placement))
+            if self._map is not None or kept is not None:
                 self._unsent = set(self._publishers)
-            self._map = self._integrated = None
+            self._map, self._placement = kept or (None, np.eye(4))
+            self._integrated = None
 
     def subscribed_topics(self) -> set[str]:
         """Names of the topics that have subscribers."""

@@ -83,6 +83,7 @@ class Session:
     applied: Settings | None = None
     opened_with: Settings = field(init=False)
     jumps: int = 0  # of the stamps, up to the last processed frame
+    stamp: float = 0.0  # of the last processed frame, seconds
     rule: str = ""  # update rule of the last frame
     intrinsics_source: str = ""  # of the last frame
 
@@ -111,13 +112,15 @@ class Session:
         """Whether the stream's world is `odom_frame`, the frame of the known poses."""
         return self.known_poses is not None and self.stream.takes_poses
 
-    def reset_if_due(self, jumps: int, *, posed: bool = False) -> str:
+    def reset_if_due(self, jumps: int, stamp: float, *, posed: bool = False) -> str:
         """Reset the stream if a user has requested it or the stamps have jumped; returns the reason or "".
 
-        The first known pose starts a new world too, in the frame of the known poses.
+        The first known pose starts a new world too, in the frame of the known poses. After a jump forward, the camera
+        may be found again in an earlier world.
 
         Args:
             jumps: jumps of the stamps up to the frame that is processed next.
+            stamp: of that frame, seconds.
             posed: that frame has a known pose.
         """
         reason = "known poses begin" if posed and not self.stream.takes_poses else ""
@@ -128,7 +131,8 @@ class Session:
         if reason:
             self.jumps = jumps
             self.reset_requested.clear()
-            self.stream.reset()
+            self.stream.reset(relocalize=reason == "time jump" and stamp > self.stamp)
+        self.stamp = stamp
         return reason
 
     def subscribed_topics(self) -> set[str]:

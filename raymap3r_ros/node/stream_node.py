@@ -28,7 +28,7 @@ from raymap3r_ros.node.diagnostics import Monitor
 from raymap3r_ros.node.frame_queue import FrameQueue, WaitingFrame
 from raymap3r_ros.node.guarded_node import GuardedNode, keep_reason
 from raymap3r_ros.node.inputs import Inputs
-from raymap3r_ros.node.localizer import Localizer
+from raymap3r_ros.node.localizer import OTHER_WORLD, Localizer
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import MOTION_TOPICS
@@ -38,7 +38,7 @@ from raymap3r_ros.node.session import Session, Settings, open_session
 from raymap3r_ros.node.stoppage import PERIOD, Stoppage
 from raymap3r_ros.node.summary import FrameSummary, summarize
 from raymap3r_ros.stamps import clock_problem
-from raymap3r_ros.streaming import Stream, StreamOptions, WorldChange
+from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import step_of
 from raymap3r_ros.text import counted, printable, with_details
 
@@ -400,8 +400,8 @@ class StreamNode(GuardedNode):
         options = session.apply_settings(self._reporter)
         camera_frame = options.child_frame or self._frame_of(frame.message)
         pose = session.known_poses.pose(camera_frame, frame.stamp) if session.known_poses else None
-        reset_reason = session.reset_if_due(frame.jumps, posed=pose is not None)
         seconds = conversions.seconds(frame.stamp)
+        reset_reason = session.reset_if_due(frame.jumps, seconds, posed=pose is not None)
         wanted = session.publishers.wanted()
         wants_map = session.maps.wants(seconds)
         motion = wants_map or not wanted.isdisjoint(MOTION_TOPICS) or session.localizer.needs_motion
@@ -418,9 +418,9 @@ class StreamNode(GuardedNode):
             return
         if session.plausibility.add(summary.plausibility):
             self._reporter.warn_once(session.plausibility.problem)
-        if placed.world_change is WorldChange.NEW:
-            session.publishers.restart(options)
-            session.maps.restart()
+        if placed.world_change in OTHER_WORLD:
+            session.publishers.enter_world(result, options)
+            session.maps.enter_world(result)
         if not result.motion:
             wanted -= MOTION_TOPICS  # motion was not estimated for this frame: do not publish it as static
         session.publishers.publish(result, summary, placed, wanted, options)

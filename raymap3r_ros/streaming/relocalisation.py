@@ -33,7 +33,7 @@ class Location:
     """Where a frame of B streams was taken, as far as keyframes show it."""
 
     pose: Tensor  # (B, 4, 4) camera to world, in the keyframes' world
-    transform: Similarity  # from the world of the memory that has seen the keyframes to theirs
+    transform: Similarity  # from the world of the memory that has seen the keyframes to the keyframes' world
     likeness: Tensor  # (B,) cosine of the descriptors of the frame and of the keyframe most alike
     visible: Tensor  # (B,) share of the frame's points that the best keyframe sees
     depth: Tensor  # (B,) share of these whose distance agrees
@@ -63,8 +63,8 @@ def seek(
     """The state after one more step of the search for one camera, and whether the camera has been found.
 
     `fresh` is an initial state, `seen` the estimate of the frame and `after` the state after it. If the camera has
-    been found, its state goes on in the world in which it was found, with the memory that has seen the keyframes. Only
-    the last two steps of a search make the host wait for a GPU.
+    been found, its state continues in the world in which it was found, with the memory that has seen the keyframes.
+    Only the last two steps of a search make the host wait for a GPU.
     """
     steps = 2 * min(method.relocalised_keyframes, after.past[0].keyframes.number.shape[1])
     looking = -(-steps // _LOOKS)  # frames

@@ -24,7 +24,7 @@ class WorldChange(enum.Enum):
     )
     KNOWN = "known"  # the same world, in which the pose jumps from a predicted one to a known one
     JUMPED = "jumped"  # the first frame of a new segment, aligned with a jump of unknown size
-    RETURNED = "returned"  # the camera was found in an earlier world, see `StepResult.world`, which goes on
+    RETURNED = "returned"  # the camera was found in an earlier world, see `StepResult.world`, which continues
     NEW = "new"  # unrelated to the world before: earlier poses, points and scale do not apply
 
 
@@ -63,8 +63,6 @@ class StepResult(Estimate):
     image: Tensor  # (H, W, 3) uint8 RGB, preprocessed
     frame: int  # index in the stream, from 0
     segment: int  # number of resets before this frame
-    world: int  # number of the world of the pose, from 0; an earlier one comes back if the camera is found in it
-    past_worlds: tuple[int, ...]  # earlier worlds that may still come back
     stamp: float | None  # as given to `step`
     motion: bool  # whether staticness and dynamic mask were wanted and computed for this frame
     reset: bool  # the stream started or was reset at this frame
@@ -74,6 +72,8 @@ class StepResult(Estimate):
     # None at other frames, and without alignment.
     alignment_error: Tensor | None = None
     world_change: WorldChange = WorldChange.NONE
+    world: int = 0  # number of the world of the pose; an earlier one comes back if the camera is found in it
+    past_worlds: tuple[int, ...] = ()  # earlier worlds that may still come back
     pose_given: bool = False  # a pose was given to `step`
 
     @property

@@ -82,9 +82,9 @@ class Stream:
     def reset(self, *, relocalize: bool = False) -> None:
         """Clear the state: the next frame starts a new world.
 
-        With `relocalize`, and if the options have `keyframes.relocalize`, the stream of a single camera looks for it
-        among the keyframes of earlier worlds: in the first frames, and ever more rarely after them. Where it is found,
-        the earlier world goes on, see `WorldChange.RETURNED`. If a frame has a known pose the search ends.
+        With `relocalize`, and if the options have `keyframes.relocalize`, the stream of a single camera searches for
+        it among the keyframes of earlier worlds: in the first frames, and ever more rarely after them. If it is
+        found, the earlier world continues, see `WorldChange.RETURNED`. A known pose ends the search.
         """
         before, self._state = self._state, None
         options = self.options
@@ -189,7 +189,7 @@ class Stream:
         # From a batch or a graph, all values that are not tensors may belong to another frame.
         own = {name: getattr(kept, name) for name in ("frame", "size", "image_size", "world", "past", "search")}
         after = dataclasses.replace(after, keyframes=kept.keyframes, rehearsal=kept.rehearsal, **own)
-        if pose is not None:  # the world is that of the given poses
+        if pose is not None:  # the world is the frame of the given poses
             after = dataclasses.replace(after, past=(), search=None)
         alignment_error = None
         aligned_by_keyframes = resets and rehearsal.is_complete(after.rehearsal)

@@ -85,7 +85,7 @@ class KeyframeOptions:
     )
     relocalize: bool = option(
         True,
-        "after a jump of the stamps, look for the camera in the worlds before, by their keyframes, and go on there",
+        "after a jump of the stamps, search for the camera among the keyframes of earlier worlds, and continue there",
     )
 
     def __post_init__(self) -> None:

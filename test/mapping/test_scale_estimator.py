@@ -41,8 +41,6 @@ def test_unknown_before_enough_evidence():
     assert known[-1][1].facts("range")["scale"] == "2 (from range)"
     assert all(estimate.factor == 1.3 for stamp, estimate in known if stamp < first)
     assert all(estimate.factor == pytest.approx(2.0) for stamp, estimate in known if stamp >= first)
-    estimator.reset()
-    assert not estimator.estimate(10.0).known
 
 
 def test_inconsistent_observations_are_no_evidence():

@@ -12,7 +12,7 @@ from raymap3r_ros.streaming import RULES, MaskOptions, StreamOptions
 
 NAMES = {
     "checkpoint", "device", "preset", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
-    "reset_interval", "reset_alignment", "keyframes.size", "ray_interval", "token_pooling",
+    "reset_interval", "reset_alignment", "keyframes.size", "keyframes.relocalize", "ray_interval", "token_pooling",
     "world_frame", "odom_frame", "base_frame", "child_frame", "tf_mode",
     "invert_tf", "publish_tf", "pose_source", "published_pose", "output_dir",
     "depth_encoding", "confidence_threshold",

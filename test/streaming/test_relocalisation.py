@@ -23,6 +23,7 @@ from raymap3r_ros.streaming.keyframes import Keyframes
 from raymap3r_ros.streaming.rehearsal import is_complete, next_step
 from raymap3r_ros.streaming.relocalisation import Location, begin, candidates, likeness, locate
 from raymap3r_ros.streaming.state import Sight, StepPlan
+from raymap3r_ros.streaming.tensors import tensors_of
 
 PLACES = [(x, turn) for x in (0.0, 0.8, 1.6) for turn in (-25.0, 0.0, 25.0)]
 # From the keyframes' world to the world of the memory that sees them again: other origin, axes and unit of length
@@ -94,7 +95,7 @@ def test_a_frame_of_a_known_place_is_found_where_it_was_taken():
     assert location.accepted().tolist() == [True]
     assert torch.allclose(location.pose, view.pose[:, 0], atol=2e-3)
     assert location.transform.scale.item() == pytest.approx(1 / 0.6, rel=1e-3)
-    assert memory.taken == METHOD.rehearsed_keyframes and memory.decoded == 2 * memory.taken + 1
+    assert memory.taken == METHOD.relocalised_keyframes and memory.decoded == 2 * memory.taken + 1
 
 
 def test_the_pose_and_points_of_the_new_world_do_not_matter():
@@ -124,8 +125,8 @@ def test_without_keyframes_nothing_is_found():
 def test_empty_slots_change_nothing():
     view, places = sighted(99, 0.5, 8.0), PLACES[2:5]
     full, sparse = (found(view, keyframes=bank(slots, places)) for slots in (3, 12))
-    for field in dataclasses.fields(Location):
-        assert torch.allclose(getattr(full, field.name), getattr(sparse, field.name), atol=1e-5), field.name
+    for one, other in zip(tensors_of(full), tensors_of(sparse), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_the_visible_share_is_the_part_of_the_image_that_both_show():
@@ -161,7 +162,7 @@ def test_candidates_are_the_most_alike_and_their_neighbours_in_order():
 
 
 def test_each_stream_of_a_batch_is_searched_for_itself(network: Network):
-    options, method = StreamOptions(), dataclasses.replace(METHOD, rehearsed_keyframes=3)
+    options, method = StreamOptions(), dataclasses.replace(METHOD, relocalised_keyframes=3)
     look = partial(engine.look, network, StepPlan(options, method, RULES["raymap3r"], False, False))
     width, generator = network.config.encoder_width, torch.Generator().manual_seed(3)
     count = (plane.SIZE[0] // network.config.patch_size) * (plane.SIZE[1] // network.config.patch_size)
@@ -191,10 +192,9 @@ def test_each_stream_of_a_batch_is_searched_for_itself(network: Network):
     both = search(slice(0, 2))
     for index in range(2):
         alone = search(slice(index, index + 1))
-        for field in dataclasses.fields(Location):
-            value, expected = getattr(both, field.name)[index], getattr(alone, field.name)[0]
-            assert torch.isfinite(expected).all(), field.name
-            assert torch.allclose(value, expected, atol=1e-4), field.name
+        for value, expected in zip(tensors_of(both), tensors_of(alone), strict=True):
+            assert torch.isfinite(expected).all()
+            assert torch.allclose(value[index], expected[0], atol=1e-4)
 
 
 def part(keyframes: Keyframes, rows: slice) -> Keyframes:

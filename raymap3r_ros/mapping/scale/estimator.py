@@ -55,10 +55,6 @@ class ScaleEstimator:
     """A running estimate from the observations of one source in one world. Most observations must be inliers."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Drop everything, for a new world with another unit of length."""
         # Stamp, logarithm, deviation, and the number of independent observations that it counts as.
         self._observations: deque[tuple[float, float, float, float]] = deque(maxlen=MAX_OBSERVATIONS)
         self._log_factor: float | None = None
