@@ -15,6 +15,7 @@ _TURN = 1.0  # radians between the mean direction and the first view, and the fa
 _SIDEWAYS = 0.5  # the same in position, as a share of the half extent of the camera's zone
 _CALM = 0.3  # factor on the random motion, so that it does not bring the first view back into sight
 _FIRST, _AWAY, _BACK = 150, 60, 30  # frames before the camera is carried away, in another place, and after a return
+_PATH = ("camera_height", "camera_place", "camera_angle", "camera_heading")  # fields of scenes
 _GAP = 30.0  # seconds without frames while it is carried
 
 
@@ -33,15 +34,13 @@ def kidnapped_frames(count: int) -> int:
     return _FIRST + count * (_AWAY + _BACK)
 
 
-def kidnapping(scenes: Scenes, count: int, generator: torch.Generator, rate: float) -> tuple[Stay, ...]:
-    """A camera in one scene that is carried elsewhere and back `count` times.
+def kidnapping(scenes: Scenes, world: str, count: int, generator: torch.Generator, rate: float) -> tuple[Stay, ...]:
+    """A camera in one scene of a `world` that is carried elsewhere and back `count` times.
 
-    Elsewhere is in turn another room or open ground, and the same room in the opposite direction. At a return the
-    camera is where its path in the first scene would have led it by then.
+    Elsewhere is in turn another room or open ground, and another path in the same room. At a return the camera is
+    where its path in the first scene would have led it by then.
     """
-    turned = dataclasses.replace(
-        scenes, camera_heading=scenes.camera_heading + scenes.camera_heading.new_tensor((math.pi, 0.0))
-    )
+    device = scenes.room.device
     stays, start = [], 0.0
 
     def stay(where: Scenes, room: int, frames: int) -> None:
@@ -52,11 +51,11 @@ def kidnapping(scenes: Scenes, count: int, generator: torch.Generator, rate: flo
     stay(scenes, 0, _FIRST)
     for index in range(count):
         if index % 2:
-            stay(turned, 0, _AWAY)
+            drawn = random_scenes(generator, 1, Recipe(world)).to(device)
+            stay(dataclasses.replace(scenes, **{name: getattr(drawn, name) for name in _PATH}), 0, _AWAY)
         else:
-            other = random_scenes(generator, 1, Recipe("varied")).to(scenes.room.device)
-            other = dataclasses.replace(other, field_of_view=scenes.field_of_view)
-            stay(other, 1 + index // 2, _AWAY)
+            drawn = random_scenes(generator, 1, Recipe("varied")).to(device)
+            stay(dataclasses.replace(drawn, field_of_view=scenes.field_of_view), 1 + index // 2, _AWAY)
         stay(scenes, 0, _BACK)
     return tuple(stays)
 

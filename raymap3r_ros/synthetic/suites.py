@@ -142,7 +142,7 @@ def suite_sequence(
     scenes = _find_scene(recipe, chosen, seed, index).to(device)
     stays = (Stay(scenes, 0, 0.0, chosen.frames),)
     if chosen.kidnapped:
-        stays = kidnapping(scenes, chosen.kidnapped, torch.Generator().manual_seed(seed + 500_000), RATE)
+        stays = kidnapping(scenes, world, chosen.kidnapped, torch.Generator().manual_seed(seed + 500_000), RATE)
     return SyntheticSequence(
         name=sequence_name(suite, index, world),
         length=chosen.frames,

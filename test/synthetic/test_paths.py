@@ -70,11 +70,10 @@ def test_the_camera_is_carried_elsewhere_and_back():
         assert len(stay) > 20 and np.allclose(np.diff([frame.stamp for frame in stay]), 1 / RATE)
         shown = np.stack([frame.pose for frame in stay])
         path = camera_poses(sequence.scenes, torch.tensor([[frame.stamp for frame in stay]]).float())[0].numpy()
-        ahead = (path[:, :3, 2] * shown[:, :3, 2]).sum(1)  # cosine of the viewing directions
         if number % 2 == 0:
             np.testing.assert_allclose(shown, path, atol=1e-5)
         elif stay[0].room == 0:
-            assert ahead.max() < -0.5
+            assert np.linalg.norm(shown[:, :3, 3] - path[:, :3, 3], axis=1).max() > 0.3
         assert (np.median(distance_from_surfaces(sequence, stay[0])) < 1e-4) == (stay[0].room == 0)
 
 
