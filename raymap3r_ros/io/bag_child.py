@@ -172,6 +172,8 @@ def _reader(paths: list[Path]) -> Any:
     for storage in (storage_mcap, storage_sqlite3):
         storage.parse_qos = lambda _: []  # profiles without some keys are errors there; they are not used here
     _read_only_channels_of_ros(storage_mcap)
+    for storage in (storage_mcap.McapReader, storage_sqlite3.Sqlite3Reader):
+        _complete_names_of_types(storage)
     _sort_messages_without_index(storage_mcap)
     # sqlite3 bags from before ROS 2 Iron contain no definitions of messages; here none are needed.
     reader = AnyReader(paths, default_typestore=get_typestore(Stores.EMPTY))
@@ -200,6 +202,25 @@ def _read_only_channels_of_ros(storage: Any) -> None:
         self.connections = [one for one in self.connections if one.ext.serialization_format == ROS2_ENCODING]
 
     storage.read_string, storage.get_msgdef, storage.McapReader.open = read, definition, open_channels
+
+
+def _complete_names_of_types(storage: Any) -> None:
+    """Make the library read the types of messages without `/msg/` in their names as those with it.
+
+    The first distributions of ROS 2 wrote such names, and some programs without ROS still do.
+    """
+    from rosbags.typesys.msg import normalize_msgtype
+
+    open_file = storage.open
+
+    def open_named(self: Any) -> None:
+        open_file(self)
+        self.connections = [
+            one._replace(msgtype=normalize_msgtype(one.msgtype)) if one.msgtype.count("/") == 1 else one
+            for one in self.connections
+        ]
+
+    storage.open = open_named
 
 
 def _sort_messages_without_index(storage: Any) -> None:

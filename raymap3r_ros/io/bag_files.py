@@ -204,7 +204,7 @@ RECORD = struct.Struct("<BQ")  # operation, length
 def _check_profile(file: Path) -> None:
     """Raise InputError, with the topics and their types, for an MCAP file that is not of ROS 2.
 
-    Its profile is only a hint: without the profile "ros2", one channel with messages of ROS 2 is enough.
+    Its profile is only a hint: one channel with messages of ROS 2 is enough, and one in CDR is needed.
     """
     size, profile = file.stat().st_size, None
     schemas: dict[int, tuple[str, str]] = {}  # name and encoding
@@ -219,15 +219,13 @@ def _check_profile(file: Path) -> None:
                 break
             if operation == _HEADER:
                 profile = _text(data, end)
-                if profile == "ros2":
-                    return
             elif operation == _SCHEMA:
                 number = data.read(2)
                 schemas[int.from_bytes(number, "little")] = _text(data, end), _text(data, end)
             elif operation == _CHANNEL:
                 number, topic, encoding = data.read(4)[2:], _text(data, end), _text(data, end)
                 kind, language = schemas.get(int.from_bytes(number, "little"), ("no schema", ""))
-                if encoding == ROS2_ENCODING and language in ("ros2msg", "ros2idl"):
+                if encoding == ROS2_ENCODING and (profile == "ros2" or language in ("ros2msg", "ros2idl")):
                     return
                 if len(topics) <= _MAX_TOPICS:
                     topics[f"{topic} ({kind}, {encoding})"] = None
