@@ -55,7 +55,9 @@ def of_other_writer(bag, profile, *, chunked, others=b"", named=lambda kind: kin
         for one in reader.connections:
             number = numbers[one.topic] = len(numbers) + 1
             language = {MessageDefinitionFormat.MSG: "ros2msg", MessageDefinitionFormat.IDL: "ros2idl"}
-            channels += channel(named(one.msgtype), (language[one.msgdef.format], one.msgdef.data), "", number, one.topic)
+            channels += channel(
+                named(one.msgtype), (language[one.msgdef.format], one.msgdef.data), "", number, one.topic
+            )
         for one, time, raw in reader.messages():
             data += message(raw, time, numbers[one.topic])
     records = others + channels + data

@@ -16,11 +16,11 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
+from raymap3r_ros.errors import OptionError
 from raymap3r_ros.geometry.poses import world_pose
 from raymap3r_ros.network import load_network
-from raymap3r_ros.node.conversions import image_message, pose_matrix
-from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node.camera_names import camera_names
+from raymap3r_ros.node.conversions import image_message, pose_matrix
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.publishers import RELIABLE
 from raymap3r_ros.streaming import Stream
