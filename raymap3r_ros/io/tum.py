@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 _COLUMNS = "`timestamp tx ty tz qx qy qz qw`"
 TOLERANCE = 0.02  # seconds between an image and the nearest pose of a trajectory
-# Seconds between an image and each of the two poses of a file that are interpolated for it; with TOLERANCE, the two are
-# up to 0.06 s apart. At 3 m/s^2, the acceleration of a hand-held camera, the error is up to 3 / 8 0.06^2 m = 1.4 mm,
-# as small as the noise of motion capture: such poses are inputs of the network. Those of a bag, which only score, may
-# be further apart: `clients.ground_truth.LONGEST_STEP`.
+# Seconds between an image and each of the two poses of a file that are interpolated for it. With TOLERANCE, the two
+# are up to 0.06 s apart. At 3 m/s^2, the acceleration of a hand-held camera, the error is up to 3 / 8 0.06^2 m =
+# 1.4 mm, as small as the noise of motion capture: such poses are inputs of the network. Those of a bag, which only
+# score, may be further apart: `clients.ground_truth.LONGEST_STEP`.
 LONGEST_REACH = 2 * TOLERANCE
 
 

@@ -306,9 +306,7 @@ def test_depth_in_millimetres_is_a_warning(folder: Path, tmp_path: Path, caplog)
         cv2.imwrite(str(tmp_path / "depth" / path.name), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 5)
     read_recording(tmp_path, SIZE)
     (line,) = caplog.messages
-    assert (
-        "the median depth is 0." in line and "probably in millimetres" in line and "multiply their values by 5" in line
-    )
+    assert "the median depth is 0." in line and line.endswith("multiply their values by 5")
 
 
 def test_a_recording_without_any_depth_is_refused(folder: Path, tmp_path: Path):
