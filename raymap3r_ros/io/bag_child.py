@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from raymap3r_ros.errors import InputError, reason_of
-from raymap3r_ros.io.bag_files import CHUNK, MESSAGE, RECORD, ROS1, ROS2_ENCODING, DataFile, data_files, prepare
+from raymap3r_ros.io.bag_files import (
+    CHUNK,
+    MESSAGE,
+    RECORD,
+    ROS1,
+    ROS2_ENCODING,
+    DataFile,
+    check_profile,
+    data_files,
+    prepare,
+)
 
 SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
@@ -143,6 +153,9 @@ def _open(first: dict[str, Any]) -> tuple[Any, str]:
         if all(file.empty for file in files):
             raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {loss}")
         reader = _reader([file.path for file in files if not file.empty])
+        if not reader.connections:
+            for file in files:
+                check_profile(file.path, path, thorough=True)
         defined, twice = _definitions(reader.connections, first["types"])
         opened = {
             "prepared": prepared,
@@ -216,7 +229,7 @@ def _complete_names_of_types(storage: Any) -> None:
     def open_named(self: Any) -> None:
         open_file(self)
         self.connections = [
-            one._replace(msgtype=normalize_msgtype(one.msgtype)) if one.msgtype.count("/") == 1 else one
+            one._replace(msgtype=normalize_msgtype(one.msgtype)) if str(one.msgtype).count("/") == 1 else one
             for one in self.connections
         ]
 

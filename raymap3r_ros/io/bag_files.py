@@ -130,7 +130,7 @@ def prepare(file: Path, copy: Path) -> DataFile:
             _recover_sqlite(file, copy)
             return DataFile(copy, kind)
         if kind == MCAP:
-            _check_profile(file)
+            check_profile(file, file)
         if kind == MCAP and _is_cut(file):
             loss, empty = _recover_mcap(file, copy)
             return DataFile(copy, kind, loss, empty)
@@ -201,10 +201,11 @@ _MAX_TOPICS, _MAX_TEXT = 10, 200  # named in an error, and bytes of each of thei
 RECORD = struct.Struct("<BQ")  # operation, length
 
 
-def _check_profile(file: Path) -> None:
+def check_profile(file: Path, name: Path, *, thorough: bool = False) -> None:
     """Raise InputError, with the topics and their types, for an MCAP file that is not of ROS 2.
 
-    Its profile is only a hint: one channel with messages of ROS 2 is enough, and one in CDR is needed.
+    Its profile is only a hint: without the profile "ros2", one channel with messages of ROS 2 is enough. Of files with
+    it, channels are looked for only if `thorough`: that takes long in large ones. `name`: of the file, for the error.
     """
     size, profile = file.stat().st_size, None
     schemas: dict[int, tuple[str, str]] = {}  # name and encoding
@@ -219,6 +220,8 @@ def _check_profile(file: Path) -> None:
                 break
             if operation == _HEADER:
                 profile = _text(data, end)
+                if profile == "ros2" and not thorough:
+                    return
             elif operation == _SCHEMA:
                 number = data.read(2)
                 schemas[int.from_bytes(number, "little")] = _text(data, end), _text(data, end)
@@ -235,7 +238,7 @@ def _check_profile(file: Path) -> None:
     named = list(topics)
     listed = ", ".join(named[:_MAX_TOPICS]) + (" and others" if len(named) > _MAX_TOPICS else "")
     raise InputError(
-        f"{file}: an MCAP file without messages of ROS 2 (its profile is {profile!r}); its topics: {listed}; write "
+        f"{name}: an MCAP file without messages of ROS 2 (its profile is {profile!r}); its topics: {listed}; write "
         "its images to a folder with the Python package mcap, and give that folder"
     )
 
