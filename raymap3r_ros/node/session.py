@@ -29,6 +29,7 @@ from raymap3r_ros.node.tf_frames import look_up
 from raymap3r_ros.stamps import JumpDetector
 from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
+from raymap3r_ros.streaming.cover import Cover
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
 from raymap3r_ros.streaming.stream_options import check_known_poses
@@ -82,6 +83,7 @@ class Session:
     # Set by the worker.
     applied: Settings | None = None
     opened_with: Settings = field(init=False)
+    cover: Cover = field(default_factory=Cover)
     jumps: int = 0  # of the stamps, up to the last processed frame
     stamp: float = 0.0  # of the last processed frame, seconds
     rule: str = ""  # update rule of the last frame
@@ -113,10 +115,10 @@ class Session:
         return self.known_poses is not None and self.stream.takes_poses
 
     def reset_if_due(self, jumps: int, stamp: float, *, posed: bool = False) -> str:
-        """Reset the stream if a user has requested it or the stamps have jumped; returns the reason or "".
+        """Reset the stream if a user has requested it or the camera may be anywhere; returns the reason or "".
 
-        The first known pose starts a new world too, in the frame of the known poses. After a jump forward, the camera
-        may be found again in an earlier world.
+        The first known pose starts a new world too, in the frame of the known poses. After a jump of the stamps
+        forward, or many black images, the camera may be found again in an earlier world.
 
         Args:
             jumps: jumps of the stamps up to the frame that is processed next.
@@ -124,6 +126,8 @@ class Session:
             posed: that frame has a known pose.
         """
         reason = "known poses begin" if posed and not self.stream.takes_poses else ""
+        if self.cover.ended:
+            reason = "black images"
         if self.reset_requested.is_set():
             reason = "reset"
         if jumps != self.jumps:
@@ -131,7 +135,7 @@ class Session:
         if reason:
             self.jumps = jumps
             self.reset_requested.clear()
-            self.stream.reset(relocalize=reason == "time jump" and stamp > self.stamp)
+            self.stream.reset(relocalize=reason in ("time jump", "black images") and stamp > self.stamp)
         self.stamp = stamp
         return reason
 

@@ -15,6 +15,8 @@ from raymap3r_ros.network import save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.streaming import RULES
 from raymap3r_ros.streaming.preprocessing import frame_image, visible_crop
+from raymap3r_ros.synthetic import suite_sequence
+from raymap3r_ros.synthetic.export import export_sequence
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -149,6 +151,23 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
         np.sqrt(np.var(0.1 * np.arange(7)) + np.var(0.02 * np.arange(7) ** 2)), rel=1e-6
     )
     assert rows["ate_constant"]["low"] is None  # one sequence has no spread
+
+
+@pytest.mark.parametrize("kind", ["as specified", "millimetres", "of a smaller place"])
+def test_depth_in_millimetres_is_a_warning(tmp_path, caplog, kind):
+    sequence = suite_sequence("static", 0, world="one_room", size=(48, 64))
+    folder = export_sequence(sequence, tmp_path, "tum", max_frames=24, progress=False)
+    for path in (folder / "depth").iterdir() if kind != "as specified" else ():
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 5)
+    if kind == "of a smaller place":
+        rows = np.loadtxt(folder / "groundtruth.txt")
+        rows[:, 1:4] /= 5
+        np.savetxt(folder / "groundtruth.txt", rows, "%.9f")
+    arguments = ["tum_folder", str(folder), "--rules", "cut3r", "--checkpoint", "one_room", "--device", "cpu"]
+    assert cli.main(["evaluate", *arguments]) == 0
+    lines = [line for line in caplog.messages if "probably in millimetres" in line]
+    assert len(lines) == (kind == "millimetres")
+    assert all(f"{folder.name}: true depth is 0." in line for line in lines)
 
 
 def test_long_suites_run_only_if_named(capsys):

@@ -422,6 +422,29 @@ def test_map_and_path_continue_if_the_camera_is_found_again(make_bench, fake_str
     assert stream._left is None
 
 
+def test_black_images_reach_no_network_and_may_hide_a_journey(make_bench, fake_stream):
+    bench = make_bench(every_frame=True)
+    bench.start("pose")
+    stream = fake_stream(bench)
+    black = conversions.image_message(Header(), np.zeros((WALL_SIZE[1], WALL_SIZE[0], 3), np.uint8), "rgb8")
+    worlds, index = [], 0
+    for dark in (4, 5):
+        stream.enqueue(np.eye(4), wall(2.0), WALL_FOCAL)
+        bench.send(index, size=WALL_SIZE)
+        for number in range(dark):
+            bench.send(index + 1 + number, message=black)
+        index += dark + 1
+        stream.enqueue(np.eye(4), wall(2.0), WALL_FOCAL)
+        bench.send(index, size=WALL_SIZE)
+        bench.wait_for_frames(2 + 2 * len(worlds))
+        worlds.append((stream._world, stream._left))
+        index += 1
+    assert [number for number, _ in worlds] == [0, 1] and worlds[1][1][0] == 0  # it is searched for in world 0
+    assert bench.current_diagnostics()["black frames"] == "9" and bench.count_logs("the images are black") == 1
+    assert bench.wait_for_log("a new world starts (black images)")
+    assert len(bench.messages["pose"]) == 4
+
+
 def test_map_uses_every_image_of_a_10_hz_camera(make_bench, fake_stream, monkeypatch):
     """Also with jitter in its stamps; of a faster camera it uses every second or third image."""
     random = np.random.default_rng(0)
