@@ -11,6 +11,8 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.node.camera_names import camera_names
 from raymap3r_ros.node.dds_profile import config_file
 from raymap3r_ros.node.launching import (
     BOOLEANS,
@@ -106,8 +108,12 @@ def _node(context: LaunchContext) -> list[Action]:
         # Name and namespace would apply to every node of the process; each needs its camera's namespace.
         if values["name"] != ARGUMENTS["name"][0]:
             raise ValueError(f"name is {values['name']!r}; with cameras it must be {ARGUMENTS['name'][0]!r}")
-        cameras = (name.strip() for name in values["cameras"].split(","))
-        names = ",".join(full_name(context, values["namespace"], name)[1:] for name in cameras)
+        try:
+            cameras = camera_names(values["cameras"])
+            names = ",".join(full_name(context, values["namespace"], name)[1:] for name in cameras)
+            camera_names(names)
+        except OptionError as error:
+            raise OptionError(f"cameras: {error}") from None
         actions = [Node(**common, namespace="/", arguments=[*arguments, "--cameras", names])]
     else:
         actions = [LifecycleNode(**common, name=values["name"], namespace=values["namespace"], arguments=arguments)]

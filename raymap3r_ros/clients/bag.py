@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raymap3r_ros.clients.ground_truth import is_ground_truth_name
+from raymap3r_ros.clients.ground_truth import add_parents, ancestry, is_ground_truth_name
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.io.bag_child import IMAGE_TYPES
@@ -19,7 +21,10 @@ from raymap3r_ros.node.stream_node import DEFAULT_FRAME
 from raymap3r_ros.options import check_options, option
 from raymap3r_ros.text import listing
 
+log = logging.getLogger(__name__)
+
 TF, TF_STATIC = "/tf", "/tf_static"
+LOOKED_THROUGH = 20_000  # messages of TF in which a frame is looked for before a replay; some minutes of a robot
 
 
 @dataclass(frozen=True)
@@ -135,31 +140,33 @@ def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:
 def _check_truth_frame(path: Path, truth: str, camera: str, types: dict[str, str], odometry: tuple[str, ...]) -> None:
     """Raise InputError, with what is allowed, if `truth` is no frame above the frame `camera` in the TF tree of a bag.
 
+    Only a warning if the bag has more than LOOKED_THROUGH messages of TF: the frame may be in the others.
     `types` of the topics by name; `odometry`: the topics that are allowed.
     """
     parents: dict[str, str] = {}
-    above: list[str] = []
     with closing(BagReader(path)) as reader:
-        for _, _, message in reader.messages([topic for topic in (TF, TF_STATIC) if topic in types]):
+        messages = reader.messages([topic for topic in (TF, TF_STATIC) if topic in types])
+        for _, _, message in islice(messages, LOOKED_THROUGH):
             if isinstance(message, BrokenFrame):
                 continue
-            for one in message.transforms:
-                parents[without_slash(one.child_frame_id)] = without_slash(one.header.frame_id)
-            above, frame = [], camera
-            while (frame := parents.get(frame, "")) and frame not in (camera, *above):
-                above.append(frame)
-            if without_slash(truth) in above:
+            add_parents(parents, message.transforms)
+            if without_slash(truth) in ancestry(parents, camera)[1:]:
                 return
+        is_whole = next(messages, None) is None
     if kind := types.get(absolute(truth)):
         problem = f"the topic {absolute(truth)} has the type {kind}"
     elif without_slash(truth) in {camera, *parents, *parents.values()}:
         problem = f"the frame {without_slash(truth)} is not above the frame of the camera, {camera}"
     else:
         problem = f"the bag has neither a topic nor a frame {truth}"
-    raise InputError(
-        f"{path}: {problem}; --truth allows topics of the type {ODOMETRY_TYPE} ({_list(odometry)}) and the frames "
-        f"above {camera} ({_list(tuple(above))})"
-    )
+    above = _list(tuple(ancestry(parents, camera)[1:]))
+    allowed = f"--truth allows topics of the type {ODOMETRY_TYPE} ({_list(odometry)}) and the frames above {camera}"
+    if is_whole:
+        raise InputError(f"{path}: {problem}; {allowed} ({above})")
+    log.warning(
+        "%s: according to its first %d messages of TF, %s; %s, there %s", path.name, LOOKED_THROUGH, problem,
+        allowed, above,
+    )  # fmt: skip
 
 
 def scale_topic(bag: Bag, options: ReplayOptions, source: str) -> str:

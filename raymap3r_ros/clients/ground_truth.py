@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped
@@ -14,16 +15,35 @@ from tf2_ros import Buffer, TransformException
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.node.conversions import nanoseconds, rigid_matrix
+from raymap3r_ros.text import counted
 
 TOPIC_NAMES = ("ground_truth", "groundtruth", "mocap", "vicon", "optitrack")  # parts of a topic's name
 FRAME_NAMES = (*TOPIC_NAMES, "world")  # parts of the name of a tree's root
 CACHE_TIME = Duration(seconds=1e9)  # of transforms; longer than any recording
+# Seconds between two poses of a link of the tree that are interpolated. At 3 m/s^2, the acceleration of a hand-held
+# camera, the error is up to 3 / 8 0.2^2 m = 15 mm; at 20 Hz, the usual rate of TF, three messages may be lost. The
+# poses of files are inputs of the network, and have a tighter bound: `io.tum.LONGEST_REACH`.
+LONGEST_STEP = 0.2
 ODOMETRY_ROOT = "truth"  # parent frame of odometry in the buffer; its own header frame may be in the TF tree too
 
 
 def is_ground_truth_name(topic: str) -> bool:
     """Whether a topic is ground truth by its name."""
     return any(part in topic.lower() for part in TOPIC_NAMES)
+
+
+def add_parents(parents: dict[str, str], transforms: Iterable[Any]) -> None:
+    """Add the parent of each child frame of some transforms, without leading slashes (tf of ROS 1 allowed them)."""
+    for one in transforms:
+        parents[one.child_frame_id.lstrip("/")] = one.header.frame_id.lstrip("/")
+
+
+def ancestry(parents: dict[str, str], frame: str) -> list[str]:
+    """A frame and all frames above it, the root last. `parents`: see `add_parents`."""
+    line = [frame]
+    while (parent := parents.get(line[-1])) is not None and parent not in line:
+        line.append(parent)
+    return line
 
 
 @dataclass(frozen=True)
@@ -41,10 +61,10 @@ class GroundTruthCollector:
         self._camera = camera
         self._transforms: list[tuple[TransformStamped, bool]] = []  # with whether it is static
         self._odometry: dict[str, list[TransformStamped]] = {}  # by topic
-        # Stamps (nanoseconds) at which the pose was lost (NaN or a zero quaternion), and at which it was known; by
-        # child frame, or by topic for odometry.
+        self._parents: dict[str, str] = {}
+        # Stamps (nanoseconds) at which the pose was lost (NaN or a zero quaternion), by child frame, or by topic for
+        # odometry.
         self._lost: dict[str, list[int]] = {}
-        self._known: dict[str, list[int]] = {}
 
     def add_transforms(self, transforms: Sequence[TransformStamped], *, static: bool) -> None:
         """Add transforms of /tf or /tf_static."""
@@ -53,6 +73,7 @@ class GroundTruthCollector:
             transform.child_frame_id = transform.child_frame_id.lstrip("/")
             if self._is_usable(transform.child_frame_id, transform):
                 self._transforms.append((transform, static))
+                add_parents(self._parents, [transform])
 
     def add_odometry(self, topic: str, message: Odometry) -> None:
         """Add a message of an odometry topic."""
@@ -66,19 +87,26 @@ class GroundTruthCollector:
             self._odometry.setdefault(topic, []).append(transform)
 
     def _is_usable(self, key: str, transform: TransformStamped) -> bool:
-        """Record the stamp of a transform as known or lost; whether it is known."""
+        """Whether a pose is known; otherwise its stamp is recorded as lost."""
         pose = rigid_matrix(transform.transform.translation, transform.transform.rotation)
         usable = bool(np.isfinite(pose).all())
-        (self._known if usable else self._lost).setdefault(key, []).append(nanoseconds(transform.header.stamp))
+        if not usable:
+            self._lost.setdefault(key, []).append(nanoseconds(transform.header.stamp))
         return usable
 
     def _in_gaps(self, stamps: Sequence[int], key: str) -> set[int]:
-        """The stamps that lie in a step between two known poses in which a pose was lost: it is not interpolated."""
-        known = np.unique(np.array(self._known.get(key, []), np.int64))
-        gaps = set(np.searchsorted(known, self._lost[key]).tolist())
-        steps = np.searchsorted(known, stamps).tolist()
-        exact = set(known.tolist())
-        return {stamp for stamp, step in zip(stamps, steps, strict=True) if step in gaps and stamp not in exact}
+        """The stamps in a step between two poses of a topic or child frame that is not interpolated.
+
+        A pose was lost in it, or it is longer than LONGEST_STEP and the poses differ.
+        """
+        of_frame = (one for one, static in self._transforms if one.child_frame_id == key and not static)
+        known = {nanoseconds(one.header.stamp): one.transform for one in self._odometry.get(key, of_frame)}
+        times = np.array(sorted(known), np.int64)
+        gaps = set(np.searchsorted(times, self._lost.get(key, [])).tolist())
+        long = np.flatnonzero(np.diff(times) > LONGEST_STEP * 1e9)
+        gaps |= {int(end) + 1 for end in long if known[int(times[end])] != known[int(times[end + 1])]}
+        steps = np.searchsorted(times, stamps).tolist()
+        return {stamp for stamp, step in zip(stamps, steps, strict=True) if step in gaps and stamp not in known}
 
     def poses(self, stamps: Sequence[int], selected: str = "") -> GroundTruth:
         """Interpolated poses at `stamps` (nanoseconds), without those before or after the recorded range.
@@ -103,11 +131,15 @@ class GroundTruthCollector:
                 camera = child
         poses = {}
         failure: TransformException | None = None
-        lost = [key for key in self._lost if key == topic or key in self._ancestry()]
-        if lost:
+        line = self._ancestry()
+        top = child if topic else fixed  # the links above it are not used
+        links = [topic] * bool(topic) + (line[: line.index(top)] if top in line else [] if topic else line)
+        if lost := [key for key in links if key in self._lost]:
             count = sum(len(self._lost[key]) for key in lost)
             source += f", without {count} poses of {', '.join(lost)} that are lost (NaN or a zero quaternion)"
-        gaps = set().union(*(self._in_gaps(stamps, key) for key in lost))
+        gaps = set().union(*(self._in_gaps(stamps, key) for key in links))
+        if gaps:
+            source += f", without {counted(len(gaps), 'image')} in gaps"
         for stamp in (stamp for stamp in stamps if stamp not in gaps):
             try:
                 found = buffer.lookup_transform(fixed, camera, Time(nanoseconds=stamp)).transform
@@ -116,7 +148,8 @@ class GroundTruthCollector:
                 continue
             poses[stamp] = rigid_matrix(found.translation, found.rotation)
         if not poses:
-            raise InputError(f"{source}: unknown at the time of every frame: {failure or 'lost around all of them'}")
+            reason = f"there are gaps of more than {LONGEST_STEP:g} s, or of lost poses, around all of them"
+            raise InputError(f"{source}: unknown at the time of every frame: {failure or reason}")
         return GroundTruth(source, poses)
 
     def _select(self, selected: str) -> tuple[str, str]:
@@ -141,8 +174,4 @@ class GroundTruthCollector:
 
     def _ancestry(self) -> list[str]:
         """The camera's frame and all frames above it, the root last."""
-        parents = {transform.child_frame_id: transform.header.frame_id for transform, _ in self._transforms}
-        line = [self._camera]
-        while (parent := parents.get(line[-1])) is not None and parent not in line:
-            line.append(parent)
-        return line
+        return ancestry(self._parents, self._camera)

@@ -159,6 +159,8 @@ def _report(summary: RunSummary, folder: Path) -> None:
         counts.append(f"{summary.frames_with_pose} with a known pose")
     if summary.worlds > 1:
         counts.append(counted(summary.worlds, "world"))
+    if summary.returns:
+        counts.append(f"found again {counted(summary.returns, 'time')}")
     print(f"weights: {summary.checkpoint}")
     early = ""
     if not summary.complete:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,11 +29,14 @@ from raymap3r_ros.geometry.cameras import back_project
 from raymap3r_ros.streaming import METHOD, StepResult
 from raymap3r_ros.streaming.preprocessing import Framing, frame_intrinsics, visible_crop
 
+log = logging.getLogger(__name__)
+
 MANY_MOVING = 0.05  # share of moving pixels above which a frame counts for `mask_iou_5`
 SAMPLES = 12  # frames of a sequence kept for baselines and pictures
 SAMPLE_EDGE = 128  # maximum of their longer edge, pixels
 CLOUD_FRAMES = 20  # maximum number of frames of a reconstruction
 MAP_POINTS = 500  # about as many of each scored frame determine the thickness of the map
+FIFTH = (0.13, 0.3)  # true depth over prediction, if millimetres were read with 5000 values per metre
 CONSTANT_POSE, RANDOM_WALK, NOISY_POSES = "constant pose", "random walk", "noisy poses alone"  # trajectory baselines
 
 
@@ -109,6 +113,7 @@ class SequenceScorer:
         self, variants: Sequence[Variant], plan: EvaluationPlan, length: int, step: int, sequence: PosedSequence
     ) -> None:
         self._name = sequence.name
+        self._unit_hint = sequence.unit_hint
         self._surface_distance = sequence.surface_distance
         self._seed = zlib.crc32(sequence.name.encode())
         self._setups = {variant.name: variant.setup(length) for variant in variants}
@@ -201,6 +206,7 @@ class SequenceScorer:
                 **self._reconstruction_values(prediction),
                 "unhealthy_frames": float(prediction.unhealthy),
             }
+        self._check_unit(next(iter(values.values())))
         if len(truth) > 1:
             walk = random_walk(truth, seed=self._seed)
             values[RANDOM_WALK] = _trajectory_values(walk, truth, stamps)
@@ -208,6 +214,13 @@ class SequenceScorer:
             if any(poses == "noisy" for _, poses, _ in self._setups.values()):
                 values[NOISY_POSES] = _trajectory_values(drifting(truth, self._seed), truth, stamps)
         return SequenceRun(suite, world, self._name, len(self._stamps), truth, poses, values, self._samples)
+
+    def _check_unit(self, values: dict[str, float]) -> None:
+        """Warn if true depth is about a fifth of the prediction, and the true path is not."""
+        low, high = FIFTH
+        scale, of_path = values.get("depth_scale", 1.0), values.get("trajectory_scale", 1.0)
+        if self._unit_hint and low < scale < high and not low < of_path < high:
+            log.warning("%s: true depth is %.2f of the prediction: %s", self._name, scale, self._unit_hint)
 
     def _cloud(self, points: np.ndarray, keep: np.ndarray, pose: np.ndarray) -> _Cloud:
         """The points (H, W, 3) of a camera at `pose` in the world, NaN where `keep` (H, W) is false."""

@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from raymap3r_ros.errors import InputError, reason_of
-from raymap3r_ros.io.bag_files import CHUNK, MESSAGE, RECORD, ROS1, ROS2_ENCODING, DataFile, data_files, prepare
+from raymap3r_ros.io.bag_files import (
+    CHUNK,
+    MESSAGE,
+    RECORD,
+    ROS1,
+    ROS2_ENCODING,
+    DataFile,
+    check_profile,
+    data_files,
+    prepare,
+)
 
 SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
@@ -143,6 +153,9 @@ def _open(first: dict[str, Any]) -> tuple[Any, str]:
         if all(file.empty for file in files):
             raise InputError(f"{path}: cannot be read as a ROS {kind} bag: {loss}")
         reader = _reader([file.path for file in files if not file.empty])
+        if not reader.connections:
+            for file in files:
+                check_profile(file.path, path, thorough=True)
         defined, twice = _definitions(reader.connections, first["types"])
         opened = {
             "prepared": prepared,
@@ -172,6 +185,8 @@ def _reader(paths: list[Path]) -> Any:
     for storage in (storage_mcap, storage_sqlite3):
         storage.parse_qos = lambda _: []  # profiles without some keys are errors there; they are not used here
     _read_only_channels_of_ros(storage_mcap)
+    for storage in (storage_mcap.McapReader, storage_sqlite3.Sqlite3Reader):
+        _complete_names_of_types(storage)
     _sort_messages_without_index(storage_mcap)
     # sqlite3 bags from before ROS 2 Iron contain no definitions of messages; here none are needed.
     reader = AnyReader(paths, default_typestore=get_typestore(Stores.EMPTY))
@@ -200,6 +215,25 @@ def _read_only_channels_of_ros(storage: Any) -> None:
         self.connections = [one for one in self.connections if one.ext.serialization_format == ROS2_ENCODING]
 
     storage.read_string, storage.get_msgdef, storage.McapReader.open = read, definition, open_channels
+
+
+def _complete_names_of_types(storage: Any) -> None:
+    """Make the library read the types of messages without `/msg/` in their names as those with it.
+
+    The first distributions of ROS 2 wrote such names, and some programs without ROS still do.
+    """
+    from rosbags.typesys.msg import normalize_msgtype
+
+    open_file = storage.open
+
+    def open_named(self: Any) -> None:
+        open_file(self)
+        self.connections = [
+            one._replace(msgtype=normalize_msgtype(one.msgtype)) if str(one.msgtype).count("/") == 1 else one
+            for one in self.connections
+        ]
+
+    storage.open = open_named
 
 
 def _sort_messages_without_index(storage: Any) -> None:

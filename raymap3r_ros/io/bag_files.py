@@ -130,7 +130,7 @@ def prepare(file: Path, copy: Path) -> DataFile:
             _recover_sqlite(file, copy)
             return DataFile(copy, kind)
         if kind == MCAP:
-            _check_profile(file)
+            check_profile(file, file)
         if kind == MCAP and _is_cut(file):
             loss, empty = _recover_mcap(file, copy)
             return DataFile(copy, kind, loss, empty)
@@ -201,10 +201,11 @@ _MAX_TOPICS, _MAX_TEXT = 10, 200  # named in an error, and bytes of each of thei
 RECORD = struct.Struct("<BQ")  # operation, length
 
 
-def _check_profile(file: Path) -> None:
+def check_profile(file: Path, name: Path, *, thorough: bool = False) -> None:
     """Raise InputError, with the topics and their types, for an MCAP file that is not of ROS 2.
 
-    Its profile is only a hint: without the profile "ros2", one channel with messages of ROS 2 is enough.
+    Its profile is only a hint: without the profile "ros2", one channel with messages of ROS 2 is enough. Of files with
+    it, channels are looked for only if `thorough`: that takes long in large ones. `name`: of the file, for the error.
     """
     size, profile = file.stat().st_size, None
     schemas: dict[int, tuple[str, str]] = {}  # name and encoding
@@ -219,7 +220,7 @@ def _check_profile(file: Path) -> None:
                 break
             if operation == _HEADER:
                 profile = _text(data, end)
-                if profile == "ros2":
+                if profile == "ros2" and not thorough:
                     return
             elif operation == _SCHEMA:
                 number = data.read(2)
@@ -227,7 +228,7 @@ def _check_profile(file: Path) -> None:
             elif operation == _CHANNEL:
                 number, topic, encoding = data.read(4)[2:], _text(data, end), _text(data, end)
                 kind, language = schemas.get(int.from_bytes(number, "little"), ("no schema", ""))
-                if encoding == ROS2_ENCODING and language in ("ros2msg", "ros2idl"):
+                if encoding == ROS2_ENCODING and (profile == "ros2" or language in ("ros2msg", "ros2idl")):
                     return
                 if len(topics) <= _MAX_TOPICS:
                     topics[f"{topic} ({kind}, {encoding})"] = None
@@ -237,7 +238,7 @@ def _check_profile(file: Path) -> None:
     named = list(topics)
     listed = ", ".join(named[:_MAX_TOPICS]) + (" and others" if len(named) > _MAX_TOPICS else "")
     raise InputError(
-        f"{file}: an MCAP file without messages of ROS 2 (its profile is {profile!r}); its topics: {listed}; write "
+        f"{name}: an MCAP file without messages of ROS 2 (its profile is {profile!r}); its topics: {listed}; write "
         "its images to a folder with the Python package mcap, and give that folder"
     )
 

@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 
 _COLUMNS = "`timestamp tx ty tz qx qy qz qw`"
 TOLERANCE = 0.02  # seconds between an image and the nearest pose of a trajectory
+# Seconds between an image and each of the two poses of a file that are interpolated for it. With TOLERANCE, the two
+# are up to 0.06 s apart. At 3 m/s^2, the acceleration of a hand-held camera, the error is up to 3 / 8 0.06^2 m =
+# 1.4 mm, as small as the noise of motion capture: such poses are inputs of the network. Those of a bag, which only
+# score, may be further apart: `clients.ground_truth.LONGEST_STEP`.
+LONGEST_REACH = 2 * TOLERANCE
 
 
 def write_tum(path: Path, stamps: Sequence[int] | np.ndarray, poses: np.ndarray) -> None:
@@ -162,8 +167,8 @@ class KnownTrajectory:
     def at(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """c2w (k, 4, 4) interpolated at the stamps (k,), and whether the trajectory has a pose there (k,).
 
-        It has one if the nearest pose is within the tolerance, and none of the two around it is further than twice
-        the tolerance. Outside the trajectory, its first or last pose counts within the tolerance.
+        It has one if the nearest pose is within the tolerance, and none of the two around it is further than
+        LONGEST_REACH. Outside the trajectory, its first or last pose counts within the tolerance.
         """
         known, encoding = self.stamps, pose_encoding(torch.from_numpy(self.poses)).numpy()
         before = np.clip(np.searchsorted(known, stamps, side="right") - 1, 0, len(known) - 2)
@@ -175,7 +180,7 @@ class KnownTrajectory:
         gaps = np.maximum(stamps - known[before], known[before + 1] - stamps)
         near = np.minimum(np.abs(stamps - known[before]), np.abs(known[before + 1] - stamps)) <= TOLERANCE
         inside = (share[:, 0] > 0) & (share[:, 0] < 1)
-        return pose_matrix(torch.from_numpy(mixed)).numpy(), near & (~inside | (gaps <= 2 * TOLERANCE))
+        return pose_matrix(torch.from_numpy(mixed)).numpy(), near & (~inside | (gaps <= LONGEST_REACH))
 
     def pose_at(self, stamp: float) -> np.ndarray | None:
         """(4, 4) interpolated at one stamp, or None."""

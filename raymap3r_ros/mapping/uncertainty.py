@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.network.metadata import check_keys, check_number, measured_entry
 
 METADATA_KEY = "covariance"  # of a checkpoint; the value is the JSON of an ErrorModel
 UNKNOWN_VARIANCE = 1e6  # of a velocity without a previous frame
@@ -74,17 +74,12 @@ class ErrorModel:
 
         `source` names the checkpoint in errors. Raises CheckpointError if the metadata is malformed.
         """
-        text = manifest.get(METADATA_KEY)
-        if text is None:
-            return None
-        try:
-            groups = _checked_keys(json.loads(text), {field.name for field in dataclasses.fields(cls)}, set(), "JSON")
-            return cls(**{name: _variance_model(name, group) for name, group in groups.items()})
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"metadata {METADATA_KEY!r} of {source} is not an error model: {error}; write a valid one with "
-                "`raymap3r evaluate covariance --write`"
-            ) from error
+        return measured_entry(manifest, METADATA_KEY, source, "an error model", cls._parse)
+
+    @classmethod
+    def _parse(cls, groups: Any) -> ErrorModel:
+        check_keys(groups, [field.name for field in dataclasses.fields(cls)])
+        return cls(**{name: _variance_model(name, group) for name, group in groups.items()})
 
     def to_json(self) -> str:
         """JSON for the metadata of a checkpoint, one line per group; `from_manifest` reads it."""
@@ -102,26 +97,14 @@ class ErrorModel:
 
 def _variance_model(name: str, values: Any) -> VarianceModel:
     """One group of a model's JSON. Raises ValueError."""
-    values = _checked_keys(values, _LIMITS.keys() - _OPTIONAL, _OPTIONAL, name)
+    check_keys(values, _LIMITS.keys() - _OPTIONAL, _OPTIONAL, name)
     for key, value in values.items():
         numbers = value if key == "axes" else [value]
         if not isinstance(numbers, list) or (key == "axes" and len(numbers) != 3):
             raise ValueError(f"{name}.{key} is {value!r:.60}; expected a list of three numbers")
-        low, high = _LIMITS[key]
-        # Comparisons with NaN are false, so NaN is rejected too.
-        if not all(type(number) in (int, float) and low <= number <= high for number in numbers):
-            raise ValueError(f"{name}.{key} is {value!r:.60}; allowed: {low:g} to {high:g}")
+        for number in numbers:
+            check_number(f"{name}.{key}", number, *_LIMITS[key])
     return VarianceModel(**{**values, "axes": tuple(values["axes"])})
-
-
-def _checked_keys(values: Any, required: set[str], optional: set[str], what: str) -> dict[str, Any]:
-    """The value itself if it is an object with these keys. Raises ValueError."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{what} is {values!r:.60}; expected an object with the keys {', '.join(sorted(required))}")
-    wrong = sorted(required - values.keys()) + sorted(values.keys() - required - optional)
-    if wrong:
-        raise ValueError(f"{what} has the keys {', '.join(sorted(values)) or 'none'}; missing or unknown: {wrong[0]}")
-    return values
 
 
 # Used if a checkpoint has no model of its own: the coefficients that were fitted to the shipped weights `one_room` in

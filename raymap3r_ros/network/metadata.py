@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from raymap3r_ros.errors import CheckpointError, InputError
 from raymap3r_ros.output_files import whole_file
+
+Value = TypeVar("Value")
 
 MAX_HEADER = 10**8  # bytes; the safetensors library refuses more
 
@@ -52,6 +54,42 @@ def copy_with_metadata(source: Path, target: Path, entries: Mapping[str, str]) -
         raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source} is not a readable safetensors file: {error}") from error
+
+
+def measured_entry(
+    manifest: Mapping[str, str], key: str, source: str, what: str, parse: Callable[[Any], Value]
+) -> Value | None:
+    """`parse` of the JSON of an entry that `raymap3r evaluate KEY --write` wrote; None if there is none.
+
+    `source` names the checkpoint, and `what` the entry, in errors. Raises CheckpointError if it is not valid: `parse`
+    raises ValueError, as `check_keys` and `check_number` do.
+    """
+    text = manifest.get(key)
+    if text is None:
+        return None
+    try:
+        return parse(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"metadata {key!r} of {source} is not {what}: {error}; write a valid one with "
+            f"`raymap3r evaluate {key} --write`"
+        ) from error
+
+
+def check_keys(values: Any, required: Collection[str], optional: Collection[str] = (), what: str = "JSON") -> None:
+    """Raise ValueError if a value is no object with these keys."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} is {values!r:.60}; expected an object with the keys {', '.join(sorted(required))}")
+    wrong = sorted({*required} - values.keys()) + sorted(values.keys() - {*required, *optional})
+    if wrong:
+        raise ValueError(f"{what} has the keys {', '.join(sorted(values)) or 'none'}; missing or unknown: {wrong[0]}")
+
+
+def check_number(what: str, value: Any, low: float, high: float) -> None:
+    """Raise ValueError if a value is no number from `low` to `high`."""
+    # Comparisons with NaN are false, so NaN is refused too.
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"{what} is {value!r:.60}; allowed: {low:g} to {high:g}")
 
 
 def missing_bytes(path: Path) -> int:

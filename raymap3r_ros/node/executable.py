@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import re
 import signal
 import sys
 import traceback
@@ -23,6 +22,8 @@ from rclpy.subscription import Subscription
 from rclpy.task import Future, Task
 from rclpy.utilities import remove_ros_args
 
+from raymap3r_ros.errors import OptionError
+from raymap3r_ros.node.camera_names import camera_names
 from raymap3r_ros.node.dds_profile import domain_problem
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.parameter_files import FORM, parameter_files, section_warnings
@@ -111,7 +112,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--cameras",
-        type=camera_names,
+        type=_camera_names,
         default=[],
         metavar="NAME,NAME",
         help="one node for each of these cameras, with the camera's name as namespace and as prefix of the TF frames; "
@@ -159,16 +160,12 @@ def main() -> int:
     return status
 
 
-def camera_names(text: str) -> list[str]:
-    """The names in "front,rear". Raises ArgumentTypeError if they are no valid namespaces, or one is repeated."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        # Valid as a namespace and as the prefix of frame names.
-        if not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name) or names.count(name) > 1:
-            raise argparse.ArgumentTypeError(
-                f"{name!r} in {text!r}; allowed: different names of letters, digits and _, no digit first"
-            )
-    return names
+def _camera_names(text: str) -> list[str]:
+    """As `camera_names`, for argparse."""
+    try:
+        return camera_names(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _spin(nodes: Sequence[StreamNode], stop: StopSignal) -> None:

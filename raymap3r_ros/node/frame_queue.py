@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -42,9 +44,17 @@ class FrameQueue:
         self._frames: deque[WaitingFrame] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._processing = False  # a frame that `get` returned
+        self._ended = -math.inf  # when the last one was processed
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    @property
+    def last_work(self) -> float:
+        """When the last frame was processed, seconds of the monotonic clock; now while frames wait or one is."""
+        with self._changed:
+            return time.monotonic() if self._frames or self._processing else self._ended
 
     def put(self, frame: WaitingFrame) -> PutResult:
         """Add a frame without blocking."""
@@ -61,9 +71,15 @@ class FrameQueue:
             return PutResult.REPLACING if full else PutResult.WAITING
 
     def get(self) -> WaitingFrame | None:
-        """Wait for a frame and return the oldest one; None once the queue is closed."""
+        """Wait for a frame and return the oldest one; None once the queue is closed.
+
+        The frame that was returned before has then been processed.
+        """
         with self._changed:
+            if self._processing:
+                self._processing, self._ended = False, time.monotonic()
             self._changed.wait_for(lambda: self._frames or self._closed)
+            self._processing = not self._closed
             return None if self._closed else self._frames.popleft()
 
     def close(self) -> int:

@@ -92,7 +92,7 @@ class Inputs:
         Of inputs on which nothing arrives or that have several publishers, and of another node of the same name.
         """
         self._match_camera_info()
-        self._silence.check(self._subscriptions)
+        self._silence.check(self._subscriptions, self._queue.last_work, every_frame=self._every_frame)
         self._namesakes.check()
         clocks = [one for one in self._node.subscriptions if one.msg_type is Clock]  # with use_sim_time
         self._reporter.stand("publishers", mixed_publishers(self._node, [*self._subscriptions, *clocks]))

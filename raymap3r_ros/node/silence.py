@@ -10,6 +10,7 @@ from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
 
 from raymap3r_ros.node.diagnostics import PROFILE_HINT
 from raymap3r_ros.node.guarded_node import GuardedNode
@@ -47,8 +48,12 @@ class SilenceWatch:
 
         return receive
 
-    def check(self, subscriptions: Iterable[Subscription]) -> None:
-        """Warn of each watched topic on which nothing has arrived for SILENCE seconds; once in REPEAT seconds."""
+    def check(self, subscriptions: Iterable[Subscription], last_work: float, *, every_frame: bool) -> None:
+        """Warn of each watched topic on which nothing has arrived for SILENCE seconds; once in REPEAT seconds.
+
+        A camera may wait for the result of its last image, as in a replay. The silence of images begins when the node
+        has processed all that it has received, at `last_work`. With `every_frame`, all publishers may wait.
+        """
         now = time.monotonic()
         by_topic = {subscription.topic_name: subscription for subscription in subscriptions}
         watched = [(by_topic[self._node.resolve_topic_name(topic)], last) for topic, last in self._last.items()]
@@ -58,6 +63,9 @@ class SilenceWatch:
         for subscription, last in watched:
             topic = subscription.topic_name
             last = max(last, self._stoppage.ended)
+            is_image = subscription.msg_type in (Image, CompressedImage)
+            if is_image or (every_frame and self._node.count_publishers(topic)):
+                last = max(last, last_work)
             if now - last < SILENCE:
                 self._due.pop(topic, None)
             elif now >= self._due.get(topic, now):

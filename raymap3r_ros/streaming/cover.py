@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _DARK, _FLAT = 10.0, 4.0  # of 255: largest mean and standard deviation of a black image
-_STEP = 8  # pixels between the ones that are judged
+_SAMPLES = 32  # rows and columns that are judged, about
 _LONG = 5  # black images in a row during which the camera may have been carried anywhere
 
 
@@ -24,7 +24,8 @@ class Cover:
 
     def add(self, image: np.ndarray) -> bool:
         """Add the next image (h, w, 3) uint8, and return whether it is black."""
-        some = image[::_STEP, ::_STEP]
+        rows, columns = (max(1, side // _SAMPLES) for side in image.shape[:2])
+        some = image[::rows, ::columns]
         black = bool(some.mean() < _DARK and some.std() < _FLAT)
         self.ended = not black and self._row >= _LONG
         self._row = self._row + 1 if black else 0

@@ -13,12 +13,13 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.network.metadata import check_keys, check_number, measured_entry
 from raymap3r_ros.streaming.method import Method
 from raymap3r_ros.streaming.staticness import quantile
 
@@ -60,22 +61,13 @@ class PlausibilityLimits:
 
         `source` names the checkpoint in errors. Raises CheckpointError if the metadata is malformed.
         """
-        text = manifest.get(METADATA_KEY)
-        if text is None:
-            return None
-        names = {field.name for field in dataclasses.fields(cls)}
-        try:
-            values = json.loads(text)
-            if not isinstance(values, dict) or values.keys() != names:
-                raise ValueError(f"expected an object with the keys {', '.join(sorted(names))}")
-            for name, value in values.items():
-                if type(value) not in (int, float) or not 0 <= value <= _LARGEST:
-                    raise ValueError(f"{name} is {value!r:.60}; allowed: 0 to {_LARGEST:g}")
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"metadata {METADATA_KEY!r} of {source} cannot be used: {error}; write it again with "
-                "`raymap3r evaluate plausibility --write`"
-            ) from error
+        return measured_entry(manifest, METADATA_KEY, source, "limits", cls._parse)
+
+    @classmethod
+    def _parse(cls, values: Any) -> PlausibilityLimits:
+        check_keys(values, [field.name for field in dataclasses.fields(cls)])
+        for name, value in values.items():
+            check_number(name, value, 0, _LARGEST)
         return cls(**values)
 
     def to_json(self) -> str:

@@ -126,7 +126,7 @@ def _known_rays(network: Network, batch: Batch, known: Tensor, size: tuple[int, 
 def choose_known(count: int, length: int, share: float, generator: torch.Generator) -> Tensor | None:
     """Which frames (B, T) of a batch come with their pose: none, or most frames of this share of the sequences.
 
-    Where odometry exists, it exists in nearly all frames; the first frame defines the world and never needs it.
+    A robot with a source of poses has one for nearly every frame; the first frame defines the world and needs none.
     """
     if not share:
         return None

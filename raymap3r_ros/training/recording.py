@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.datasets.files import pinhole, read_depth, read_image, read_matrix
-from raymap3r_ros.evaluation.datasets.tum import CAMERA_LINE, DEPTH_UNIT, TOLERANCE, nearest_stamps, read_list
+from raymap3r_ros.evaluation.datasets.tum import (
+    CAMERA_LINE,
+    DEPTH_UNIT,
+    TOLERANCE,
+    UNIT_HINT,
+    nearest_stamps,
+    read_list,
+)
 from raymap3r_ros.geometry.calibration import Calibration
 from raymap3r_ros.geometry.cameras import back_project, pixel_rays
 from raymap3r_ros.io.tum import KnownTrajectory
@@ -22,6 +30,8 @@ from raymap3r_ros.synthetic import Rendering
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.augmentation import change_colours, random_views
 from raymap3r_ros.training.compositing import add_movers
+
+log = logging.getLogger(__name__)
 
 # TUM's freiburg1: fx fy cx cy in pixels of 640x480, and plumb_bob coefficients; from the data set's page.
 FREIBURG1_SIZE = (640, 480)
@@ -33,6 +43,7 @@ _STORED = 2  # pixels kept in memory for each pixel of a batch, along one axis
 _SHORTEST_STRIDE = 3  # mean frames of the recording between frames of a sequence, at least
 _SAME_SURFACE = 0.05  # relative difference of depth between neighbours that are interpolated
 _NEAREST = 0.05  # metres from a camera to a surface, at least
+_NEAR_MEDIAN = 0.5  # metres; a nearer median of depth is probably of another unit
 _FAR = 1e4  # metres; a distance at which the camera's place does not matter
 _STEPS = 5  # from a place to another, until a ray meets a surface
 _MET = 0.02  # relative error of depth at which it does
@@ -200,12 +211,19 @@ def read_recording(folder: Path, size: tuple[int, int]) -> Recording:
         maps.append(sample_depth(raw, where)[0].half())
     if not any((depth > 0).any() for depth in maps):
         raise InputError(f"{folder}: no depth map has a known value; values are 0 where depth is unknown")
+    _check_unit(folder, torch.cat([depth[depth > 0].float() for depth in maps]))
     pose = torch.from_numpy(poses[used]).float()
     recording = Recording(
         torch.stack(small), torch.stack(maps), pose, torch.from_numpy(stamps[used] - stamps[used[0]]).float(),
         torch.from_numpy(camera).float(), 0.0,
     )  # fmt: skip
     return Recording(**{**vars(recording), "floor": _floor(recording)})
+
+
+def _check_unit(folder: Path, depth: Tensor) -> None:
+    """Warn if known depth (N,) is nearer than RGB-D cameras measure."""
+    if (middle := float(depth.median())) < _NEAR_MEDIAN:
+        log.warning("%s: the median depth is %.2f m, nearer than RGB-D cameras measure: %s", folder, middle, UNIT_HINT)
 
 
 def _lens(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:

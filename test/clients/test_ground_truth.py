@@ -11,10 +11,11 @@ from nav_msgs.msg import Odometry
 sys.path.insert(0, str(Path(__file__).parent))
 from bags import START, header, images_bag, make, sensors_bag, stamps_of, transform, transforms, wheels
 
-from raymap3r_ros.clients import replay
+from raymap3r_ros.clients import bag, replay
 from raymap3r_ros.clients.bag import ReplayOptions, open_bag
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.bag_reader import BagReader
 
 
 def ros_transform(time, parent, child, place):
@@ -42,14 +43,14 @@ class TestGroundTruth:
         truth = GroundTruthCollector("camera")
         truth.add_transforms([ros_transform(0, "base", "camera", (0.0, 0.0, 1.0))], static=True)
         for i in range(3):
-            truth.add_transforms([ros_transform(i, f"/{root}", "base", (2.0 * i, 0.0, 0.0))], static=False)
+            truth.add_transforms([ros_transform(i / 10, f"/{root}", "base", (2.0 * i, 0.0, 0.0))], static=False)
         return truth
 
     def test_interpolation_through_the_tree(self):
-        found = self.robot().poses(stamps_of([-1, 0, 0.5, 2]))
+        found = self.robot().poses(stamps_of([-0.1, 0, 0.05, 0.2]))
         assert found.source == "TF world -> camera"
         places = {round(stamp / 1e9 - START, 3): pose[:3, 3].tolist() for stamp, pose in found.poses.items()}
-        assert places == {0.0: [0, 0, 1], 0.5: [1, 0, 1], 2.0: [4, 0, 1]}
+        assert places == {0.0: [0, 0, 1], 0.05: pytest.approx([1, 0, 1], abs=1e-5), 0.2: [4, 0, 1]}
 
     def test_root_with_another_name_must_be_selected(self):
         truth = self.robot("odom")
@@ -61,10 +62,10 @@ class TestGroundTruth:
         truth = self.robot("odom")
         truth.add_odometry("/wheels", ros_odometry(0, "base", (9.0, 9.0, 9.0)))
         for i in range(2):
-            truth.add_odometry("/ground_truth/state", ros_odometry(i, "base", (0.0, 3.0 * i, 0.0)))
-        found = truth.poses(stamps_of([0.5]))
+            truth.add_odometry("/ground_truth/state", ros_odometry(i / 10, "base", (0.0, 3.0 * i, 0.0)))
+        found = truth.poses(stamps_of([0.05]))
         assert found.source == "odometry /ground_truth/state of base"
-        assert next(iter(found.poses.values()))[:3, 3].tolist() == [0.0, 1.5, 1.0]
+        assert next(iter(found.poses.values()))[:3, 3].tolist() == pytest.approx([0.0, 1.5, 1.0], abs=1e-5)
 
     def test_odometry_of_an_unknown_frame_is_used_unchanged_and_reported(self):
         truth = GroundTruthCollector("camera")
@@ -80,10 +81,10 @@ class TestGroundTruth:
         truth = GroundTruthCollector("camera")
         for i in range(6):
             if source == "odometry":
-                message = ros_odometry(i, "camera", (float(i), 0.0, 0.0))
+                message = ros_odometry(i / 10, "camera", (float(i), 0.0, 0.0))
                 rotation = message.pose.pose.orientation
             else:
-                message = ros_transform(i, "mocap", "camera", (float(i), 0.0, 0.0))
+                message = ros_transform(i / 10, "mocap", "camera", (float(i), 0.0, 0.0))
                 rotation = message.transform.rotation
             if i in (2, 3):
                 rotation.w = lost
@@ -91,9 +92,33 @@ class TestGroundTruth:
                 truth.add_odometry("/mocap/body", message)
             else:
                 truth.add_transforms([message], static=False)
-        found = truth.poses(stamps_of([0.5, 1, 1.5, 2, 3.5, 4, 4.5]))
-        assert [round(stamp / 1e9 - START, 3) for stamp in found.poses] == [0.5, 1.0, 4.0, 4.5]
+        found = truth.poses(stamps_of([0.05, 0.1, 0.15, 0.2, 0.35, 0.4, 0.45]))
+        assert [round(stamp / 1e9 - START, 3) for stamp in found.poses] == [0.05, 0.1, 0.4, 0.45]
         assert "without 2 poses of" in found.source
+
+    @pytest.mark.parametrize("source", ["odometry", "transform"])
+    def test_gaps_are_not_interpolated(self, source):
+        """Motion capture publishes nothing while it does not see the body; some messages of TF at 20 Hz are lost."""
+        truth = GroundTruthCollector("camera")
+        truth.add_transforms([ros_transform(0, "base", "camera", (0.0, 0.0, 1.0))], static=True)
+        truth.add_transforms([ros_transform(i, "shelf", "mocap", (0.0, 0.0, 1.0)) for i in range(4)], static=False)
+        truth.add_transforms([ros_transform(i, "odom", "shelf", (float(i), 0.0, 0.0)) for i in range(4)], static=False)
+        times = [0.0, 0.05, 0.2, 0.25, 1.25, 1.3]
+        for time in times:
+            if source == "odometry":
+                truth.add_odometry("/mocap/body", ros_odometry(time, "base", (time, 0.0, 0.0)))
+            else:
+                truth.add_transforms([ros_transform(time, "mocap", "base", (time, 0.0, 0.0))], static=False)
+        wanted = stamps_of([0.02, 0.1, 0.25, 0.3, 0.75, 1.2, 1.25, 1.28])
+        # A transform that does not change has no gaps, however rare it is.
+        for selected in ["/mocap/body"] if source == "odometry" else ["mocap", "shelf"]:
+            found = truth.poses(wanted, selected)
+            places = {round(stamp / 1e9 - START, 3): pose[0, 3] for stamp, pose in found.poses.items()}
+            assert places == pytest.approx({time: time for time in (0.02, 0.1, 0.25, 1.25, 1.28)}, abs=1e-5)
+            assert found.source.endswith(", without 3 images in gaps")
+        if source == "transform":
+            with pytest.raises(InputError, match=r"gaps of more than 0\.2 s, or of lost poses, around all of them"):
+                truth.poses(wanted, "odom")
 
     def test_frame_without_a_connection_to_the_camera(self):
         with pytest.raises(InputError, match="unknown at the time of every frame"):
@@ -135,13 +160,35 @@ def test_ground_truth_of_the_bag_is_accepted(tmp_path, truth):
     ],
 )
 def test_other_ground_truth_is_refused_before_the_replay(tmp_path, truth, problem):
-    bag = robot_bag(tmp_path / "bag")
+    path = robot_bag(tmp_path / "bag")
     allowed = (
         r"allows topics of the type nav_msgs/msg/Odometry \(/wheels\) and the frames above camera \(base, odom\)$"
     )
     with pytest.raises(InputError, match=f"{problem}; --truth {allowed}"):
-        replay.run(bag, ReplayOptions(truth=truth), tmp_path / "out")
+        replay.run(path, ReplayOptions(truth=truth), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_tf_is_not_read_to_its_end_before_a_replay(tmp_path, monkeypatch, caplog):
+    """A frame may appear late, as the one of SLAM does: it is a warning if it is not in the first messages."""
+    read, original = [], BagReader.messages
+
+    def messages(self, topics):
+        for one in original(self, topics):
+            read.append(one[0])
+            yield one
+
+    monkeypatch.setattr(BagReader, "messages", messages)
+    path = robot_bag(tmp_path / "bag")
+    monkeypatch.setattr(bag, "LOOKED_THROUGH", 4)  # all
+    with pytest.raises(InputError):
+        open_bag(path, ReplayOptions(truth="map"))
+    monkeypatch.setattr(bag, "LOOKED_THROUGH", 2)
+    read.clear()
+    assert open_bag(path, ReplayOptions(truth="map")).frame == "camera"
+    assert sum(topic in (bag.TF, bag.TF_STATIC) for topic in read) == 3
+    assert "bag: according to its first 2 messages of TF, the bag has neither a topic nor a frame map" in caplog.text
+    assert "the frames above camera, there base, odom" in caplog.text
 
 
 def test_a_frame_that_cannot_be_found_without_transforms_is_refused(tmp_path):

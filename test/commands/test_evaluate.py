@@ -15,6 +15,8 @@ from raymap3r_ros.network import save_network, untrained_network
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.streaming import RULES
 from raymap3r_ros.streaming.preprocessing import frame_image, visible_crop
+from raymap3r_ros.synthetic import suite_sequence
+from raymap3r_ros.synthetic.export import export_sequence
 
 pytest.importorskip("evo", reason="the evaluation needs evo")
 
@@ -151,13 +153,40 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
     assert rows["ate_constant"]["low"] is None  # one sequence has no spread
 
 
+@pytest.mark.parametrize("kind", ["as specified", "millimetres", "of a smaller place"])
+def test_depth_in_millimetres_is_a_warning(tmp_path, caplog, kind):
+    sequence = suite_sequence("static", 0, world="one_room", size=(48, 64))
+    folder = export_sequence(sequence, tmp_path, "tum", max_frames=24, progress=False)
+    for path in (folder / "depth").iterdir() if kind != "as specified" else ():
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 5)
+    if kind == "of a smaller place":
+        rows = np.loadtxt(folder / "groundtruth.txt")
+        rows[:, 1:4] /= 5
+        np.savetxt(folder / "groundtruth.txt", rows, "%.9f")
+    arguments = ["tum_folder", str(folder), "--rules", "cut3r", "--checkpoint", "one_room", "--device", "cpu"]
+    assert cli.main(["evaluate", *arguments]) == 0
+    lines = [line for line in caplog.messages if "probably in millimetres" in line]
+    assert len(lines) == (kind == "millimetres")
+    assert all(f"{folder.name}: true depth is 0." in line for line in lines)
+
+
 def test_long_suites_run_only_if_named(capsys):
     parser = cli.build_parser(["evaluate"])
     assert parser.parse_args(["evaluate", "synthetic"]).suite == ["static", "light", "heavy", "long", "stopgo"]
     assert parser.parse_args(["evaluate", "synthetic", "--suite", "revisit"]).suite == ["revisit"]
     with pytest.raises(SystemExit):
         parser.parse_args(["evaluate", "synthetic", "--help"])
-    assert "all but tune, revisit, endurance" in " ".join(capsys.readouterr().out.split())
+    assert "all but tune, revisit, endurance, kidnap" in " ".join(capsys.readouterr().out.split())
+
+
+def test_kidnapped_cameras_have_a_table_of_their_own(weights, tmp_path, capsys):
+    arguments = ["synthetic", "--suite", "kidnap", "--rules", "cut3r", "--sequences", "2", "--frames", "5"]
+    arguments += ["--checkpoint", str(weights), "--json", str(tmp_path / "a.json"), "--pictures", str(tmp_path / "p")]
+    assert cli.main(["evaluate", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "one_room kidnap: kidnap (2 sequences, 10 frames)" in text and "one_room kidnap: trajectory" not in text
+    entries = json.loads((tmp_path / "a.json").read_text())["sequences"]
+    assert len(entries) == 2 and {*entries[0]["values"]} <= METRICS.keys()
 
 
 def test_all_rules_run_by_default():

@@ -1,16 +1,20 @@
 """MCAP files that other programs than ROS 2 wrote, with and without messages of ROS 2."""
 
+import sqlite3
 import struct
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import MessageDefinitionFormat
+from rosbags.rosbag2 import StoragePlugin
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_bags import channel, message, record, text
-from recordings import camera_bag, index_of
+from recordings import camera_bag, image_message, index_of, info_message, picture, write_bag
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
@@ -43,7 +47,7 @@ OTHER_CHANNEL = (
 )
 
 
-def of_other_writer(bag, profile, *, chunked, others=b""):
+def of_other_writer(bag, profile, *, chunked, others=b"", named=lambda kind: kind):
     """An MCAP file with the images of a bag, as a writer without ROS writes them; without an index."""
     with AnyReader([bag]) as reader:
         channels, data = b"", b""
@@ -51,7 +55,9 @@ def of_other_writer(bag, profile, *, chunked, others=b""):
         for one in reader.connections:
             number = numbers[one.topic] = len(numbers) + 1
             language = {MessageDefinitionFormat.MSG: "ros2msg", MessageDefinitionFormat.IDL: "ros2idl"}
-            channels += channel(one.msgtype, (language[one.msgdef.format], one.msgdef.data), "", number, one.topic)
+            channels += channel(
+                named(one.msgtype), (language[one.msgdef.format], one.msgdef.data), "", number, one.topic
+            )
         for one, time, raw in reader.messages():
             data += message(raw, time, numbers[one.topic])
     records = others + channels + data
@@ -82,3 +88,39 @@ def test_an_indexed_mcap_file_without_a_profile_is_read_with_its_index(tmp_path)
     (tmp_path / "a.mcap").write_bytes(whole)
     recording = open_recording(tmp_path / "a.mcap")
     assert len(list(recording)) == recording.length == 4
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("profile", ["", "ros2"])
+def test_types_without_msg_in_their_names_are_read(tmp_path, profile, chunked):
+    """Some writers use the names of ROS 1, `sensor_msgs/Image`, for messages of ROS 2."""
+    matrix = np.array([[40.0, 0, 24], [0, 40.0, 16], [0, 0, 1]])
+    messages = [("/cam/camera_info", 100, info_message(50, matrix))]
+    messages += [("/cam/image_raw", 100 + i, image_message(50 + i / 10, picture(i), "rgb8")) for i in range(4)]
+    bag = write_bag(tmp_path / "bag", messages)
+    path = of_other_writer(bag, profile, chunked=chunked, named=lambda kind: kind.replace("/msg/", "/"))
+    frames = list(open_recording(path))
+    assert [index_of(frame.image) for frame in frames] == [0, 1, 2, 3]
+    assert all((frame.intrinsics == matrix).all() for frame in frames)
+
+
+def test_types_without_msg_in_their_names_are_read_from_sqlite(tmp_path):
+    """Bags of the first distributions of ROS 2."""
+    bag = camera_bag(tmp_path / "bag", plugin=StoragePlugin.SQLITE3)
+    (file,) = bag.glob("*.db3")
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        assert database.execute("UPDATE topics SET type = replace(type, '/msg/', '/')").rowcount
+    assert [index_of(frame.image) for frame in open_recording(file)] == [0, 1, 2, 3]
+
+
+def test_other_messages_in_a_file_of_the_profile_of_ros2_are_named(tmp_path):
+    records = record(1, text("ros2") + text("")) + record(
+        3, struct.pack("<H", 7) + text("sensor_msgs/Image") + text("ros1msg") + text("uint8 a")
+    )
+    records += record(4, struct.pack("<HH", 1, 7) + text("/camera") + text("ros1") + text(""))
+    path = tmp_path / "a.mcap"
+    path.write_bytes(
+        b"\x89MCAP0\r\n" + records + message(b"") + record(0x0F, bytes(4)) + record(2, bytes(20)) + b"\x89MCAP0\r\n"
+    )
+    with pytest.raises(InputError, match=r"its topics: /camera \(sensor_msgs/Image, ros1\); write its images"):
+        open_recording(path)

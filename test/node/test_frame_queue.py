@@ -1,4 +1,5 @@
 import threading
+import time
 
 from raymap3r_ros.node.frame_queue import QUEUE_DEPTH, FrameQueue, PutResult, WaitingFrame
 
@@ -31,6 +32,19 @@ def test_get_waits_for_a_frame():
     queue.put(frame(7))
     thread.join(10)
     assert got[0].message == 7
+
+
+def test_work_lasts_until_the_next_frame_is_taken():
+    queue, begin = FrameQueue(every_frame=True), time.monotonic()
+    assert queue.last_work < begin
+    queue.put(frame(1))
+    assert queue.last_work >= begin, "waiting"
+    queue.get()
+    assert queue.last_work >= begin, "processed"
+    queue.close()
+    queue.get()
+    ended, now = queue.last_work, time.monotonic()
+    assert begin < ended <= now and queue.last_work == ended, "the frame has been processed"
 
 
 def test_close_ends_waiting_and_discards_waiting_frames():

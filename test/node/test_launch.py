@@ -185,6 +185,15 @@ def test_arguments_are_checked_before_anything_starts(launch, tmp_path, file, ar
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [["cameras:=front,re-ar"], ["cameras:=front,front"], ["cameras:=front", "namespace:=my-robot"], ["cameras:=vörn"]],
+)
+def test_names_of_cameras_are_checked_before_anything_starts(launch, arguments):
+    out = launch(*arguments).communicate(timeout=LIMIT)[0]
+    assert "cameras: '" in out and "allowed: different names of" in out and "process started" not in out
+
+
+@pytest.mark.parametrize(
     ("file", "argument", "package", "error"),
     [
         ("stream", "rviz:=true", "rviz2", "rviz is 'true', but the executable rviz2 of the ROS package rviz2 is not"),

@@ -1,6 +1,5 @@
 """Several cameras in one process: one node for each camera, one shared network."""
 
-import argparse
 import os
 import signal
 import subprocess
@@ -17,10 +16,11 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
+from raymap3r_ros.errors import OptionError
 from raymap3r_ros.geometry.poses import world_pose
 from raymap3r_ros.network import load_network
+from raymap3r_ros.node.camera_names import camera_names
 from raymap3r_ros.node.conversions import image_message, pose_matrix
-from raymap3r_ros.node.executable import camera_names
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.publishers import RELIABLE
 from raymap3r_ros.streaming import Stream
@@ -137,7 +137,14 @@ def test_only_one_camera_of_a_process_publishes_the_parent_of_a_frame(make_bench
     assert rear.change_state("configure"), "a frame without a publisher can be claimed"
 
 
-@pytest.mark.parametrize("names", ["front,front", "1st,rear", "front,", "a b"])
+@pytest.mark.parametrize("names", ["front,front", "1st,rear", "front,", "a b", "front/", "vorn,rück", "re-ar"])
 def test_bad_names_are_refused(names):
-    with pytest.raises(argparse.ArgumentTypeError, match="allowed: different names"):
+    with pytest.raises(OptionError, match="allowed: different names of ASCII letters, digits and _, no digit first"):
         camera_names(names)
+
+
+def test_namespaces_are_allowed_as_the_refusal_states():
+    with pytest.raises(OptionError) as caught:
+        camera_names("front,")
+    for example in str(caught.value).rpartition("(")[2].strip(")").split(" or "):
+        assert camera_names(example) == example.split(",")

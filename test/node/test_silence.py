@@ -158,6 +158,28 @@ def test_quiet_while_images_arrive_and_one_line_otherwise(make_bench, monkeypatc
     assert bench.count_logs("nothing has arrived") == 1
 
 
+@pytest.mark.parametrize("every_frame", [True, False])
+def test_a_camera_that_waits_for_a_slow_node_is_not_silent(make_bench, hold, monkeypatch, every_frame):
+    monkeypatch.setattr(silence, "SILENCE", 3600.0)
+    bench = make_bench(*LOCAL, every_frame=every_frame, use_sim_time=True, scale__source="odometry")
+    for kind, topic in ((Clock, "clock"), (Odometry, "wheel_odometry")):
+        wait_for_publisher(bench, kind, topic, RELIABLE)
+    bench.start("pose")
+    held = hold(bench)
+    bench.send(0)
+    held.wait_until_inside()
+    monkeypatch.setattr(silence, "SILENCE", 0.2)
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 3, "diagnostics")
+    assert bench.count_logs(f"nothing has arrived on {bench.namespace}/image") == 0
+    # Sensors of a live robot do not wait.
+    assert bench.count_logs("nothing has arrived on") == (0 if every_frame else 2)
+    held.release()
+    bench.wait_for("pose")
+    line = bench.wait_for_log(f"nothing has arrived on {bench.namespace}/image", level=30)
+    assert int(re.search(r"for (\d+) s", line)[1]) < 3, "counted from the end of the work"
+
+
 class Losses:
     def __init__(self, total, change):
         self.total_count, self.total_count_change = total, change

@@ -140,3 +140,9 @@ def test_limits_survive_the_metadata():
 def test_malformed_limits_are_refused(text):
     with pytest.raises(CheckpointError, match="raymap3r evaluate plausibility --write"):
         PlausibilityLimits.from_manifest({METADATA_KEY: text}, "weights")
+
+
+def test_the_wrong_key_of_limits_is_named():
+    text = json.dumps({**dataclasses.asdict(LIMITS), "other": 1.0})
+    with pytest.raises(CheckpointError, match=r"metadata 'plausibility' of weights is not limits: .* unknown: other;"):
+        PlausibilityLimits.from_manifest({METADATA_KEY: text}, "weights")

@@ -295,6 +295,20 @@ def test_a_recording_without_usable_frames_is_refused(folder: Path, tmp_path: Pa
         read_recording(tmp_path, SIZE)
 
 
+def test_depth_in_millimetres_is_a_warning(folder: Path, tmp_path: Path, caplog):
+    read_recording(folder, SIZE)
+    assert not caplog.text
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "depth").unlink()
+    (tmp_path / "depth").mkdir()
+    for path in (folder / "depth").iterdir():
+        cv2.imwrite(str(tmp_path / "depth" / path.name), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 5)
+    read_recording(tmp_path, SIZE)
+    (line,) = caplog.messages
+    assert "the median depth is 0." in line and line.endswith("multiply their values by 5")
+
+
 def test_a_recording_without_any_depth_is_refused(folder: Path, tmp_path: Path):
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)

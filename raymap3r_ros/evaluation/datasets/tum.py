@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 CAMERA_LINE = "fx fy cx cy"  # of camera.txt
 DEPTH_UNIT = 5000  # values of a depth PNG per metre
+UNIT_HINT = (
+    "the depth maps are probably in millimetres, 1000 values per metre, as those of RealSense; this layout has "
+    f"{DEPTH_UNIT}: multiply their values by 5"
+)
 
 TUM_SEQUENCES = tuple(
     f"rgbd_dataset_freiburg3_{who}_{how}"
@@ -138,7 +142,7 @@ def _sequence(
                 intrinsics,
             )
 
-    return PosedSequence(folder.name, len(stamps), frames, unposed)
+    return PosedSequence(folder.name, len(stamps), frames, unposed, unit_hint=UNIT_HINT)
 
 
 def _ranges(stamps: np.ndarray, others: np.ndarray) -> str:
