@@ -36,12 +36,14 @@ from raymap3r_ros.offline.result_folder import (
     MASK_FOLDER,
     SUMMARY,
     TRAJECTORY,
+    WORLD,
     discard_folder,
     discard_frame,
     prepare_folder,
     write_depth_files,
     write_mask_file,
 )
+from raymap3r_ros.offline.run_memory import begin_with, write_memory
 from raymap3r_ros.offline.run_preview import RowPainter, RunPreview
 from raymap3r_ros.offline.run_worlds import RunWorlds
 from raymap3r_ros.offline.summary import Milliseconds, RunSummary
@@ -51,7 +53,8 @@ from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.streaming import RULES, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
-from raymap3r_ros.streaming.stream_options import check_known_poses
+from raymap3r_ros.streaming.stream_options import check_keyframes, check_known_poses
+from raymap3r_ros.streaming.world_files import SavedWorld
 from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
@@ -78,6 +81,7 @@ class RunOutputs:
     preview: bool = True
     view: RerunView | None = None
     window: Window | None = None
+    memory: bool = False  # the keyframes of the last world, for another run or the node
     motion: bool = True  # False: motion is not estimated, and moving objects are part of the static scene
 
     @property
@@ -110,6 +114,7 @@ def run_recording(
     outputs: RunOutputs | None = None,
     cloud_options: CloudOptions | None = None,
     poses: KnownTrajectory | None = None,
+    memory: Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RunSummary:
@@ -122,22 +127,30 @@ def run_recording(
 
     `outputs.view` and `outputs.window` are opened, get every frame and are closed. `progress`: show a bar on a
     terminal. `poses`: of the camera, where they are known, at the recording's stamps; their frame is then the world.
+    `memory`: file of a saved world in which the camera is searched for; if it is found, that world continues.
 
-    Raises InputError if the recording or the folder cannot be used, OptionError if the stream with these options
-    cannot use poses, and any error before the first result.
+    Raises InputError if the recording, the saved world or the folder cannot be used, OptionError if the stream with
+    these options cannot use poses or keyframes, and any error before the first result.
     """
     options, outputs = options or StreamOptions(), outputs or RunOutputs()
     if poses is not None:
         check_known_poses(options)
+    if outputs.memory:
+        check_keyframes(options)
     folder = Path(folder)
     if recording.live:
         options = long_running(network, options)
+    stream = Stream(network, options)
+    saved = begin_with(stream, memory)
     with locked_folder(folder):
-        inputs = ([] if recording.live else [recording.path]) + ([] if poses is None else [poses.path])
+        inputs = [] if recording.live else [recording.path]
+        inputs += [path for path in (poses and poses.path, memory) if path is not None]
         prepare_folder(folder, overwrite, outputs.subfolders, inputs)
         if not network.trained:
             log.warning(UNTRAINED_WARNING)
-        run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions(), poses)
+        run = _Run(folder, recording, stream, outputs, cloud_options or CloudOptions(), poses)
+        if saved is not None:
+            run.memory, run.saved, run.worlds.saved = str(memory), saved, saved.number
         try:
             if recording.size is not None:
                 recording.check_intrinsics(recording.size)
@@ -156,9 +169,10 @@ def _prepare(run: _Run) -> None:
     log.warning("preparing the network for images of %dx%d; the run starts after that", width, height)
     image = np.full((height, width, 3), 128, np.uint8)
     stream, motion = run.stream, run.outputs.motion_estimated
+    begin = stream.snapshot()
     for _ in range(stream.method.router_last_frame + 1 + stream.options.ray_interval):
         stream.step(image, intrinsics=run.recording.given_intrinsics, motion=motion)
-    stream.reset()
+    stream.restore(begin)
 
 
 def _process(run: _Run, progress: bool) -> RunSummary:
@@ -213,6 +227,8 @@ class _Run:
     outputs: RunOutputs
     cloud_options: CloudOptions
     known: KnownTrajectory | None
+    memory: str = ""  # file of the saved world
+    saved: SavedWorld | None = None  # in which the camera is searched for
     clouds: dict[int, StaticMap] = field(default_factory=dict)  # of worlds that may get more frames, by their number
     preview: RunPreview | None = None
     painter: RowPainter | None = None  # for preview and window
@@ -408,6 +424,8 @@ class _Run:
         for number in self.clouds if self.outputs.cloud else ():
             with files.keeping_errors():
                 self._write_cloud(number)
+        if self.outputs.memory:
+            write_memory(files, self.stream, self.saved)
         summary = self._summarise(poses, None if points is None else len(points), elapsed, stopped_by)
         if self.preview is not None:
             with files.keeping_errors():
@@ -442,6 +460,8 @@ class _Run:
             frames_late=self.late,
             poses="" if self.known is None else str(self.known.path),
             frames_with_pose=self.posed,
+            memory=self.memory,
+            memory_found=self.worlds.found,
             worlds=self.worlds.count,
             returns=self.worlds.returns,
             world_spans=spans,
@@ -478,6 +498,8 @@ class _Run:
         files = [*self.worlds.names(TRAJECTORY), INTRINSICS, SUMMARY]
         if self.outputs.cloud:
             files += self.worlds.names(CLOUD)
+        if self.outputs.memory:
+            files.append(WORLD)
         if self.outputs.depth:
             files += [f"{DEPTH_FOLDER}/*.png", f"{DEPTH_FOLDER}/*.npz"]
         if self.outputs.masks_written:

@@ -26,6 +26,7 @@ class RunWorlds:
     A world has several spans if the camera was found in it again.
     """
 
+    saved: int | None = None  # number of the stream's world that comes from a file
     of_frames: list[int] = field(default_factory=list)  # number of the world of each written frame
     returns: int = 0  # how often the camera was found again in an earlier world
     _numbers: dict[int, int] = field(default_factory=dict)  # of the stream's worlds
@@ -37,9 +38,9 @@ class RunWorlds:
 
     def add(self, result: StepResult, nanoseconds: int) -> bool:
         """Add a written frame; return whether it is the first one after the camera was found in an earlier world."""
-        known = result.world in self._numbers
+        known = result.world in self._numbers or result.world == self.saved
         number = self._numbers.setdefault(result.world, len(self._numbers) + 1)
-        returned = known and number != self.of_frames[-1]
+        returned = known and bool(self.of_frames) and number != self.of_frames[-1]
         self.returns += returned
         self.of_frames.append(number)
         self._last[result.world] = nanoseconds
@@ -48,6 +49,12 @@ class RunWorlds:
     def unfinished(self, result: StepResult) -> set[int]:
         """The numbers of the worlds that may get more frames: of the last frame, and those that may return."""
         return {self._numbers[world] for world in (result.world, *result.past_worlds) if world in self._numbers}
+
+    @property
+    def found(self) -> int | None:
+        """The index of the first written frame in the world from the file; None if the camera was not found there."""
+        number = self._numbers.get(self.saved)
+        return None if number is None else self.of_frames.index(number)
 
     @property
     def count(self) -> int:

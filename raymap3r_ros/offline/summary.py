@@ -50,6 +50,8 @@ class RunSummary:
     frames_late: int  # stamps that did not rise; processed, but nothing is written for these
     poses: str  # file of known camera poses; "" without one
     frames_with_pose: int  # written frames whose camera pose was known
+    memory: str  # file of the saved world in which the camera was searched for; "" without one
+    memory_found: int | None  # index of the first written frame in that world; None if the camera was not found there
     worlds: int  # coordinate systems; a jump of the stamps or the first known pose starts one, with files of its own
     returns: int  # how often the camera was found again in an earlier world
     world_spans: list[WorldSpan]  # which frames belong to which world

@@ -26,7 +26,7 @@ from raymap3r_ros.streaming.recordings import Recordings, Work, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World
-from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses
+from raymap3r_ros.streaming.stream_options import StreamOptions, check_keyframes, check_known_poses
 from raymap3r_ros.streaming.tensors import copy_of
 from raymap3r_ros.streaming.timing import StageTimer
 from raymap3r_ros.streaming.world_files import SavedWorld, in_slots
@@ -107,7 +107,7 @@ class Stream:
         state = self._state  # read once: keyframes are replaced, not changed
         if state is None or state.keyframes is None or len(state.state) > 1:
             return None
-        return SavedWorld(state.keyframes, state.size)
+        return SavedWorld(state.keyframes, state.size, number=state.world)
 
     def add_world(self, world: SavedWorld) -> int:
         """Search for the camera in a saved world from the first frame on; returns the number of that world.
@@ -119,10 +119,11 @@ class Stream:
         Raises OptionError without keyframes or `keyframes.relocalize`, and after the first frame since a reset.
         """
         options = self.options
-        if not (options.keyframes.relocalize and rehearsal.uses_keyframes(options)):
+        check_keyframes(options)
+        if not options.keyframes.relocalize:
             raise OptionError(
-                "a saved world needs keyframes: set keyframes.size above 0, keyframes.relocalize to true, "
-                "reset_interval above 0 and reset_alignment to robust"
+                "keyframes.relocalize is false, but a saved world is given, in which the camera is searched for; "
+                "set it to true"
             )
         if self._state is not None:
             raise OptionError("a saved world can be added before the first frame only; reset the stream before")

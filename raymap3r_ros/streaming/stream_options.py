@@ -206,3 +206,13 @@ def preset_options(preset: str, given: Mapping[str, Any] | None = None) -> Strea
         raise OptionError(f"preset is {preset!r}; allowed values: {', '.join(STREAM_PRESETS)}")
     values = {**STREAM_PRESETS[preset], **(given or {})}
     return build_options(StreamOptions, lambda name, item: values.get(name, item.default))
+
+
+def check_keyframes(options: StreamOptions) -> None:
+    """Raise OptionError if a stream with these options has no keyframes, so that its world cannot be saved."""
+    if not options.keyframes.size or not options.reset_interval or options.reset_alignment != "robust":
+        raise OptionError(
+            f"keyframes.size is {options.keyframes.size}, reset_interval {options.reset_interval}, reset_alignment "
+            f"{options.reset_alignment}, but a saved world consists of keyframes; allowed: sizes and intervals above "
+            "0, and robust"
+        )

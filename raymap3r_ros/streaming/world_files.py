@@ -57,6 +57,7 @@ class SavedWorld:
     keyframes: Keyframes
     size: tuple[int, int]  # H, W of the preprocessed images
     place: Place = field(default_factory=Place)
+    number: int = -1  # in the stream that it is part of; -1 from a file
 
 
 def save_world(path: Path, network: Network, world: SavedWorld) -> int:
