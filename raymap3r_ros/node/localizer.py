@@ -17,6 +17,7 @@ from raymap3r_ros.node.summary import FrameSummary
 from raymap3r_ros.node.tf_frames import MOUNT_AGE, FrameNames, Frames, LookUp, Placement, TransformError
 from raymap3r_ros.node.worlds import Worlds
 from raymap3r_ros.streaming import StepResult, WorldChange
+from raymap3r_ros.streaming.world_files import Place
 
 # From the least to the greatest: of several changes before a healthy frame the greatest holds.
 _CHANGES = (
@@ -67,6 +68,7 @@ class Localizer:
             look_up: returns the pose of a child frame in a parent frame, see `tf_frames.look_up`.
         """
         self.estimate: ScaleEstimate | None = None  # at the last placed frame
+        self.place_of_world: tuple[int, Place] | None = None  # of the last placed frame, with the world's number
         self._options = options
         self._look_up = look_up
         self._reporter = reporter
@@ -99,6 +101,11 @@ class Localizer:
     def add_odometry(self, stamp: float, pose: np.ndarray) -> None:
         """Add a pose (4, 4) of the base in the frame of the wheel odometry, metres, at `stamp` seconds."""
         self._scale.add_odometry(stamp, pose)
+
+    def add_world(self, number: int, place: Place) -> None:
+        """Continue at the `place` of a saved world when the camera is found in it; `number` is its in the stream."""
+        estimator = ScaleEstimator(place.scale) if place.scale_known else ScaleEstimator()
+        self._worlds.add(number, (estimator, place.world_from_stream))
 
     def observe(self, result: StepResult, reason: str = "") -> None:
         """Record how the world changed with this frame. The change is kept until a frame can be placed.
@@ -162,6 +169,8 @@ class Localizer:
             )
             if placement.problem:
                 self._reporter.warn(placement.problem)
+            known = self.estimate.known and self._options.scale.source != "fixed"
+            self.place_of_world = result.world, Place(placement.world_from_stream, scale, known)
         except InputError as error:
             self._reporter.warn(f"nothing is published in the world: {error}")
             placement = None

@@ -79,16 +79,28 @@ class MapPublisher:
             self._timer.timer_period_ns = period
             self._timer.reset()  # otherwise the old period ends first
 
-    def enter_world(self, result: StepResult) -> None:
+    def add_world(self, number: int, static_map: StaticMap | None, placement: np.ndarray) -> None:
+        """Continue with the map of a saved world when the camera is found in it.
+
+        Args:
+            number: of the world in the stream.
+            static_map: in the stream's metres; None without one.
+            placement: as for `integrate`.
+        """
+        with self._lock:
+            self._worlds.add(number, (static_map, placement))
+
+    def enter_world(self, result: StepResult, stamp: Time) -> None:
         """Start a new world with an empty map, or continue with the map of an earlier one.
 
-        It is published to the subscribers of the last map.
+        It is published to the subscribers of the last map. `stamp`: of the first image in that world.
         """
         with self._lock:
             kept = self._worlds.enter(result, (self._map, self._placement))
             if self._map is not None or kept is not None:
                 self._unsent = set(self._publishers)
             self._map, self._placement = kept or (None, np.eye(4))
+            self._stamp = self._stamp if kept is None else stamp
             self._integrated = None
 
     def subscribed_topics(self) -> set[str]:
@@ -127,6 +139,12 @@ class MapPublisher:
             )
             self._placement, self._stamp, self._integrated = placement, stamp, conversions.seconds(stamp)
             self._unsent = set(self._publishers)
+
+    @property
+    def voxel_size(self) -> float:
+        """Of the current map, metres; 0 without a map."""
+        with self._lock:
+            return 0.0 if self._map is None else self._map.voxel_size * _scale(self._placement)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Points (n, 3) in `world_frame`, metres, and colors (n, 3) uint8 RGB; None without a map."""

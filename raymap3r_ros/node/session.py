@@ -20,6 +20,7 @@ from raymap3r_ros.network import Network, choose_device, choose_threads, load_ne
 from raymap3r_ros.node import parameters
 from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.map_publisher import MapPublisher
+from raymap3r_ros.node.memory import Memory, load_memory, placement_of
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.pose_source import TfPoses
@@ -33,6 +34,8 @@ from raymap3r_ros.streaming.cover import Cover
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
 from raymap3r_ros.streaming.stream_options import check_known_poses
+from raymap3r_ros.streaming.world_files import SavedWorld
+from raymap3r_ros.text import printable
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Session:
     # Set by callbacks, read by the worker.
     jump_detector: JumpDetector = field(default_factory=JumpDetector)
     reset_requested: threading.Event = field(default_factory=threading.Event)
+    loaded: Memory | None = None  # of ~/load, until the next frame begins in it
     paused: bool = False
     camera_info: CameraInfo | None = None  # the last one received
 
@@ -132,12 +136,30 @@ class Session:
             reason = "reset"
         if jumps != self.jumps:
             reason = "time jump"
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None:
+            reason = "load"
         if reason:
             self.jumps = jumps
             self.reset_requested.clear()
             self.stream.reset(relocalize=reason in ("time jump", "black images") and stamp > self.stamp)
+        if loaded is not None:
+            self.begin_in(loaded)
         self.stamp = stamp
         return reason
+
+    def begin_in(self, memory: Memory) -> None:
+        """Search for the camera in a saved world from the next frame on, which must be the first after a reset."""
+        number = self.stream.add_world(memory.world)
+        self.localizer.add_world(number, memory.world.place)
+        self.maps.add_world(number, memory.static_map, placement_of(memory.world.place))
+
+    def current_world(self) -> SavedWorld | None:
+        """The current world, to be saved; None without keyframes. May be called from any thread."""
+        world, place = self.stream.current_world(), self.localizer.place_of_world
+        if world is None or place is None or place[0] != world.number:  # just found again: not placed yet
+            return None
+        return dataclasses.replace(world, place=dataclasses.replace(place[1], voxel_size=self.maps.voxel_size))
 
     def subscribed_topics(self) -> set[str]:
         """Names of the outputs that have subscribers, including "tf"."""
@@ -218,7 +240,7 @@ def open_session(
         resources.callback(publishers.destroy)
         maps = MapPublisher(node, options, reporter, map_group)
         resources.callback(maps.destroy)
-        return Session(
+        session = Session(
             settings,
             stream,
             scheduler,
@@ -230,8 +252,14 @@ def open_session(
             publishers,
             maps,
             PlausibilityCheck.of(network.manifest, network.source),
-            resources.pop_all(),
+            resources,
         )
+        if options.memory:
+            memory = load_memory(options.memory, network, settings.stream)
+            session.begin_in(memory)
+            node.get_logger().info(printable(f"searching for the camera in {memory.contents}"))
+        session.resources = resources.pop_all()
+        return session
 
 
 def _error_model(node: LifecycleNode, network: Network) -> ErrorModel:

@@ -16,6 +16,15 @@ class Worlds(Generic[Kept]):
         self._number: int | None = None  # of the current world
         self._kept: dict[int, Kept] = {}
 
+    @property
+    def number(self) -> int | None:
+        """The number of the current world; None before the first one."""
+        return self._number
+
+    def add(self, number: int, kept: Kept) -> None:
+        """Keep something of a world that has not been entered yet, because it comes from a file."""
+        self._kept[number] = kept
+
     def enter(self, result: StepResult, current: Kept) -> Kept | None:
         """Enter the world of a frame, and keep `current`, which belongs to the world that is left.
 

@@ -26,7 +26,7 @@ from raymap3r_ros.streaming.recordings import Recordings, Work, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World
-from raymap3r_ros.streaming.stream_options import StreamOptions, check_keyframes, check_known_poses
+from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses, check_search
 from raymap3r_ros.streaming.tensors import copy_of
 from raymap3r_ros.streaming.timing import StageTimer
 from raymap3r_ros.streaming.world_files import SavedWorld, in_slots
@@ -118,17 +118,11 @@ class Stream:
 
         Raises OptionError without keyframes or `keyframes.relocalize`, and after the first frame since a reset.
         """
-        options = self.options
-        check_keyframes(options)
-        if not options.keyframes.relocalize:
-            raise OptionError(
-                "keyframes.relocalize is false, but a saved world is given, in which the camera is searched for; "
-                "set it to true"
-            )
+        check_search(self.options)
         if self._state is not None:
             raise OptionError("a saved world can be added before the first frame only; reset the stream before")
         number, self._worlds = self._worlds, self._worlds + 1
-        keyframes = in_slots(world.keyframes, options.keyframes.size)
+        keyframes = in_slots(world.keyframes, self.options.keyframes.size)
         fresh = self._initial_state(1, world.size, _ANY_SIZE, "start")
         self._state = dataclasses.replace(fresh, past=(World(number, keyframes),))
         return number

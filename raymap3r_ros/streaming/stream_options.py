@@ -216,3 +216,13 @@ def check_keyframes(options: StreamOptions) -> None:
             f"{options.reset_alignment}, but a saved world consists of keyframes; allowed: sizes and intervals above "
             "0, and robust"
         )
+
+
+def check_search(options: StreamOptions) -> None:
+    """Raise OptionError if a stream with these options cannot search for its camera in a saved world."""
+    check_keyframes(options)
+    if not options.keyframes.relocalize:
+        raise OptionError(
+            "keyframes.relocalize is false, but the camera is to be searched for in a saved world; allowed with one: "
+            "true"
+        )

@@ -264,7 +264,7 @@ def _place_problem(place: Place) -> str:
         return "its pose in the world is not a rotation with a translation"
     if not 1 / MAX_SCALE <= place.scale <= MAX_SCALE:  # False for NaN
         return f"its scale is {place.scale:g}"
-    if not 0 <= place.voxel_size <= MAX_METRES:
+    if place.voxel_size and not 1 / MAX_SCALE <= place.voxel_size <= MAX_METRES:
         return f"the voxel size of its map is {place.voxel_size:g} m"
     return ""
 
