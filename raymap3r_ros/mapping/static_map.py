@@ -152,7 +152,7 @@ class StaticMap:
     @torch.inference_mode()
     def of_points(cls, points: Tensor, colors: Tensor, voxel_size: float) -> StaticMap:
         """A map that begins with the `points` (n, 3) and `colors` (n, 3) uint8 of a saved one."""
-        made = cls(voxel_size, max_points=max(1, len(points)))
+        made = cls(voxel_size)
         voxels = _voxels_of(points.float(), colors.float(), voxel_size, made._frame)
         made._voxels = dataclasses.replace(voxels, evidence=torch.full_like(voxels.evidence, SAVED_EVIDENCE))
         return made

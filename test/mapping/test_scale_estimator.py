@@ -103,6 +103,20 @@ def test_drift_is_followed_without_jumps():
     assert math.log(estimate.factor) == pytest.approx(0.2, abs=0.015)
 
 
+def test_a_remembered_factor_holds_until_there_is_evidence():
+    estimator = ScaleEstimator(2.0)
+    assert estimator.estimate(0.0, 1.3).factor == pytest.approx(2.0) and estimator.estimate(0.0).known
+    new, before = ScaleEstimator(), 2.0
+    for stamp in np.arange(0, 100, 0.5):
+        for one in (estimator, new):
+            one.add(Observation(stamp, math.log(2.2), 0.03))
+        estimate, evident = estimator.estimate(stamp, 1.3), new.estimate(stamp, 1.3).known
+        assert estimate.known and (evident or estimate.factor == pytest.approx(2.0))
+        assert abs(math.log(estimate.factor / before)) <= MAX_RATE * 0.5 + 1e-9
+        before = estimate.factor
+    assert evident and before == pytest.approx(2.2)
+
+
 def test_no_jump_after_a_pause():
     estimator = ScaleEstimator()
     for index in range(20):

@@ -18,6 +18,7 @@ from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.summary import FrameSummary
 from raymap3r_ros.node.tf_frames import TransformError
 from raymap3r_ros.streaming import WorldChange
+from raymap3r_ros.streaming.world_files import Place
 
 NONE, ALIGNED, JUMPED, NEW = WorldChange.NONE, WorldChange.ALIGNED, WorldChange.JUMPED, WorldChange.NEW
 RETURNED = WorldChange.RETURNED
@@ -190,6 +191,29 @@ def test_scale_of_an_earlier_world_comes_back():
     assert bench.localizer._scale.estimator is not estimator
     bench.place(bench.observe(RETURNED, 9, world=0))
     assert bench.localizer._scale.estimator is estimator
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_saved_world_continues_at_its_place_and_scale(known):
+    bench = Bench(lambda *_: np.eye(4), tf_mode="base", scale=ScaleOptions(source="range", value=3.0))
+    world_from_stream = np.diag((-1.0, -1.0, 1.0, 1.0))
+    bench.localizer.add_world(5, Place(world_from_stream, 2.0, known))
+    lost = bench.place(bench.observe(NEW, 0, world=6, past=(5,)))
+    assert (lost.scale, lost.world_change) == (3.0, NEW) and (lost.placement.world_from_stream == np.eye(4)).all()
+    back = bench.place(bench.observe(RETURNED, 6, world=5))
+    assert (back.placement.world_from_stream == world_from_stream).all()
+    assert back.scale == (2.0 if known else 3.0) and bench.localizer.estimate.known is known
+    number, place = bench.localizer.place_of_world
+    assert (number, place.scale, place.scale_known) == (5, back.scale, known)
+    assert (place.world_from_stream == world_from_stream).all()
+
+
+def test_a_fixed_scale_is_that_of_the_parameter():
+    bench = Bench(scale=ScaleOptions(value=3.0))
+    bench.localizer.add_world(0, Place(np.eye(4), 2.0, True))
+    bench.place(bench.observe(NEW, 0, world=1, past=(0,)))
+    assert bench.place(bench.observe(RETURNED, 6, world=0)).scale == 3.0
+    assert not bench.localizer.place_of_world[1].scale_known
 
 
 def test_unknown_mount_leaves_the_frame_without_a_placement():
