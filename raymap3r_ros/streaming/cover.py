@@ -14,7 +14,7 @@ class Cover:
 
     Attributes:
         frames: black images so far.
-        ended: the last image follows enough black ones for its camera to be anywhere.
+        ended: the last image follows at least five black ones: the camera may be anywhere.
     """
 
     def __init__(self) -> None:
