@@ -26,6 +26,7 @@ from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.pose_source import TfPoses
 from raymap3r_ros.node.publishers import Publishers
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.saving import Saved
 from raymap3r_ros.node.tf_frames import look_up
 from raymap3r_ros.stamps import JumpDetector
 from raymap3r_ros.streaming import Stream, StreamOptions
@@ -160,6 +161,18 @@ class Session:
         if world is None or place is None or place[0] != world.number:  # just found again: not placed yet
             return None
         return dataclasses.replace(world, place=dataclasses.replace(place[1], voxel_size=self.maps.voxel_size))
+
+    def content(self, title: str) -> Saved:
+        """A copy of what ~/save writes; `title` is the first line of the settings. May be called from any thread."""
+        points, colors = self.maps.arrays() or (None, None)
+        world, settings = self.current_world(), self.settings
+        return Saved(
+            self.publishers.trajectories(),
+            points,
+            colors,
+            parameters.yaml_file(title, settings.given, settings.stream),
+            None if world is None else (self.stream.network, world),
+        )
 
     def subscribed_topics(self) -> set[str]:
         """Names of the outputs that have subscribers, including "tf"."""

@@ -32,7 +32,7 @@ from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import MOTION_TOPICS
 from raymap3r_ros.node.reporter import Reporter
-from raymap3r_ros.node.saving import Saved, save
+from raymap3r_ros.node.saving import save
 from raymap3r_ros.node.session import Session, Settings, open_session
 from raymap3r_ros.node.stoppage import PERIOD, Stoppage
 from raymap3r_ros.node.summary import FrameSummary, summarize
@@ -329,13 +329,7 @@ class StreamNode(GuardedNode):
                     response.message = "nothing to save: the node is not configured"
                     return response
                 settings = session.settings
-                points, colors = session.maps.arrays() or (None, None)
-                trajectories = session.publishers.trajectories()
-                world = session.current_world()
-                network = session.stream.network
-            title = f"Parameters of {self.get_fully_qualified_name()}."
-            text = parameters.yaml_file(title, settings.given, settings.stream)
-            saved = Saved(trajectories, points, colors, text, None if world is None else (network, world))
+                saved = session.content(f"Parameters of {self.get_fully_qualified_name()}.")
             folder = save(settings.node.output_dir, saved)
         except OSError as error:
             text = f"not saved: {error}; check that the node may write to output_dir and that there is free space"
@@ -368,7 +362,8 @@ class StreamNode(GuardedNode):
                 session.loaded = memory
         except Exception as error:  # also no memory; a failure to load must not end the node
             response.message = printable(f"not loaded: {reason_of(error)}")
-            self._reporter.fail(response.message, details=f"\n{traceback.format_exc()}")
+            expected = isinstance(error, (InputError, OptionError))
+            self._reporter.fail(response.message, details="" if expected else f"\n{traceback.format_exc()}")
             return response
         response.message = printable(f"the next image is searched for in {memory.contents}")
         response.success = True
