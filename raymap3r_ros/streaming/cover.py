@@ -14,7 +14,7 @@ class Cover:
 
     Attributes:
         frames: black images so far.
-        ended: the last image follows so many black ones that its camera may be anywhere.
+        ended: the last image follows at least five black ones: the camera may be anywhere.
     """
 
     def __init__(self) -> None:
