@@ -68,8 +68,8 @@ def test_black_images_are_not_processed_and_may_hide_a_journey(images, network, 
     summary = run_recording(covered, network, tmp_path / "out", STREAM, outputs=OUTPUTS)
     assert (summary.frames, summary.frames_black, summary.worlds, summary.frames_missing) == (4, black, worlds, 0)
     assert [record.message for record in caplog.records if "black" in record.message] == [
-        "the image at 0.150 s is black: nothing is written for such images",
-        *["the images before 0.700 s are black: a new world starts"][: worlds - 1],
+        "the image at 0.083 s is black: nothing is written for such images",
+        *["the images before 0.567 s are black: a new world starts"][: worlds - 1],
     ]
     with pytest.raises(InputError, match="all 3 images are black"):
         run_recording(
