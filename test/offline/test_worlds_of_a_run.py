@@ -56,10 +56,10 @@ def test_late_frames_are_not_missing(images, network, tmp_path):
 
 @pytest.mark.parametrize(("black", "worlds"), [(4, 1), (5, 2)])
 def test_black_images_are_not_processed_and_may_hide_a_journey(images, network, tmp_path, caplog, black, worlds):
-    recording = open_recording(images, max_frames=4)
+    recording = open_recording(images)
 
     def frames(opened):
-        for index, frame in enumerate(recording):
+        for index, frame in enumerate(itertools.islice(recording, 4)):
             yield dataclasses.replace(frame, stamp=float(frame.stamp if index < 2 else frame.stamp + black / 10))
             for dark in range(black if index == 1 else 0):
                 yield dataclasses.replace(frame, stamp=frame.stamp + 0.05 * (dark + 1), image=0 * frame.image)
@@ -73,13 +73,13 @@ def test_black_images_are_not_processed_and_may_hide_a_journey(images, network, 
     ]
     with pytest.raises(InputError, match="all 3 images are black"):
         run_recording(
-            dataclasses.replace(recording, frames=lambda opened: itertools.islice(dark_frames(recording), 3)),
+            dataclasses.replace(recording, frames=lambda opened: dark_frames(recording)),
             network, tmp_path / "dark", STREAM, outputs=OUTPUTS,
         )  # fmt: skip
 
 
 def dark_frames(recording):
-    for frame in recording:
+    for frame in itertools.islice(recording, 3):
         yield dataclasses.replace(frame, image=0 * frame.image)
 
 
