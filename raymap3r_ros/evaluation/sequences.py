@@ -38,8 +38,8 @@ class PosedSequence:
     length: int
     frames: Callable[[], Iterator[Frame]] = field(repr=False)
     unposed: int = 0  # images that were left out because they have no pose
-    kidnapped: bool = False  # the camera is carried to other places and back
     unit_hint: str = ""  # what to check if depth is about a fifth of the prediction; "" if its unit is certain
+    kidnapped: bool = False  # the camera is carried to other places and back
     # Distance (N,) of points (N, 3) in the world from the nearest static surface, metres; None if it is not known
     surface_distance: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
 

@@ -51,6 +51,7 @@ from raymap3r_ros.offline.window import Window
 from raymap3r_ros.rates import rounded
 from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.streaming import RULES, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming.cover import Cover
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
 from raymap3r_ros.streaming.stream_options import check_keyframes, check_known_poses
@@ -245,6 +246,8 @@ class _Run:
     resets: int = 0
     jumps: int = 0  # of the stamps so far
     posed: int = 0  # written frames whose camera pose was known
+    cover: Cover = field(default_factory=Cover)
+    cover: Cover = field(default_factory=Cover)
     late: int = 0  # frames whose stamp was not above the last written one
     worlds: RunWorlds = field(default_factory=RunWorlds)  # of the frames in the lists above
     input_size: tuple[int, int] = (0, 0)  # width, height
@@ -269,9 +272,16 @@ class _Run:
         """Run one frame through the stream and write its results."""
         if not self.steps and self.recording.size is None:
             self.recording.check_intrinsics((frame.image.shape[1], frame.image.shape[0]))
+        if self.cover.add(frame.image):
+            if self.cover.frames == 1:
+                log.warning("the image at %.3f s is black: nothing is written for such images", frame.stamp)
+            return
         pose = None if self.known is None else self.known.pose_at(frame.stamp)
-        if frame.jumps != self.jumps:
-            log.warning("the stamps jump to %.3f s (for a time lapse, see --max-gap): a new world starts", frame.stamp)
+        if self.cover.ended or frame.jumps != self.jumps:
+            cause = "the stamps jump to %.3f s (for a time lapse, see --max-gap)"
+            if frame.jumps == self.jumps:
+                cause = "the images before %.3f s are black"
+            log.warning(f"{cause}: a new world starts", frame.stamp)
             # After a jump back, as of a loop, the stamps in an earlier world's file would not rise.
             self.stream.reset(relocalize=bool(self.nanoseconds) and frame.nanoseconds > self.nanoseconds[-1])
             self.jumps = frame.jumps
@@ -403,6 +413,8 @@ class _Run:
 
         `elapsed`: seconds of the run; `stopped_by`: see RunSummary. Raises InputError if no frame was healthy.
         """
+        if not self.stamps and not self.steps:
+            raise InputError(f"{self.recording.name}: all {self.cover.frames} images are black")
         if not self.stamps:
             raise InputError(
                 f"{self.recording.name}: the network gave no finite value for any of its {self.unhealthy} frames"
@@ -458,6 +470,7 @@ class _Run:
             frames_missing=self._missing(stopped_by),
             frames_unhealthy=self.unhealthy,
             frames_late=self.late,
+            frames_black=self.cover.frames,
             poses="" if self.known is None else str(self.known.path),
             frames_with_pose=self.posed,
             memory=self.memory,
@@ -490,7 +503,7 @@ class _Run:
             return 0
         if self.recording.length is None:
             return None
-        read = len(self.stamps) + self.unhealthy + self.late + self.recording.skipped
+        read = len(self.stamps) + self.unhealthy + self.late + self.cover.frames + self.recording.skipped
         return max(0, self.recording.length - read)
 
     def _files(self) -> list[str]:

@@ -48,6 +48,7 @@ class RunSummary:
     frames_missing: int | None  # of the recording, not reached if not complete; None if their number is unknown
     frames_unhealthy: int  # the network's output was not finite; nothing is written for these
     frames_late: int  # stamps that did not rise; processed, but nothing is written for these
+    frames_black: int  # not processed, because they show nothing
     poses: str  # file of known camera poses; "" without one
     frames_with_pose: int  # written frames whose camera pose was known
     memory: str  # file of the saved world in which the camera was searched for; "" without one

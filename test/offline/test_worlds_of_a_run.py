@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation.kidnap import FAR, WITHIN
 from raymap3r_ros.evaluation.metrics import umeyama
 from raymap3r_ros.io import open_recording
@@ -51,6 +52,35 @@ def test_late_frames_are_not_missing(images, network, tmp_path):
     summary = run_recording(cut, network, tmp_path / "out", STREAM, outputs=OUTPUTS)
     assert (summary.frames, summary.frames_late, summary.frames_missing) == (2, 1, 1)
     assert (summary.complete, summary.stopped_by) == (False, "cut off")
+
+
+@pytest.mark.parametrize(("black", "worlds"), [(4, 1), (5, 2)])
+def test_black_images_are_not_processed_and_may_hide_a_journey(images, network, tmp_path, caplog, black, worlds):
+    recording = open_recording(images)
+
+    def frames(opened):
+        for index, frame in enumerate(itertools.islice(recording, 4)):
+            yield dataclasses.replace(frame, stamp=float(frame.stamp if index < 2 else frame.stamp + black / 10))
+            for dark in range(black if index == 1 else 0):
+                yield dataclasses.replace(frame, stamp=frame.stamp + 0.05 * (dark + 1), image=0 * frame.image)
+
+    covered = dataclasses.replace(recording, frames=frames, length=4 + black)
+    summary = run_recording(covered, network, tmp_path / "out", STREAM, outputs=OUTPUTS)
+    assert (summary.frames, summary.frames_black, summary.worlds, summary.frames_missing) == (4, black, worlds, 0)
+    assert [record.message for record in caplog.records if "black" in record.message] == [
+        "the image at 0.083 s is black: nothing is written for such images",
+        *["the images before 0.567 s are black: a new world starts"][: worlds - 1],
+    ]
+    with pytest.raises(InputError, match="all 3 images are black"):
+        run_recording(
+            dataclasses.replace(recording, frames=lambda opened: dark_frames(recording)),
+            network, tmp_path / "dark", STREAM, outputs=OUTPUTS,
+        )  # fmt: skip
+
+
+def dark_frames(recording):
+    for frame in itertools.islice(recording, 3):
+        yield dataclasses.replace(frame, image=0 * frame.image)
 
 
 # Worlds of eight frames with a jump forward, after which the camera is found again, and a jump back
