@@ -53,7 +53,7 @@ def past_worlds(left: StreamState, method: Method = METHOD) -> tuple[World, ...]
     """The worlds in which a camera may be found again after it has `left` one; none for more than one camera."""
     worlds = left.past
     if left.keyframes is not None and len(left.state) == 1:
-        worlds = (*worlds, World(left.world, left.keyframes))
+        worlds = (*worlds, World(left.world, left.keyframes, left.known.anchored))
     return worlds[-method.past_worlds :]
 
 
@@ -119,11 +119,12 @@ def _return_to(
     after: StreamState,
 ) -> StreamState:
     """The state in an earlier world, from the memory of the search and the last frame, which it takes in now."""
+    known = dataclasses.replace(fresh.known, anchored=world.anchored)
     _, memory = look((view.tokens[:, 0], torch.ones_like(fresh.fresh)), search.rehearsal.memory)
     return dataclasses.replace(
         memory,
         alignment=location.transform,
-        known=known_poses.begin_segment(fresh.known, location.transform, aligned=True),
+        known=known_poses.begin_segment(known, location.transform, aligned=True),
         router=after.router,
         keyframes=world.keyframes,
         rehearsal=None,

@@ -66,6 +66,7 @@ class World:
 
     number: int
     keyframes: Keyframes
+    anchored: Tensor  # (1,) bool: it is the frame of given poses
 
 
 @dataclass

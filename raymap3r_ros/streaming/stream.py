@@ -124,7 +124,7 @@ class Stream:
         number, self._worlds = self._worlds, self._worlds + 1
         keyframes = in_slots(world.keyframes, self.options.keyframes.size)
         fresh = self._initial_state(1, world.size, _ANY_SIZE, "start")
-        self._state = dataclasses.replace(fresh, past=(World(number, keyframes),))
+        self._state = dataclasses.replace(fresh, past=(World(number, keyframes, fresh.known.anchored),))
         return number
 
     def snapshot(self) -> StreamState | None:

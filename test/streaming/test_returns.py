@@ -130,6 +130,17 @@ def test_a_known_pose_ends_the_search():
     assert {(result.world, result.past_worlds) for result in results} == {(1, ())}
 
 
+def test_a_world_of_given_poses_stays_their_frame():
+    turned = np.diag([-1.0, 1, -1, 1])  # the frame of the given poses
+    stream = Stream(TexturedWall(moving_box=False), StreamOptions(smoothing="off"), FINE)
+    walk(stream, range(1), pose=turned)
+    walk(stream, range(1, 60))
+    stream.reset(relocalize=True)
+    results = walk(stream, range(30, 40))
+    assert results[-1].world == 0 and stream.takes_poses
+    np.testing.assert_allclose(results[-1].pose[:3, 3], turned[:3, :3] @ wall.position(39), atol=5e-3)
+
+
 def test_images_of_another_size_end_the_search():
     stream = interrupted()
     walk(stream, range(30, 33))
