@@ -1,4 +1,7 @@
-"""Scores of a stream whose camera is carried elsewhere and back: whether it is found again, and where."""
+"""Scores of a stream whose camera is carried elsewhere and back: whether it is found again, and where.
+
+Also of sessions, which begin in other places or in the first one, with the saved world of the first one.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,7 @@ def kidnap_values(frames: Sequence[TrackedFrame], length: int) -> dict[str, floa
         "found_after": float(np.median([*first.values()])) if first else np.nan,
         "finds": float(len(finds)),
         "wrong_finds": 1 - len(right) / len(finds) if finds else np.nan,
+        "found_error": rmse([frame for frame in right if frame.jumps in returns]),
         "ate_returned": rmse(later),
         "ate_first_stay": rmse(before),
         "unhealthy_frames": float(length - len(frames)),

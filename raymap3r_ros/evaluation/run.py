@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import Stream
 from raymap3r_ros.streaming.preprocessing import frame_image
 from raymap3r_ros.streaming.result import WorldChange
+from raymap3r_ros.streaming.world_files import load_world, save_world
 
 
 def run_sequences(
@@ -186,21 +189,42 @@ def _run_kidnapped(
     }
     tracked: dict[str, list[TrackedFrame]] = {name: [] for name in streams}
     jumps, begin = 0, 0
-    for index, frame in enumerate(islice(checked_frames(sequence), length)):
-        jumped = frame.jumps != jumps
-        if jumped:
-            jumps, begin = frame.jumps, index
-        for name, stream in streams.items():
+    same: dict[str, int | None] = dict.fromkeys(streams)  # the world of a session that is the one of the first session
+    with TemporaryDirectory() as folder:
+        for index, frame in enumerate(islice(checked_frames(sequence), length)):
+            jumped = frame.jumps != jumps
             if jumped:
-                stream.reset(relocalize=True)
-            intrinsics = frame.intrinsics if plan.known_intrinsics else None
-            result = stream.step(frame.image, intrinsics=intrinsics, motion=False)
-            if result.healthy:
-                pose, found = result.pose.double().cpu().numpy(), result.world_change is WorldChange.RETURNED
-                place = jumps, index - begin, frame.room, frame.pose
-                tracked[name].append(TrackedFrame(*place, result.world, pose, found))
-        on_frame(1)
+                jumps, begin = frame.jumps, index
+            for number, name in enumerate(streams):
+                if jumped and sequence.sessions:
+                    saved = Path(folder, f"{number}.safetensors")
+                    streams[name], same[name] = _next_session(streams[name], saved, first=jumps == 1)
+                elif jumped:
+                    streams[name].reset(relocalize=True)
+                intrinsics = frame.intrinsics if plan.known_intrinsics else None
+                result = streams[name].step(frame.image, intrinsics=intrinsics, motion=False)
+                if result.healthy:
+                    pose, found = result.pose.double().cpu().numpy(), result.world_change is WorldChange.RETURNED
+                    place = jumps, index - begin, frame.room, frame.pose
+                    world = result.world
+                    if sequence.sessions:  # each counts its worlds from 0
+                        world = 0 if world == same[name] else world + jumps * length
+                    tracked[name].append(TrackedFrame(*place, world, pose, found))
+            on_frame(1)
     return {name: kidnap_values(frames, length) for name, frames in tracked.items()}
+
+
+def _next_session(stream: Stream, saved: Path, *, first: bool) -> tuple[Stream, int | None]:
+    """A new stream that begins with the saved world, and the number of this world in it; None without one.
+
+    In the `first` jump the world of `stream` is saved before.
+    """
+    if first and (world := stream.current_world()) is not None:
+        save_world(saved, stream.network, world)
+    new = Stream(stream.network, stream.options, stream.method)
+    if not saved.exists() or not stream.options.keyframes.relocalize:
+        return new, None
+    return new, new.add_world(load_world(saved, stream.network))
 
 
 def _stack(images: list[np.ndarray], batch: list[PosedSequence]) -> np.ndarray:

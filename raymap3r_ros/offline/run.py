@@ -247,7 +247,6 @@ class _Run:
     jumps: int = 0  # of the stamps so far
     posed: int = 0  # written frames whose camera pose was known
     cover: Cover = field(default_factory=Cover)
-    cover: Cover = field(default_factory=Cover)
     late: int = 0  # frames whose stamp was not above the last written one
     worlds: RunWorlds = field(default_factory=RunWorlds)  # of the frames in the lists above
     input_size: tuple[int, int] = (0, 0)  # width, height
@@ -283,7 +282,7 @@ class _Run:
                 cause = "the images before %.3f s are black"
             log.warning(f"{cause}: a new world starts", frame.stamp)
             # After a jump back, as of a loop, the stamps in an earlier world's file would not rise.
-            self.stream.reset(relocalize=bool(self.nanoseconds) and frame.nanoseconds > self.nanoseconds[-1])
+            self.stream.reset(relocalize=not self.nanoseconds or frame.nanoseconds > self.nanoseconds[-1])
             self.jumps = frame.jumps
         elif pose is not None and not self.stream.takes_poses:
             log.warning("the known poses begin at %.3f s: a new world starts", frame.stamp)

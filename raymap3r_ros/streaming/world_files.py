@@ -86,6 +86,8 @@ def save_world(path: Path, network: Network, world: SavedWorld) -> int:
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         {"format": FORMAT, "network": _shape_digest(network)},
     )
+    if len(content) > MAX_FILE:
+        raise InputError(f"{path}: not written, {len(used)} keyframes take {len(content)} bytes; use fewer of them")
     with whole_file(path) as partial:
         partial.write_bytes(content)
     return len(used)
@@ -106,9 +108,10 @@ def load_world(path: Path, network: Network) -> SavedWorld:
         _check_identity(path, file, metadata, shapes, types, network)
         size = _checked_size(path, file, shapes, types, network)
         _check_shapes(path, shapes, types, size, network)
-        tensors = {name: file.get_tensor(name) for name in shapes}
+        # Copies, before they are checked: the file may be changed meanwhile.
+        tensors = {name: file.get_tensor(name).clone() for name in shapes}
     place = Place(
-        tensors["world_from_stream"].numpy().copy(),
+        tensors["world_from_stream"].numpy(),
         tensors["scale"].item(),
         tensors["scale_known"].item(),
         tensors["voxel_size"].item(),
@@ -117,7 +120,7 @@ def load_world(path: Path, network: Network) -> SavedWorld:
     if problem:
         raise InputError(f"{path} is damaged: {problem}; save the world again")
     device = network.first_pose_token.device
-    keyframes = Keyframes(**{item.name: tensors[item.name][None].clone().to(device) for item in fields(Keyframes)})
+    keyframes = Keyframes(**{item.name: tensors[item.name][None].to(device) for item in fields(Keyframes)})
     return SavedWorld(keyframes, size, place)
 
 

@@ -34,6 +34,7 @@ class Suite:
     frames: int = 60
     returns: bool = False  # the camera leaves its place and is at its first pose again in the last frame
     kidnapped: int = 0  # how often the camera is carried away and back, see `kidnapping`; this determines the frames
+    sessions: bool = False  # each stay is a session of its own, which begins with the saved world of the first one
 
 
 SUITES = {
@@ -66,6 +67,15 @@ SUITES = {
         Recipe(follow=0.4),
         frames=kidnapped_frames(KIDNAPS),
         kidnapped=KIDNAPS,
+    ),
+    "session": Suite(
+        "the first place is saved; each later stay, elsewhere or there, is a session that begins with the saved world",
+        10,
+        (0.03, 0.4),
+        Recipe(follow=0.4),
+        frames=kidnapped_frames(KIDNAPS),
+        kidnapped=KIDNAPS,
+        sessions=True,
     ),
     "tune": Suite("for choosing thresholds, never reported", 6, (0.0, 0.7), Recipe(follow=0.4, size=1.2)),
 }

@@ -176,7 +176,7 @@ def test_long_suites_run_only_if_named(capsys):
     assert parser.parse_args(["evaluate", "synthetic", "--suite", "revisit"]).suite == ["revisit"]
     with pytest.raises(SystemExit):
         parser.parse_args(["evaluate", "synthetic", "--help"])
-    assert "all but tune, revisit, endurance, kidnap" in " ".join(capsys.readouterr().out.split())
+    assert "all but tune, revisit, endurance, kidnap, session" in " ".join(capsys.readouterr().out.split())
 
 
 def test_kidnapped_cameras_have_a_table_of_their_own(weights, tmp_path, capsys):

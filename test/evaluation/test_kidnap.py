@@ -1,5 +1,7 @@
 """The suite kidnap: figures of streams whose camera is carried elsewhere and back."""
 
+import dataclasses
+from itertools import groupby, islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +10,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from raymap3r_ros.evaluation import run
-from raymap3r_ros.evaluation.kidnap import TrackedFrame, kidnap_values
+from raymap3r_ros.evaluation.kidnap import FAR, TrackedFrame, kidnap_values
 from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
-from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
+from raymap3r_ros.evaluation.sequences import Frame, PosedSequence, synthetic_sequence
+from raymap3r_ros.network import load_network
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.streaming.result import WorldChange
+from raymap3r_ros.streaming.stream_options import KeyframeOptions
 
 LENGTH = 15  # frames of each stay
 
@@ -94,6 +98,37 @@ def test_without_jumps_nothing_is_defined():
     values = kidnap_values(stay(0, 0, 0), LENGTH)
     assert (values["returns"], values["finds"]) == (0, 0)
     assert np.isnan([values[name] for name in ("returns_found", "found_after", "wrong_finds", "ate_returned")]).all()
+
+
+def test_the_error_of_the_first_pose_is_that_of_right_finds():
+    error = np.eye(4)
+    error[:3, 3] = 0.3, 0.4, 0.0
+    frames = [*stay(0, 0, 0), *stay(1, 1, 1), *stay(2, 0, 2, found=(3, 0), error=error)]
+    assert kidnap_values(frames, len(frames))["found_error"] == pytest.approx(0.5)
+    frames = [*stay(0, 0, 0), *stay(1, 1, 1), *stay(2, 0, 2)]
+    assert np.isnan(kidnap_values(frames, len(frames))["found_error"])
+
+
+def test_each_session_begins_with_the_world_of_the_first_one():
+    """With the shipped weights: sessions in the first place are found, those in another room are not."""
+    rendered = synthetic_sequence("session", 0, world="one_room", size=(48, 64), device="cpu")
+    assert rendered.sessions and rendered.kidnapped
+
+    def frames():
+        groups = groupby(rendered.frames(), key=lambda frame: frame.jumps)
+        for (_, group), count in zip(groups, (40, 12, 15), strict=False):  # the first place, another room, the first
+            yield from islice(group, count)
+
+    sequence = dataclasses.replace(rendered, length=67, frames=frames)
+    off = StreamOptions(keyframes=KeyframeOptions(relocalize=False))
+    variants = [Variant("on", "rule", StreamOptions(), "on"), Variant("off", "ablation", off, "on")]
+    network = load_network("one_room")
+    (done,) = run.run_sequences(network, [sequence], variants, EvaluationPlan(), suite="session")
+    on, without = done.values["on"], done.values["off"]
+    assert (on["returns"], on["returns_found"], on["finds"], on["wrong_finds"]) == (1, 1, 1, 0)
+    assert on["found_error"] < FAR / 2 and on["ate_returned"] < FAR / 2
+    assert (without["returns"], without["finds"]) == (1, 0)
+    assert on["ate_first_stay"] == without["ate_first_stay"]
 
 
 class Finder:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -69,6 +70,17 @@ def test_a_later_run_continues_the_world(stays, home, one_room, tmp_path):
     assert np.linalg.norm(path @ rotation.T + translation - true, axis=1).max() < FAR
     old, new = (load_world(folder / "world.safetensors", one_room).keyframes for folder in (home, tmp_path / "out"))
     assert np.array_equal(old.number[0, 0], new.number[0, 0]) and np.array_equal(old.pose[0, 0], new.pose[0, 0])
+
+
+def test_black_images_at_the_start_do_not_end_the_search(stays, home, one_room, tmp_path):
+    folder = tmp_path / "covered"
+    shutil.copytree(stays[2][1], folder)
+    for index in range(7):
+        cv2.imwrite(str(folder / f"{index:03d}.png"), np.zeros((48, 64, 3), np.uint8))
+    recording = open_recording(folder, intrinsics=stays[2][2].given_intrinsics)
+    memory = home / "world.safetensors"
+    summary = run_recording(recording, one_room, tmp_path / "out", outputs=FEW, memory=memory)
+    assert summary.frames_black == 7 and summary.memory_found <= WITHIN
 
 
 def test_another_room_is_not_taken_for_the_world(stays, home, one_room, tmp_path):

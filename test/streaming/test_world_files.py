@@ -22,7 +22,7 @@ from batching_tools import frames
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.network import Network, untrained_network
-from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, WorldChange
+from raymap3r_ros.streaming import METHOD, Stream, StreamOptions, WorldChange, world_files
 from raymap3r_ros.streaming.stream_options import KeyframeOptions
 from raymap3r_ros.streaming.tensors import tensors_of
 from raymap3r_ros.streaming.world_files import (
@@ -307,6 +307,16 @@ def test_files_that_are_no_worlds_are_refused(
     assert len(header) > MAX_HEADER
     assert set(opened).isdisjoint({"large", "long_header", "endless_header", "pipe"})  # never given to a reader
     assert {"cut", "version"} <= set(opened)
+
+
+def test_a_world_that_is_too_large_to_be_read_is_not_written(
+    saved: Path, tmp_path: Path, network_of_wall: wall.WallNetwork, monkeypatch: pytest.MonkeyPatch
+):
+    world = load_world(saved, network_of_wall)
+    monkeypatch.setattr(world_files, "MAX_FILE", 1000)
+    with pytest.raises(InputError, match="keyframes take"):
+        save_world(tmp_path / "w.safetensors", network_of_wall, world)
+    assert not list(tmp_path.iterdir())
 
 
 def test_slots_are_added_behind_the_stored_ones(saved: Path, network_of_wall: wall.WallNetwork):

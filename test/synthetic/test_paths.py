@@ -105,7 +105,7 @@ def test_suites_keep_their_scenes():
     """The seeds are part of all published numbers."""
     assert {name: suite.seed for name, suite in SUITES.items()} == {
         "static": 1, "light": 2, "heavy": 3, "long": 4, "stopgo": 5, "tune": 6, "revisit": 7, "endurance": 8,
-        "kidnap": 9,
+        "kidnap": 9, "session": 10,
     }  # fmt: skip
     scenes = random_scenes(torch.Generator().manual_seed(1), 1, Recipe("one_room"))
     place = camera_poses(scenes, torch.tensor([[1.5]]))[0, 0, :3, 3]
