@@ -73,7 +73,7 @@ def train(
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> Path | None:
-    """Train until the last step, for `seconds`, or until SIGINT or SIGTERM; a run in `folder` is resumed.
+    """Train until the last step, for `seconds`, or until SIGINT, SIGTERM or SIGHUP; a run in `folder` is resumed.
 
     A new run starts from the weights file `start`, if given. `data`: folder of the recording, for the world
     "recording".
@@ -126,7 +126,7 @@ def train(
                     saved = time.monotonic()
             if over:
                 break
-    return _save(run, folder, name, options, world, device) if first else None
+        return _save(run, folder, name, options, world, device) if first else None
 
 
 def _open_folder(folder: Path, name: str) -> None:
