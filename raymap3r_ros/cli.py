@@ -19,6 +19,7 @@ from raymap3r_ros.signals import INTERRUPTED, ignore_stop_signals, interrupted_o
 from raymap3r_ros.standard_streams import SteadyStream, reserve_standard_descriptors
 from raymap3r_ros.text import LONGEST_ERROR, PrintableFormatter, RepeatFilter, printable
 from raymap3r_ros.threads import wait_passively
+from raymap3r_ros.working_directory import working_directory_problem
 
 # Module in `commands/` and help. Modules import PyTorch, those of ROS_COMMANDS also rclpy, so that only the module of
 # the command in use is imported.
@@ -84,6 +85,8 @@ def _run(arguments: list[str]) -> int:
     logging.addLevelName(logging.WARNING, "warning")
     args = None
     try:
+        if problem := working_directory_problem():
+            raise Raymap3rError(problem)
         args = build_parser(arguments).parse_args(arguments)
         return args.run(args)
     except (Raymap3rError, OSError) as error:

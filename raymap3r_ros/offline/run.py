@@ -24,11 +24,11 @@ from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.recording import Frame, Recording
 from raymap3r_ros.io.tum import TOLERANCE, KnownTrajectory, unit_hint, write_trajectory
 from raymap3r_ros.mapping import StaticMap
+from raymap3r_ros.mapping.static_map import REACH
 from raymap3r_ros.network import Network
 from raymap3r_ros.offline.cloud import CloudOptions
 from raymap3r_ros.offline.estimate import time_estimate
 from raymap3r_ros.offline.final_files import FinalFiles, missing_files
-from raymap3r_ros.offline.rerun_view import RerunView
 from raymap3r_ros.offline.result_folder import (
     CLOUD,
     DEPTH_FOLDER,
@@ -43,9 +43,9 @@ from raymap3r_ros.offline.result_folder import (
     write_depth_files,
     write_mask_file,
 )
+from raymap3r_ros.offline.run_outputs import RunOutputs
 from raymap3r_ros.offline.run_preview import RowPainter, RunPreview
 from raymap3r_ros.offline.summary import Milliseconds, RunSummary
-from raymap3r_ros.offline.window import Window
 from raymap3r_ros.rates import rounded
 from raymap3r_ros.signals import on_stop_signals, print_now, stop_signals_held
 from raymap3r_ros.streaming import RULES, StepResult, Stream, StreamOptions
@@ -63,42 +63,6 @@ UNTRAINED_WARNING = (
     "these weights are UNTRAINED: poses, depth and masks are meaningless and only show that everything runs; "
     "give trained weights as the checkpoint"
 )
-
-
-@dataclass(frozen=True)
-class RunOutputs:
-    """The results of a run beside trajectory, intrinsics and summary, which are always written.
-
-    What no result needs is not computed.
-    """
-
-    depth: bool = True
-    masks: bool = True  # written only if motion is estimated
-    cloud: bool = True
-    preview: bool = True
-    view: RerunView | None = None
-    window: Window | None = None
-    motion: bool = True  # False: motion is not estimated, and moving objects are part of the static scene
-
-    @property
-    def motion_estimated(self) -> bool:
-        """Whether dynamic map and mask are computed: they are allowed, and a result shows or uses them."""
-        return self.motion and (self.masks or self.scene_built or self.window is not None)
-
-    @property
-    def masks_written(self) -> bool:
-        """Whether there is a file for each mask."""
-        return self.masks and self.motion_estimated
-
-    @property
-    def subfolders(self) -> list[str]:
-        """Names of the folders with a file for each frame."""
-        return [DEPTH_FOLDER] * self.depth + [MASK_FOLDER] * self.masks_written
-
-    @property
-    def scene_built(self) -> bool:
-        """Whether frames are merged into a static scene, which preview.png and the view also show."""
-        return self.cloud or self.preview or self.view is not None
 
 
 def run_recording(
@@ -189,7 +153,8 @@ def _process(run: _Run, progress: bool) -> RunSummary:
 def _process_frames(run: _Run, signals: list[str], over: list[str], progress: bool) -> Exception | None:
     """Process all frames, until a stop signal; append the reason for an early end, or "", to `over`.
 
-    Returns the error that ended them, if any. Raises that of the first frame, and KeyboardInterrupt if there is none.
+    Returns the error that ended them, if any. Raises an error of the first frame, and KeyboardInterrupt if a signal
+    arrived before it.
     """
     failure: Exception | None = None
     with ExitStack() as stack:
@@ -346,7 +311,13 @@ class _Run:
 
     def _write_cloud(self, name: str) -> None:
         points, colors = self.cloud.arrays()
-        if not len(points):
+        if self.cloud.beyond:
+            reach, size = REACH * self.cloud.voxel_size, self.cloud.voxel_size
+            log.warning(
+                "%s lacks %d points that are more than %.4g m from the start, the reach of --voxel-size %.4g",
+                name, self.cloud.beyond, reach, size,
+            )  # fmt: skip
+        elif not len(points):
             log.warning(
                 "%s has no points: in all frames the confidence is below --confidence-threshold, the depth changes "
                 "faster than --max-slope, or everything moves",
