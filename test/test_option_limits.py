@@ -5,8 +5,11 @@ import dataclasses
 import math
 import re
 
+import cv2
+import numpy as np
 import pytest
 
+from raymap3r_ros import cli
 from raymap3r_ros.clients.bag import ReplayOptions
 from raymap3r_ros.commands.arguments import add_options
 from raymap3r_ros.errors import OptionError
@@ -75,3 +78,33 @@ def test_every_number_states_its_limits():
         numbers = {name for name, item in option_fields(kind) if type(item.default) in (int, float)}
         assert numbers == limited
         assert dataclasses.is_dataclass(kind)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("evaluate simulated --sequences 0", "--sequences is 0; allowed: 1 and more"),
+        ("evaluate simulated --sequences -1", "--sequences is -1; allowed: 1 and more"),
+        ("evaluate synthetic --sequences 0", "--sequences is 0; allowed: 1 and more"),
+        ("evaluate synthetic --frames -1", "--frames is -1; allowed: 0 and more"),
+        ("evaluate synthetic --batch 0", "--batch is 0; allowed: 1 and more"),
+        ("evaluate synthetic --judged-frames 0", "--judged-frames is 0; allowed: 1 and more"),
+        ("evaluate covariance --frames -1", "--frames is -1; allowed: 0 and more"),
+        ("evaluate covariance --sequences 1", "--sequences is 1; allowed: 2 and more"),
+        ("evaluate plausibility --frames 0", "--frames is 0; allowed: 40 and more"),
+        ("train mini --out X --seconds -1", "--seconds is -1.0; allowed: above 0"),
+        ("train mini --out X --seconds nan", "--seconds is nan; allowed: above 0"),
+        ("render static --out X --frames 0", "--frames is 0; allowed: 1"),
+        ("render static --out X --sequences 0", "--sequences is 0; allowed range: 1 to 24"),
+        ("run . --out X --stride 0", "--stride is 0; allowed: 1 and more"),
+        ("run . --out X --rate nan", "--rate is nan; allowed: 1e-06 to 1e+06"),
+        ("run . --out X --max-frames 0", "--max-frames is 0; allowed: 1 and more"),
+        ("run . --out X --max-gap 0", "--max-gap is 0.0; allowed: above 0 seconds"),
+    ],
+)
+def test_numbers_that_are_not_options_of_the_method_are_refused_too(arguments, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0.png").write_bytes(cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1])
+    assert cli.main(arguments.split()) == 2
+    assert f"raymap3r: error: {text}" in capsys.readouterr().err
+    assert not (tmp_path / "X").exists()
