@@ -34,6 +34,7 @@ ARGUMENTS = {
     "wheel_odometry": ("wheel_odometry", "topic of the wheel odometry, with scale.source odometry"),
     "image_transport": ("", "raw or compressed; empty: from the parameter file"),
     "checkpoint": ("", "weights: a .safetensors or .pth file, or a name; empty: from the parameter file"),
+    "memory": ("", "world.safetensors of a saved world, in which to continue; empty: from the parameter file"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty: from the parameter file"),
     "tf_mode": ("", "camera, base, odom or map; empty: from the parameter file"),
     "world_frame": ("", "frame of all poses; empty: from the parameter file"),
@@ -56,7 +57,11 @@ ARGUMENTS = {
 # Arguments that override parameters if they are given, with their types.
 OVERRIDES = {
     **dict.fromkeys(
-        ("checkpoint", "device", "image_transport", "tf_mode", "world_frame", "child_frame", "depth_encoding"), str
+        (
+            *("checkpoint", "memory", "device", "image_transport", "tf_mode", "world_frame", "child_frame"),
+            "depth_encoding",
+        ),
+        str,
     ),
     "points.static_only": bool,
     "points.stride": int,

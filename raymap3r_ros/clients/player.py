@@ -94,7 +94,8 @@ class Playback:
     unreadable: int = 0  # damaged image messages of the bag, which were not sent
     poses: dict[int, Numbers] = field(default_factory=dict)  # ~/pose by index of the frame
     latencies: dict[int, float] = field(default_factory=dict)  # seconds from sending to ~/pose, by index of the frame
-    worlds: set[int] = field(default_factory=set)  # indices of the first frames of new worlds
+    # Where the frames of another world begin: index of the first one -> of the first frame of that world
+    worlds: dict[int, int] = field(default_factory=dict)
     missing: int | None = 0  # images after an early end of the bag; None: the bag does not contain their number
     ended: str = ""  # why the bag ended early
     outside: int | None = 0  # images before `start` or after `duration`; None: the bag does not contain their number
@@ -340,7 +341,7 @@ class _Player:
         stamp = _set_stamp(message, self._stamp_clock.image(nanoseconds(message.header.stamp), recorded))
         playback, index = self._playback, len(self._playback.frames)
         if self._jump_detector.check(stamp, playback.parameters["max_gap"]):
-            playback.worlds.add(index)  # by the same rule as in the node
+            playback.worlds[index] = index  # by the same rule as in the node
             self._index_of[stamp] = index
         self._index_of.setdefault(stamp, index)
         playback.frames.append(SentFrame(stamp, time.monotonic()))
@@ -477,10 +478,19 @@ class _Player:
         self._first_pending = index + 1
 
     def _on_path(self, message: PathMessage) -> None:
-        """The trajectory starts at the first frame of the current world."""
-        index = self._index_of.get(nanoseconds(message.poses[0].header.stamp)) if message.poses else None
-        if index is not None:
-            self._playback.worlds.add(index)
+        """The trajectory starts at the first frame of the current world, which may be an earlier one."""
+        indices = [self._index_of.get(nanoseconds(pose.header.stamp)) for pose in message.poses]
+        if not indices or indices[0] is None:
+            return
+        first, worlds = indices[0], self._playback.worlds
+        newest = max(worlds, default=-1)
+        if first not in worlds:
+            worlds[first] = first
+        elif first < newest and worlds[newest] != first:
+            # The trajectory is published at the first frame after the return.
+            later = [index for index in indices if index is not None and index > newest]
+            if later:
+                worlds[min(later)] = first
 
 
 def _serialized(message: Any) -> bytes:

@@ -182,11 +182,11 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
     """
     ground_truth, note = _ground_truth(playback, truth)
     worlds = []
-    bounds = [*sorted({0, *playback.worlds}), len(playback.frames)]
-    spans = [
-        [index for index in range(begin, end) if index in playback.poses] for begin, end in itertools.pairwise(bounds)
-    ]
-    spans = [span for span in spans if span]
+    starts = {0: 0, **playback.worlds}
+    by_world: dict[int, list[int]] = {first: [] for first in sorted(starts.values())}
+    for begin, end in itertools.pairwise([*sorted(starts), len(playback.frames)]):
+        by_world[starts[begin]] += [index for index in range(begin, end) if index in playback.poses]
+    spans = [span for span in by_world.values() if span]
     for number, span in enumerate(spans, 1):
         file = TRAJECTORY.format(f"_{number}" if len(spans) > 1 else "")
         written = [span[row] for row in rising([playback.frames[index].stamp for index in span])]

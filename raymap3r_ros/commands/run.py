@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     results.add_argument(
+        "--save-memory",
+        action="store_true",
+        help="write world.safetensors, the keyframes of the last world, for --memory of another run or the node",
+    )
+    results.add_argument(
         "--window", action="store_true", help="show the preview in a window; q or Escape ends the run"
     )
 
@@ -114,13 +119,21 @@ def _add_reading(reading: Any) -> None:
         help="known camera poses in TUM format, camera to world at the stamps of the recording, for all frames or "
         "some (see --published-pose)",
     )
+    reading.add_argument(
+        "--memory",
+        type=path,
+        metavar="FILE",
+        help="a world.safetensors: search for the camera in this saved world, and continue there (see "
+        "docs/keyframes.md)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Process a recording; return the exit status."""
     options, cloud_options = read_stream_options(args), read_options(args, CloudOptions)
     if isinstance(args.view, Path):
-        inputs = [Path(args.input), checkpoint_path(args.checkpoint), *([args.poses] if args.poses else [])]
+        given = [item for item in (args.poses, args.memory) if item is not None]
+        inputs = [Path(args.input), checkpoint_path(args.checkpoint), *given]
         check_outputs([args.view], inputs)
     window = Window() if args.window else None
     recording = open_input(
@@ -130,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     poses = None if args.poses is None else KnownTrajectory.read(args.poses)
     outputs = RunOutputs(
         depth=args.depth, masks=args.masks, cloud=args.cloud, preview=args.preview, motion=args.motion,
+        memory=args.save_memory,
         view=RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None,
         window=window,
     )  # fmt: skip
@@ -137,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     choose_threads(network)
     summary = run_recording(
         recording, network, args.out, options, outputs=outputs, cloud_options=cloud_options, poses=poses,
-        overwrite=args.overwrite,
+        memory=args.memory, overwrite=args.overwrite,
     )  # fmt: skip
     _report(summary, args.out)
     if summary.complete:
@@ -153,12 +167,19 @@ def _report(summary: RunSummary, folder: Path) -> None:
         counts.append(f"{summary.frames_dropped} dropped for newer ones")
     if summary.frames_unhealthy:
         counts.append(f"{summary.frames_unhealthy} without finite values")
+    if summary.frames_black:
+        counts.append(f"{summary.frames_black} black")
     if summary.frames_late:
         counts.append(f"{summary.frames_late} with a stamp that does not rise")
     if summary.poses:
         counts.append(f"{summary.frames_with_pose} with a known pose")
     if summary.worlds > 1:
         counts.append(counted(summary.worlds, "world"))
+    if summary.returns:
+        counts.append(f"found again {counted(summary.returns, 'time')}")
+    if summary.memory:
+        found = "not found" if summary.memory_found is None else f"found from frame {summary.memory_found} on"
+        counts.append(f"{found} in {printable(Path(summary.memory).name)}")
     print(f"weights: {summary.checkpoint}")
     early = ""
     if not summary.complete:

@@ -22,8 +22,8 @@ from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.streaming.preprocessing import frame_image
 from raymap3r_ros.synthetic import SUITES
 
-# Suites that run only if they are named: thresholds are chosen on the first, the others are long.
-ON_REQUEST = ("tune", "revisit", "endurance")
+# Suites that run only if they are named: thresholds are chosen on the first, two are long, the last has other tables.
+ON_REQUEST = ("tune", "revisit", "endurance", "kidnap", "session")
 DEFAULT_SEQUENCES = 12  # of a suite, but ...
 DEFAULT_FRAMES = 4000  # ... only as many as have this number of frames, for suites of long sequences
 WORKERS = 4  # maximum number of parallel batches on a CPU: each holds the maps of its sequences

@@ -103,6 +103,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "all, no keyframes": _SINGLE,
     "all, 4 rehearsed": {**_FULL, "method.rehearsed_keyframes": 4},
     "all, 16 rehearsed": {**_FULL, "method.rehearsed_keyframes": 16},
+    "all, no relocalisation": {**_FULL, "keyframes.relocalize": False},
     "all, published alignment": {**_SINGLE, "reset_alignment": "published"},
     "all, published smoothing": {**_FULL, "smoothing": "published"},
     "all, adaptive router": {**_FULL, "router": "adaptive"},
@@ -132,7 +133,11 @@ def ablation_variants(options: StreamOptions) -> list[Variant]:
 
 
 def in_effect(options: StreamOptions, length: int) -> StreamOptions:
-    """Equal options for all that differ only in resets after the end of `length` frames, or in unused keyframes."""
+    """Equal options for all that differ only in resets after the end of `length` frames, or in unused keyframes.
+
+    Without a jump of the stamps no camera is relocalised.
+    """
+    options = dataclasses.replace(options, keyframes=dataclasses.replace(options.keyframes, relocalize=True))
     if not 0 < options.reset_interval < length:
         options = dataclasses.replace(options, reset_interval=0, reset_alignment=StreamOptions.reset_alignment)
     return options if uses_keyframes(options) else dataclasses.replace(options, keyframes=KeyframeOptions(size=0))

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,15 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.kidnap import TrackedFrame, kidnap_values
 from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
 from raymap3r_ros.evaluation.scorer import SequenceRun, SequenceScorer
 from raymap3r_ros.evaluation.sequences import PosedSequence, checked_frames
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import Stream
 from raymap3r_ros.streaming.preprocessing import frame_image
+from raymap3r_ros.streaming.result import WorldChange
+from raymap3r_ros.streaming.world_files import load_world, save_world
 
 
 def run_sequences(
@@ -51,6 +56,13 @@ def run_sequences(
         on_frame(count)
 
     def run_batch(batch: list[PosedSequence]) -> list[SequenceRun]:
+        if batch[0].kidnapped:
+            (sequence,) = batch
+            values, frames = (
+                _run_kidnapped(network, sequence, variants, plan, advance),
+                sequence_length(sequence, plan),
+            )
+            return [SequenceRun(suite, world, sequence.name, frames, np.empty((0, 4, 4)), {}, values, [])]
         scorers = _run_batch(network, batch, variants, plan, advance)
         return [
             dataclasses.replace(scorer.finish(suite, world), unposed=sequence.unposed)
@@ -99,8 +111,11 @@ class SharedEncoder:
 
 
 def _batches(sequences: Sequence[PosedSequence], plan: EvaluationPlan) -> Iterator[list[PosedSequence]]:
-    """Consecutive sequences of one length, up to `plan.batch` of them, with at least one batch per worker."""
-    size = min(plan.batch, -(-len(sequences) // plan.workers))
+    """Consecutive sequences of one length, up to `plan.batch` of them, with at least one batch per worker.
+
+    Only the stream of a single camera searches it after a jump.
+    """
+    size = min(plan.batch, -(-len(sequences) // plan.workers)) if not sequences[0].kidnapped else 1
     batch: list[PosedSequence] = []
     for sequence in sequences:
         if batch and (len(batch) == size or sequence_length(sequence, plan) != sequence_length(batch[0], plan)):
@@ -156,6 +171,60 @@ def _run_batch(
                 scorer.add_result(setup, result.camera(place), None if ray_depth is None else ray_depth[place], scored)
         on_frame(len(batch))
     return scorers
+
+
+def _run_kidnapped(
+    network: Network,
+    sequence: PosedSequence,
+    variants: Sequence[Variant],
+    plan: EvaluationPlan,
+    on_frame: Callable[[int], None],
+) -> dict[str, dict[str, float]]:
+    """The figures of each variant without known poses on one sequence, whose camera is searched after each jump."""
+    shared, length = SharedEncoder(network), sequence_length(sequence, plan)
+    streams = {
+        variant.name: Stream(shared, dataclasses.replace(variant.options, execution="plain"), variant.method)
+        for variant in variants
+        if variant.poses == "none"
+    }
+    tracked: dict[str, list[TrackedFrame]] = {name: [] for name in streams}
+    jumps, begin = 0, 0
+    same: dict[str, int | None] = dict.fromkeys(streams)  # the world of a session that is the one of the first session
+    with TemporaryDirectory() as folder:
+        for index, frame in enumerate(islice(checked_frames(sequence), length)):
+            jumped = frame.jumps != jumps
+            if jumped:
+                jumps, begin = frame.jumps, index
+            for number, name in enumerate(streams):
+                if jumped and sequence.sessions:
+                    saved = Path(folder, f"{number}.safetensors")
+                    streams[name], same[name] = _next_session(streams[name], saved, first=jumps == 1)
+                elif jumped:
+                    streams[name].reset(relocalize=True)
+                intrinsics = frame.intrinsics if plan.known_intrinsics else None
+                result = streams[name].step(frame.image, intrinsics=intrinsics, motion=False)
+                if result.healthy:
+                    pose, found = result.pose.double().cpu().numpy(), result.world_change is WorldChange.RETURNED
+                    place = jumps, index - begin, frame.room, frame.pose
+                    world = result.world
+                    if sequence.sessions:  # each counts its worlds from 0
+                        world = 0 if world == same[name] else world + jumps * length
+                    tracked[name].append(TrackedFrame(*place, world, pose, found))
+            on_frame(1)
+    return {name: kidnap_values(frames, length) for name, frames in tracked.items()}
+
+
+def _next_session(stream: Stream, saved: Path, *, first: bool) -> tuple[Stream, int | None]:
+    """A new stream that begins with the saved world, and the number of this world in it; None without one.
+
+    In the `first` jump the world of `stream` is saved before.
+    """
+    if first and (world := stream.current_world()) is not None:
+        save_world(saved, stream.network, world)
+    new = Stream(stream.network, stream.options, stream.method)
+    if not saved.exists() or not stream.options.keyframes.relocalize:
+        return new, None
+    return new, new.add_world(load_world(saved, stream.network))
 
 
 def _stack(images: list[np.ndarray], batch: list[PosedSequence]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import intrinsics_doubt, intrinsics_problem
-from raymap3r_ros.synthetic import suite_sequence
+from raymap3r_ros.synthetic import SUITES, suite_sequence
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ class Frame:
     moving: np.ndarray | None = None  # (h, w) bool
     pose: np.ndarray | None = None  # (4, 4) float64 camera to world, optical frame (x right, y down, z forward)
     intrinsics: np.ndarray | None = None  # (3, 3) float64 pixels, pixel centres integer
+    room: int = 0  # whose world frame the pose is in
+    jumps: int = 0  # how often the camera has been carried to another place before
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class PosedSequence:
     frames: Callable[[], Iterator[Frame]] = field(repr=False)
     unposed: int = 0  # images that were left out because they have no pose
     unit_hint: str = ""  # what to check if depth is about a fifth of the prediction; "" if its unit is certain
+    kidnapped: bool = False  # the camera is carried to other places and back
+    sessions: bool = False  # and each stay is a session, which begins with the saved world of the first one
     # Distance (N,) of points (N, 3) in the world from the nearest static surface, metres; None if it is not known
     surface_distance: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
 
@@ -78,6 +82,15 @@ def synthetic_sequence(suite: str, index: int, *, world: str, size: tuple[int, i
                 frame.moving,
                 frame.pose,
                 frame.intrinsics,
+                frame.room,
+                frame.jumps,
             )
 
-    return PosedSequence(rendered.name, rendered.length, frames, surface_distance=rendered.surface_distance)
+    return PosedSequence(
+        rendered.name,
+        rendered.length,
+        frames,
+        surface_distance=rendered.surface_distance,
+        kidnapped=len(rendered.stays) > 1,
+        sessions=SUITES[suite].sessions,
+    )

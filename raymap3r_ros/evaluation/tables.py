@@ -77,6 +77,14 @@ METRICS: dict[str, Metric] = {
     "completeness": Metric("Comp", "m", LESS, 3),
     "normal_consistency": Metric("NC", "", MORE, 3),
     "chamfer": Metric("Chamfer", "m", LESS, 3),
+    "returns_found": Metric("found in 10 frames", "", MORE, 3, "returns"),
+    "found_after": Metric("found after", "frames", LESS, 1),
+    "wrong_finds": Metric("wrong place", "", LESS, 3, "finds"),
+    "found_error": Metric("error of the first pose", "m", LESS, 3),
+    "ate_returned": Metric("ATE after return", "m", LESS, 3),
+    "ate_first_stay": Metric("ATE before", "m", LESS, 3),
+    "returns": Metric("returns", "", NEITHER, 0),
+    "finds": Metric("finds", "", NEITHER, 0),
     "unhealthy_frames": Metric("not finite", "frames", LESS, 0),
 }
 
@@ -88,6 +96,10 @@ TABLES: dict[str, tuple[str, ...]] = {
     "map": ("map_thickness", "map_thickness_growth", "ate_growth"),
     "depth": ("abs_rel", "delta1", "abs_rel_metric", "abs_rel_static", "abs_rel_ray"),
     "motion": ("mask_iou", "mask_iou_5", "false_alarm", "motion_auc", "motion_ratio", "iou_share_rho"),
+    "kidnap": (
+        "returns_found", "found_after", "wrong_finds", "found_error", "ate_returned", "ate_first_stay", "returns",
+        "finds",
+    ),
     "reconstruction": ("chamfer", "accuracy", "completeness", "normal_consistency"),
 }  # fmt: skip
 

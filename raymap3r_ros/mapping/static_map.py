@@ -23,6 +23,7 @@ MAX_EVIDENCE = 10
 # 2013): depth noise grows with depth, and points of a voxel may be half its size in front of their mean.
 DEPTH_TOLERANCE = 0.03  # share of the depth
 VOXEL_TOLERANCE = 1.0  # voxels
+SAVED_EVIDENCE = MAX_EVIDENCE // 2  # of the points of a saved map, whose own evidence is not in its file
 EVICTION = 0.05  # share of the voxels removed when there are too many: many at once instead of some in every frame
 GROWTH = 2**0.5  # of the voxel size: halves the number of voxels on a surface
 REACH = 1 << 20  # voxels to each side of the origin: three coordinates fit a 64-bit key; points beyond are dropped
@@ -153,6 +154,15 @@ class StaticMap:
         self._automatic = voxel_size == 0
         self._whole_scene = whole_scene
         self.clear()
+
+    @classmethod
+    @torch.inference_mode()
+    def of_points(cls, points: Tensor, colors: Tensor, voxel_size: float) -> StaticMap:
+        """A map that begins with the `points` (n, 3) and `colors` (n, 3) uint8 of a saved one."""
+        made = cls(voxel_size)
+        voxels, made.beyond = _voxels_of(points.float(), colors.float(), voxel_size, made._frame)
+        made._voxels = dataclasses.replace(voxels, evidence=torch.full_like(voxels.evidence, SAVED_EVIDENCE))
+        return made
 
     def __len__(self) -> int:
         """Number of points."""

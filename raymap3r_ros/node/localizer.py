@@ -9,13 +9,15 @@ from builtin_interfaces.msg import Time
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
+from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate, ScaleEstimator
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.summary import FrameSummary
 from raymap3r_ros.node.tf_frames import MOUNT_AGE, FrameNames, Frames, LookUp, Placement, TransformError
+from raymap3r_ros.node.worlds import Worlds
 from raymap3r_ros.streaming import StepResult, WorldChange
+from raymap3r_ros.streaming.world_files import Place
 
 # From the least to the greatest: of several changes before a healthy frame the greatest holds.
 PLAUSIBLE_SCALE = 100.0  # and its inverse: limits of a factor between a network's metres and true ones
@@ -26,8 +28,10 @@ _CHANGES = (
     WorldChange.ALIGNED,
     WorldChange.CORRECTED,
     WorldChange.JUMPED,
+    WorldChange.RETURNED,
     WorldChange.NEW,
 )
+OTHER_WORLD = (WorldChange.RETURNED, WorldChange.NEW)
 _ALIGNED = {
     WorldChange.ALIGNED: "aligned with the last one",
     WorldChange.CORRECTED: "aligned with the keyframes",
@@ -66,6 +70,7 @@ class Localizer:
             look_up: returns the pose of a child frame in a parent frame, see `tf_frames.look_up`.
         """
         self.estimate: ScaleEstimate | None = None  # at the last placed frame
+        self.place_of_world: tuple[int, Place] | None = None  # of the last placed frame, with the world's number
         self._options = options
         self._look_up = look_up
         self._reporter = reporter
@@ -73,6 +78,7 @@ class Localizer:
         self._frames = Frames(
             FrameNames(**{field.name: getattr(options, field.name) for field in fields(FrameNames)}), look_up
         )
+        self._worlds: Worlds[tuple[ScaleEstimator, np.ndarray | None]] = Worlds()
         self._ranger = ""  # frame of the range sensor, known with its first reading
         self._change = WorldChange.NONE  # since the last placed frame
         self._reason = ""  # of that change, for the log
@@ -98,6 +104,11 @@ class Localizer:
         """Add a pose (4, 4) of the base in the frame of the wheel odometry, metres, at `stamp` seconds."""
         self._scale.add_odometry(stamp, pose)
 
+    def add_world(self, number: int, place: Place) -> None:
+        """Continue at the `place` of a saved world when the camera is found in it; `number` is its in the stream."""
+        estimator = ScaleEstimator(place.scale) if place.scale_known else ScaleEstimator()
+        self._worlds.add(number, (estimator, place.world_from_stream))
+
     def observe(self, result: StepResult, reason: str = "") -> None:
         """Record how the world changed with this frame. The change is kept until a frame can be placed.
 
@@ -105,10 +116,12 @@ class Localizer:
             reason: why the caller has reset the stream before this frame, for the log; "" if it has not.
         """
         change = result.world_change
-        if self._change_is_void and result.frame > 0:  # frame 0 follows no other frame: its world is new in any case
+        # Frame 0 follows no other frame: its world is new in any case. And a camera is found with another memory.
+        if self._change_is_void and result.frame > 0 and change is not WorldChange.RETURNED:
             change = WorldChange.NONE
         self._change_is_void = False
-        if _CHANGES.index(change) > _CHANGES.index(self._change):
+        # Of two changes to another world the later one holds.
+        if change in OTHER_WORLD or _CHANGES.index(change) > _CHANGES.index(self._change):
             self._change = change
             self._reason = reason or result.reset_reason or "memory not aligned"
 
@@ -133,8 +146,11 @@ class Localizer:
             self._change_is_void = True
             return None
         change = self._change
-        if change is WorldChange.NEW:
-            self._scale.reset()
+        estimator = world_from_stream = None
+        if change in OTHER_WORLD:
+            kept = self._worlds.enter(result, (self._scale.estimator, self._frames.world_from_stream))
+            estimator, world_from_stream = kept or (None, None)
+            self._scale.reset(estimator)
         if self._options.scale.source != "fixed":
             self._look_up_mounts(camera_frame, stamp)
         seconds = conversions.seconds(stamp)
@@ -153,12 +169,15 @@ class Localizer:
                 stamp,
                 camera_frame,
                 scale=scale,
-                new_world=change is WorldChange.NEW,
+                new_world=change in OTHER_WORLD,
+                world_from_stream=world_from_stream,
                 corrected=change in (WorldChange.KNOWN, WorldChange.CORRECTED, WorldChange.JUMPED),
                 in_odom=in_odom,
             )
             if placement.problem:
                 self._reporter.warn(placement.problem)
+            known = self.estimate.known and self._options.scale.source != "fixed"
+            self.place_of_world = result.world, Place(placement.world_from_stream, scale, known)
         except InputError as error:
             self._reporter.warn(f"nothing is published in the world: {error}")
             placement = None
@@ -193,6 +212,8 @@ class Localizer:
         if change is WorldChange.NEW:
             height, width = result.depth.shape
             text = f"a new world starts ({self._reason}); the network's input is {width}x{height}"
+        elif change is WorldChange.RETURNED:
+            text = f"frame {result.frame}: the camera is found again in an earlier world, which continues"
         else:
             text = f"frame {result.frame} is the first of a new segment, {_ALIGNED[change]}"
         if self._has_world:

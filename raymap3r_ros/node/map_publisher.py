@@ -21,6 +21,7 @@ from raymap3r_ros.node import conversions
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import LATCHED
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.worlds import Worlds
 from raymap3r_ros.streaming import StepResult
 
 MAP_TOPICS = {"static_map": (PointCloud2, LATCHED), "occupancy": (GridMessage, LATCHED)}
@@ -49,6 +50,7 @@ class MapPublisher:
         self._publishing = threading.Lock()  # held while the timer uses the publishers, or while they are destroyed
         self._map: StaticMap | None = None
         self._placement = np.eye(4)
+        self._worlds: Worlds[tuple[StaticMap | None, np.ndarray]] = Worlds()
         self._stamp: Time | None = None  # of the last integrated frame
         self._integrated: float | None = None  # the same in seconds
         self._unsent: set[str] = set()  # topics without a message since the last integrated frame
@@ -77,12 +79,29 @@ class MapPublisher:
             self._timer.timer_period_ns = period
             self._timer.reset()  # otherwise the old period ends first
 
-    def restart(self) -> None:
-        """Start a new world with an empty map, which is published to the subscribers of the old one."""
+    def add_world(self, number: int, static_map: StaticMap | None, placement: np.ndarray) -> None:
+        """Continue with the map of a saved world when the camera is found in it.
+
+        Args:
+            number: of the world in the stream.
+            static_map: in the stream's metres; None without one.
+            placement: as for `integrate`.
+        """
         with self._lock:
-            if self._map is not None:
+            self._worlds.add(number, (static_map, placement))
+
+    def enter_world(self, result: StepResult, stamp: Time) -> None:
+        """Start a new world with an empty map, or continue with the map of an earlier one.
+
+        It is published to the subscribers of the last map. `stamp`: of the first image in that world.
+        """
+        with self._lock:
+            kept = self._worlds.enter(result, (self._map, self._placement))
+            if self._map is not None or kept is not None:
                 self._unsent = set(self._publishers)
-            self._map = self._integrated = None
+            self._map, self._placement = kept or (None, np.eye(4))
+            self._stamp = self._stamp if kept is None else stamp
+            self._integrated = None
 
     def subscribed_topics(self) -> set[str]:
         """Names of the topics that have subscribers."""
@@ -120,6 +139,12 @@ class MapPublisher:
             )
             self._placement, self._stamp, self._integrated = placement, stamp, conversions.seconds(stamp)
             self._unsent = set(self._publishers)
+
+    @property
+    def voxel_size(self) -> float:
+        """Of the current map, metres; 0 without a map."""
+        with self._lock:
+            return 0.0 if self._map is None else self._map.voxel_size * _scale(self._placement)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Points (n, 3) in `world_frame`, metres, and colors (n, 3) uint8 RGB; None without a map."""

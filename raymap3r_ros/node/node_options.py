@@ -81,7 +81,14 @@ class NodeOptions:
         choices=POSE_SOURCES,
     )
     output_dir: str = option(
-        DEFAULT_FOLDER, "folder in which ~/save creates a new folder with trajectories, static map and settings"
+        DEFAULT_FOLDER,
+        "folder in which ~/save creates a new folder with trajectories, static map, keyframes and settings",
+    )
+    memory: str = option(
+        "",
+        "world.safetensors of a saved world, in which the camera is searched for and which then continues; read by "
+        "`configure` and by ~/load; empty: none",
+        live=True,
     )
     depth_encoding: str = option(
         "32FC1",

@@ -24,6 +24,7 @@ from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.summary import FrameSummary, select_points
 from raymap3r_ros.node.tf_frames import Placement
 from raymap3r_ros.node.trajectory import Trajectory
+from raymap3r_ros.node.worlds import Worlds
 from raymap3r_ros.streaming import StepResult
 from raymap3r_ros.streaming.result import to_host
 
@@ -83,7 +84,8 @@ class Publishers:
         }
         self._broadcaster = TransformBroadcaster(node)
         self._lock = threading.Lock()  # for the trajectories, which a timer publishes too
-        self._trajectories = {"trajectory": Trajectory(), "trajectory_raw": Trajectory()}
+        self._trajectories = _no_trajectories()
+        self._worlds: Worlds[tuple[dict[str, Trajectory], float]] = Worlds()  # and the distance travelled
         self._messages: dict[str, dict[int, PoseStamped]] = {name: {} for name in self._trajectories}  # by stamp
         self._placed: PlacedFrame | None = None  # the last one with a placement
         self._unsent: set[str] = set()  # trajectories that have grown since they were last published
@@ -97,17 +99,18 @@ class Publishers:
             self._node.destroy_lifecycle_publisher(publisher)
         self._node.destroy_publisher(self._broadcaster.pub_tf)
 
-    def restart(self, options: NodeOptions) -> None:
-        """Start a new world without the trajectories of the old one."""
+    def enter_world(self, result: StepResult, options: NodeOptions) -> None:
+        """Start with empty trajectories in a new world, or continue the ones of an earlier world."""
         with self._lock:
-            for name, trajectory in self._trajectories.items():
-                trajectory.clear()
-                self._messages[name].clear()
+            kept = self._worlds.enter(result, (self._trajectories, self._travelled))
+            self._trajectories, travelled = kept or (_no_trajectories(), 0.0)
+            for messages in self._messages.values():
+                messages.clear()
             self._unsent.clear()
             self._placed = None
         self._trajectories_sent = self._last_pose = None
         if options.tf_mode != "odom":  # there the odometry continues, and its drift with it
-            self._travelled = 0.0
+            self._travelled = travelled
 
     def wanted(self) -> set[str]:
         """Names of the outputs that have subscribers."""
@@ -262,6 +265,10 @@ def _numbers(poses: np.ndarray, placed: PlacedFrame | None) -> np.ndarray:
     rotations = placed.placement.world_from_stream[:3, :3] @ poses[:, :3, :3]
     quaternions = cameras.quaternion(torch.from_numpy(rotations)).numpy()
     return np.concatenate((positions, quaternions[:, [1, 2, 3, 0]]), axis=1)
+
+
+def _no_trajectories() -> dict[str, Trajectory]:
+    return {"trajectory": Trajectory(), "trajectory_raw": Trajectory()}
 
 
 def _millimetres(depth: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Save trajectories, static map and settings to a new folder, completely or not at all."""
+"""Save trajectories, static map, keyframes and settings to a new folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import numpy as np
 
 from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.tum import write_tum
+from raymap3r_ros.network import Network
+from raymap3r_ros.node.memory import STATIC_MAP, WORLD
 from raymap3r_ros.stamps import rising
+from raymap3r_ros.streaming.world_files import SavedWorld, save_world
 from raymap3r_ros.text import counted
 
 DEFAULT_FOLDER = "~/.ros/raymap3r"
@@ -28,6 +31,7 @@ class Saved:
     points: np.ndarray | None  # (n, 3) of the static map; None without a map
     colors: np.ndarray | None  # (n, 3) uint8 RGB
     settings: str  # YAML, a parameter file of the node
+    world: tuple[Network, SavedWorld] | None = None  # the keyframes, and the weights that read them; None without any
 
     def contents(self) -> str:
         """A summary in one line."""
@@ -35,7 +39,10 @@ class Saved:
         cloud = "no static map (it had no subscribers; see static_map.always)"
         if self.points is not None:
             cloud = f"{counted(len(self.points), 'point')} of the static map"
-        return f"{counted(poses, 'pose')}, {cloud}, settings"
+        keyframes = "no keyframes"
+        if self.world is not None:
+            keyframes = counted(int((self.world[1].keyframes.number >= 0).sum()), "keyframe")
+        return f"{counted(poses, 'pose')}, {cloud}, {keyframes}, settings"
 
 
 def save(output_dir: str, saved: Saved) -> Path:
@@ -56,7 +63,9 @@ def save(output_dir: str, saved: Saved) -> Path:
             written = rising(stamps)  # without late images
             write_tum(partial / f"{name}.txt", stamps[written], poses[written])
         if saved.points is not None:
-            write_ply(partial / "static_map.ply", saved.points, saved.colors)
+            write_ply(partial / STATIC_MAP, saved.points, saved.colors)
+        if saved.world is not None:
+            save_world(partial / WORLD, *saved.world)
         (partial / "settings.yaml").write_text(saved.settings)
         for file in partial.iterdir():
             _flush(file)

@@ -20,18 +20,23 @@ from raymap3r_ros.network import Network, choose_device, choose_threads, load_ne
 from raymap3r_ros.node import parameters
 from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.map_publisher import MapPublisher
+from raymap3r_ros.node.memory import Memory, load_memory, placement_of
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.pose_source import TfPoses
 from raymap3r_ros.node.publishers import Publishers
 from raymap3r_ros.node.reporter import Reporter
+from raymap3r_ros.node.saving import Saved
 from raymap3r_ros.node.tf_frames import look_up
 from raymap3r_ros.stamps import JumpDetector
 from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
+from raymap3r_ros.streaming.cover import Cover
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
 from raymap3r_ros.streaming.stream_options import check_known_poses
+from raymap3r_ros.streaming.world_files import SavedWorld
+from raymap3r_ros.text import printable
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,16 @@ class Session:
     # Set by callbacks, read by the worker.
     jump_detector: JumpDetector = field(default_factory=JumpDetector)
     reset_requested: threading.Event = field(default_factory=threading.Event)
+    loaded: Memory | None = None  # of ~/load, until the next frame begins in it
     paused: bool = False
     camera_info: CameraInfo | None = None  # the last one received
 
     # Set by the worker.
     applied: Settings | None = None
     opened_with: Settings = field(init=False)
+    cover: Cover = field(default_factory=Cover)
     jumps: int = 0  # of the stamps, up to the last processed frame
+    stamp: float = 0.0  # of the last processed frame, seconds
     rule: str = ""  # update rule of the last frame
     intrinsics_source: str = ""  # of the last frame
 
@@ -111,25 +119,60 @@ class Session:
         """Whether the stream's world is `odom_frame`, the frame of the known poses."""
         return self.known_poses is not None and self.stream.takes_poses
 
-    def reset_if_due(self, jumps: int, *, posed: bool = False) -> str:
-        """Reset the stream if a user has requested it or the stamps have jumped; returns the reason or "".
+    def reset_if_due(self, jumps: int, stamp: float, *, posed: bool = False) -> str:
+        """Reset the stream if a user has requested it or the camera may be anywhere; returns the reason or "".
 
-        The first known pose starts a new world too, in the frame of the known poses.
+        The first known pose starts a new world too, in the frame of the known poses. After a jump of the stamps
+        forward, or many black images, the camera may be found again in an earlier world.
 
         Args:
             jumps: jumps of the stamps up to the frame that is processed next.
+            stamp: of that frame, seconds.
             posed: that frame has a known pose.
         """
         reason = "known poses begin" if posed and not self.stream.takes_poses else ""
+        if self.cover.ended:
+            reason = "black images"
         if self.reset_requested.is_set():
             reason = "reset"
         if jumps != self.jumps:
             reason = "time jump"
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None:
+            reason = "load"
         if reason:
             self.jumps = jumps
             self.reset_requested.clear()
-            self.stream.reset()
+            self.stream.reset(relocalize=reason in ("time jump", "black images") and stamp > self.stamp)
+        if loaded is not None:
+            self.begin_in(loaded)
+        self.stamp = stamp
         return reason
+
+    def begin_in(self, memory: Memory) -> None:
+        """Search for the camera in a saved world from the next frame on, which must be the first after a reset."""
+        number = self.stream.add_world(memory.world)
+        self.localizer.add_world(number, memory.world.place)
+        self.maps.add_world(number, memory.static_map, placement_of(memory.world.place))
+
+    def current_world(self) -> SavedWorld | None:
+        """The current world, to be saved; None without keyframes. May be called from any thread."""
+        world, place = self.stream.current_world(), self.localizer.place_of_world
+        if world is None or place is None or place[0] != world.number:  # just found again: not placed yet
+            return None
+        return dataclasses.replace(world, place=dataclasses.replace(place[1], voxel_size=self.maps.voxel_size))
+
+    def content(self, title: str) -> Saved:
+        """A copy of what ~/save writes; `title` is the first line of the settings. May be called from any thread."""
+        points, colors = self.maps.arrays() or (None, None)
+        world, settings = self.current_world(), self.settings
+        return Saved(
+            self.publishers.trajectories(),
+            points,
+            colors,
+            parameters.yaml_file(title, settings.given, settings.stream),
+            None if world is None else (self.stream.network, world),
+        )
 
     def subscribed_topics(self) -> set[str]:
         """Names of the outputs that have subscribers, including "tf"."""
@@ -210,7 +253,7 @@ def open_session(
         resources.callback(publishers.destroy)
         maps = MapPublisher(node, options, reporter, map_group)
         resources.callback(maps.destroy)
-        return Session(
+        session = Session(
             settings,
             stream,
             scheduler,
@@ -222,8 +265,14 @@ def open_session(
             publishers,
             maps,
             PlausibilityCheck.of(network.manifest, network.source),
-            resources.pop_all(),
+            resources,
         )
+        if options.memory:
+            memory = load_memory(options.memory, network, settings.stream)
+            session.begin_in(memory)
+            node.get_logger().info(printable(f"searching for the camera in {memory.contents}"))
+        session.resources = resources.pop_all()
+        return session
 
 
 def _error_model(node: LifecycleNode, network: Network) -> ErrorModel:

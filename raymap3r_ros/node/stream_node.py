@@ -9,7 +9,6 @@ import traceback
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
@@ -22,27 +21,26 @@ from std_srvs.srv import SetBool, Trigger
 from tf2_ros import Buffer
 
 from raymap3r_ros.errors import InputError, OptionError, reason_of
-from raymap3r_ros.geometry import poses
 from raymap3r_ros.node import conversions, parameters
 from raymap3r_ros.node.diagnostics import Monitor
 from raymap3r_ros.node.frame_queue import FrameQueue, WaitingFrame
 from raymap3r_ros.node.guarded_node import GuardedNode, keep_reason
 from raymap3r_ros.node.inputs import Inputs
-from raymap3r_ros.node.localizer import Localizer
+from raymap3r_ros.node.localizer import OTHER_WORLD, Localizer
+from raymap3r_ros.node.memory import WORLD_FROM_OPTICAL, load_memory
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import MOTION_TOPICS
 from raymap3r_ros.node.reporter import Reporter
-from raymap3r_ros.node.saving import Saved, save
+from raymap3r_ros.node.saving import save
 from raymap3r_ros.node.session import Session, Settings, open_session
 from raymap3r_ros.node.stoppage import PERIOD, Stoppage
 from raymap3r_ros.node.summary import FrameSummary, summarize
 from raymap3r_ros.stamps import clock_problem
-from raymap3r_ros.streaming import Stream, StreamOptions, WorldChange
+from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import step_of
 from raymap3r_ros.text import counted, printable, with_details
 
-WORLD_FROM_OPTICAL = poses.world_pose(np.eye(4))
 DEFAULT_FRAME = "camera_optical_frame"
 MAX_FAILURES = 3  # frames in a row without GPU memory, after which the node deactivates itself
 
@@ -88,6 +86,7 @@ class StreamNode(GuardedNode):
         # Writing a large map takes seconds. The service exists for the node's whole life, unlike the other services:
         # rclpy fails if a service is destroyed while its callback runs, and transitions can interrupt this one.
         self.create_service(Trigger, "~/save", self._on_save, callback_group=MutuallyExclusiveCallbackGroup())
+        self.create_service(Trigger, "~/load", self._on_load, callback_group=MutuallyExclusiveCallbackGroup())
         # The worker cannot deactivate the node, because that joins the worker. It triggers this instead.
         self._give_up = self.create_guard_condition(self._deactivate_after_failures)
         # The diagnostics also report why a node is not configured, and they come while simulated time stands still.
@@ -330,11 +329,7 @@ class StreamNode(GuardedNode):
                     response.message = "nothing to save: the node is not configured"
                     return response
                 settings = session.settings
-                points, colors = session.maps.arrays() or (None, None)
-                trajectories = session.publishers.trajectories()
-            title = f"Parameters of {self.get_fully_qualified_name()}."
-            text = parameters.yaml_file(title, settings.given, settings.stream)
-            saved = Saved(trajectories, points, colors, text)
+                saved = session.content(f"Parameters of {self.get_fully_qualified_name()}.")
             folder = save(settings.node.output_dir, saved)
         except OSError as error:
             text = f"not saved: {error}; check that the node may write to output_dir and that there is free space"
@@ -346,6 +341,32 @@ class StreamNode(GuardedNode):
             self._reporter.fail(response.message, details=f"\n{traceback.format_exc()}")
             return response
         response.success, response.message = True, printable(f"{folder}: {saved.contents()}")
+        self.get_logger().info(response.message)
+        return response
+
+    def _on_load(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            session = self._session
+            if session is None:
+                response.message = "nothing loaded: the node is not configured"
+                return response
+            settings = session.settings
+            if not settings.node.memory:
+                response.message = "nothing loaded: set the parameter memory to the world.safetensors of a saved world"
+                return response
+            memory = load_memory(settings.node.memory, session.stream.network, settings.stream)
+            with self._session_lock:
+                if session is not self._session:
+                    response.message = "nothing loaded: the node was unconfigured meanwhile"
+                    return response
+                session.loaded = memory
+        except Exception as error:  # also no memory; a failure to load must not end the node
+            response.message = printable(f"not loaded: {reason_of(error)}")
+            expected = isinstance(error, (InputError, OptionError))
+            self._reporter.fail(response.message, details="" if expected else f"\n{traceback.format_exc()}")
+            return response
+        response.message = printable(f"the next image is searched for in {memory.contents}")
+        response.success = True
         self.get_logger().info(response.message)
         return response
 
@@ -397,11 +418,16 @@ class StreamNode(GuardedNode):
         image, intrinsics = conversions.image_array(frame.message), None
         if frame.calibration is not None:
             image, intrinsics = frame.calibration.rectify(image)
+        black = session.cover.add(image)
+        self._reporter.stand("cover", "the images are black: is the camera covered?" if black else "")
+        if black:
+            self._monitor.count("black frames")
+            return
         options = session.apply_settings(self._reporter)
         camera_frame = options.child_frame or self._frame_of(frame.message)
         pose = session.known_poses.pose(camera_frame, frame.stamp) if session.known_poses else None
-        reset_reason = session.reset_if_due(frame.jumps, posed=pose is not None)
         seconds = conversions.seconds(frame.stamp)
+        reset_reason = session.reset_if_due(frame.jumps, seconds, posed=pose is not None)
         wanted = session.publishers.wanted()
         wants_map = session.maps.wants(seconds)
         motion = wants_map or not wanted.isdisjoint(MOTION_TOPICS) or session.localizer.needs_motion
@@ -418,9 +444,9 @@ class StreamNode(GuardedNode):
             return
         if session.plausibility.add(summary.plausibility):
             self._reporter.warn_once(session.plausibility.problem)
-        if placed.world_change is WorldChange.NEW:
-            session.publishers.restart(options)
-            session.maps.restart()
+        if placed.world_change in OTHER_WORLD:
+            session.publishers.enter_world(result, options)
+            session.maps.enter_world(result, frame.stamp)
         if not result.motion:
             wanted -= MOTION_TOPICS  # motion was not estimated for this frame: do not publish it as static
         session.publishers.publish(result, summary, placed, wanted, options)

@@ -132,6 +132,11 @@ class Frames:
         self._step: tuple[np.ndarray, float] | None = None  # the last measured motion, and its seconds
         self._drift: tuple[np.ndarray, float] | None = None  # mode map: odom in the world, and when it was measured
 
+    @property
+    def world_from_stream(self) -> np.ndarray | None:
+        """(4, 4) pose of the stream's world in the world; None before the first image of a world."""
+        return self._world_from_stream
+
     def place(
         self,
         pose: np.ndarray,
@@ -140,6 +145,7 @@ class Frames:
         *,
         scale: float = 1.0,
         new_world: bool = False,
+        world_from_stream: np.ndarray | None = None,
         corrected: bool = False,
         in_odom: bool = False,
     ) -> Placement:
@@ -148,7 +154,8 @@ class Frames:
         Args:
             camera_frame: frame_id of the image, used if no `child_frame` is set.
             scale: metres per unit of the stream, as applied to `pose`. A change of the scale is no motion.
-            new_world: the image is the first of a new world.
+            new_world: the image is the first in another world than the last one.
+            world_from_stream: of that world, if it is an earlier one, which continues.
             corrected: `pose` has jumped by an unknown amount since the last image.
             in_odom: the stream's world is `odom_frame`, so that frame is the world too, whatever the mode.
 
@@ -159,7 +166,7 @@ class Frames:
         names = self._names
         self._corrected |= new_world or corrected
         if new_world:
-            self._world_from_stream = None
+            self._world_from_stream = world_from_stream
         camera_frame = self._camera_name(camera_frame)
         alone = names.tf_mode == "camera"
         if not alone:

@@ -16,13 +16,14 @@ TRAJECTORY = "trajectory.txt"
 INTRINSICS = "intrinsics.txt"
 CLOUD = "static_scene.ply"
 SUMMARY = "summary.json"
+WORLD = "world.safetensors"
 SHEET = "preview.png"
 VIDEO = "preview"  # .mp4, or .gif if OpenCV cannot write videos
 DEPTH_FOLDER = "depth"
 MASK_FOLDER = "masks"
 
 _RESULTS = re.compile(
-    "|".join(re.escape(name) for name in (TRAJECTORY, INTRINSICS, CLOUD, SUMMARY, SHEET))
+    "|".join(re.escape(name) for name in (TRAJECTORY, INTRINSICS, CLOUD, SUMMARY, WORLD, SHEET))
     + r"|trajectory_\d+\.txt|static_scene_\d+\.ply"
     + rf"|{VIDEO}\.(mp4|gif)|{DEPTH_FOLDER}/\d{{6,}}\.(png|npz)|{MASK_FOLDER}/\d{{6,}}\.png"
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import time
 from collections import Counter
@@ -36,22 +35,26 @@ from raymap3r_ros.offline.result_folder import (
     MASK_FOLDER,
     SUMMARY,
     TRAJECTORY,
+    WORLD,
     discard_folder,
     discard_frame,
-    numbered,
     prepare_folder,
     write_depth_files,
     write_mask_file,
 )
+from raymap3r_ros.offline.run_memory import begin_with, write_memory
 from raymap3r_ros.offline.run_outputs import RunOutputs
 from raymap3r_ros.offline.run_preview import RowPainter, RunPreview
+from raymap3r_ros.offline.run_worlds import RunWorlds
 from raymap3r_ros.offline.summary import Milliseconds, RunSummary
 from raymap3r_ros.rates import rounded
 from raymap3r_ros.signals import on_stop_signals, print_now, stop_signals_held
 from raymap3r_ros.streaming import RULES, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming.cover import Cover
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
-from raymap3r_ros.streaming.stream_options import check_known_poses
+from raymap3r_ros.streaming.stream_options import check_keyframes, check_known_poses
+from raymap3r_ros.streaming.world_files import SavedWorld
 from raymap3r_ros.text import counted, printable
 
 log = logging.getLogger(__name__)
@@ -74,6 +77,7 @@ def run_recording(
     outputs: RunOutputs | None = None,
     cloud_options: CloudOptions | None = None,
     poses: KnownTrajectory | None = None,
+    memory: Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RunSummary:
@@ -86,22 +90,30 @@ def run_recording(
 
     `outputs.view` and `outputs.window` are opened, get every frame and are closed. `progress`: show a bar on a
     terminal. `poses`: of the camera, where they are known, at the recording's stamps; their frame is then the world.
+    `memory`: file of a saved world in which the camera is searched for; if it is found, that world continues.
 
-    Raises InputError if the recording or the folder cannot be used, OptionError if the stream with these options
-    cannot use poses, and any error before the first result.
+    Raises InputError if the recording, the saved world or the folder cannot be used, OptionError if the stream with
+    these options cannot use poses or keyframes, and any error before the first result.
     """
     options, outputs = options or StreamOptions(), outputs or RunOutputs()
     if poses is not None:
         check_known_poses(options)
+    if outputs.memory:
+        check_keyframes(options)
     folder = Path(folder)
     if recording.live:
         options = long_running(network, options)
+    stream = Stream(network, options)
+    saved = begin_with(stream, memory)
     with locked_folder(folder):
-        inputs = ([] if recording.live else [recording.path]) + ([] if poses is None else [poses.path])
+        inputs = [] if recording.live else [recording.path]
+        inputs += [path for path in (poses and poses.path, memory) if path is not None]
         prepare_folder(folder, overwrite, outputs.subfolders, inputs)
         if not network.trained:
             log.warning(UNTRAINED_WARNING)
-        run = _Run(folder, recording, Stream(network, options), outputs, cloud_options or CloudOptions(), poses)
+        run = _Run(folder, recording, stream, outputs, cloud_options or CloudOptions(), poses)
+        if saved is not None:
+            run.memory, run.saved, run.worlds.saved = str(memory), saved, saved.number
         try:
             if recording.size is not None:
                 recording.check_intrinsics(recording.size)
@@ -121,9 +133,10 @@ def _prepare(run: _Run) -> None:
     log.warning("preparing the network for images of %dx%d; the run starts after that", width, height)
     image = np.full((height, width, 3), 128, np.uint8)
     stream, motion = run.stream, run.outputs.motion_estimated
+    begin = stream.snapshot()
     for _ in range(stream.method.router_last_frame + 1 + stream.options.ray_interval):
         stream.step(image, intrinsics=run.recording.given_intrinsics, motion=motion)
-    stream.reset()
+    stream.restore(begin)
 
 
 def _process(run: _Run, progress: bool) -> RunSummary:
@@ -195,7 +208,9 @@ class _Run:
     outputs: RunOutputs
     cloud_options: CloudOptions
     known: KnownTrajectory | None
-    cloud: StaticMap | None = None
+    memory: str = ""  # file of the saved world
+    saved: SavedWorld | None = None  # in which the camera is searched for
+    clouds: dict[int, StaticMap] = field(default_factory=dict)  # of worlds that may get more frames, by their number
     preview: RunPreview | None = None
     painter: RowPainter | None = None  # for preview and window
     stamps: list[float] = field(default_factory=list)  # seconds, of healthy frames
@@ -211,8 +226,9 @@ class _Run:
     resets: int = 0
     jumps: int = 0  # of the stamps so far
     posed: int = 0  # written frames whose camera pose was known
+    cover: Cover = field(default_factory=Cover)
     late: int = 0  # frames whose stamp was not above the last written one
-    worlds: list[int] = field(default_factory=lambda: [0])  # indices of the first frames of worlds in the lists above
+    worlds: RunWorlds = field(default_factory=RunWorlds)  # of the frames in the lists above
     input_size: tuple[int, int] = (0, 0)  # width, height
     image_size: tuple[int, int] = (0, 0)
     plausibility: PlausibilityCheck = field(init=False)
@@ -223,7 +239,6 @@ class _Run:
 
     def open(self, stack: ExitStack) -> None:
         """Open the outputs that receive every frame; `stack` closes them."""
-        self._new_cloud()
         if self.outputs.preview or self.outputs.window is not None:
             self.painter = RowPainter(self.recording, self.stream, self.outputs.motion_estimated)
         if self.outputs.preview:
@@ -236,12 +251,22 @@ class _Run:
         """Run one frame through the stream and write its results."""
         if not self.steps and self.recording.size is None:
             self.recording.check_intrinsics((frame.image.shape[1], frame.image.shape[0]))
+        if self.cover.add(frame.image):
+            if self.cover.frames == 1:
+                log.warning("the image at %.3f s is black: nothing is written for such images", frame.stamp)
+            return
         pose = None if self.known is None else self.known.pose_at(frame.stamp)
-        if frame.jumps != self.jumps:
-            self._start_world(f"the stamps jump to {frame.stamp:.3f} s (for a time lapse, see --max-gap)")
+        if self.cover.ended or frame.jumps != self.jumps:
+            cause = "the stamps jump to %.3f s (for a time lapse, see --max-gap)"
+            if frame.jumps == self.jumps:
+                cause = "the images before %.3f s are black"
+            log.warning(f"{cause}: a new world starts", frame.stamp)
+            # After a jump back, as of a loop, the stamps in an earlier world's file would not rise.
+            self.stream.reset(relocalize=not self.nanoseconds or frame.nanoseconds > self.nanoseconds[-1])
             self.jumps = frame.jumps
         elif pose is not None and not self.stream.takes_poses:
-            self._start_world(f"the known poses begin at {frame.stamp:.3f} s")
+            log.warning("the known poses begin at %.3f s: a new world starts", frame.stamp)
+            self.stream.reset()
         start = time.perf_counter()
         result = self.stream.step(
             frame.image, frame.stamp, frame.intrinsics, pose=pose, motion=self.outputs.motion_estimated
@@ -256,17 +281,14 @@ class _Run:
             self.unhealthy += 1
             log.warning("frame %d: the network's output is not finite; nothing is written for it", result.frame)
             return
-        if len(self.stamps) > self.worlds[-1] and frame.nanoseconds <= self.nanoseconds[-1]:
+        if self.worlds.is_late(result, frame.nanoseconds):
             self.late += 1
             if self.late == 1:
                 log.warning("the stamp %.6f s does not rise: nothing is written for such images", frame.stamp)
             return
         self._write_maps(result, frame.nanoseconds)
-        if self.cloud is not None:
-            self.cloud.integrate(
-                result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
-                self.cloud_options,
-            )  # fmt: skip
+        if self.outputs.scene_built:
+            self._integrate(result)
         if self.painter is not None:
             self._draw(frame, result)
         if self.outputs.view is not None:
@@ -298,24 +320,34 @@ class _Run:
         if text:
             log.warning(text)
 
-    def _start_world(self, reason: str) -> None:
-        """End the current world, and start another one."""
-        log.warning("%s: a new world starts", reason)
-        self.stream.reset()
-        if len(self.stamps) == self.worlds[-1]:
-            return  # nothing has been written for the current one
-        if self.outputs.cloud:
-            self._write_cloud(numbered(CLOUD, len(self.worlds)))
-        self.worlds.append(len(self.stamps))
-        self._new_cloud()
+    @property
+    def cloud(self) -> StaticMap | None:
+        """The cloud of the world of the last written frame."""
+        return self.clouds.get(self.worlds.of_frames[-1]) if self.worlds.of_frames else None
 
-    def _write_cloud(self, name: str) -> None:
-        points, colors = self.cloud.arrays()
-        if self.cloud.beyond:
-            reach, size = REACH * self.cloud.voxel_size, self.cloud.voxel_size
+    def _integrate(self, result: StepResult) -> None:
+        """Add a written frame to the cloud of its world; write the clouds of worlds that have ended."""
+        for number in self.clouds.keys() - self.worlds.unfinished(result):
+            if self.outputs.cloud:
+                self._write_cloud(number)
+            del self.clouds[number]
+        options, number = self.cloud_options, self.worlds.of_frames[-1]
+        if number not in self.clouds:
+            self.clouds[number] = StaticMap(options.voxel_size, options.max_points, whole_scene=True)
+        self.clouds[number].integrate(
+            result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
+            options,
+        )  # fmt: skip
+
+    def _write_cloud(self, number: int) -> None:
+        name = self.worlds.name(CLOUD, number)
+        cloud = self.clouds[number]
+        points, colors = cloud.arrays()
+        if cloud.beyond:
+            reach, size = REACH * cloud.voxel_size, cloud.voxel_size
             log.warning(
                 "%s lacks %d points that are more than %.4g m from the start, the reach of --voxel-size %.4g",
-                name, self.cloud.beyond, reach, size,
+                name, cloud.beyond, reach, size,
             )  # fmt: skip
         elif not len(points):
             log.warning(
@@ -324,11 +356,6 @@ class _Run:
                 name,
             )
         write_ply(claim(self.folder, name), points, colors)
-
-    def _new_cloud(self) -> None:
-        if self.outputs.scene_built:
-            options = self.cloud_options
-            self.cloud = StaticMap(options.voxel_size, options.max_points, whole_scene=True)
 
     def _write_maps(self, result: StepResult, nanoseconds: int) -> None:
         """Write the maps of a healthy frame with this stamp, and collect the rest of it."""
@@ -348,6 +375,9 @@ class _Run:
             raise
         self.stamps.append(result.stamp)
         self.nanoseconds.append(nanoseconds)
+        if self.worlds.add(result, nanoseconds):
+            number = self.worlds.of_frames[-1]
+            log.warning("the camera is found again in world %d at frame %d (%.3f s)", number, index, result.stamp)
         # Copies: arrays from a GPU share one buffer with the frame's maps, which must be freed before the end.
         self.poses.append(maps["pose"].copy())
         self.intrinsics.append(maps["intrinsics"].copy())
@@ -361,7 +391,7 @@ class _Run:
 
     def show_scene(self) -> None:
         """Update the static scene in the view, after the last frame."""
-        if self.outputs.view is not None:
+        if self.outputs.view is not None and self.cloud is not None:
             self.outputs.view.add_scene(self.cloud)
 
     def finish(self, elapsed: float, stopped_by: str) -> RunSummary:
@@ -369,6 +399,8 @@ class _Run:
 
         `elapsed`: seconds of the run; `stopped_by`: see RunSummary. Raises InputError if no frame was healthy.
         """
+        if not self.stamps and not self.steps:
+            raise InputError(f"{self.recording.name}: all {self.cover.frames} images are black")
         if not self.stamps:
             raise InputError(
                 f"{self.recording.name}: the network gave no finite value for any of its {self.unhealthy} frames"
@@ -381,16 +413,17 @@ class _Run:
                 self.stamps[0], self.stamps[-1], self.known.path, *self.known.stamps[[0, -1]], cause, TOLERANCE,
             )  # fmt: skip
         poses, intrinsics = np.stack(self.poses), np.stack(self.intrinsics)
-        if self.worlds[-1] == len(self.stamps):  # nothing was written for the last one
-            self.worlds.pop()
         files = FinalFiles(self.folder, self.preview)
-        for name, world in zip(self._names(TRAJECTORY), self._spans(), strict=True):
-            files.write(name, write_trajectory, self.nanoseconds[world], poses[world])
+        for number, name in enumerate(self.worlds.names(TRAJECTORY), 1):
+            frames = self.worlds.frames_of(number)
+            files.write(name, write_trajectory, [self.nanoseconds[frame] for frame in frames], poses[frames])
         files.write(INTRINSICS, write_intrinsics, self.nanoseconds, intrinsics, self.intrinsics_known, self.image_size)
         points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
-        if self.outputs.cloud:
+        for number in self.clouds if self.outputs.cloud else ():
             with files.keeping_errors():
-                self._write_cloud(self._names(CLOUD)[-1])
+                self._write_cloud(number)
+        if self.outputs.memory:
+            write_memory(files, self.stream, self.saved)
         summary = self._summarise(poses, None if points is None else len(points), elapsed, stopped_by)
         if self.preview is not None:
             with files.keeping_errors():
@@ -400,7 +433,7 @@ class _Run:
     def _summarise(self, poses: np.ndarray, static_points: int | None, elapsed: float, stopped_by: str) -> RunSummary:
         steady = self.steps[WARM_UP:] or self.steps
         stream, recording = self.stream, self.recording
-        trained = stream.network.trained
+        trained, spans = stream.network.trained, self.worlds.spans
         return RunSummary(
             version=__version__,
             input=recording.name,
@@ -423,14 +456,20 @@ class _Run:
             frames_missing=self._missing(stopped_by),
             frames_unhealthy=self.unhealthy,
             frames_late=self.late,
+            frames_black=self.cover.frames,
             poses="" if self.known is None else str(self.known.path),
             frames_with_pose=self.posed,
-            worlds=len(self.worlds),
-            duration=sum(self.stamps[world][-1] - self.stamps[world][0] for world in self._spans()),
+            memory=self.memory,
+            memory_found=self.worlds.found,
+            worlds=self.worlds.count,
+            returns=self.worlds.returns,
+            world_spans=spans,
+            duration=sum(self.stamps[span.first + span.frames - 1] - self.stamps[span.first] for span in spans),
             input_size=self.input_size,
             image_size=self.image_size,
             path_length=sum(
-                float(np.linalg.norm(np.diff(poses[world, :3, 3], axis=0), axis=1).sum()) for world in self._spans()
+                float(np.linalg.norm(np.diff(poses[span.first :][: span.frames, :3, 3], axis=0), axis=1).sum())
+                for span in spans
             ),
             motion_frames=len(self.moving),
             moving_share=float(np.mean(self.moving)) if self.moving else None,
@@ -450,23 +489,16 @@ class _Run:
             return 0
         if self.recording.length is None:
             return None
-        read = len(self.stamps) + self.unhealthy + self.late + self.recording.skipped
+        read = len(self.stamps) + self.unhealthy + self.late + self.cover.frames + self.recording.skipped
         return max(0, self.recording.length - read)
-
-    def _spans(self) -> list[slice]:
-        """Return the frames of each world."""
-        return [slice(*ends) for ends in itertools.pairwise([*self.worlds, len(self.stamps)])]
-
-    def _names(self, name: str) -> list[str]:
-        """Return the names of a file of which each world has one."""
-        count = len(self.worlds)
-        return [name] if count == 1 else [numbered(name, number) for number in range(1, count + 1)]
 
     def files(self) -> list[str]:
         """Return the names of the files written, as patterns where there is one per frame."""
-        files = [*self._names(TRAJECTORY), INTRINSICS, SUMMARY]
+        files = [*self.worlds.names(TRAJECTORY), INTRINSICS, SUMMARY]
         if self.outputs.cloud:
-            files += self._names(CLOUD)
+            files += self.worlds.names(CLOUD)
+        if self.outputs.memory:
+            files.append(WORLD)
         if self.outputs.depth:
             files += [f"{DEPTH_FOLDER}/*.png", f"{DEPTH_FOLDER}/*.npz"]
         if self.outputs.masks_written:

@@ -22,6 +22,7 @@ class RunOutputs:
     preview: bool = True
     view: RerunView | None = None
     window: Window | None = None
+    memory: bool = False  # the keyframes of the last world, for another run or the node
     motion: bool = True  # False: motion is not estimated, and moving objects are part of the static scene
 
     @property

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raymap3r_ros.offline.run_worlds import WorldSpan
+
 
 @dataclass(frozen=True)
 class Milliseconds:
@@ -46,13 +48,18 @@ class RunSummary:
     frames_missing: int | None  # of the recording, not reached if not complete; None if their number is unknown
     frames_unhealthy: int  # the network's output was not finite; nothing is written for these
     frames_late: int  # stamps that did not rise; processed, but nothing is written for these
+    frames_black: int  # not processed, because they show nothing
     poses: str  # file of known camera poses; "" without one
     frames_with_pose: int  # written frames whose camera pose was known
+    memory: str  # file of the saved world in which the camera was searched for; "" without one
+    memory_found: int | None  # index of the first written frame in that world; None if the camera was not found there
     worlds: int  # coordinate systems; a jump of the stamps or the first known pose starts one, with files of its own
-    duration: float  # seconds from the first stamp to the last of each world, summed
+    returns: int  # how often the camera was found again in an earlier world
+    world_spans: list[WorldSpan]  # which frames belong to which world
+    duration: float  # seconds from the first stamp to the last of each span, summed
     input_size: tuple[int, int]  # width, height
     image_size: tuple[int, int]  # width, height of depth maps and masks
-    path_length: float  # metres travelled by the camera
+    path_length: float  # metres travelled by the camera, without the ways between spans
     motion_frames: int  # for which motion was estimated; 0: moving objects are part of the static scene
     moving_share: float | None  # mean share of pixels under the mask, over these frames; None without any
     resets: int  # number of memory resets

@@ -19,7 +19,7 @@ NEAREST = 1e-3  # metres before a camera within which it sees nothing
 class Keyframes:
     """Up to M frames of each of B streams, in slots. P points of a frame stand for its surfaces."""
 
-    number: Tensor  # (B, M) index of the frame in its stream; -1: the slot is empty
+    number: Tensor  # (B, M) rises with the age of the stream; -1: the slot is empty
     tokens: Tensor  # (B, M, N, C_e) image tokens
     intrinsics: Tensor  # (B, M, 3, 3) pixels of the preprocessed image
     pose: Tensor  # (B, M, 4, 4) camera to world, in the stream's world

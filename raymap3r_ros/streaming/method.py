@@ -96,6 +96,16 @@ class Method:
     alignment_rotation_floor: float = 0.5  # degrees: smallest median of rotations
     alignment_distance_floor: float = 0.01  # the same of positions, as a share of the median distance of the points
 
+    # Relocalisation (ours)
+    past_worlds: int = 3  # whose keyframes are kept
+    relocalised_keyframes: int = 4  # seen again in a search
+    # What an accepted frame has in common with the keyframe that it agrees with best
+    relocalised_likeness: float = 0.75  # cosine of the descriptors
+    relocalised_visible: float = 0.3  # share of the frame's points that the keyframe sees ...
+    relocalised_depth: float = 0.4  # ... and share of these with equal distance
+    relocalised_tolerance: float = 0.15  # log ratio up to which two distances are equal
+    relocalised_appearance: float = 0.4  # mean cosine of the tokens there, without their common part
+
     # Plausibility (ours)
     plausibility_samples: int = 256  # pixels of which percentiles are taken
     # Percentiles of confidence, ray confidence and disagreement, so that movers over half of the image change little

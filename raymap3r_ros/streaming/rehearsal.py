@@ -60,6 +60,9 @@ def view_of(seen: Estimate, after: StreamState) -> Keyframes:
     points = sampled(seen.points, seen)
     weight = sampled(static_confidence(seen)[..., None], seen)[..., 0]
     batch, device = len(points), points.device
+    number = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    if after.keyframes is not None:
+        number = after.keyframes.number.amax(1, keepdim=True) + 1
     slots = {
         "tokens": seen.image_tokens,
         "intrinsics": seen.intrinsics,
@@ -68,7 +71,7 @@ def view_of(seen: Estimate, after: StreamState) -> Keyframes:
         "weight": weight,
     }
     return Keyframes(
-        number=torch.full((batch, 1), after.frame, device=device),
+        number=number,
         overlap=torch.zeros(batch, 1, 1, device=device),
         **{name: value[:, None] for name, value in slots.items()},
     )
@@ -99,20 +102,24 @@ def rehearse(network: Network, look: Look, plan: StepPlan, seen: Estimate, after
         rehearsal = _begin(network, plan, keyframes, seen, after, count)
     elif rehearsal is None or rehearsal.step != step:  # the options have changed in between
         return dataclasses.replace(after, rehearsal=None)
+    return dataclasses.replace(after, rehearsal=next_step(look, keyframes, rehearsal))
+
+
+def next_step(look: Look, keyframes: Keyframes, rehearsal: Rehearsal) -> Rehearsal:
+    """The rehearsal after one more keyframe is taken in, or read again."""
+    step, count = rehearsal.step, rehearsal.slot.shape[1]
     index, takes_in = step % count, step < count
     tokens = keyframes.at(rehearsal.slot[:, index : index + 1]).tokens[:, 0]
-    valid = rehearsal.valid[:, index]
-    sight, memory = look((tokens, valid & takes_in), rehearsal.memory)
+    sight, memory = look((tokens, rehearsal.valid[:, index] & takes_in), rehearsal.memory)
     here = torch.arange(count, device=tokens.device)[:, None, None] == index
-    rehearsal = dataclasses.replace(
+    return dataclasses.replace(
         rehearsal,
         memory=memory,
         # Those of the first half are replaced in the second one.
         pose=torch.where(here, sight.pose[:, None], rehearsal.pose),
-        points=torch.where(here, sampled(sight.points, seen)[:, None], rehearsal.points),
+        points=torch.where(here, coarse(sight.points, tokens.shape[1])[:, None], rehearsal.points),
         step=step + 1,
     )
-    return dataclasses.replace(after, rehearsal=rehearsal)
 
 
 def is_complete(rehearsal: Rehearsal | None) -> bool:
@@ -133,6 +140,11 @@ def _begin(
 
 def sampled(values: Tensor, seen: Estimate) -> Tensor:
     """The values (B, H, W, C) at the centre of each image token of the frame: (B, N, C)."""
+    return coarse(values, seen.image_tokens.shape[1])
+
+
+def coarse(values: Tensor, count: int) -> Tensor:
+    """The values (B, H, W, C) at the centre of each of N = `count` image tokens: (B, N, C)."""
     height, width = values.shape[1:3]
-    patch = math.isqrt(height * width // seen.image_tokens.shape[1])
+    patch = math.isqrt(height * width // count)
     return values[:, patch // 2 :: patch, patch // 2 :: patch].flatten(1, 2)

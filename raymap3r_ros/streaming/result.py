@@ -24,6 +24,7 @@ class WorldChange(enum.Enum):
     )
     KNOWN = "known"  # the same world, in which the pose jumps from a predicted one to a known one
     JUMPED = "jumped"  # the first frame of a new segment, aligned with a jump of unknown size
+    RETURNED = "returned"  # the camera was found in an earlier world, see `StepResult.world`, which continues
     NEW = "new"  # unrelated to the world before: earlier poses, points and scale do not apply
 
 
@@ -65,12 +66,14 @@ class StepResult(Estimate):
     stamp: float | None  # as given to `step`
     motion: bool  # whether staticness and dynamic mask were wanted and computed for this frame
     reset: bool  # the stream started or was reset at this frame
-    reset_reason: str  # "start", "interval", "size" or ""
+    reset_reason: str  # "start", "interval", "size", "found" or ""
     timer: StageTimer  # see `timings`
     # () median relative residual of the reset alignment at this frame; NaN: no usable points, the last scale was kept.
     # None at other frames, and without alignment.
     alignment_error: Tensor | None = None
     world_change: WorldChange = WorldChange.NONE
+    world: int = 0  # number of the world of the pose; an earlier one comes back if the camera is found in it
+    past_worlds: tuple[int, ...] = ()  # earlier worlds that may still come back
     pose_given: bool = False  # a pose was given to `step`
 
     @property

@@ -57,8 +57,9 @@ def start_segment(
         rehearsal=None,
     )
     healthy = seen.healthy & again.healthy
-    before = dataclasses.replace(after, keyframes=None, rehearsal=None)
-    return dataclasses.replace(engine.choose(healthy, started, before), keyframes=after.keyframes), error
+    before = dataclasses.replace(after, keyframes=None, rehearsal=None, past=(), search=None)
+    kept = {name: getattr(after, name) for name in ("keyframes", "past", "search", "world", "frame")}
+    return dataclasses.replace(engine.choose(healthy, started, before), **kept), error
 
 
 def _align(

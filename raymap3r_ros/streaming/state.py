@@ -36,6 +36,9 @@ class StreamState:
     # What only follows the network, which runs without it: None there, and as long as there is nothing
     keyframes: Keyframes | None
     rehearsal: Rehearsal | None
+    past: tuple[World, ...]  # worlds in which the camera may be found again, newest last
+    search: Search | None
+    world: int  # number of the current world
     frame: int  # index of the next frame
     segment: int  # number of resets so far
     reset_reason: str  # why the next frame starts a new world; "" if it does not
@@ -55,6 +58,24 @@ class Rehearsal:
     pose: Tensor  # (B, K, 4, 4) where the new memory places them: camera to its world
     points: Tensor  # (B, K, P, 3) in the camera frame, metres of the new memory
     step: int  # number of steps done, of 2 K
+
+
+@dataclass
+class World:
+    """The keyframes of a world that the camera has left."""
+
+    number: int
+    keyframes: Keyframes
+    anchored: Tensor  # (1,) bool: it is the frame of given poses
+
+
+@dataclass
+class Search:
+    """A search for the camera among the keyframes of a past world, see `relocalisation`."""
+
+    world: int  # its number
+    rehearsal: Rehearsal  # of the keyframes most alike to the frame with which the search has begun
+    accepted: bool  # the last frame was found there
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,8 @@ class PreparedFrame:
 
     # (B, H, W, 3) uint8 pixels; their intrinsics (B, 3, 3) and camera poses (B, 4, 4), each if given
     inputs: tuple[Tensor, Tensor | None, Tensor | None]
-    before: StreamState
+    before: StreamState  # without what only follows the network
+    kept: StreamState  # with it
     plan: StepPlan
     motion: bool  # the caller wants staticness and dynamic mask
     task: str  # what follows the network, see `rehearsal.task_at`

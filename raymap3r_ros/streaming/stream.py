@@ -5,6 +5,7 @@ any number of streams can share it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.calibration import intrinsics_problem
 from raymap3r_ros.network import Network
-from raymap3r_ros.streaming import engine, rehearsal
+from raymap3r_ros.streaming import engine, rehearsal, relocalisation
 from raymap3r_ros.streaming.cuda_graphs import Capture
 from raymap3r_ros.streaming.gates import RULES
 from raymap3r_ros.streaming.known_poses import checked_pose
@@ -24,10 +25,15 @@ from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_ima
 from raymap3r_ros.streaming.recordings import Recordings, Work, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
-from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState
-from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses
+from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World
+from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses, check_search
 from raymap3r_ros.streaming.tensors import copy_of
 from raymap3r_ros.streaming.timing import StageTimer
+from raymap3r_ros.streaming.world_files import SavedWorld, in_slots
+
+log = logging.getLogger(__name__)
+
+_ANY_SIZE = (0, 0)  # `image_size` of a state whose first image has not come yet
 
 # The frame at which the state is reset still belongs to the old segment; the change shows at the next one.
 _AFTER_ALIGNMENT = {"robust": WorldChange.ALIGNED, "published": WorldChange.JUMPED, "off": WorldChange.NEW}
@@ -56,6 +62,7 @@ class Stream:
         self.method = method
         self.device = next(network.parameters()).device
         self._state: StreamState | None = None
+        self._worlds = 0  # begun so far
         if network.precision not in ("float32", self.options.precision):
             raise OptionError(
                 f"precision is {self.options.precision}, but the network's weights are {network.precision}"
@@ -76,11 +83,49 @@ class Stream:
         If it is False and the caller's poses are not relative to the first camera, call `reset` before the first
         frame with a pose: it then starts a new world in their frame.
         """
-        return self._state is None or bool(self._state.known.anchored.all())
+        return self._state is None or self._state.frame == 0 or bool(self._state.known.anchored.all())
 
-    def reset(self) -> None:
-        """Clear the state: the next frame starts a new world."""
-        self._state = None
+    def reset(self, *, relocalize: bool = False) -> None:
+        """Clear the state: the next frame starts a new world.
+
+        With `relocalize`, and if the options have `keyframes.relocalize`, the stream of a single camera searches for
+        it among the keyframes of earlier worlds: in the first frames, and ever more rarely after them. If it is
+        found, the earlier world continues, see `WorldChange.RETURNED`. A known pose ends the search.
+        """
+        before, self._state = self._state, None
+        options = self.options
+        if relocalize and before is not None and options.keyframes.relocalize and rehearsal.uses_keyframes(options):
+            past = relocalisation.past_worlds(before, self.method)
+            fresh = self._initial_state(len(before.state), before.size, before.image_size, "start")
+            self._state = dataclasses.replace(fresh, past=past)
+
+    def current_world(self) -> SavedWorld | None:
+        """The keyframes of the current world, for `save_world`; None without any, and for more than one camera.
+
+        May be called from any thread.
+        """
+        state = self._state  # read once: keyframes are replaced, not changed
+        if state is None or state.keyframes is None or len(state.state) > 1:
+            return None
+        return SavedWorld(state.keyframes, state.size, number=state.world)
+
+    def add_world(self, world: SavedWorld) -> int:
+        """Search for the camera in a saved world from the first frame on; returns the number of that world.
+
+        If the camera is found, the saved world continues, see `WorldChange.RETURNED`. The search ends like one after
+        `reset`. Images whose preprocessed size is another one cannot be compared: the world is dropped then, with a
+        warning.
+
+        Raises OptionError without keyframes or `keyframes.relocalize`, and after the first frame since a reset.
+        """
+        check_search(self.options)
+        if self._state is not None:
+            raise OptionError("a saved world can be added before the first frame only; reset the stream before")
+        number, self._worlds = self._worlds, self._worlds + 1
+        keyframes = in_slots(world.keyframes, self.options.keyframes.size)
+        fresh = self._initial_state(1, world.size, _ANY_SIZE, "start")
+        self._state = dataclasses.replace(fresh, past=(World(number, keyframes, fresh.known.anchored),))
+        return number
 
     def snapshot(self) -> StreamState | None:
         """A copy of the state, for `restore`; None before the first frame."""
@@ -89,6 +134,8 @@ class Stream:
     def restore(self, snapshot: StreamState | None) -> None:
         """Continue from a `snapshot` of any stream with the same network. The snapshot can be used again."""
         self._state = copy_of(snapshot)
+        if snapshot is not None:
+            self._worlds = max(self._worlds, snapshot.world + 1)
 
     @torch.inference_mode()
     def step(
@@ -142,18 +189,19 @@ class Stream:
         given = self._framed_intrinsics(intrinsics, batch, width, height, framing)
         camera = self._checked_pose(pose, batch)
         pixels = frame_images(images, framing, self.device)
-        before = self._state
-        if before is None:
-            before = self._initial_state(batch, framing.size, (height, width), "start")
-        elif (before.size, before.image_size) != (framing.size, (height, width)) or len(before.state) != batch:
-            before = self._initial_state(batch, framing.size, (height, width), "size")
-        else:
-            before = dataclasses.replace(before, keyframes=None, rehearsal=None)
+        kept = self._state
+        if kept is not None and kept.image_size == _ANY_SIZE:
+            kept = self._state = self._with_image_size(kept, batch, framing.size, (height, width))
+        if kept is None:
+            kept = self._initial_state(batch, framing.size, (height, width), "start")
+        elif (kept.size, kept.image_size) != (framing.size, (height, width)) or len(kept.state) != batch:
+            kept = self._initial_state(batch, framing.size, (height, width), "size")
+        before = dataclasses.replace(kept, keyframes=None, rehearsal=None, past=(), search=None)
         timer.mark("preprocess")
         plan = self.plan(before.frame, motion=motion)
         task = rehearsal.task_at(options, self.method, before.frame)
         steady = before.frame > self.method.router_last_frame
-        return PreparedFrame((pixels, given, camera), before, plan, motion, task, steady, single, stamp, timer)
+        return PreparedFrame((pixels, given, camera), before, kept, plan, motion, task, steady, single, stamp, timer)
 
     def advance(
         self, frame: PreparedFrame, recordings: Recordings | None = None, record: dict[str, Any] | None = None
@@ -170,14 +218,15 @@ class Stream:
         self, frame: PreparedFrame, estimate: Estimate, after: StreamState, record: dict[str, Any] | None = None
     ) -> StepResult:
         """The last part of `step`: what follows the network, store the state, and assemble the result."""
-        before, plan = frame.before, frame.plan
+        before, kept, plan = frame.before, frame.kept, frame.plan
         pose, resets = frame.inputs[2], frame.task == "reset"
-        kept = self._state if before.frame else before
+        if before.frame == 0:
+            self._worlds = max(self._worlds, before.world) + 1
         # From a batch or a graph, all values that are not tensors may belong to another frame.
-        own = {"size": before.size, "image_size": before.image_size}
-        after = dataclasses.replace(
-            after, keyframes=kept.keyframes, rehearsal=kept.rehearsal, frame=before.frame, **own
-        )
+        own = {name: getattr(kept, name) for name in ("frame", "size", "image_size", "world", "past", "search")}
+        after = dataclasses.replace(after, keyframes=kept.keyframes, rehearsal=kept.rehearsal, **own)
+        if pose is not None:  # the world is the frame of the given poses
+            after = dataclasses.replace(after, past=(), search=None)
         alignment_error = None
         aligned_by_keyframes = resets and rehearsal.is_complete(after.rehearsal)
         look = self._look(before.size, record)
@@ -190,24 +239,33 @@ class Stream:
         elif frame.task == "store":
             after = rehearsal.remember(plan, estimate, after)
             frame.timer.mark("keyframes")
+        returned = False
+        if after.past:
+            fresh = self._initial_state(len(after.state), before.size, before.image_size, "")
+            after, returned = relocalisation.seek(look, fresh, estimate, after, self.method)
+            frame.timer.mark("search")
+        world_change = _change_after(frame, aligned_by_keyframes=aligned_by_keyframes)
         self._state = dataclasses.replace(
             after,
             frame=before.frame + 1,
-            segment=before.segment + resets,
+            segment=before.segment + (resets or returned),
             reset_reason="",
-            world_change=_change_after(frame, aligned_by_keyframes=aligned_by_keyframes),
+            world_change=WorldChange.RETURNED if returned else world_change,
             posed_frame=before.posed_frame if pose is None else before.frame,
-            **own,
+            size=before.size,
+            image_size=before.image_size,
         )
         result = StepResult(
             **vars(estimate),
             image=frame.inputs[0],
             frame=before.frame,
             segment=before.segment,
+            world=kept.world,
+            past_worlds=tuple(world.number for world in self._state.past),
             stamp=frame.stamp,
             motion=plan.motion and frame.motion,
-            reset=before.frame == 0 or resets,
-            reset_reason="interval" if resets else before.reset_reason,
+            reset=before.frame == 0 or resets or returned,
+            reset_reason="found" if returned else "interval" if resets else before.reset_reason,
             alignment_error=alignment_error,
             world_change=_change_at(frame),
             pose_given=pose is not None,
@@ -243,7 +301,22 @@ class Stream:
     def _initial_state(
         self, batch: int, size: tuple[int, int], image_size: tuple[int, int], reason: str
     ) -> StreamState:
-        return engine.initial_state(self.network, self.options, self.method, batch, size, image_size, reason)
+        fresh = engine.initial_state(self.network, self.options, self.method, batch, size, image_size, reason)
+        return dataclasses.replace(fresh, world=self._worlds)
+
+    def _with_image_size(
+        self, waiting: StreamState, batch: int, size: tuple[int, int], image_size: tuple[int, int]
+    ) -> StreamState | None:
+        """The state that was `waiting` for its first image, which has come; None if its world cannot be used."""
+        if (batch, size) == (1, waiting.size):
+            return dataclasses.replace(waiting, image_size=image_size)
+        (height, width), (old_height, old_width) = size, waiting.size
+        log.warning(
+            "the saved world is not used: its images have %dx%d pixels after preprocessing, those of this stream "
+            "%dx%d%s; use the same camera and image_size", old_width, old_height, width, height,
+            "" if batch == 1 else f" for each of {batch} cameras",
+        )  # fmt: skip
+        return None
 
     def _checked_pose(self, pose: np.ndarray | Tensor | None, batch: int) -> Tensor | None:
         """A given pose as (B, 4, 4) on the device. Raises InputError, and OptionError if segments are not aligned."""

@@ -83,6 +83,10 @@ class KeyframeOptions:
         low=0,
         high=1000,
     )
+    relocalize: bool = option(
+        True,
+        "after a jump of the stamps, search for the camera among the keyframes of earlier worlds, and continue there",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -200,3 +204,23 @@ def preset_options(preset: str, given: Mapping[str, Any] | None = None) -> Strea
         raise OptionError(f"preset is {preset!r}; allowed values: {', '.join(STREAM_PRESETS)}")
     values = {**STREAM_PRESETS[preset], **(given or {})}
     return build_options(StreamOptions, lambda name, item: values.get(name, item.default))
+
+
+def check_keyframes(options: StreamOptions) -> None:
+    """Raise OptionError if a stream with these options has no keyframes, so that its world cannot be saved."""
+    if not options.keyframes.size or not options.reset_interval or options.reset_alignment != "robust":
+        raise OptionError(
+            f"keyframes.size is {options.keyframes.size}, reset_interval {options.reset_interval}, reset_alignment "
+            f"{options.reset_alignment}, but a saved world consists of keyframes; allowed: sizes and intervals above "
+            "0, and robust"
+        )
+
+
+def check_search(options: StreamOptions) -> None:
+    """Raise OptionError if a stream with these options cannot search for its camera in a saved world."""
+    check_keyframes(options)
+    if not options.keyframes.relocalize:
+        raise OptionError(
+            "keyframes.relocalize is false, but the camera is to be searched for in a saved world; allowed with one: "
+            "true"
+        )

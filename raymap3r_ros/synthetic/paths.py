@@ -4,15 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from raymap3r_ros.synthetic.worlds import Scenes, SumOfSines
+from raymap3r_ros.synthetic.worlds import Recipe, Scenes, SumOfSines, random_scenes
 
 _TURN = 1.0  # radians between the mean direction and the first view, and the farthest one
 _SIDEWAYS = 0.5  # the same in position, as a share of the half extent of the camera's zone
 _CALM = 0.3  # factor on the random motion, so that it does not bring the first view back into sight
+_FIRST, _AWAY, _BACK = 150, 60, 30  # frames before the camera is carried away, in another place, and after a return
+_PATH = ("camera_height", "camera_place", "camera_angle", "camera_heading")  # fields of scenes
+_GAP = 30.0  # seconds without frames while it is carried
+
+
+@dataclass(frozen=True)
+class Stay:
+    """Successive frames in one place."""
+
+    scenes: Scenes  # a single scene
+    room: int  # 0 is the first one
+    start: float  # stamp of the first frame, seconds
+    frames: int
+
+
+def kidnapped_frames(count: int) -> int:
+    """The number of frames of `kidnapping`."""
+    return _FIRST + count * (_AWAY + _BACK)
+
+
+def kidnapping(scenes: Scenes, world: str, count: int, generator: torch.Generator, rate: float) -> tuple[Stay, ...]:
+    """A camera in one scene of a `world` that is carried elsewhere and back `count` times.
+
+    Elsewhere is in turn another room or open ground, and another path in the same room. At a return the camera is
+    where its path in the first scene would have led it by then.
+    """
+    device = scenes.room.device
+    stays, start = [], 0.0
+
+    def stay(where: Scenes, room: int, frames: int) -> None:
+        nonlocal start
+        stays.append(Stay(where, room, start, frames))
+        start += (frames - 1) / rate + _GAP
+
+    stay(scenes, 0, _FIRST)
+    for index in range(count):
+        if index % 2:
+            drawn = random_scenes(generator, 1, Recipe(world)).to(device)
+            stay(dataclasses.replace(scenes, **{name: getattr(drawn, name) for name in _PATH}), 0, _AWAY)
+        else:
+            drawn = random_scenes(generator, 1, Recipe("varied")).to(device)
+            stay(dataclasses.replace(drawn, field_of_view=scenes.field_of_view), 1 + index // 2, _AWAY)
+        stay(scenes, 0, _BACK)
+    return tuple(stays)
 
 
 def returning(scenes: Scenes, period: float, *, centred: bool = False) -> Scenes:

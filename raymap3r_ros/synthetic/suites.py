@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.synthetic.paths import returning
+from raymap3r_ros.synthetic.paths import Stay, kidnapped_frames, kidnapping, returning
 from raymap3r_ros.synthetic.raycast import surface_distance
 from raymap3r_ros.synthetic.render import intrinsics_of, render
 from raymap3r_ros.synthetic.worlds import WORLDS, Recipe, Scenes, random_scenes, static_solids
 
 RATE = 10.0  # frames per second
+KIDNAPS = 6  # in a sequence of the suite kidnap
 EVALUATION_SEEDS = 1 << 40  # seeds from here on belong to the suites; training stays below
 _CHUNK_PIXELS = 400_000  # rendered together
 _TRIES = 100  # scenes among which one with the wanted share of moving pixels is selected
@@ -32,6 +33,8 @@ class Suite:
     sequences: int = 24
     frames: int = 60
     returns: bool = False  # the camera leaves its place and is at its first pose again in the last frame
+    kidnapped: int = 0  # how often the camera is carried away and back, see `kidnapping`; this determines the frames
+    sessions: bool = False  # each stay is a session of its own, which begins with the saved world of the first one
 
 
 SUITES = {
@@ -57,6 +60,23 @@ SUITES = {
     "endurance": Suite(
         "a thousand seconds in one place", 8, (0.03, 0.4), Recipe(follow=0.4), sequences=2, frames=10_000
     ),
+    "kidnap": Suite(
+        "the camera is carried elsewhere and back, several times",
+        9,
+        (0.03, 0.4),
+        Recipe(follow=0.4),
+        frames=kidnapped_frames(KIDNAPS),
+        kidnapped=KIDNAPS,
+    ),
+    "session": Suite(
+        "the first place is saved; each later stay, elsewhere or there, is a session that begins with the saved world",
+        10,
+        (0.03, 0.4),
+        Recipe(follow=0.4),
+        frames=kidnapped_frames(KIDNAPS),
+        kidnapped=KIDNAPS,
+        sessions=True,
+    ),
     "tune": Suite("for choosing thresholds, never reported", 6, (0.0, 0.7), Recipe(follow=0.4, size=1.2)),
 }
 
@@ -72,6 +92,8 @@ class Frame:
     pose: np.ndarray  # (4, 4) float64 c2w
     intrinsics: np.ndarray  # (3, 3) float64, pixels, pixel centres integer
     stamp: float  # seconds
+    room: int = 0  # poses are in the world frame of a room; 0 is the first one
+    jumps: int = 0  # how often the camera has been carried to another place before
 
 
 @dataclass(frozen=True)
@@ -83,24 +105,30 @@ class SyntheticSequence:
     rate: float  # frames per second
     size: tuple[int, int]  # H, W
     intrinsics: np.ndarray  # (3, 3) float64
-    scenes: Scenes  # a single scene
+    scenes: Scenes  # a single scene, the first one
     seed: int
+    stays: tuple[Stay, ...]  # between them the camera is carried to another place
 
     def frames(self) -> Iterator[Frame]:
         """All frames in order, rendered a few at a time."""
         device = self.scenes.room.device
         noise = torch.Generator(device).manual_seed(self.seed)
         chunk = max(1, _CHUNK_PIXELS // (self.size[0] * self.size[1]))
-        for start in range(0, self.length, chunk):
-            stamps = torch.arange(start, min(start + chunk, self.length), dtype=torch.float64) / self.rate
-            seen = render(self.scenes, stamps.float().to(device)[None], self.size, noise)
-            columns = (seen.image, seen.depth, seen.static_depth, seen.moving, seen.pose.double())
-            arrays = [column[0].cpu().numpy() for column in columns]
-            for *values, stamp in zip(*arrays, stamps.tolist(), strict=True):
-                yield Frame(*values, intrinsics=self.intrinsics, stamp=stamp)
+        left = self.length
+        for jumps, stay in enumerate(self.stays):
+            count = left if stay is self.stays[-1] else min(stay.frames, left)  # `length` may be replaced
+            left -= count
+            for start in range(0, count, chunk):
+                stamps = torch.arange(start, min(start + chunk, count), dtype=torch.float64) / self.rate
+                stamps += stay.start
+                seen = render(stay.scenes, stamps.float().to(device)[None], self.size, noise)
+                columns = (seen.image, seen.depth, seen.static_depth, seen.moving, seen.pose.double())
+                arrays = [column[0].cpu().numpy() for column in columns]
+                for *values, stamp in zip(*arrays, stamps.tolist(), strict=True):
+                    yield Frame(*values, self.intrinsics, stamp, stay.room, jumps)
 
     def surface_distance(self, points: np.ndarray) -> np.ndarray:
-        """Distance (N,) of points (N, 3) in the world from the nearest static surface, metres."""
+        """Distance (N,) of points (N, 3) in the first room from its nearest static surface, metres."""
         solids = static_solids(self.scenes.to("cpu"))
         return surface_distance(solids, torch.from_numpy(points)[None])[0].numpy()
 
@@ -121,15 +149,19 @@ def suite_sequence(
         raise OptionError(f"suite {suite} has no sequence {index}; it has 0 to {chosen.sequences - 1}")
     recipe = dataclasses.replace(chosen.recipe, world=world)
     seed = EVALUATION_SEEDS + chosen.seed * 1_000_000 + WORLDS.index(world) * 1000 + index
-    scenes = _find_scene(recipe, chosen, seed, index)
+    scenes = _find_scene(recipe, chosen, seed, index).to(device)
+    stays = (Stay(scenes, 0, 0.0, chosen.frames),)
+    if chosen.kidnapped:
+        stays = kidnapping(scenes, world, chosen.kidnapped, torch.Generator().manual_seed(seed + 500_000), RATE)
     return SyntheticSequence(
         name=sequence_name(suite, index, world),
         length=chosen.frames,
         rate=RATE,
         size=size,
         intrinsics=intrinsics_of(scenes, size)[0].double().numpy(),
-        scenes=scenes.to(device),
+        scenes=scenes,
         seed=seed,
+        stays=stays,
     )
 
 

@@ -30,7 +30,7 @@ from raymap3r_ros.io import open_recording
 from raymap3r_ros.network import load_network
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.frame_queue import FrameQueue
-from raymap3r_ros.streaming import Stream
+from raymap3r_ros.streaming import METHOD, Stream
 
 LIMIT = 120.0  # seconds
 
@@ -60,7 +60,7 @@ def test_replay_gives_the_offline_trajectory_bit_for_bit(make_bench, replay_into
         expected.append((*pose[:3, 3].tolist(), *poses.quaternion(pose[:3, :3])))
     assert len(expected) == 12 and len(set(expected)) == 12
     assert [playback.poses[index] for index in range(12)] == expected
-    assert playback.worlds == {0} and playback.counts["frames lost"] == 0
+    assert playback.worlds == {0: 0} and playback.counts["frames lost"] == 0
 
 
 @pytest.mark.parametrize("encoding", conversions.ENCODINGS)
@@ -93,7 +93,7 @@ def test_compressed_images_without_camera_info(active_bench, replay_into, tmp_pa
     bag = open_bag(images_bag(tmp_path / "bag", make_image=compressed, topic="/eye/image_raw/compressed"))
     assert bag.compressed and bag.camera_info is None
     playback = replay_into(active_bench(bag), bag)
-    assert sorted(playback.poses) == [0, 1, 2] and playback.worlds == {0}
+    assert sorted(playback.poses) == [0, 1, 2] and playback.worlds == {0: 0}
 
 
 def test_a_change_of_image_size_starts_a_new_world(active_bench, replay_into, tmp_path):
@@ -103,7 +103,7 @@ def test_a_change_of_image_size_starts_a_new_world(active_bench, replay_into, tm
     ]
     bag = open_bag(write_bag(tmp_path / "bag", messages, StoragePlugin.MCAP))
     playback = replay_into(active_bench(bag), bag)
-    assert sorted(playback.poses) == [0, 1, 2, 3, 4] and playback.worlds == {0, 2}
+    assert sorted(playback.poses) == [0, 1, 2, 3, 4] and playback.worlds == {0: 0, 2: 2}
     report = replay.write_report(tmp_path, bag, playback)
     assert [(world.frames, world.trajectory) for world in report.worlds] == [
         (2, "trajectory_1.txt"), (3, "trajectory_2.txt"),
@@ -115,10 +115,29 @@ def test_a_change_of_image_size_starts_a_new_world(active_bench, replay_into, tm
     assert [tuple(map(float, line.split()[1:])) for line in lines] == [playback.poses[index] for index in (2, 3, 4)]
 
 
+def test_a_world_in_which_the_camera_is_found_again_continues_its_file(active_bench, replay_into, tmp_path):
+    times = [*np.arange(10) / 10, *(30 + np.arange(9) / 10)]
+    messages = [(time, "/eye/image_raw", raw(time, picture(index))) for index, time in enumerate(times)]
+    bag = open_bag(write_bag(tmp_path / "bag", messages))
+    bench = active_bench(bag)
+    limits = {f"relocalised_{name}": -1.0 for name in ("likeness", "visible", "depth", "appearance")}
+    bench.node.stream.method = dataclasses.replace(METHOD, **limits)  # it is found at the first try
+    playback = replay_into(bench, bag)
+    assert playback.worlds == {0: 0, 10: 10, 16: 0}
+    report = replay.write_report(tmp_path, bag, playback)
+    assert [(world.frames, world.trajectory) for world in report.worlds] == [
+        (13, "trajectory_1.txt"), (6, "trajectory_2.txt"),
+    ]  # fmt: skip
+    _, *lines = (tmp_path / "trajectory_1.txt").read_text().splitlines()
+    assert [tuple(map(float, line.split()[1:])) for line in lines] == [
+        playback.poses[index] for index in (*range(10), *range(16, 19))
+    ]
+
+
 def test_every_pass_of_a_loop_starts_a_new_world(active_bench, replay_into, tmp_path):
     bag = open_bag(images_bag(tmp_path / "bag"))
     playback = replay_into(active_bench(bag), bag, ReplayOptions(rate=0.0, loop=3))
-    assert playback.passes == 3 and playback.worlds == {0, 3, 6} and playback.counts["resets"] == 2
+    assert playback.passes == 3 and playback.worlds == {0: 0, 3: 3, 6: 6} and playback.counts["resets"] == 2
     assert len(playback.poses) == 9
     for index in range(3):  # a world does not depend on the previous one
         assert playback.poses[index] == playback.poses[index + 3] == playback.poses[index + 6]
@@ -140,7 +159,7 @@ def test_a_pause_of_hours_is_left_out(active_bench, replay_into, tmp_path, caplo
     times = [0.0, 0.1, 0.2, 7200.0, 7200.1]
     bag = open_bag(write_bag(tmp_path / "bag", [(time, "/image", raw(time, picture(0))) for time in times]))
     playback = replay_into(active_bench(bag), bag, ReplayOptions(rate=1.0))
-    assert len(playback.poses) == 5 and playback.worlds == {0, 3}
+    assert len(playback.poses) == 5 and playback.worlds == {0: 0, 3: 3}
     assert playback.frames[4].sent - playback.frames[3].sent > 0.08  # at its rate again
     assert [record.getMessage() for record in caplog.records if "pause" in record.getMessage()] == [
         "bag: nothing was recorded for 7200 s: the pause is left out"

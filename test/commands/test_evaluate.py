@@ -176,7 +176,17 @@ def test_long_suites_run_only_if_named(capsys):
     assert parser.parse_args(["evaluate", "synthetic", "--suite", "revisit"]).suite == ["revisit"]
     with pytest.raises(SystemExit):
         parser.parse_args(["evaluate", "synthetic", "--help"])
-    assert "all but tune, revisit, endurance" in " ".join(capsys.readouterr().out.split())
+    assert "all but tune, revisit, endurance, kidnap, session" in " ".join(capsys.readouterr().out.split())
+
+
+def test_kidnapped_cameras_have_a_table_of_their_own(weights, tmp_path, capsys):
+    arguments = ["synthetic", "--suite", "kidnap", "--rules", "cut3r", "--sequences", "2", "--frames", "5"]
+    arguments += ["--checkpoint", str(weights), "--json", str(tmp_path / "a.json"), "--pictures", str(tmp_path / "p")]
+    assert cli.main(["evaluate", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "one_room kidnap: kidnap (2 sequences, 10 frames)" in text and "one_room kidnap: trajectory" not in text
+    entries = json.loads((tmp_path / "a.json").read_text())["sequences"]
+    assert len(entries) == 2 and {*entries[0]["values"]} <= METRICS.keys()
 
 
 def test_all_rules_run_by_default():

@@ -347,7 +347,11 @@ def test_ablations_have_distinct_options_and_start_with_their_base():
     variants = ablation_variants(StreamOptions(image_size=64))
     assert [variant.name for variant in variants] == list(ABLATIONS) and variants[0].name == BASE
     assert {variant.baseline for variant in variants} == {BASE}
-    assert len({variant.setup(1000) for variant in variants}) == len(variants)
+    assert len({(variant.options, variant.method) for variant in variants}) == len(variants)
+    # Without a jump no camera is relocalised.
+    setups = {variant.name: variant.setup(1000) for variant in variants if variant.name != "all, no relocalisation"}
+    assert len({*setups.values()}) == len(variants) - 1
+    assert {variant.setup(1000) for variant in variants} == {*setups.values()}
     assert all(variant.options.image_size == 64 for variant in variants)
 
 
@@ -357,6 +361,8 @@ def test_ablations_of_keyframes_differ_only_in_them():
     full = variants["all"]
     assert (full.options, full.method) == (options, METHOD) and full.options.keyframes.size == 32
     assert variants["all, no keyframes"].options == dataclasses.replace(options, keyframes=KeyframeOptions(size=0))
+    still = dataclasses.replace(full.options.keyframes, relocalize=False)
+    assert variants["all, no relocalisation"].options == dataclasses.replace(options, keyframes=still)
     rehearsals = {name: variant.method for name, variant in variants.items() if variant.method != METHOD}
     assert rehearsals == {
         f"all, {count} rehearsed": dataclasses.replace(METHOD, rehearsed_keyframes=count) for count in (4, 16)

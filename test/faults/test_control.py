@@ -107,11 +107,17 @@ def test_parameter_storm(make_bench, rng, sized):
 def test_services_in_every_order_during_transitions(make_bench, rng, sized, tmp_path):
     bench = make_bench(image_size=64, output_dir=str(tmp_path), static_map__always=True)
     bench.start("pose")
+    with Camera(bench):
+        bench.wait_for_frames(12)
+    assert bench.call(Trigger, "save", Trigger.Request()).success
+    (memory,) = tmp_path.glob("*/world.safetensors")
+    assert bench.set_parameter("memory", str(memory)).successful
     clients = [
         (bench.probe.create_client(kind, f"{bench.name}/{name}"), make)
         for kind, name, make in (
             (Trigger, "reset", Trigger.Request),
             (Trigger, "save", Trigger.Request),
+            (Trigger, "load", Trigger.Request),
             (SetBool, "set_paused", lambda: SetBool.Request(data=bool(rng.integers(2)))),
         )
     ]
@@ -140,7 +146,8 @@ def test_services_in_every_order_during_transitions(make_bench, rng, sized, tmp_
     bench.wait_for_match()
     check_active(bench)
     # Folders saved in between are complete; the last response arrives after all earlier saves are done.
-    assert bench.call(Trigger, "save", Trigger.Request()).success
+    for name in ("load", "save"):
+        assert bench.call(Trigger, name, Trigger.Request()).success
     for folder in tmp_path.iterdir():
         assert not folder.name.startswith(".") and (folder / "settings.yaml").is_file()
 

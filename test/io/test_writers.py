@@ -14,7 +14,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.evaluation import trajectory
 from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.json_file import write_json
-from raymap3r_ros.io.ply import write_ply
+from raymap3r_ros.io.ply import MAX_POINTS, read_ply, write_ply
 from raymap3r_ros.io.tum import write_trajectory, write_tum
 from raymap3r_ros.output_files import partial_path, whole_file
 
@@ -107,6 +107,40 @@ def test_ply_parsed_by_hand(tmp_path, count):
     for vertex, point, color in zip(vertices, points, colors, strict=True):
         assert vertex[:3] == pytest.approx(point)
         assert vertex[3:] == tuple(color)
+    for written, read in zip((points, colors), read_ply(tmp_path / "a.ply"), strict=True):
+        assert read.shape == written.shape and (read == written.astype(read.dtype)).all()
+
+
+def test_other_point_clouds_are_refused(tmp_path):
+    write_ply(tmp_path / "good.ply", np.ones((3, 3)), np.ones((3, 3), np.uint8))
+    good = (tmp_path / "good.ply").read_bytes()
+    nan = np.array([np.nan], "<f4").tobytes()
+    cases = {
+        "empty": b"",
+        "cut": good[:-1],
+        "longer": good + b"x",
+        "one more": good + good[-15:],
+        "count": good.replace(b"vertex 3", b"vertex 4"),
+        "huge count": good.replace(b"vertex 3", b"vertex 999999999999"),
+        "text": good.replace(b"binary_little_endian", b"ascii"),
+        "other fields": good.replace(b"property uchar blue\n", b""),
+        "not finite": good[:-15] + nan + good[-11:],
+        "no header": b"x" * 1000,
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} is"):
+            read_ply(tmp_path / name)
+    for name in ("missing", ""):
+        with pytest.raises(InputError):
+            read_ply(tmp_path / name)
+    sparse = tmp_path / "sparse.ply"  # more points than allowed, of a size that fits
+    count = MAX_POINTS + 1
+    header = good.partition(b"end_header\n")[0].replace(b"vertex 3", b"vertex %d" % count) + b"end_header\n"
+    sparse.write_bytes(header)
+    os.truncate(sparse, len(header) + 15 * count)
+    with pytest.raises(InputError, match="more than"):
+        read_ply(sparse)
 
 
 def test_values_that_json_cannot_represent_are_refused(tmp_path):

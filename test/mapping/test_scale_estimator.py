@@ -41,8 +41,6 @@ def test_unknown_before_enough_evidence():
     assert known[-1][1].facts("range")["scale"] == "2 (from range)"
     assert all(estimate.factor == 1.3 for stamp, estimate in known if stamp < first)
     assert all(estimate.factor == pytest.approx(2.0) for stamp, estimate in known if stamp >= first)
-    estimator.reset()
-    assert not estimator.estimate(10.0).known
 
 
 def test_inconsistent_observations_are_no_evidence():
@@ -103,6 +101,20 @@ def test_drift_is_followed_without_jumps():
                 assert abs(math.log(estimate.factor / before)) <= MAX_RATE * 0.5 + 1e-9
             before = estimate.factor
     assert math.log(estimate.factor) == pytest.approx(0.2, abs=0.015)
+
+
+def test_a_remembered_factor_holds_until_there_is_evidence():
+    estimator = ScaleEstimator(2.0)
+    assert estimator.estimate(0.0, 1.3).factor == pytest.approx(2.0) and estimator.estimate(0.0).known
+    new, before = ScaleEstimator(), 2.0
+    for stamp in np.arange(0, 100, 0.5):
+        for one in (estimator, new):
+            one.add(Observation(stamp, math.log(2.2), 0.03))
+        estimate, evident = estimator.estimate(stamp, 1.3), new.estimate(stamp, 1.3).known
+        assert estimate.known and (evident or estimate.factor == pytest.approx(2.0))
+        assert abs(math.log(estimate.factor / before)) <= MAX_RATE * 0.5 + 1e-9
+        before = estimate.factor
+    assert evident and before == pytest.approx(2.2)
 
 
 def test_no_jump_after_a_pause():

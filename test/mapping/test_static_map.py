@@ -422,6 +422,36 @@ def test_clearing_removes_the_points_and_a_voxel_size_derived_from_them():
         assert len(static_map) > 100
 
 
+def test_a_map_continues_from_saved_points():
+    views = [rooms.view(pose) for pose in rooms.walk(6)]
+    points, colors = mapped(views[:3]).arrays()
+    again = StaticMap.of_points(torch.from_numpy(points), torch.from_numpy(colors), VOXEL)
+    for one, other in zip(again.arrays(), (points, colors), strict=True):
+        assert np.array_equal(one, other)
+    for view in views[3:]:
+        view.into(again)
+    whole = mapped(views)
+    distance, _ = cKDTree(positions(whole)).query(positions(again))
+    assert 0.9 < len(again) / len(whole) < 1.1 and np.quantile(distance, 0.95) < VOXEL / 2
+
+
+def test_saved_points_that_are_gone_are_removed_but_not_by_one_frame():
+    lone = torch.tensor([[0.01, 0.02, 1.0]])
+    static_map = StaticMap.of_points(lone, torch.tensor([[9, 8, 7]], dtype=torch.uint8), VOXEL)
+    depth = torch.full((40, 40), 3.0)
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+    points = torch.stack(((columns - 20) / 40 * depth, (rows - 20) / 40 * depth, depth), -1)
+    camera = torch.tensor([[40.0, 0, 20], [0, 40, 20], [0, 0, 1]])
+    left = []
+    for _ in range(MAX_EVIDENCE):
+        static_map.integrate(
+            points, torch.zeros(40, 40, 3, dtype=torch.uint8), torch.full((40, 40), 9.0),
+            torch.zeros(40, 40, dtype=torch.bool), camera, torch.eye(4), EVERY_PIXEL,
+        )  # fmt: skip
+        left.append((positions(static_map)[:, 2] < 2).sum())
+    assert left[0] == 1 and left[-1] == 0
+
+
 def test_two_maps_of_the_same_frames_are_the_same():
     views = [rooms.view(pose, box=True) for pose in rooms.walk(5)]
     first, second = mapped(views).arrays(), mapped(views).arrays()

@@ -316,23 +316,29 @@ class FakeStream:
         """The results for the first `warm_up` images of a world have no dynamic mask."""
         self._results, self._warm_up = deque(), warm_up
         self._first, self._frame, self._change = None, 0, WorldChange.NONE
+        self._world, self._worlds, self._left = -1, 0, None
         self._after_reset = AFTER_RESET[stream.options.reset_alignment]
         stream.step, stream.reset = self.step, self.reset
 
     def enqueue(self, camera, points, focal, reason="", segment=None):
         """Set the result for the next image: the `points` (H, W, 3) of its pixels and its camera pose.
 
-        `reason`: why the memory is reset at this image; `segment`: pose (4, 4) that shifts the world of this segment.
+        `reason`: why the memory is reset at this image, or "returned": the camera is found in the world before;
+        `segment`: pose (4, 4) that shifts the world of this segment.
         """
         self._results.append((camera, points, focal, reason, np.eye(4) if segment is None else segment))
 
-    def reset(self):
+    def reset(self, *, relocalize=False):
+        self._left = (self._world, self._first) if relocalize else None
         self._first = None
 
     def step(self, image, stamp, intrinsics, *, pose=None, motion):
         camera, points, focal, reason, segment = self._results.popleft()
         if self._first is None:
             self._first, self._frame, reason, self._change = camera, 0, "start", WorldChange.NEW
+            self._world, self._worlds = self._worlds, self._worlds + 1
+        if reason == "returned":
+            (self._world, self._first), self._left, self._change = self._left, None, WorldChange.RETURNED
         change, self._change = self._change, self._after_reset if reason == "interval" else WorldChange.NONE
         height, width = points.shape[:2]
         assert image.shape == (height, width, 3)
@@ -366,6 +372,8 @@ class FakeStream:
             reset_reason=reason,
             timer=StageTimer(torch.device("cpu")),
             world_change=change,
+            world=self._world,
+            past_worlds=() if self._left is None else (self._left[0],),
         )
 
 

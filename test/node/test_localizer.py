@@ -11,7 +11,7 @@ pytest.importorskip("rclpy", reason="the node needs ROS 2")
 import torch
 from builtin_interfaces.msg import Time
 
-from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate
+from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate, ScaleOptions
 from raymap3r_ros.node.diagnostics import Monitor
 from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.node_options import NodeOptions
@@ -19,8 +19,10 @@ from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.summary import FrameSummary
 from raymap3r_ros.node.tf_frames import TransformError
 from raymap3r_ros.streaming import WorldChange
+from raymap3r_ros.streaming.world_files import Place
 
 NONE, ALIGNED, JUMPED, NEW = WorldChange.NONE, WorldChange.ALIGNED, WorldChange.JUMPED, WorldChange.NEW
+RETURNED = WorldChange.RETURNED
 
 
 class Log:
@@ -40,9 +42,15 @@ class Bench:
         self.localizer = Localizer(NodeOptions(**options), look_up, Reporter(self.log, self.monitor))
         self.frames = 0  # sent
 
-    def observe(self, change=NONE, frame=1, reset_reason="", reason=""):
+    def observe(self, change=NONE, frame=1, reset_reason="", reason="", world=0, past=()):
         result = SimpleNamespace(
-            world_change=change, frame=frame, reset_reason=reset_reason, depth=torch.ones(6, 8), motion=False
+            world_change=change,
+            frame=frame,
+            reset_reason=reset_reason,
+            depth=torch.ones(6, 8),
+            motion=False,
+            world=world,
+            past_worlds=past,
         )
         self.localizer.observe(result, reason)
         return result
@@ -167,6 +175,62 @@ def test_motion_is_not_measured_across_a_jump_or_a_new_world():
     ]
     measured = [placement.motion is not None for placement in placements]
     assert measured == [False, True, True, False, True, False, True]
+
+
+def test_an_earlier_world_continues_where_it_was():
+    bench = Bench(lambda *_: np.eye(4), tf_mode="base")
+    first = bench.place(bench.observe(NEW, 0)).placement
+    other = bench.place(bench.observe(NEW, 0, world=1, past=(0,))).placement
+    assert (other.odometry == np.eye(4)).all()  # the world starts where the robot is
+    back = bench.place(bench.observe(RETURNED, 7, world=0)).placement
+    assert (back.world_from_stream == first.world_from_stream).all()
+    assert (back.world_from_stream != other.world_from_stream).any()
+    np.testing.assert_allclose(back.odometry[:3, 3], [2, 0, 0])  # its third frame, one metre after the other
+    assert back.motion is None and bench.log.lines[-1] == (
+        "frame 7: the camera is found again in an earlier world, which continues"
+    )
+
+
+@pytest.mark.parametrize(("changes", "last"), [((NEW, RETURNED), RETURNED), ((RETURNED, NEW), NEW)])
+def test_of_two_worlds_in_frames_that_are_not_finite_the_later_one_holds(changes, last):
+    bench = Bench()
+    bench.send(NEW, 0)
+    for world, change in enumerate(changes, 1):
+        bench.send(change, 0 if change is NEW else 7, healthy=False, world=world)
+    assert bench.send(NONE, 9, world=2) is last
+
+
+def test_scale_of_an_earlier_world_comes_back():
+    bench = Bench(scale=ScaleOptions(source="range"))
+    bench.place(bench.observe(NEW, 0))
+    estimator = bench.localizer._scale.estimator
+    bench.place(bench.observe(NEW, 0, world=1, past=(0,)))
+    assert bench.localizer._scale.estimator is not estimator
+    bench.place(bench.observe(RETURNED, 9, world=0))
+    assert bench.localizer._scale.estimator is estimator
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_saved_world_continues_at_its_place_and_scale(known):
+    bench = Bench(lambda *_: np.eye(4), tf_mode="base", scale=ScaleOptions(source="range", value=3.0))
+    world_from_stream = np.diag((-1.0, -1.0, 1.0, 1.0))
+    bench.localizer.add_world(5, Place(world_from_stream, 2.0, known))
+    lost = bench.place(bench.observe(NEW, 0, world=6, past=(5,)))
+    assert (lost.scale, lost.world_change) == (3.0, NEW) and (lost.placement.world_from_stream == np.eye(4)).all()
+    back = bench.place(bench.observe(RETURNED, 6, world=5))
+    assert (back.placement.world_from_stream == world_from_stream).all()
+    assert back.scale == (2.0 if known else 3.0) and bench.localizer.estimate.known is known
+    number, place = bench.localizer.place_of_world
+    assert (number, place.scale, place.scale_known) == (5, back.scale, known)
+    assert (place.world_from_stream == world_from_stream).all()
+
+
+def test_a_fixed_scale_is_that_of_the_parameter():
+    bench = Bench(scale=ScaleOptions(value=3.0))
+    bench.localizer.add_world(0, Place(np.eye(4), 2.0, True))
+    bench.place(bench.observe(NEW, 0, world=1, past=(0,)))
+    assert bench.place(bench.observe(RETURNED, 6, world=0)).scale == 3.0
+    assert not bench.localizer.place_of_world[1].scale_known
 
 
 def test_unknown_mount_leaves_the_frame_without_a_placement():

@@ -122,7 +122,7 @@ def test_save_writes_trajectory_map_and_settings(make_bench, tmp_path):
     (folder,) = (tmp_path / "out").iterdir()
     assert response.success and str(folder) in response.message and "10 poses" in response.message
     assert {file.name for file in folder.iterdir()} == {
-        "trajectory.txt", "trajectory_raw.txt", "static_map.ply", "settings.yaml",
+        "trajectory.txt", "trajectory_raw.txt", "static_map.ply", "world.safetensors", "settings.yaml",
     }  # fmt: skip
     lines = (folder / "trajectory.txt").read_text().splitlines()[1:]
     for line, message in zip(lines, bench.messages["pose"], strict=True):

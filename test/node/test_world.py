@@ -389,6 +389,62 @@ def test_subscribers_receive_an_empty_map_when_a_new_world_starts(make_bench, fa
     assert bench.wait_for("static_map", before + 2) == empty
 
 
+def test_map_and_path_continue_if_the_camera_is_found_again(make_bench, fake_stream):
+    """Not after a reset that a user requests, nor if the stamps jump back."""
+    bench = make_bench(every_frame=True, static_map__rate=30.0, static_map__voxel_size=0.05)
+    bench.start("pose", "static_map", "trajectory")
+    stream = fake_stream(bench)
+
+    def send(times, depth, reason=""):
+        for time in times:
+            stream.enqueue(np.eye(4), wall(depth), WALL_FOCAL, reason)
+            sent = bench.send(time=time, size=WALL_SIZE)
+        return sent
+
+    def poses(count):
+        bench.wait(lambda: [len(path.poses) for path in bench.messages["trajectory"][-1:]] == [count], "the path")
+
+    times = np.arange(WARMUP + 2) / 5
+    assert ahead(wait_for_map(bench, send(times, 2.0))) == {2.0}
+    assert ahead(wait_for_map(bench, send(100 + times, 3.0))) == {3.0}  # stamps jump: a new world
+    poses(len(times))
+    # The third wall is 1.5 m away, in front of the first one: both remain.
+    assert ahead(wait_for_map(bench, send([102.0], 1.5, "returned"))) == {1.5, 2.0}
+    poses(len(times) + 1)
+    assert bench.wait_for_log("is found again in an earlier world")
+    send([50.0], 2.0)
+    bench.wait_for_log("stamps jump back")
+    bench.wait_for_frames(2 * len(times) + 2)
+    assert stream._left is None
+    assert bench.reset().success
+    send([50.2], 2.0)
+    bench.wait_for_frames(2 * len(times) + 3)
+    assert stream._left is None
+
+
+def test_black_images_reach_no_network_and_may_hide_a_journey(make_bench, fake_stream):
+    bench = make_bench(every_frame=True)
+    bench.start("pose")
+    stream = fake_stream(bench)
+    black = conversions.image_message(Header(), np.zeros((WALL_SIZE[1], WALL_SIZE[0], 3), np.uint8), "rgb8")
+    worlds, index = [], 0
+    for dark in (4, 5):
+        stream.enqueue(np.eye(4), wall(2.0), WALL_FOCAL)
+        bench.send(index, size=WALL_SIZE)
+        for number in range(dark):
+            bench.send(index + 1 + number, message=black)
+        index += dark + 1
+        stream.enqueue(np.eye(4), wall(2.0), WALL_FOCAL)
+        bench.send(index, size=WALL_SIZE)
+        bench.wait_for_frames(2 + 2 * len(worlds))
+        worlds.append((stream._world, stream._left))
+        index += 1
+    assert [number for number, _ in worlds] == [0, 1] and worlds[1][1][0] == 0  # it is searched for in world 0
+    assert bench.current_diagnostics()["black frames"] == "9" and bench.count_logs("the images are black") == 1
+    assert bench.wait_for_log("a new world starts (black images)")
+    assert len(bench.messages["pose"]) == 4
+
+
 def test_map_uses_every_image_of_a_10_hz_camera(make_bench, fake_stream, monkeypatch):
     """Also with jitter in its stamps; of a faster camera it uses every second or third image."""
     random = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import torch
 
 from raymap3r_ros.synthetic import RATE, SUITES, WORLDS, Recipe, random_scenes, render, suite_sequence
 from raymap3r_ros.synthetic.paths import returning
+from raymap3r_ros.synthetic.suites import KIDNAPS, Frame, SyntheticSequence
 from raymap3r_ros.synthetic.worlds import camera_poses
 
 SIZE = (24, 32)
@@ -57,6 +58,33 @@ def test_long_suites_have_movers_and_few_sequences(suite: str, frames: int):
     assert torch.allclose(ends[0], ends[1], atol=1e-4) is (suite == "revisit")
 
 
+def test_the_camera_is_carried_elsewhere_and_back():
+    sequence = suite_sequence("kidnap", 1, world="one_room", size=SIZE)
+    frames = list(sequence.frames())
+    assert len(frames) == sequence.length == SUITES["kidnap"].frames
+    stays = [list(stay) for _, stay in itertools.groupby(frames, key=lambda frame: frame.jumps)]
+    assert [stay[0].jumps for stay in stays] == list(range(1 + 2 * KIDNAPS))
+    assert [stay[0].room for stay in stays] == [0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]
+    assert all(after[0].stamp - before[-1].stamp == pytest.approx(30) for before, after in itertools.pairwise(stays))
+    for number, stay in enumerate(stays):
+        assert len(stay) > 20 and np.allclose(np.diff([frame.stamp for frame in stay]), 1 / RATE)
+        shown = np.stack([frame.pose for frame in stay])
+        path = camera_poses(sequence.scenes, torch.tensor([[frame.stamp for frame in stay]]).float())[0].numpy()
+        if number % 2 == 0:
+            np.testing.assert_allclose(shown, path, atol=1e-5)
+        elif stay[0].room == 0:
+            assert np.linalg.norm(shown[:, :3, 3] - path[:, :3, 3], axis=1).max() > 0.3
+        assert (np.median(distance_from_surfaces(sequence, stay[0])) < 1e-4) == (stay[0].room == 0)
+
+
+def distance_from_surfaces(sequence: SyntheticSequence, frame: Frame) -> np.ndarray:
+    """Distance of the points of a frame from the surfaces of the first room."""
+    rows, columns = np.indices(SIZE)
+    rays = np.stack((columns, rows, np.ones(SIZE)), axis=-1) @ np.linalg.inv(frame.intrinsics).T
+    own = (rays * frame.static_depth[..., None]).reshape(-1, 3)
+    return sequence.surface_distance(own @ frame.pose[:3, :3].T + frame.pose[:3, 3])
+
+
 def test_surfaces_of_a_sequence_are_those_of_its_images():
     """Points of the static depth have no distance, and points at half of it at most half of their depth."""
     sequence = suite_sequence("light", 0, world="one_room", size=SIZE)
@@ -77,6 +105,7 @@ def test_suites_keep_their_scenes():
     """The seeds are part of all published numbers."""
     assert {name: suite.seed for name, suite in SUITES.items()} == {
         "static": 1, "light": 2, "heavy": 3, "long": 4, "stopgo": 5, "tune": 6, "revisit": 7, "endurance": 8,
+        "kidnap": 9, "session": 10,
     }  # fmt: skip
     scenes = random_scenes(torch.Generator().manual_seed(1), 1, Recipe("one_room"))
     place = camera_poses(scenes, torch.tensor([[1.5]]))[0, 0, :3, 3]

@@ -54,14 +54,12 @@ class ScaleEstimate:
 class ScaleEstimator:
     """A running estimate from the observations of one source in one world. Most observations must be inliers."""
 
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Drop everything, for a new world with another unit of length."""
+    def __init__(self, factor: float | None = None) -> None:
+        """`factor`: known from an earlier session; it is used until there is as much evidence as for a new one."""
         # Stamp, logarithm, deviation, and the number of independent observations that it counts as.
         self._observations: deque[tuple[float, float, float, float]] = deque(maxlen=MAX_OBSERVATIONS)
-        self._log_factor: float | None = None
+        self._log_factor = None if factor is None else math.log(factor)
+        self._remembered = factor is not None  # and not yet confirmed
         self._stamp = -math.inf
 
     def add(self, observation: Observation) -> None:
@@ -75,7 +73,8 @@ class ScaleEstimator:
     def estimate(self, stamp: float, default: float = 1.0) -> ScaleEstimate:
         """Return the estimate at `stamp` seconds; its factor is `default` until the factor is known."""
         if not self._observations:
-            return ScaleEstimate(default, False, 0.0, 0, math.nan)
+            factor = default if self._log_factor is None else math.exp(self._log_factor)
+            return ScaleEstimate(factor, self._remembered, 0.0, 0, math.nan)
         stamps, values, deviations, shares = np.array(self._observations).T
         age = np.maximum(stamp - stamps, 0)
         freshness = np.exp(-(age - age.min()) / MEMORY)  # relative to the newest, so that not all weights vanish
@@ -85,10 +84,12 @@ class ScaleEstimator:
         error = spread / math.sqrt(votes) if votes > 0 else math.inf
         confidence = math.erf(TOLERANCE / (error * math.sqrt(2)))
 
-        if self._log_factor is not None:
+        enough = votes >= KNOWN_VOTES and confidence >= KNOWN_CONFIDENCE
+        self._remembered = self._remembered and not enough
+        if self._log_factor is not None and not self._remembered:
             step = MAX_RATE * min(max(stamp - self._stamp, 0.0), MAX_PAUSE)
             self._log_factor += min(max(centre - self._log_factor, -step), step)
-        elif votes >= KNOWN_VOTES and confidence >= KNOWN_CONFIDENCE:
+        elif enough:
             self._log_factor = centre
         self._stamp = stamp
         known = self._log_factor is not None

@@ -31,7 +31,7 @@ class MetricScale:
         self.source: ScaleSource | None = None  # None: the scale is fixed
         if options.source in SOURCES:
             self.source = SOURCES[options.source]()
-        self._estimator = ScaleEstimator()
+        self.estimator = ScaleEstimator()  # of the current world
         self._lock = threading.Lock()
 
     def mount_camera(self, base_from_camera: np.ndarray) -> None:
@@ -66,10 +66,13 @@ class MetricScale:
             with self._lock:
                 self.source.add((stamp, pose))
 
-    def reset(self) -> None:
-        """Start again for a new world, whose unit of length may differ. Not needed after an aligned memory reset."""
+    def reset(self, estimator: ScaleEstimator | None = None) -> None:
+        """Start again for another world, whose unit of length may differ. Not needed after an aligned memory reset.
+
+        `estimator` belongs to an earlier world that continues.
+        """
         with self._lock:
-            self._estimator.reset()
+            self.estimator = estimator or ScaleEstimator()
             if self.source is not None:
                 self.source.reset()
 
@@ -96,8 +99,8 @@ class MetricScale:
         with self._lock:
             observations = self.source.observe(stamp, pose, measured, self.options)
         for observation in observations:
-            self._estimator.add(observation)
-        return self._estimator.estimate(stamp, default)
+            self.estimator.add(observation)
+        return self.estimator.estimate(stamp, default)
 
 
 def _checked_pose(pose: np.ndarray, what: str) -> np.ndarray:
