@@ -8,7 +8,6 @@ import gc
 import importlib
 import io
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -16,10 +15,11 @@ from typing import NoReturn
 
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import CheckpointError, Raymap3rError, reason_of
-from raymap3r_ros.signals import INTERRUPTED
+from raymap3r_ros.signals import INTERRUPTED, ignore_stop_signals, interrupted_once
 from raymap3r_ros.standard_streams import SteadyStream, reserve_standard_descriptors
 from raymap3r_ros.text import LONGEST_ERROR, PrintableFormatter, RepeatFilter, printable
 from raymap3r_ros.threads import wait_passively
+from raymap3r_ros.working_directory import working_directory_problem
 
 # Module in `commands/` and help. Modules import PyTorch, those of ROS_COMMANDS also rclpy, so that only the module of
 # the command in use is imported.
@@ -48,17 +48,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in another encoding
     out, err = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        interrupted_once(at_end=arguments is None),
+    ):
         try:
-            return _run(list(sys.argv[1:] if arguments is None else arguments))
+            return _until_interrupted(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             out.flush()
             if arguments is None:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would change the exit status
                 gc.freeze()  # otherwise Python searches PyTorch for reference cycles at exit, for half a second
             if out.error is not None and not isinstance(out.error, BrokenPipeError):
                 print(f"raymap3r: error: cannot write to standard output: {out.error.strerror}", file=err)
                 sys.exit(FAILED)
+
+
+def _until_interrupted(arguments: list[str]) -> int:
+    """Run one command and return the exit status; afterwards stop signals are ignored."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            ignore_stop_signals()
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _run(arguments: list[str]) -> int:
@@ -71,6 +85,8 @@ def _run(arguments: list[str]) -> int:
     logging.addLevelName(logging.WARNING, "warning")
     args = None
     try:
+        if problem := working_directory_problem():
+            raise Raymap3rError(problem)
         args = build_parser(arguments).parse_args(arguments)
         return args.run(args)
     except (Raymap3rError, OSError) as error:
@@ -84,8 +100,6 @@ def _run(arguments: list[str]) -> int:
         if not _is_out_of_gpu_memory(error):
             raise
         print("raymap3r: error: out of GPU memory; try a smaller --size or --precision bfloat16", file=sys.stderr)
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return FAILED
 
 

@@ -22,13 +22,14 @@ def option(
     choices: Collection[str] = (),
     low: float | None = None,
     high: float | None = None,
+    or_zero: bool = False,
     live: bool = False,
 ) -> Any:
     """Return a dataclass field with a help text and its `choices` or its limits `low` and `high`.
 
-    `live`: the value may change while the node is configured.
+    `or_zero`: 0 is allowed too, with a meaning of its own. `live`: the value may change while the node is configured.
     """
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "live": live}
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "or_zero": or_zero, "live": live}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -41,10 +42,16 @@ def check_options(options: Any) -> None:
         if meta["choices"] and value not in meta["choices"]:
             allowed = ", ".join(str(choice) for choice in meta["choices"])
             raise OptionError(f"{item.name} is {value!r}; allowed values: {allowed}")
-        if (meta["low"] is not None or meta["high"] is not None) and not (
-            (meta["low"] is None or value >= meta["low"]) and (meta["high"] is None or value <= meta["high"])
-        ):
-            raise OptionError(f"{item.name} is {value!r}; allowed range: {meta['low']} to {meta['high']}")
+        if meta["low"] is not None and not (meta["low"] <= value <= meta["high"] or (meta["or_zero"] and value == 0)):
+            raise OptionError(f"{item.name} is {value!r}; allowed range: {limits_text(item)}")
+
+
+def limits_text(item: dataclasses.Field) -> str:
+    """Return the allowed numbers of an option, as "0 to 1"; "" if it has no limits."""
+    meta = item.metadata
+    if meta["low"] is None:
+        return ""
+    return f"{f'{item.default * 0}, or ' if meta['or_zero'] else ''}{meta['low']} to {meta['high']}"
 
 
 def option_fields(options: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.signals import stop_signals_held
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -109,7 +110,8 @@ def whole_file(path: Path) -> Iterator[Path]:
                 yield partial
                 os.replace(partial, path)
             except BaseException:
-                partial.unlink(missing_ok=True)
+                with stop_signals_held():
+                    partial.unlink(missing_ok=True)
                 raise
         finally:
             os.close(descriptor)

@@ -199,7 +199,7 @@ def test_bad_inputs_are_one_clear_line(images, tmp_path, capsys):
         (["--size", "-3"], "--size is -3; allowed range: 0 to 4096"),
         (["--mask-noise-floor", "9"], "--mask-noise-floor is 9.0; allowed range: 0.0001 to 1.0"),
         (["--mask-low", "50"], "--mask-low is 50.0, above --mask-high"),
-        (["--reset-interval", "1"], "--reset-interval is 1; allowed: 0 (never) or 2 and more"),
+        (["--reset-interval", "1"], "--reset-interval is 1; allowed range: 0, or 2 to 1000000"),
         (["--max-points", "1"], "--max-points is 1; allowed range: 1000 to"),
         (["--stride", "0"], "--stride is 0; allowed: 1 and more"),
         (["--device", "tpu"], "--device is 'tpu'; on this machine there are: auto, cpu"),
@@ -288,6 +288,29 @@ def test_ctrl_c_while_python_ends_does_not_change_the_status(arguments, status):
     done = subprocess.run([sys.executable, "-c", AT_EXIT, *arguments], capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert "KeyboardInterrupt" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("raymap3r_ros.cli", ["weights", "list"]),
+        ("raymap3r_ros.cli", ["run", "/images", "--out", "/nowhere/out"]),
+        ("raymap3r_ros.cli", ["evaluate", "simulated"]),
+        ("raymap3r_ros.node", ["--autostart"]),
+    ],
+)
+def test_a_working_directory_that_was_deleted_is_named(module, arguments, tmp_path, root):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", str(gone), sys.executable, "-m", module, *arguments],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    name = "stream" if module.endswith("node") else "raymap3r"
+    text = f"{name}: error: the working directory {gone} no longer exists: cd to another one\n"
+    assert (done.returncode, done.stderr) == (2, text)
 
 
 def test_a_quoted_home_folder_is_expanded(monkeypatch):

@@ -19,6 +19,7 @@ from raymap3r_ros.io.bag_types import ODOMETRY_TYPE, RANGE_TYPE
 from raymap3r_ros.io.recording import BrokenFrame
 from raymap3r_ros.node.stream_node import DEFAULT_FRAME
 from raymap3r_ros.options import check_options, option
+from raymap3r_ros.signals import stop_requested
 from raymap3r_ros.text import listing
 
 log = logging.getLogger(__name__)
@@ -76,15 +77,26 @@ class Bag:
 
         `on_loss` is called at the end with the reason if the bag ends early.
         """
-        with closing(BagReader(self.path)) as reader:
+        for reader in self._open():
             yield from reader.messages(topics)
             if reader.loss:
                 on_loss(reader.loss)
 
     def image_times(self) -> Iterator[tuple[int, int]]:
         """Stamp and recording time in nanoseconds of each image."""
-        with closing(BagReader(self.path)) as reader:
+        for reader in self._open():
             yield from reader.image_times(self.images)
+
+    def _open(self) -> Iterator[BagReader]:
+        """A reader of the bag; none if a stop signal has arrived before it is open."""
+        try:
+            reader = BagReader(self.path)
+        except KeyboardInterrupt:
+            if stop_requested():
+                return
+            raise
+        with closing(reader):
+            yield reader
 
 
 def open_bag(path: Path, options: ReplayOptions | None = None) -> Bag:

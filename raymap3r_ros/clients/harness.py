@@ -42,6 +42,7 @@ from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.node.dds_profile import domain_problem, profile_environment
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.node.publishers import RELIABLE, TOPICS
+from raymap3r_ros.signals import interrupted_once
 from raymap3r_ros.synthetic import suite_sequence
 
 START_LIMIT = 600.0  # seconds for the node to load its weights; the public ones are large
@@ -130,23 +131,20 @@ def running_harness(
     """Start the node, the camera's ROS node and a subscriber process; end all of them with the context.
 
     `make_subscriber` is called in the subscriber process with its ROS node and must be picklable. `ros_arguments` are
-    further arguments of the stream node. SIGTERM interrupts the caller like Ctrl-C, so that no process is left over.
+    further arguments of the stream node. A stop signal interrupts the caller once, so that no process is left over.
 
     All processes use the global topics (GLOBAL_TOPICS) in `namespace`, so that other nodes of the domain receive
     nothing. Raises Raymap3rError if a node of the same name is running.
     """
     name, private = f"{namespace}/{BASE_NAME}", private_topics(namespace)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with (
-            reserved(name),
-            camera_node(namespace, *private, unique=name) as camera,
-            running_node(namespace, parameters, *private, *ros_arguments) as process,
-            _subscriber_process(namespace, make_subscriber) as pipe,
-        ):
-            yield Harness(process, camera, pipe)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with (
+        interrupted_once(),
+        reserved(name),
+        camera_node(namespace, *private, unique=name) as camera,
+        running_node(namespace, parameters, *private, *ros_arguments) as process,
+        _subscriber_process(namespace, make_subscriber) as pipe,
+    ):
+        yield Harness(process, camera, pipe)
 
 
 @contextlib.contextmanager

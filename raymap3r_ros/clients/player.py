@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import rclpy
@@ -155,6 +156,8 @@ class _Player:
         self._index_of: dict[int, int] = {}  # of the first frame with a stamp, since the last jump of the stamps
         self._jump_detector = JumpDetector()
         self._stamp_clock: StampClock | None = None  # of the current pass
+        self._first_stamp: list[tuple[int, int]] = []  # stamp and time of the first image with a stamp
+        self._first_camera_info: Any = None
         self._camera_info: Any = None  # last one that differed
         self._static: dict[str, Any] = {}  # transforms of /tf_static by child frame; late subscribers need all of them
         self._published_frames: set[str] = set()  # frames whose parent the node publishes
@@ -186,6 +189,11 @@ class _Player:
 
     def connect(self, beside_others: bool) -> None:
         """Wait until the node is connected to this player, check the graph, and read the node's parameters."""
+        # Opening a bag takes a second. Meanwhile the node starts; once it is active, images follow at once.
+        bag = self._bag
+        self._first_stamp = list(islice((item for item in bag.image_times() if item[0] > 0), 1))
+        if bag.camera_info:
+            self._first_camera_info = next((message for _, _, message in bag.messages([bag.camera_info])), None)
         if self._process is None:
             wait_for_node(self._camera, self._node_name, self._wait)
         deadline = time.monotonic() + START_LIMIT
@@ -235,11 +243,11 @@ class _Player:
         bag, options, playback = self._bag, self._options, self._playback
         sensor = playback.scale_topic
         playback.passes += 1
-        self._stamp_clock = StampClock(lambda text: log.warning("%s: %s", bag.path.name, text), bag.image_times())
+        self._stamp_clock = StampClock(lambda text: log.warning("%s: %s", bag.path.name, text), self._first_stamp)
         end = options.start + options.duration if options.duration else math.inf
         if bag.camera_info:
             # The first calibration is used for the images before it too, as in `io.formats.bag`.
-            self._send_camera_info(next((message for _, _, message in bag.messages([bag.camera_info])), None))
+            self._send_camera_info(self._first_camera_info)
         topics = [bag.images, TF, TF_STATIC, *bag.odometry, *(name for name in (bag.camera_info, sensor) if name)]
         started = time.monotonic()
         first = begin = None

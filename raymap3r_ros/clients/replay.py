@@ -102,7 +102,7 @@ def run(
     Returns 0 if the bag was read to its end and every frame was processed or refused, but not all refused; else 1.
 
     `node`: full name of a stream node that is already running; empty: one is started with `parameters`, and ended.
-    Ctrl-C and SIGTERM end the replay early, with a report of the frames so far (status 130).
+    Ctrl-C, SIGTERM and SIGHUP end the replay early, with a report of the frames so far (status 130).
 
     `global_topics`: whether /tf, /tf_static, /clock and /diagnostics are used, which other nodes receive too, or
     topics in the node's namespace instead. With True, a node that is started is called /raymap3r, and its inputs have

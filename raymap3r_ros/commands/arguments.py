@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, shipped_weights
-from raymap3r_ros.options import Options, build_options, option_fields
+from raymap3r_ros.options import Options, build_options, limits_text, option_fields
 from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.streaming.stream_options import preset_option, preset_options
 
@@ -30,7 +30,7 @@ def add_options(
             continue
         meta = item.metadata
         default = item.default if defaults is None else getattr(defaults, name)
-        limits = "" if meta["low"] is None else f"; {meta['low']} to {meta['high']}"
+        limits = f"; {text}" if (text := limits_text(item)) else ""
         group.add_argument(
             _flag(name),
             dest=name,

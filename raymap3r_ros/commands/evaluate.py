@@ -248,6 +248,8 @@ def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int)
 
 
 def _run_simulated(args: argparse.Namespace) -> None:
+    if args.sequences < 1:
+        raise OptionError(f"sequences is {args.sequences}; allowed: 1 and more")
     if args.picture:
         _check_output(args.picture)
     print(noise_study.format_rows(noise_study.run_simulated(args.sequences, args.world)))
@@ -260,6 +262,8 @@ def _run_covariance(args: argparse.Namespace) -> None:
     begin = time.perf_counter()
     if args.sequences < 2:
         raise OptionError(f"sequences is {args.sequences}; allowed: 2 and more, to fit on some and evaluate on others")
+    if args.frames < 0:
+        raise OptionError(f"frames is {args.frames}; allowed: 0 and more")
     optional_module("scipy.optimize")
     source = _source_to_annotate(args) if args.write else None
     options = read_stream_options(args)

@@ -27,7 +27,7 @@ from raymap3r_ros.offline.run import QUIT
 from raymap3r_ros.offline.window import Window
 from raymap3r_ros.output_files import check_outputs
 from raymap3r_ros.rates import rate_text
-from raymap3r_ros.signals import INTERRUPTED
+from raymap3r_ros.signals import INTERRUPTED, STOP_NAMES
 from raymap3r_ros.stamps import MAX_GAP
 from raymap3r_ros.text import counted, printable
 
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     _report(summary, args.out)
     if summary.complete:
         return 0
-    return INTERRUPTED if summary.stopped_by in ("SIGINT", "SIGTERM", QUIT) else INCOMPLETE
+    return INTERRUPTED if summary.stopped_by in (*STOP_NAMES, QUIT) else INCOMPLETE
 
 
 def _report(summary: RunSummary, folder: Path) -> None:

@@ -77,6 +77,7 @@ class Calibration:
         self._binning = binning
         self._report = report
         self._distortion = np.array(distortion, np.float64).reshape(-1)
+        model = model.lower()
         self._fisheye = model == FISHEYE_MODEL
         self._pinhole: _Pinhole | None = None  # of the last image's size
         if not self._distortion.any():
@@ -390,7 +391,9 @@ def read_camera_info(
     if binning != (1, 1):
         binned = max(window[2] // binning[0], 1), max(window[3] // binning[1], 1)
         parts["does it already belong to the binned image (then set binning_x and binning_y to 0)"] = binned
-    doubt = intrinsics_doubt(matrix, (width, height), fisheye=info.distortion_model == FISHEYE_MODEL, parts=parts)
+    doubt = intrinsics_doubt(
+        matrix, (width, height), fisheye=info.distortion_model.lower() == FISHEYE_MODEL, parts=parts
+    )
     if doubt:
         report(f"camera_info is probably wrong: {doubt}")
     return Calibration(

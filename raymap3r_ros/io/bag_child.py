@@ -35,6 +35,7 @@ from raymap3r_ros.io.bag_files import (
     data_files,
     prepare,
 )
+from raymap3r_ros.signals import STOP_SIGNALS
 
 SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
@@ -58,7 +59,7 @@ _CURES = {  # parts of messages of the reading library, and what to do
 
 def main() -> None:
     """Serve the parent at the other end of the socket that is the last argument, until it closes it."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group; the parent decides
+    for number in STOP_SIGNALS:  # the parent decides
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[-1]))
     first = json.loads(connection.recv_bytes())

@@ -65,6 +65,7 @@ class BagProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _PROGRAM, search, str(its.fileno())], pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True,  # the terminal's signals reach only this process, which decides
             )  # fmt: skip
         self._passes = 0
         try:

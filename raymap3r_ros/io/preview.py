@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,10 @@ def _text(
     text = printable(text)  # names of files may contain line ends, of which Pillow cannot measure the length
     # The bitmap font has no anchors, only Latin-1 letters, and a height of 11 pixels.
     scales = isinstance(font, ImageFont.FreeTypeFont)
-    if not scales:
+    if scales:  # Pillow's scalable font has only the letters of ASCII
+        letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+        text = "".join(letters).encode("ascii", "replace").decode()
+    else:
         text = text.encode("latin-1", "replace").decode("latin-1")
     length = draw.textlength(text, font)
     x, y = at[0] - {"left": 0, "center": length / 2, "right": length}[side], at[1]

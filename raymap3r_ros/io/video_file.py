@@ -113,15 +113,16 @@ class VideoFile:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._writer is not None:
-            self._writer.release()
             partial = partial_path(self.path)
-            if error is None and _is_whole(partial):
-                os.replace(partial, self.path)
-                return
-            partial.unlink(missing_ok=True)
-            if error is None:
-                what = "the video could not be written: the disk is full, or the file is larger than allowed"
-                raise OSError(errno.ENOSPC, what, str(self.path))
+            try:
+                self._writer.release()
+                if error is None:
+                    if not _is_whole(partial):
+                        what = "the video could not be written: the disk is full, or the file is larger than allowed"
+                        raise OSError(errno.ENOSPC, what, str(self.path))
+                    os.replace(partial, self.path)
+            finally:
+                partial.unlink(missing_ok=True)
         elif self._gif is not None and error is None:
             first, *rest = [Image.fromarray(picture) for picture in self._gif.kept]
             duration = 1000 * self._gif.step / self._fps

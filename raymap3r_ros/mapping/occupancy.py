@@ -26,13 +26,17 @@ class OccupancyOptions:
     )
     min_height: float = option(
         0.15,
-        "points closer to the level of the floor than this, metres, are floor: free",
+        "points closer to the level of the floor than this, metres, are floor: free; less than max_height",
         low=0.0,
         high=100.0,
         live=True,
     )
     max_height: float = option(
-        1.5, "points higher above the floor than this, metres, are not obstacles", low=0.0, high=100.0, live=True
+        1.5,
+        "points higher above the floor than this, metres, are not obstacles; more than min_height",
+        low=0.0,
+        high=100.0,
+        live=True,
     )
 
     def __post_init__(self) -> None:

@@ -27,6 +27,11 @@ SAVED_EVIDENCE = MAX_EVIDENCE // 2  # of the points of a saved map, whose own ev
 EVICTION = 0.05  # share of the voxels removed when there are too many: many at once instead of some in every frame
 GROWTH = 2**0.5  # of the voxel size: halves the number of voxels on a surface
 REACH = 1 << 20  # voxels to each side of the origin: three coordinates fit a 64-bit key; points beyond are dropped
+SMALLEST_VOXEL = 1e-4  # metres: reaches 105 m
+VOXEL_HELP = (
+    "edge of the cubes in which points are merged, metres; 0 = a pixel at the first frame's median depth. Points "
+    "farther than 1,048,576 edges from the start are left out"
+)
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,10 @@ class StaticMapOptions:
 
     voxel_size: float = option(
         0.0,
-        "edge of the cubes in which points are merged, metres; 0 = a pixel at the first frame's median depth",
-        low=0.0,
+        VOXEL_HELP,
+        low=SMALLEST_VOXEL,
         high=100.0,
+        or_zero=True,
     )
     max_points: int = option(
         500_000,
@@ -143,6 +149,7 @@ class StaticMap:
 
     def __init__(self, voxel_size: float = 0.0, max_points: int = 500_000, *, whole_scene: bool = False) -> None:
         self.voxel_size = voxel_size
+        self.beyond: int  # points of all frames that are beyond REACH, and not in the map
         self.max_points = max_points
         self._automatic = voxel_size == 0
         self._whole_scene = whole_scene
@@ -153,7 +160,7 @@ class StaticMap:
     def of_points(cls, points: Tensor, colors: Tensor, voxel_size: float) -> StaticMap:
         """A map that begins with the `points` (n, 3) and `colors` (n, 3) uint8 of a saved one."""
         made = cls(voxel_size)
-        voxels = _voxels_of(points.float(), colors.float(), voxel_size, made._frame)
+        voxels, made.beyond = _voxels_of(points.float(), colors.float(), voxel_size, made._frame)
         made._voxels = dataclasses.replace(voxels, evidence=torch.full_like(voxels.evidence, SAVED_EVIDENCE))
         return made
 
@@ -165,6 +172,7 @@ class StaticMap:
         """Remove all voxels. An automatic voxel size is determined again from the next frame."""
         if self._automatic:
             self.voxel_size = 0.0
+        self.beyond = 0
         self._frame = 0
         self._voxels = _Voxels.none("cpu")
 
@@ -206,7 +214,8 @@ class StaticMap:
         rotation, position = pose[:3, :3], pose[:3, 3:]
         # As few rows and many columns, which is faster on a CPU than the transpose.
         world = (rotation @ points.flatten(0, 1).index_select(0, kept).mT + position).mT
-        found = _voxels_of(world, image.flatten(0, 1).index_select(0, kept), self.voxel_size, self._frame)
+        found, beyond = _voxels_of(world, image.flatten(0, 1).index_select(0, kept), self.voxel_size, self._frame)
+        self.beyond += beyond
 
         voxels = self._voxels if len(self) else _Voxels.none(points.device)
         new = _join(voxels, found)
@@ -267,14 +276,14 @@ def _keys(points: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
     return (x << 42) | (y << 21) | z, inside
 
 
-def _voxels_of(points: Tensor, colors: Tensor, voxel_size: float, frame: int) -> _Voxels:
-    """Return points (n, 3), world, with colors (n, 3), of one frame, as voxels."""
+def _voxels_of(points: Tensor, colors: Tensor, voxel_size: float, frame: int) -> tuple[_Voxels, int]:
+    """Return points (n, 3), world, with colors (n, 3), of one frame, as voxels; and how many are beyond REACH."""
     keys, inside = _keys(points, voxel_size)
     inside = inside.nonzero()[:, 0]
     means = torch.cat((points, colors), dim=1).index_select(0, inside)
     keys, _, means, weight = _averages(keys.index_select(0, inside), means, torch.ones_like(means[:, 0]))
     one = torch.ones_like(keys, dtype=torch.int32)
-    return _Voxels(keys, means, weight, one, one * frame)
+    return _Voxels(keys, means, weight, one, one * frame), len(points) - len(inside)
 
 
 def _averages(keys: Tensor, means: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

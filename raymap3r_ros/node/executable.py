@@ -28,7 +28,7 @@ from raymap3r_ros.node.dds_profile import domain_problem
 from raymap3r_ros.node.network_pool import NetworkPool
 from raymap3r_ros.node.parameter_files import FORM, parameter_files, section_warnings
 from raymap3r_ros.node.stream_node import StreamNode
-from raymap3r_ros.signals import StopSignal
+from raymap3r_ros.signals import STOP_SIGNALS, StopSignal
 from raymap3r_ros.text import Throttle, printable, with_details
 
 
@@ -103,7 +103,7 @@ class Executor(MultiThreadedExecutor):
 
 
 def main() -> int:
-    """Run the node, or one for each camera, until SIGINT or SIGTERM."""
+    """Run the node, or one for each camera, until SIGINT, SIGTERM or SIGHUP."""
     parser = argparse.ArgumentParser(prog="stream", description="The stream node of raymap3r_ros.")
     parser.add_argument(
         "--autostart",
@@ -150,7 +150,7 @@ def main() -> int:
         nodes[0].get_logger().fatal(with_details(text, traceback.format_exc()))
     finally:
         # At exit Python restores the default handlers. Then a second signal, as from launch, would kill the process.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         for node in nodes:
             node.close()

@@ -20,6 +20,8 @@ from raymap3r_ros.streaming import StepResult, WorldChange
 from raymap3r_ros.streaming.world_files import Place
 
 # From the least to the greatest: of several changes before a healthy frame the greatest holds.
+PLAUSIBLE_SCALE = 100.0  # and its inverse: limits of a factor between a network's metres and true ones
+
 _CHANGES = (
     WorldChange.NONE,
     WorldChange.KNOWN,
@@ -154,6 +156,11 @@ class Localizer:
         seconds = conversions.seconds(stamp)
         self.estimate = self._scale.update(seconds, summary.pose, summary.scale_input)
         scale = self.estimate.factor
+        if self.estimate.known and not 1 / PLAUSIBLE_SCALE <= scale <= PLAUSIBLE_SCALE:
+            source = self._options.scale.source
+            self._reporter.warn(
+                f"the scale from {source} is {scale:.2g}, which no network needs: are its values in metres?", once=True
+            )
         pose = summary.pose.copy()
         pose[:3, 3] *= scale
         try:

@@ -16,7 +16,7 @@ from rclpy.parameter import Parameter
 
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.node.node_options import NodeOptions
-from raymap3r_ros.options import Options, build_options, option_fields
+from raymap3r_ros.options import Options, build_options, limits_text, option_fields
 from raymap3r_ros.streaming.stream_options import STREAM_PRESETS, StreamOptions
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -188,12 +188,11 @@ def _descriptor(item: dataclasses.Field, with_range: bool = True) -> ParameterDe
         description=meta["help"], additional_constraints=_constraints(item), dynamic_typing=True
     )
     if with_range and meta["low"] is not None:
+        low, high = 0 if meta["or_zero"] else meta["low"], meta["high"]  # a range has no gap
         if isinstance(item.default, int):
-            descriptor.integer_range = [IntegerRange(from_value=meta["low"], to_value=meta["high"])]
+            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
         else:
-            descriptor.floating_point_range = [
-                FloatingPointRange(from_value=float(meta["low"]), to_value=float(meta["high"]))
-            ]
+            descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
     return descriptor
 
 
@@ -201,7 +200,7 @@ def _constraints(item: dataclasses.Field) -> str:
     meta = item.metadata
     if meta["choices"]:
         return "one of: " + ", ".join(meta["choices"])
-    return "" if meta["low"] is None else f"{meta['low']} to {meta['high']}"
+    return limits_text(item)
 
 
 def _typed(name: str, value: Any, item: dataclasses.Field) -> Any:

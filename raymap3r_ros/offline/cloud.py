@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymap3r_ros.mapping import PixelOptions
+from raymap3r_ros.mapping.static_map import SMALLEST_VOXEL, VOXEL_HELP
 from raymap3r_ros.options import option
 
 
@@ -14,9 +15,10 @@ class CloudOptions(PixelOptions):
 
     voxel_size: float = option(
         0.0,
-        "edge of the cubes in which points are merged, metres; 0 = a pixel at the first frame's median depth",
-        low=0.0,
+        VOXEL_HELP,
+        low=SMALLEST_VOXEL,
         high=100.0,
+        or_zero=True,
     )
     max_points: int = option(
         1_000_000, "maximum number of points; above it, the cubes grow", low=1000, high=100_000_000

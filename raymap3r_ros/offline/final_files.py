@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,5 +68,11 @@ class FinalFiles:
 
     def _as_written(self, summary: RunSummary) -> RunSummary:
         stopped_by = summary.stopped_by or (reason_of(self._errors[0]) if self._errors else "")
-        files = [name for name in summary.files if name == SUMMARY or any(self._folder.glob(name))]
+        missing = missing_files(self._folder, summary.files)
+        files = [name for name in summary.files if name == SUMMARY or name not in missing]
         return dataclasses.replace(summary, complete=not stopped_by, stopped_by=stopped_by, files=files)
+
+
+def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the names, or patterns, of files that do not exist in `folder`."""
+    return [name for name in names if not any(folder.glob(name))]

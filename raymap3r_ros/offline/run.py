@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -24,11 +23,11 @@ from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.io.recording import Frame, Recording
 from raymap3r_ros.io.tum import TOLERANCE, KnownTrajectory, unit_hint, write_trajectory
 from raymap3r_ros.mapping import StaticMap
+from raymap3r_ros.mapping.static_map import REACH
 from raymap3r_ros.network import Network
 from raymap3r_ros.offline.cloud import CloudOptions
 from raymap3r_ros.offline.estimate import time_estimate
-from raymap3r_ros.offline.final_files import FinalFiles
-from raymap3r_ros.offline.rerun_view import RerunView
+from raymap3r_ros.offline.final_files import FinalFiles, missing_files
 from raymap3r_ros.offline.result_folder import (
     CLOUD,
     DEPTH_FOLDER,
@@ -44,19 +43,19 @@ from raymap3r_ros.offline.result_folder import (
     write_mask_file,
 )
 from raymap3r_ros.offline.run_memory import begin_with, write_memory
+from raymap3r_ros.offline.run_outputs import RunOutputs
 from raymap3r_ros.offline.run_preview import RowPainter, RunPreview
 from raymap3r_ros.offline.run_worlds import RunWorlds
 from raymap3r_ros.offline.summary import Milliseconds, RunSummary
-from raymap3r_ros.offline.window import Window
 from raymap3r_ros.rates import rounded
-from raymap3r_ros.signals import on_stop_signals
+from raymap3r_ros.signals import on_stop_signals, print_now, stop_signals_held
 from raymap3r_ros.streaming import RULES, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming.cover import Cover
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
 from raymap3r_ros.streaming.stream_options import check_keyframes, check_known_poses
 from raymap3r_ros.streaming.world_files import SavedWorld
-from raymap3r_ros.text import counted
+from raymap3r_ros.text import counted, printable
 
 log = logging.getLogger(__name__)
 
@@ -67,43 +66,6 @@ UNTRAINED_WARNING = (
     "these weights are UNTRAINED: poses, depth and masks are meaningless and only show that everything runs; "
     "give trained weights as the checkpoint"
 )
-
-
-@dataclass(frozen=True)
-class RunOutputs:
-    """The results of a run beside trajectory, intrinsics and summary, which are always written.
-
-    What no result needs is not computed.
-    """
-
-    depth: bool = True
-    masks: bool = True  # written only if motion is estimated
-    cloud: bool = True
-    preview: bool = True
-    view: RerunView | None = None
-    window: Window | None = None
-    memory: bool = False  # the keyframes of the last world, for another run or the node
-    motion: bool = True  # False: motion is not estimated, and moving objects are part of the static scene
-
-    @property
-    def motion_estimated(self) -> bool:
-        """Whether dynamic map and mask are computed: they are allowed, and a result shows or uses them."""
-        return self.motion and (self.masks or self.scene_built or self.window is not None)
-
-    @property
-    def masks_written(self) -> bool:
-        """Whether there is a file for each mask."""
-        return self.masks and self.motion_estimated
-
-    @property
-    def subfolders(self) -> list[str]:
-        """Names of the folders with a file for each frame."""
-        return [DEPTH_FOLDER] * self.depth + [MASK_FOLDER] * self.masks_written
-
-    @property
-    def scene_built(self) -> bool:
-        """Whether frames are merged into a static scene, which preview.png and the view also show."""
-        return self.cloud or self.preview or self.view is not None
 
 
 def run_recording(
@@ -121,10 +83,10 @@ def run_recording(
 ) -> RunSummary:
     """Run `recording` through one stream of `network`; write `outputs` (default: all) to `folder`, return the summary.
 
-    SIGINT (Ctrl-C) and SIGTERM, or the key q in `outputs.window`, end the run after the current frame; all files are
-    then completed for the frames so far. A recording that is damaged or cut off ends there, and so do a live input
-    that ends and a run that lacks disk space or memory of the GPU: the summary contains the reason. Any other error
-    is raised again when the files are complete.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP, or the key q in `outputs.window`, end the run after the current frame; all
+    files are then completed for the frames so far. A recording that is damaged or cut off ends there, and so do a
+    live input that ends and a run that lacks disk space or memory of the GPU: the summary contains the reason. Any
+    other error is raised again when the files are complete.
 
     `outputs.view` and `outputs.window` are opened, get every frame and are closed. `progress`: show a bar on a
     terminal. `poses`: of the camera, where they are known, at the recording's stamps; their frame is then the world.
@@ -160,7 +122,8 @@ def run_recording(
             return _process(run, progress)
         except BaseException:
             if not run.stamps:
-                discard_folder(folder)
+                with stop_signals_held():
+                    discard_folder(folder)
             raise
 
 
@@ -177,19 +140,38 @@ def _prepare(run: _Run) -> None:
 
 
 def _process(run: _Run, progress: bool) -> RunSummary:
-    """Process all frames; see `run_recording`."""
-    failure: Exception | None = None
+    """Process all frames and write the final files; see `run_recording`."""
     signals: list[str] = []  # names of those received
+    over: list[str] = []  # why the frames ended
 
     def stop(name: str) -> None:
         signals.append(name)
-        # Not by logging: the signal may have interrupted a write to the same buffer.
-        os.write(2, b"\nstopping after this frame; repeat to stop at once\n")
+        print_now(f"\n{'completing the files' if over else 'stopping after this frame'}; repeat to stop at once\n")
 
     begin = time.perf_counter()
+    with on_stop_signals(stop):
+        try:
+            failure = _process_frames(run, signals, over, progress)
+            summary = run.finish(time.perf_counter() - begin, over[0])
+        except KeyboardInterrupt:
+            if run.stamps:
+                missing = ", ".join(missing_files(run.folder, run.files()))
+                print_now(f"\nstopped at once; not written: {printable(missing or 'nothing')}\n")
+            raise
+    if failure is not None and not isinstance(failure, (OSError, Raymap3rError, torch.cuda.OutOfMemoryError)):
+        raise failure
+    return summary
+
+
+def _process_frames(run: _Run, signals: list[str], over: list[str], progress: bool) -> Exception | None:
+    """Process all frames, until a stop signal; append the reason for an early end, or "", to `over`.
+
+    Returns the error that ended them, if any. Raises an error of the first frame, and KeyboardInterrupt if a signal
+    arrived before it.
+    """
+    failure: Exception | None = None
     with ExitStack() as stack:
         run.open(stack)
-        stack.enter_context(on_stop_signals(stop))
         bar = stack.enter_context(
             tqdm(total=run.recording.length, unit=" frames", disable=None if progress else True, dynamic_ncols=True)
         )
@@ -202,20 +184,18 @@ def _process(run: _Run, progress: bool) -> RunSummary:
                     break
                 run.estimate_time()
         except Exception as error:
-            if not run.stamps:
-                if signals:
-                    raise KeyboardInterrupt from error
+            if not run.stamps and not signals:
                 raise
             failure = error
+        if signals and not run.stamps:
+            raise KeyboardInterrupt from failure
+        stopped_by = signals[0] if signals else QUIT if run.quit else run.recording.ended
+        over.append(stopped_by if failure is None else reason_of(failure))
+        if failure is not None:
             done = counted(len(run.stamps), "frame")
-            log.warning("stopped after %s by an error: completing the files: %s", done, reason_of(error))
+            log.warning("stopped after %s by an error: completing the files: %s", done, reason_of(failure))
         run.show_scene()
-        elapsed = time.perf_counter() - begin
-    stopped_by = signals[0] if signals else QUIT if run.quit else run.recording.ended
-    summary = run.finish(elapsed, stopped_by if failure is None else reason_of(failure))
-    if failure is not None and not isinstance(failure, (OSError, Raymap3rError, torch.cuda.OutOfMemoryError)):
-        raise failure
-    return summary
+    return failure
 
 
 @dataclass
@@ -361,8 +341,15 @@ class _Run:
 
     def _write_cloud(self, number: int) -> None:
         name = self.worlds.name(CLOUD, number)
-        points, colors = self.clouds[number].arrays()
-        if not len(points):
+        cloud = self.clouds[number]
+        points, colors = cloud.arrays()
+        if cloud.beyond:
+            reach, size = REACH * cloud.voxel_size, cloud.voxel_size
+            log.warning(
+                "%s lacks %d points that are more than %.4g m from the start, the reach of --voxel-size %.4g",
+                name, cloud.beyond, reach, size,
+            )  # fmt: skip
+        elif not len(points):
             log.warning(
                 "%s has no points: in all frames the confidence is below --confidence-threshold, the depth changes "
                 "faster than --max-slope, or everything moves",
@@ -383,7 +370,7 @@ class _Run:
                 write_depth_files(self.folder, index, maps["depth"])
             if "dynamic_mask" in maps:
                 write_mask_file(self.folder, index, maps["dynamic_mask"])
-        except OSError:
+        except (OSError, KeyboardInterrupt):
             discard_frame(self.folder, index)
             raise
         self.stamps.append(result.stamp)
@@ -494,7 +481,7 @@ class _Run:
             whole_rate=rounded(len(poses) / elapsed),
             step=Milliseconds.of(steady),
             stages={stage: Milliseconds.of(times[WARM_UP:] or times) for stage, times in self.stages.items()},
-            files=self._files(),
+            files=self.files(),
         )
 
     def _missing(self, stopped_by: str) -> int | None:
@@ -505,7 +492,7 @@ class _Run:
         read = len(self.stamps) + self.unhealthy + self.late + self.cover.frames + self.recording.skipped
         return max(0, self.recording.length - read)
 
-    def _files(self) -> list[str]:
+    def files(self) -> list[str]:
         """Return the names of the files written, as patterns where there is one per frame."""
         files = [*self.worlds.names(TRAJECTORY), INTRINSICS, SUMMARY]
         if self.outputs.cloud:

@@ -126,7 +126,7 @@ class StreamOptions:
         choices=("off", "tied", "published"),
     )
     reset_interval: int = option(
-        100, "frames between two resets of state and pose memory; 0 = never", low=0, high=1_000_000
+        100, "frames between two resets of state and pose memory; 0 = never", low=2, high=1_000_000, or_zero=True
     )
     reset_alignment: str = option(
         "robust",
@@ -157,8 +157,6 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.reset_interval == 1:
-            raise OptionError("reset_interval is 1; allowed: 0 (never) or 2 and more")
 
     @classmethod
     def published(cls, **changes: Any) -> StreamOptions:

@@ -30,6 +30,7 @@ from raymap3r_ros.io.output_folder import (
 )
 from raymap3r_ros.io.png import mask_image, quantise_depth, write_png
 from raymap3r_ros.output_files import partial_path
+from raymap3r_ros.signals import stop_signals_held
 from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
 
 FORMATS = ("tum", "bag", "both")
@@ -140,16 +141,18 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         try:
             yield partial
             _check_is_ours(folder)
-            if folder.exists():
-                folder.rename(replaced)
-            partial.rename(folder)
+            with stop_signals_held():
+                if folder.exists():
+                    folder.rename(replaced)
+                partial.rename(folder)
+                remove_written(replaced)
+                remove_empty(replaced)
         except BaseException:
-            remove_written(partial)
+            with stop_signals_held():
+                remove_written(partial)
             raise
         finally:
             remove_empty(partial)
-    remove_written(replaced)
-    remove_empty(replaced)
 
 
 # ------------------------------------------------------------------------------------------------------- TUM RGB-D

@@ -19,9 +19,11 @@ class TrainOptions:
     world: str = option("varied", "source of the images", choices=(*SOURCES, RECORDING))
     seed: int = option(0, "seed of the initial weights and of all scenes", low=0, high=10_000)
     steps: int = option(100_000, "steps of the optimiser", low=1, high=1_000_000)
-    frames: int = option(64, "frames in a batch of one process: sequences times their length", low=2, high=65_536)
-    shortest: int = option(2, "frames of the first sequences", low=2, high=256)
-    longest: int = option(16, "frames of the longest sequences", low=2, high=256)
+    frames: int = option(
+        64, "frames in a batch of one process: sequences times their length; `longest` or more", low=2, high=65_536
+    )
+    shortest: int = option(2, "frames of the first sequences; `longest` or fewer", low=2, high=256)
+    longest: int = option(16, "frames of the longest sequences; `frames` or fewer", low=2, high=256)
     ray_share: float = option(0.5, "share of the frames that also go through the ray branch", low=0.0, high=1.0)
     known_share: float = option(
         0.0, "share of the sequences in which the network also gets the camera's pose", low=0.0, high=1.0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import raymap3r_ros
 from raymap3r_ros.code_digest import code_digest
-from raymap3r_ros.errors import CheckpointError, InputError
+from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.io.output_folder import check_output_folder
 from raymap3r_ros.network import Network
 from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
@@ -73,7 +73,7 @@ def train(
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> Path | None:
-    """Train until the last step, for `seconds`, or until SIGINT or SIGTERM; a run in `folder` is resumed.
+    """Train until the last step, for `seconds`, or until SIGINT, SIGTERM or SIGHUP; a run in `folder` is resumed.
 
     A new run starts from the weights file `start`, if given. `data`: folder of the recording, for the world
     "recording".
@@ -84,6 +84,8 @@ def train(
     run with other options, or is in the folder `data`.
     """
     folder = Path(folder)
+    if seconds is not None and not seconds > 0:
+        raise OptionError(f"seconds is {seconds}; allowed: above 0")
     if data is not None:
         check_outputs([folder], [Path(data)], "folder")
     if start is not None:
@@ -126,7 +128,7 @@ def train(
                     saved = time.monotonic()
             if over:
                 break
-    return _save(run, folder, name, options, world, device) if first else None
+        return _save(run, folder, name, options, world, device) if first else None
 
 
 def _open_folder(folder: Path, name: str) -> None:

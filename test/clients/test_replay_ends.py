@@ -17,6 +17,8 @@ from bags import images_bag, picture, raw, write_bag
 from rosbags.rosbag2 import StoragePlugin
 
 from raymap3r_ros import cli
+from raymap3r_ros.clients import player
+from raymap3r_ros.io import bag_process
 
 SMALL = ("--checkpoint", "mini", "--size", "48", "--device", "cpu")
 LIMIT = 120.0  # seconds
@@ -137,3 +139,31 @@ def test_a_start_after_the_end_of_the_bag_is_refused_before_the_node_starts(tmp_
     assert cli.main(["replay", str(images_bag(tmp_path / "bag", 6)), *arguments]) == 2
     assert re.search(r"--start is 900\.0, but \S+/bag is only 0\.50 s long", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_signal_while_the_bag_is_opened_to_play_it(tmp_path, capfd, monkeypatch, number):
+    """The node is active then, and no image was sent."""
+    starts = []
+    start = player._Player.play
+
+    def play(self):
+        starts.append(self)
+        monkeypatch.setattr(bag_process.subprocess, "Popen", popen)
+        start(self)
+
+    def popen(*arguments, **options):
+        signal.raise_signal(number)
+        return process(*arguments, **options)
+
+    process = subprocess.Popen
+    monkeypatch.setattr(player._Player, "play", play)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        out = tmp_path / "out"
+        assert cli.main(["replay", str(images_bag(tmp_path / "bag", 5)), "--out", str(out), *SMALL]) == 130
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+    assert starts and "(stopped early)" in capfd.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert (report["frames_sent"], report["complete"], report["ended"]) == (0, False, "")

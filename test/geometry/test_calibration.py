@@ -62,6 +62,14 @@ def where_from(matrix, size, model, distortion, raw_matrix=MATRIX):
 
 
 @pytest.mark.parametrize("lens", LENSES)
+def test_the_name_of_a_model_may_have_capitals(lens, caplog):
+    model, distortion = LENSES[lens]
+    raw = seen_through(model, distortion)
+    images = [Calibration(MATRIX, SIZE, distortion, name).rectify(raw)[0] for name in (model, model.upper())]
+    assert np.array_equal(*images) and "is not known" not in caplog.text
+
+
+@pytest.mark.parametrize("lens", LENSES)
 def test_rectified_image_equals_the_image_of_a_pinhole_camera(lens):
     model, distortion = LENSES[lens]
     raw = seen_through(model, distortion)

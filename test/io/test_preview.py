@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from raymap3r_ros.io import preview
 from raymap3r_ros.io.video_file import EvenSample, VideoFile
@@ -81,6 +81,14 @@ def test_warning_is_visible_in_the_caption_also_with_the_font_of_an_old_pillow(m
     monkeypatch.setattr(ImageFont, "load_default", lambda: ImageFont.load_default_imagefont())
     assert warning_pixels() > 300
     preview.load_font.cache_clear()
+
+
+@pytest.mark.parametrize(("text", "drawn"), [("küche naïf", "kuche naif"), ("\u4e00 1", "? 1"), ("ﬁle…", "file...")])
+def test_letters_that_the_font_lacks_are_replaced_by_similar_ones(text, drawn):
+    pictures = [Image.new("RGB", (200, 30)) for _ in range(2)]
+    for picture, words in zip(pictures, (text, drawn), strict=True):
+        preview._text(ImageDraw.Draw(picture), (4, 15), words, preview.TEXT, 14)
+    assert np.array_equal(*map(np.asarray, pictures)) and np.asarray(pictures[0]).any()
 
 
 def test_range_of_depth_colours_is_stable_and_follows_cuts():

@@ -1,5 +1,6 @@
 """The static map of rooms with known surfaces: which points are added and removed, and when."""
 
+import itertools
 import math
 import sys
 from itertools import islice
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 sys.path.insert(0, str(Path(__file__).parent))
 import rooms
@@ -16,6 +18,7 @@ import rooms
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.mapping import PixelOptions, StaticMap, StaticMapOptions
 from raymap3r_ros.mapping.static_map import EVICTION, FRAME_PIXELS, MAX_EVIDENCE, depth_slope, static_pixels
+from raymap3r_ros.offline import CloudOptions
 from raymap3r_ros.synthetic import suite_sequence
 
 VOXEL = 0.06
@@ -453,6 +456,34 @@ def test_two_maps_of_the_same_frames_are_the_same():
     views = [rooms.view(pose, box=True) for pose in rooms.walk(5)]
     first, second = mapped(views).arrays(), mapped(views).arrays()
     assert all(np.array_equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("size", [0.0001, 0.001, 100.0])
+def test_points_up_to_the_stated_reach_are_in_the_map_and_others_are_counted(size):
+    """From the start to a million voxels away, in every direction."""
+    reach = 1_048_576 * size
+    distances = np.array([0.1, 0.5, 0.99, 1.01, 3.0]) * reach
+    static_map = StaticMap(size)
+    for axis, sign in itertools.product(range(3), (1, -1)):
+        pose = torch.eye(4)
+        pose[:3, :3] = torch.tensor(Rotation.align_vectors(sign * np.eye(3)[axis], [0, 0, 1])[0].as_matrix())
+        points = torch.zeros(1, 5, 3)
+        points[..., 2] = torch.tensor(distances)
+        static_map.integrate(
+            points, torch.zeros(1, 5, 3, dtype=torch.uint8), torch.full((1, 5), 5.0), torch.zeros(1, 5).bool(),
+            torch.eye(3), pose, EVERY_PIXEL,
+        )  # fmt: skip
+    assert static_map.beyond == 12 and len(static_map) == 18
+    found = np.sort(np.abs(positions(static_map)).max(axis=1)).reshape(3, 6)
+    assert np.allclose(found, distances[:3, None], rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [StaticMapOptions, CloudOptions])
+def test_voxels_with_a_reach_below_100_metres_are_refused(options):
+    assert options(voxel_size=0.0).voxel_size == 0 and options(voxel_size=1e-4).voxel_size == 1e-4
+    for size in (1e-6, 9.9e-5, 1e-300, -1e-4):
+        with pytest.raises(OptionError, match=r"voxel_size is .*; allowed range: 0\.0, or 0\.0001 to 100\.0"):
+            options(voxel_size=size)
 
 
 def test_options_out_of_range():

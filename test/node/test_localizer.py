@@ -1,5 +1,6 @@
 """The localizer: metric scale, placement and world changes, also at frames that are not finite."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ pytest.importorskip("rclpy", reason="the node needs ROS 2")
 import torch
 from builtin_interfaces.msg import Time
 
-from raymap3r_ros.mapping.scale import RangeReading, ScaleOptions
+from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate, ScaleOptions
 from raymap3r_ros.node.diagnostics import Monitor
 from raymap3r_ros.node.localizer import Localizer
 from raymap3r_ros.node.node_options import NodeOptions
@@ -148,6 +149,22 @@ def test_scale_multiplies_the_pose_and_can_change():
     np.testing.assert_allclose(placed.placement.camera[:3, 3], [3, 0, 0])
     np.testing.assert_allclose(placed.world_from_stream, np.diag([3, 3, 3, 1]))
     assert bench.localizer.facts() == {"scale": "3 (fixed)"}
+
+
+@pytest.mark.parametrize(("factor", "named"), [(0.5, False), (99.0, False), (963.0, True), (0.001, True)])
+def test_a_scale_in_other_units_than_metres_is_named_once(factor, named, monkeypatch):
+    bench = Bench(lambda *_: np.eye(4), scale=type(NodeOptions().scale)(source="range"))
+    estimate = ScaleEstimate(factor, True, 0.9, 20, 0.1)
+    monkeypatch.setattr(MetricScale, "update", lambda *_: estimate)
+    for index in range(3):
+        bench.send(NEW if index == 0 else NONE, index)
+    lines = [line for line in bench.log.lines if "are its values in metres?" in line]
+    assert len(lines) == named and all(f"from range is {factor:.2g}" in line for line in lines)
+    waiting = dataclasses.replace(estimate, known=False)  # scale.value, which the user has set
+    other = Bench(lambda *_: np.eye(4), scale=type(NodeOptions().scale)(source="range"))
+    monkeypatch.setattr(MetricScale, "update", lambda *_: waiting)
+    other.send(NEW, 0)
+    assert not [line for line in other.log.lines if "metres?" in line]
 
 
 def test_motion_is_not_measured_across_a_jump_or_a_new_world():

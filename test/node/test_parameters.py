@@ -136,7 +136,7 @@ def test_bad_values_are_refused_with_the_allowed_values(make_bench):
         ("max_gap", -1, "max_gap is -1.0; allowed range: 0.01 to 86400.0"),
         ("max_gap", float("nan"), "max_gap is nan; allowed range: 0.01 to 86400.0"),
         ("every_frame", 1, "every_frame is 1; allowed: true or false"),
-        ("reset_interval", 1, "reset_interval is 1; allowed: 0 (never) or 2 and more"),
+        ("reset_interval", 1, "reset_interval is 1; allowed range: 0, or 2 to 1000000"),
         ("world_frame", "/map", "world_frame is '/map'; allowed: names without a leading slash"),
         ("world_frame", "", "world_frame is empty; allowed with tf_mode camera: any frame name"),
         ("child_frame", "map", "child_frame is 'map', as world_frame; allowed: names that differ"),

@@ -70,10 +70,12 @@ def start():
         process.end(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_in_the_middle_of_a_stream_ends_the_process_cleanly(start, ros, root, number):
     parameters = str(root / "config" / "stream.yaml")
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored in tests under nohup
     process = start("--autostart", "--ros-args", "-r", "__ns:=/ending", "--params-file", parameters)
+    signal.signal(signal.SIGHUP, hangup)
     node = rclpy.create_node("camera")
     poses = []
     node.create_subscription(PoseStamped, "/ending/raymap3r/pose", poses.append, 10)

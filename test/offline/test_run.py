@@ -17,6 +17,7 @@ from PIL import Image
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording, preview
 from raymap3r_ros.io.output_folder import MANIFEST, written_files
+from raymap3r_ros.mapping import static_map
 from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_recording
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
@@ -313,6 +314,16 @@ def test_points_of_the_cloud_are_the_pixels_in_world_coordinates(images, network
     assert np.abs(world[nearest] - points["xyz"][::100]).max() < 2e-4
     colors = result.image.numpy().reshape(-1, 3)[nearest]
     assert np.abs(colors.astype(int) - points["rgb"][::100]).max() <= 2
+
+
+def test_points_beyond_the_reach_of_the_voxels_are_named(images, network, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(static_map, "REACH", 4)
+    options = CloudOptions(confidence_threshold=1.0, voxel_size=0.01)
+    run_recording(
+        open_recording(images, max_frames=2), network, tmp_path / "out", OPTIONS, cloud_options=options, progress=False
+    )
+    assert "points that are more than" in caplog.text and "the reach of --voxel-size 0.01" in caplog.text
+    assert "below --confidence-threshold" not in caplog.text
 
 
 def test_intrinsics_are_passed_to_the_stream(images, network, tmp_path):

@@ -274,6 +274,25 @@ def test_a_run_in_the_folder_of_the_recording_is_refused(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_repeated_signals_while_the_state_is_saved_are_ignored(tmp_path: Path, monkeypatch):
+    save = trainer._save
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        return save(*arguments)
+
+    usual = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    monkeypatch.setattr(trainer, "_save", interrupted)
+    try:
+        train(dataclasses.replace(SHORT, steps=1, warmup=1), tmp_path, "x", CPU, report=lambda _: None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (tmp_path / "training.pt").exists() and weights(tmp_path)["step"] == 1
+
+
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path):
     train(SHORT, tmp_path / "whole", "x", CPU, report=lambda _: None)
 
