@@ -104,7 +104,7 @@ class Method:
     relocalised_visible: float = 0.3  # share of the frame's points that the keyframe sees ...
     relocalised_depth: float = 0.4  # ... and share of these with equal distance
     relocalised_tolerance: float = 0.15  # log ratio up to which two distances are equal
-    relocalised_appearance: float = 0.4  # mean cosine of the tokens there, without their common part
+    relocalised_appearance: float = 0.5  # mean cosine of the tokens there, without their common part
 
     # Plausibility (ours)
     plausibility_samples: int = 256  # pixels of which percentiles are taken
