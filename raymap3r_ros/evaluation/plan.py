@@ -12,8 +12,7 @@ from raymap3r_ros.errors import OptionError
 from raymap3r_ros.options import build_options
 from raymap3r_ros.streaming import METHOD, RULES, StreamOptions
 from raymap3r_ros.streaming.method import Method
-from raymap3r_ros.streaming.rehearsal import uses_keyframes
-from raymap3r_ros.streaming.stream_options import KeyframeOptions, check_known_poses
+from raymap3r_ros.streaming.stream_options import KeyframeOptions, check_known_poses, uses_keyframes
 
 Setup = tuple[StreamOptions, str, Method]  # options, the poses that are given, and the constants
 

@@ -13,7 +13,8 @@ from raymap3r_ros import __version__
 from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
 from raymap3r_ros.network import Network
 from raymap3r_ros.streaming import METHOD, StreamOptions
-from raymap3r_ros.streaming.rehearsal import rehearsed, uses_keyframes
+from raymap3r_ros.streaming.rehearsal import rehearsed
+from raymap3r_ros.streaming.stream_options import uses_keyframes
 from raymap3r_ros.text import counted
 
 PACKAGES = ("torch", "numpy", "scipy", "evo")  # whose versions are recorded

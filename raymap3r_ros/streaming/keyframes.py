@@ -132,6 +132,11 @@ def choose(keyframes: Keyframes, here: Tensor, count: int, method: Method = METH
         slots.append(slot)
         left = left & ~F.one_hot(slot, left.shape[1]).bool()
         covered = torch.maximum(covered, keyframes.overlap[rows, slot])
-    slot, good = torch.stack(slots, 1), torch.stack(valid, 1)
-    order = torch.where(good, number.gather(1, slot), torch.iinfo(number.dtype).max).argsort(dim=1)
-    return slot.gather(1, order), good.gather(1, order)
+    return oldest_first(keyframes, torch.stack(slots, 1), torch.stack(valid, 1))
+
+
+def oldest_first(keyframes: Keyframes, slot: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots (B, K) in the order of age, and `valid` (B, K) in the same order; the ones that are not come last."""
+    number = keyframes.number.gather(1, slot)
+    order = torch.where(valid, number, torch.iinfo(number.dtype).max).argsort(dim=1)
+    return slot.gather(1, order), valid.gather(1, order)

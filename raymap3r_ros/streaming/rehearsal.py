@@ -19,15 +19,10 @@ from raymap3r_ros.streaming.keyframes import Keyframes, choose, overlaps, store
 from raymap3r_ros.streaming.method import Method
 from raymap3r_ros.streaming.result import Estimate
 from raymap3r_ros.streaming.state import Rehearsal, Sight, StepPlan, StreamState
-from raymap3r_ros.streaming.stream_options import StreamOptions
+from raymap3r_ros.streaming.stream_options import StreamOptions, uses_keyframes
 
 # `engine.look` of a network: its inputs, the state -> what is seen, the state after it
 Look = Callable[[tuple[Tensor, Tensor], StreamState], tuple[Sight, StreamState]]
-
-
-def uses_keyframes(options: StreamOptions) -> bool:
-    """Whether a stream with these options stores keyframes."""
-    return options.keyframes.size > 0 and options.reset_interval > 0 and options.reset_alignment == "robust"
 
 
 def rehearsed(options: StreamOptions, method: Method) -> int:

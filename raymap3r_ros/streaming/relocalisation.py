@@ -8,6 +8,7 @@ overlap. A search is spread over frames, in each of which the decoder runs two m
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from raymap3r_ros.geometry.cameras import from_cameras
 from raymap3r_ros.geometry.similarity import Similarity
 from raymap3r_ros.streaming import known_poses
 from raymap3r_ros.streaming.alignment import align_keyframes
-from raymap3r_ros.streaming.keyframes import NEAREST, Keyframes
+from raymap3r_ros.streaming.keyframes import NEAREST, Keyframes, oldest_first
 from raymap3r_ros.streaming.method import METHOD, Method
 from raymap3r_ros.streaming.rehearsal import Look, coarse, is_complete, next_step, view_of
 from raymap3r_ros.streaming.result import Estimate
@@ -58,11 +59,11 @@ def past_worlds(left: StreamState, method: Method = METHOD) -> tuple[World, ...]
 
 
 def seek(
-    look: Look, fresh: StreamState, seen: Estimate, after: StreamState, method: Method = METHOD
+    look: Look, fresh: Callable[[], StreamState], seen: Estimate, after: StreamState, method: Method = METHOD
 ) -> tuple[StreamState, bool]:
     """The state after one more step of the search for one camera, and whether the camera has been found.
 
-    `fresh` is an initial state, `seen` the estimate of the frame and `after` the state after it. If the camera has
+    `fresh` makes an initial state; `seen` is the estimate of the frame, `after` the state after it. If the camera has
     been found, its state continues in the world in which it was found, with the memory that has seen the keyframes.
     Only the last two steps of a search make the host wait for a GPU.
     """
@@ -86,18 +87,18 @@ def seek(
     location = locate(look, world.keyframes, search.rehearsal, view, method)
     accepted = bool(location.accepted(method))
     if accepted and search.accepted:
-        return _return_to(look, world, search, location, view, fresh, after), True
+        return _return_to(look, world, search, location, view, after), True
     ended = not accepted or step == looking + _FOUND - 1
     search = None if ended else dataclasses.replace(search, accepted=True)
     return dataclasses.replace(after, search=search), False
 
 
 def _begin_attempt(
-    attempt: int, fresh: StreamState, past: tuple[World, ...], tokens: Tensor, method: Method
+    attempt: int, fresh: Callable[[], StreamState], past: tuple[World, ...], tokens: Tensor, method: Method
 ) -> Search | None:
     """The start of a search, if there is one in this attempt: in the first three, then ever more rarely.
 
-    Each false one ends a good world, and their number must not grow with the length of a stream.
+    Each false one ends a good world, so their number grows only with the logarithm of the length of a stream.
     """
     if attempt & (attempt - 1):
         return None
@@ -106,7 +107,7 @@ def _begin_attempt(
         alike = [likeness(one.keyframes, tokens).amax().item() for one in past]
         order = sorted(range(len(past)), key=lambda index: -alike[index])
         world = past[order[attempt.bit_length() % len(past)]]
-    return Search(world.number, begin(fresh, world.keyframes, tokens, method), accepted=False)
+    return Search(world.number, begin(fresh(), world.keyframes, tokens, method), accepted=False)
 
 
 def _return_to(
@@ -115,12 +116,12 @@ def _return_to(
     search: Search,
     location: Location,
     view: Keyframes,
-    fresh: StreamState,
     after: StreamState,
 ) -> StreamState:
     """The state in an earlier world, from the memory of the search and the last frame, which it takes in now."""
-    known = dataclasses.replace(fresh.known, anchored=world.anchored)
-    _, memory = look((view.tokens[:, 0], torch.ones_like(fresh.fresh)), search.rehearsal.memory)
+    searched = search.rehearsal.memory
+    _, memory = look((view.tokens[:, 0], torch.ones_like(searched.fresh)), searched)
+    known = dataclasses.replace(memory.known, anchored=world.anchored)
     return dataclasses.replace(
         memory,
         alignment=location.transform,
@@ -154,9 +155,7 @@ def candidates(keyframes: Keyframes, tokens: Tensor, count: int) -> tuple[Tensor
     beside = torch.where(keyframes.number < 0, -1.0, keyframes.overlap[rows, first[:, 0]])
     beside = torch.where(taken, -2.0, beside)  # not twice, even if only empty slots are left
     slot = torch.cat((first, beside.topk(count - half, dim=1).indices), 1)
-    number = keyframes.number.gather(1, slot)
-    order = torch.where(number >= 0, number, torch.iinfo(number.dtype).max).argsort(dim=1)
-    return slot.gather(1, order), number.gather(1, order) >= 0
+    return oldest_first(keyframes, slot, keyframes.number.gather(1, slot) >= 0)
 
 
 def begin(fresh: StreamState, keyframes: Keyframes, tokens: Tensor, method: Method = METHOD) -> Rehearsal:

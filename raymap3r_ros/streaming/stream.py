@@ -26,7 +26,7 @@ from raymap3r_ros.streaming.recordings import Recordings, Work, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World
-from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses, check_search
+from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses, check_search, uses_keyframes
 from raymap3r_ros.streaming.tensors import copy_of
 from raymap3r_ros.streaming.timing import StageTimer
 from raymap3r_ros.streaming.world_files import SavedWorld, in_slots
@@ -94,7 +94,7 @@ class Stream:
         """
         before, self._state = self._state, None
         options = self.options
-        if relocalize and before is not None and options.keyframes.relocalize and rehearsal.uses_keyframes(options):
+        if relocalize and before is not None and options.keyframes.relocalize and uses_keyframes(options):
             past = relocalisation.past_worlds(before, self.method)
             fresh = self._initial_state(len(before.state), before.size, before.image_size, "start")
             self._state = dataclasses.replace(fresh, past=past)
@@ -241,7 +241,7 @@ class Stream:
             frame.timer.mark("keyframes")
         returned = False
         if after.past:
-            fresh = self._initial_state(len(after.state), before.size, before.image_size, "")
+            fresh = partial(self._initial_state, len(after.state), before.size, before.image_size, "")
             after, returned = relocalisation.seek(look, fresh, estimate, after, self.method)
             frame.timer.mark("search")
         world_change = _change_after(frame, aligned_by_keyframes=aligned_by_keyframes)

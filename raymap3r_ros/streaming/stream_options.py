@@ -206,9 +206,14 @@ def preset_options(preset: str, given: Mapping[str, Any] | None = None) -> Strea
     return build_options(StreamOptions, lambda name, item: values.get(name, item.default))
 
 
+def uses_keyframes(options: StreamOptions) -> bool:
+    """Whether a stream with these options stores keyframes."""
+    return options.keyframes.size > 0 and options.reset_interval > 0 and options.reset_alignment == "robust"
+
+
 def check_keyframes(options: StreamOptions) -> None:
     """Raise OptionError if a stream with these options has no keyframes, so that its world cannot be saved."""
-    if not options.keyframes.size or not options.reset_interval or options.reset_alignment != "robust":
+    if not uses_keyframes(options):
         raise OptionError(
             f"keyframes.size is {options.keyframes.size}, reset_interval {options.reset_interval}, reset_alignment "
             f"{options.reset_alignment}, but a saved world consists of keyframes; allowed: sizes and intervals above "
