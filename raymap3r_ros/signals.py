@@ -27,7 +27,7 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        """Install permanent handlers for the stop signals. Call it in the main thread."""
+        """Install permanent handlers for the stop signals. Call it in the main thread, and keep the object."""
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)

@@ -118,12 +118,12 @@ def main() -> int:
         help="one node for each of these cameras, with the camera's name as namespace and as prefix of the TF frames; "
         "the nodes share one network, and images that arrive at the same time run as one batch",
     )
-    # rclpy's own handlers shut the context down while the worker still publishes.
-    stop = StopSignal()
     try:
         arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
         if problem := domain_problem(os.environ):
             parser.error(problem)
+        # rclpy's own handlers shut the context down while the worker still publishes.
+        stop = StopSignal()
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # ROS arguments that cannot be parsed, or a parameter file that cannot be read
         parser.error(printable(error) + (f"\n{FORM}" if "ros__parameters" in str(error) else ""))

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -135,6 +136,8 @@ def test_impossible_domains_are_named_before_anything_starts(text, monkeypatch, 
     with pytest.raises(Raymap3rError, match="allowed: 0 to 232"):
         harness.set_up_dds()
     monkeypatch.setattr(sys, "argv", ["stream"])
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         executable.main()
     assert ended.value.code == 2 and problem in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler and signal.set_wakeup_fd(-1) == -1
