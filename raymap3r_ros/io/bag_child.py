@@ -79,9 +79,9 @@ def main() -> None:
     sources: list[Iterator[Any]] = []
     while True:
         request = requests.get()
-        if isinstance(request, list):  # topics of a new pass
-            chosen = [one for one in reader.connections if one.topic in request]
-            sources.append(reader.messages(chosen) if chosen else iter(()))
+        if isinstance(request, dict):  # a new pass
+            chosen = [one for one in reader.connections if one.topic in request["topics"]]
+            sources.append(reader.messages(chosen, start=request["begin"]) if chosen else iter(()))
         else:
             size = _send_next(connection, sources[request])
             seconds += SECONDS_PER_MESSAGE + size / BYTES_PER_SECOND

@@ -108,9 +108,12 @@ class BagProcess:
         self._process.kill()
         self._process.wait()
 
-    def start(self, topics: list[str]) -> int:
-        """Start a pass over the messages of some topics; return its number for `next`. Raises BagLoss."""
-        self._send(topics)
+    def start(self, topics: list[str], begin: int | None = None) -> int:
+        """Start a pass over the messages of some topics; return its number for `next`. Raises BagLoss.
+
+        `begin`: only messages recorded at this time or later, nanoseconds.
+        """
+        self._send({"topics": topics, "begin": begin})
         self._passes += 1
         return self._passes - 1
 

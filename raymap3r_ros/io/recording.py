@@ -57,6 +57,8 @@ class ReadOptions:
     max_frames: int | None = None
     intrinsics: np.ndarray | None = None  # (3, 3) pixels of the recorded images; overrides those of the recording
     max_gap: float = MAX_GAP  # longest step between two recorded stamps that starts no new world, seconds
+    start: float = 0.0  # seconds from the start of the recording; frames before are not read
+    end: float | None = None  # frames from here on are not read; None: to the end
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -65,9 +67,21 @@ class ReadOptions:
             raise InputError(f"max_frames is {self.max_frames}; allowed: 1 and more")
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise InputError(f"rate is {self.rate}; allowed: {MIN_RATE:g} to {MAX_RATE:g} frames per second")
-
         if not self.max_gap > 0:
             raise InputError(f"max_gap is {self.max_gap}; allowed: above 0 seconds")
+        if not 0 <= self.start < math.inf:
+            raise InputError(f"start is {self.start}; allowed: 0 and more, seconds from the start of the recording")
+        if self.end is not None and not self.end > self.start:
+            raise InputError(f"end is {self.end}; allowed: above the start, {self.start} s")
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only the frames from `start` to before `end` are read."""
+        return self.start > 0 or self.end is not None
+
+    def is_over(self, seconds: float) -> bool:
+        """Return whether a time from the start of the recording is at `end` or after it."""
+        return self.end is not None and seconds >= self.end
 
     def expected(self, stored: int | None) -> int | None:
         """Return how many of `stored` frames will be read; None if that is unknown."""
@@ -94,6 +108,8 @@ class Recording:
     given_intrinsics: np.ndarray | None = None  # those of ReadOptions
     label: str = ""  # name of a live input
     size: tuple[int, int] | None = None  # width and height of the images of a live input
+    start: float = 0.0  # those of ReadOptions
+    end: float | None = None
     # Of the last iteration:
     skipped: int = 0  # frames that could not be decoded
     first_skip: str = ""  # which frame, and why
@@ -135,7 +151,9 @@ class Recording:
         if size is None:
             broken = f" ({self.skipped} could not be decoded; the first: {self.first_skip})" if self.skipped else ""
             reason = f": {self.ended}" if self.ended else ""
-            raise InputError(f"{self.name}: no frame could be read{broken}{reason}")
+            until = "its end" if self.end is None else f"{self.end:g} s"
+            part = f" from {self.start:g} s to {until}" if self.start or self.end is not None else ""
+            raise InputError(f"{self.name}: no frame could be read{part}{broken}{reason}")
 
     def check_intrinsics(self, size: tuple[int, int]) -> None:
         """Compare given intrinsics with the size of the images (width, height): log a warning if they are doubtful.
@@ -178,6 +196,8 @@ def open_recording(
     max_frames: int | None = None,
     intrinsics: np.ndarray | None = None,
     max_gap: float = MAX_GAP,
+    start: float = 0.0,
+    end: float | None = None,
 ) -> Recording:
     """Return the recording at `path`, ready to be read.
 
@@ -185,12 +205,14 @@ def open_recording(
     its .mcap or .db3 files, also compressed with zstd; a ROS 1 bag. `topic`: the image topic, for a bag with several.
     `rate`: frames per second of a folder of images, and of a video without times. `stride`: read every N-th
     frame. `intrinsics`: (3, 3) pixels of the recorded images; overrides the calibration in a bag. `max_gap`: longest
-    step between the stamps of a bag that starts no new world, seconds.
+    step between the stamps of a bag that starts no new world, seconds. `start`, `end`: read only the frames
+    from here to before there, seconds from the start of the recording: the first image of a video or folder, the first
+    message of a bag, by the times at which messages were recorded. Consecutive parts have each frame once.
 
     Raises InputError if nothing can be read, with what was found.
     """
     path = Path(path)
-    options = ReadOptions(topic, rate, stride, max_frames, intrinsics, max_gap)
+    options = ReadOptions(topic, rate, stride, max_frames, intrinsics, max_gap, start, end)
     if not path.exists():
         what = kind_of(path)
         raise InputError(f"{path}: {f'is {what}' if what else 'there is no such file or folder'}")
@@ -202,6 +224,7 @@ def open_recording(
         raise InputError(f"{path}: not a bag, so it has no topic {topic!r}")
     recording = chosen.open(path, options)
     recording.given_intrinsics = None if intrinsics is None else np.asarray(intrinsics, np.float64)
+    recording.start, recording.end = start, end
     return recording
 
 
