@@ -49,7 +49,7 @@ def test_consecutive_parts_have_each_frame_once_with_its_stamp(recording):
     assert [index for index, _ in whole] == list(range(COUNT))
     parts = [shown(path, start=begin * step, end=(begin + 3) * step) for begin in (0, 3, 6)]
     assert [len(part) for part in parts] == [3, 3, 3]
-    assert sum(parts, []) + shown(path, start=9 * step) == whole
+    assert [*parts[0], *parts[1], *parts[2], *shown(path, start=9 * step)] == whole
     assert shown(path, start=0.5 * step, end=1.5 * step) == whole[1:2]
 
 

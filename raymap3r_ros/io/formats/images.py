@@ -22,7 +22,9 @@ from raymap3r_ros.text import counted, listing
 log = logging.getLogger(__name__)
 
 # Not read, but pictures of the recording all the same, unless converted copies of the same names lie beside them.
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".h264", ".h265", ".mjpeg",
+)  # fmt: skip
 OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl")
 
 
