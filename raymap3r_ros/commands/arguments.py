@@ -13,6 +13,7 @@ import numpy as np
 
 from raymap3r_ros.io.recording import ReadOptions
 from raymap3r_ros.network import DEFAULT_CHECKPOINT, PRESETS, shipped_weights
+from raymap3r_ros.network.catalog import named_weights
 from raymap3r_ros.options import Options, build_options, limits_text, option_fields
 from raymap3r_ros.stamps import MAX_GAP
 from raymap3r_ros.streaming import StreamOptions
@@ -144,6 +145,12 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         f"the cache, such as cut3r_512 (`raymap3r weights list`); or {' or '.join(PRESETS)}, untrained, only to test "
         "that everything runs (default: %(default)s)",
     )
+
+
+def absolute_checkpoint(checkpoint: str) -> str:
+    """Return --checkpoint for a process with another working directory: names stay, a path becomes absolute."""
+    named = checkpoint in PRESETS or named_weights(checkpoint) is not None
+    return checkpoint if named else str(Path(checkpoint).absolute())
 
 
 def boolean(text: str) -> bool:

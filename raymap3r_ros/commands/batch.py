@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 from pathlib import Path
 
 from raymap3r_ros.commands.arguments import (
+    absolute_checkpoint,
     add_checkpoint,
     add_options,
     add_reading,
@@ -26,7 +25,7 @@ from raymap3r_ros.offline.batch import BatchJob, run_batch, weights_id
 from raymap3r_ros.offline.batch_files import absolute, find_items, is_remote
 from raymap3r_ros.offline.batch_report import CSV, DONE, PARQUET, report_text, write_report
 from raymap3r_ros.output_files import check_outputs
-from raymap3r_ros.ray_pool import HERE, check_batch_modules
+from raymap3r_ros.ray_pool import HERE, check_batch_modules, ray_session
 from raymap3r_ros.signals import INTERRUPTED
 from raymap3r_ros.streaming.stream_options import check_keyframes
 from raymap3r_ros.text import printable
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `raymap3r batch`."""
     parser.description = (
         "Process many recordings as `raymap3r run` does, each into a result folder. The same command continues "
-        "a batch that was interrupted: recordings whose results exist are left out. Needs: pip install 'raymap3r_ros[batch]'. "
+        "a batch that was interrupted: recordings whose results exist are left out. Needs the extra `batch`. "
         "The exit status is 1 if a recording has no complete results, and 130 after Ctrl-C."
     )
     parser.add_argument(
@@ -85,12 +84,11 @@ def run(args: argparse.Namespace) -> int:
         if not is_remote(source):
             check_outputs([Path(out)], [Path(source)], "folder")
     items = find_items(source)
-    job = BatchJob(
-        out, args.checkpoint, weights_id(args.checkpoint), args.device, options, read_options(args, CloudOptions),
-        outputs, reading,
-    )  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):  # Ray prints the death of each worker there
-        rows, stopped_by = run_batch(items, job, address=args.ray, workers=args.workers)
+    checkpoint = absolute_checkpoint(args.checkpoint)
+    method = options, read_options(args, CloudOptions)
+    job = BatchJob(out, checkpoint, weights_id(checkpoint), args.device, *method, outputs, reading)
+    with ray_session(args.ray) as available:
+        rows, stopped_by = run_batch(items, job, available, args.workers)
     write_report(out, rows)
     print(report_text(rows))
     print(f"{printable(out)}: {CSV}, {PARQUET}" + (f"; {len(items) - len(rows)} not begun" if stopped_by else ""))
