@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import secrets
 import signal
@@ -10,7 +12,6 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -48,15 +49,19 @@ def check_batch_modules(*names: str) -> None:
             )
 
 
-@contextmanager
+@contextlib.contextmanager
 def ray_session(address: str = HERE) -> Iterator[dict[str, float]]:
     """Connect to a Ray cluster, or start Ray on this machine; yield its resources, such as `CPU` and `GPU`.
 
     `address`: HERE, "auto" or that of a cluster. The Ray of this machine ends with this process, and is reachable
-    neither from other machines nor by other users. Raises Raymap3rError if there is no Ray at the address.
+    neither from other machines nor by other users. Standard output is discarded in the `with` block. Raises
+    Raymap3rError if there is no Ray at the address.
     """
     begin: dict[str, Any] = {"address": address}
-    with tempfile.TemporaryDirectory(prefix="raymap3r_", dir=_short_folder(), ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="raymap3r_", dir=_short_folder(), ignore_cleanup_errors=True) as folder,
+        contextlib.redirect_stdout(io.StringIO()),  # Ray prints the death of each worker there
+    ):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if address == HERE:
             if "ray" not in sys.modules:  # it reads them when it is imported

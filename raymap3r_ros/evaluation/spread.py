@@ -36,9 +36,8 @@ def over_ray(
 
         def spread(tasks: list[Callable[..., Any]]) -> Iterator[Any]:
             results, wanted = {}, 0
-            for (index, _), result in run_tasks(
-                setup, list(enumerate(tasks)), count, {"num_cpus": 1, "num_gpus": gpu}
-            ):
+            resources = {"num_cpus": 1, "num_gpus": int(gpu)}
+            for (index, _), result in run_tasks(setup, list(enumerate(tasks)), count, resources):
                 if isinstance(result, Exception):
                     raise result
                 results[index] = result

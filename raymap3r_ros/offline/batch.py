@@ -35,10 +35,9 @@ from raymap3r_ros.offline.batch_report import DONE, FAILED, BatchRow
 from raymap3r_ros.offline.cloud import CloudOptions
 from raymap3r_ros.offline.run import run_recording
 from raymap3r_ros.offline.run_outputs import RunOutputs
-from raymap3r_ros.ray_pool import HERE, gpu_share, ray_session, run_once, run_tasks
+from raymap3r_ros.ray_pool import gpu_share, run_once, run_tasks
 from raymap3r_ros.signals import on_stop_signals, print_now
 from raymap3r_ros.streaming import Stream, StreamOptions
-from raymap3r_ros.text import counted
 
 _WARNINGS = 20  # of a recording that are kept
 _CONTEXT = 2**29  # bytes that CUDA takes for each process
@@ -77,9 +76,9 @@ def weights_id(checkpoint: str) -> str:
 
 
 def run_batch(
-    items: Sequence[BatchItem], job: BatchJob, *, address: str = HERE, workers: int | None = None
+    items: Sequence[BatchItem], job: BatchJob, available: dict[str, float], workers: int | None = None
 ) -> tuple[list[BatchRow], str]:
-    """Process the recordings that have no results of this job yet.
+    """Process the recordings that have no results of this job yet, within a `ray_session`, which yields `available`.
 
     Returns a row for each one that was reached, in the order of `items`, and the name of the signal that ended the
     batch early, or "". After a first signal no recording is begun; those that run are awaited. A second one ends the
@@ -87,27 +86,21 @@ def run_batch(
     """
     rows: dict[BatchItem, BatchRow] = {}
     signals: list[str] = []
-    busy = 0
 
     def stop(name: str) -> None:
         signals.append(name)
-        print_now(f"\nfinishing {counted(busy, 'recording')} that run; repeat to stop at once\n")
+        print_now("\nfinishing the recordings that are being processed; repeat to stop at once\n")
 
-    with ray_session(address) as available:
-        count, resources = _plan_workers(job, available, workers)
-        busy = min(count, len(items))
-        begin = time.perf_counter()
-        with (
-            on_stop_signals(stop),
-            tqdm(total=len(items), unit=" recordings", disable=None, dynamic_ncols=True) as bar,
-        ):
-            setup = functools.partial(_make_worker, job)
-            for item, result in run_tasks(setup, items, count, resources, stop=lambda: bool(signals)):
-                if isinstance(result, Exception):
-                    discard_partial(job.out, item.folder)
-                    result = BatchRow(item.source, item.folder, FAILED, reason_of(result))
-                rows[item] = result
-                _show(bar, list(rows.values()), time.perf_counter() - begin)
+    count, resources = _plan_workers(job, available, workers)
+    begin = time.perf_counter()
+    with on_stop_signals(stop), tqdm(total=len(items), unit=" recordings", disable=None, dynamic_ncols=True) as bar:
+        setup = functools.partial(_make_worker, job)
+        for item, result in run_tasks(setup, items, count, resources, stop=lambda: bool(signals)):
+            if isinstance(result, Exception):
+                discard_partial(job.out, item.folder)
+                result = BatchRow(item.source, item.folder, FAILED, reason_of(result))
+            rows[item] = result
+            _show(bar, list(rows.values()), time.perf_counter() - begin)
     return [rows[item] for item in items if item in rows], signals[0] if signals else ""
 
 
