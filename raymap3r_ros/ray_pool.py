@@ -69,6 +69,9 @@ def ray_session(address: str = HERE) -> Iterator[dict[str, float]]:
             begin |= {"_temp_dir": folder, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
             begin |= {"num_cpus": len(os.sched_getaffinity(0)), "object_store_memory": 2**28}
         ray = batch_module("ray")
+        temporary = os.environ.get("TMPDIR")
+        if address == HERE and temporary is None:
+            os.environ["TMPDIR"] = folder  # of the workers: what one that was killed has left is deleted with it
         handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         try:
             ray.init(**begin, log_to_driver=False, logging_level="ERROR")
@@ -76,6 +79,8 @@ def ray_session(address: str = HERE) -> Iterator[dict[str, float]]:
             raise Raymap3rError(f"Ray at {address!r}: {error}; start it with: ray start --head") from error
         finally:
             _set_handlers(handlers)  # Ray ends the process on SIGTERM
+            if temporary is None:
+                os.environ.pop("TMPDIR", None)
         try:
             yield ray.cluster_resources()
         finally:
