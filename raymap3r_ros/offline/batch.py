@@ -20,7 +20,7 @@ from tqdm import tqdm
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import Raymap3rError, reason_of
 from raymap3r_ros.file_hash import sha256_of
-from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.recording import ReadOptions, open_recording
 from raymap3r_ros.network import PRESETS, Network, checkpoint_path, choose_device, choose_threads, load_network
 from raymap3r_ros.offline.batch_files import (
     BatchItem,
@@ -59,12 +59,13 @@ class BatchJob:
 
     def key(self, source: str) -> dict[str, Any]:
         """Return what the results of a recording depend on, as read from JSON. Reads the whole recording."""
-        matrix = self.reading.get("intrinsics")
+        reading = dataclasses.asdict(ReadOptions(**self.reading))
+        matrix = reading["intrinsics"]
         options = {
             "stream": dataclasses.asdict(self.options),
             "cloud": dataclasses.asdict(self.cloud_options),
             "outputs": dataclasses.asdict(self.outputs),
-            "reading": self.reading | {"intrinsics": None if matrix is None else np.asarray(matrix).tolist()},
+            "reading": reading | {"intrinsics": None if matrix is None else np.asarray(matrix).tolist()},
         }
         key = {"input": content_id(source), "options": options, "weights": self.weights, "version": __version__}
         return json.loads(json.dumps(key))

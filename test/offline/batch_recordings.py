@@ -33,6 +33,8 @@ def write_recordings(folder: Path) -> Path:
             ("/cam/image_raw", 100 + number / 10, image_message(50 + number / 10, frame.image, "rgb8", width=SIZE[1]))
             for number, frame in zip(range(FRAMES), frames, strict=False)
         ]
+        if index == 4:
+            messages.append(("/cam/image_raw", 101, ("sensor_msgs/msg/Image", b"broken")))
         write_bag(folder / f"bag{index:02d}", messages)
     (cut,) = (folder / "bag03").glob("*.mcap")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
@@ -86,16 +88,34 @@ def make_waiting_worker(folder, attempts, job):
 make_worker = batch._make_worker
 
 
+def send_this_file() -> None:
+    """Send functions of this file to the workers, which cannot import it."""
+    importlib.import_module("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])
+
+
+def make_deadly():
+    """A worker that doubles numbers, and ends at 3."""
+
+    def work(number):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == 4:
+            raise ValueError("four")
+        return 2 * number
+
+    return work
+
+
 class WaitingWorkers:
     """Lets the workers of batches in this process stop in some recordings, see `make_waiting_worker`."""
 
     def __init__(self, folder: Path, attempts: dict[str, int]) -> None:
         self._folder = folder
         for name in ("reports", "released"):
-            os.mkfifo(folder / name)
+            if not (folder / name).exists():  # of the test that has started this process
+                os.mkfifo(folder / name)
         self._reports = os.open(folder / "reports", os.O_RDWR)  # never at its end
-        # The workers cannot import this file.
-        importlib.import_module("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])
+        send_this_file()
         batch._make_worker = functools.partial(make_waiting_worker, str(folder), attempts)
 
     def __enter__(self):
