@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 NAME = "raymap3r_ros"
 EVALUATION = ["evo", "scipy", "matplotlib"]  # only `raymap3r evaluate` needs these
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+BATCH = ["ray>=2.53", "fsspec", "pyarrow"]  # only `raymap3r batch` and `evaluate --ray` need these
 
 version = re.search(r'^__version__ = "(.+)"$', Path(NAME, "__init__.py").read_text(), re.MULTILINE)[1]
 
@@ -46,9 +47,10 @@ setup(
         "evaluation": EVALUATION,
         "weights": ["gdown>=6.3", "huggingface_hub>=0.36.2"],  # only `raymap3r weights fetch` needs them
         "onnx": ONNX,  # only `execution: onnx` needs these
+        "batch": BATCH,  # for s3:// also s3fs, for gs:// gcsfs
         "view": ["rerun-sdk>=0.24"],  # only `raymap3r run --view` needs it
         # Without pytest here `colcon test` runs nothing.
-        "test": ["pytest>=7.4", "pytest-xdist>=3.8", "ruff", *EVALUATION, *ONNX],
+        "test": ["pytest>=7.4", "pytest-xdist>=3.8", "ruff", *EVALUATION, *ONNX, *BATCH, "moto[s3,server]", "s3fs"],
     },
     zip_safe=False,  # weights, launch files and configuration are read as files
     entry_points={

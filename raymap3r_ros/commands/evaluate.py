@@ -15,12 +15,12 @@ from raymap3r_ros.commands.arguments import (
     absolute_checkpoint,
     add_checkpoint,
     add_device,
+    add_rules_arguments,
     add_stream_options,
     path,
     read_stream_options,
     size,
 )
-from raymap3r_ros.commands.evaluate_arguments import add_rules_arguments
 from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.evaluation import covariance, noise_study, plausibility, tables
 from raymap3r_ros.evaluation.datasets import DATASETS

@@ -40,7 +40,7 @@ class BatchItem:
 
 
 def is_remote(place: str) -> bool:
-    """Return whether a place is a URL of another file system than that of this machine."""
+    """Return whether a place is a URL of another file system than the local one."""
     return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place)) and not place.startswith("file://")
 
 

@@ -23,7 +23,7 @@ _MOST = 50  # rows of the table on a terminal; of more recordings, only those th
 
 @dataclass(frozen=True)
 class BatchRow:
-    """What became of a recording."""
+    """The outcome for a recording."""
 
     recording: str
     folder: str  # of the results, in the output folder

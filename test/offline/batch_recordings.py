@@ -21,7 +21,7 @@ from raymap3r_ros.synthetic import suite_sequence
 SIZE = 32, 48  # height, width
 COUNT = 12
 FRAMES = 5
-WAIT = 30  # seconds, after which a test fails
+WAIT = 60  # seconds, after which a test fails
 OPTIONS = StreamOptions(image_size=32, reset_interval=3)
 
 
@@ -134,7 +134,7 @@ class WaitingWorkers:
         return int(line.split()[1])
 
     def release(self) -> None:
-        """Let a worker go on."""
+        """Let a worker continue."""
         (self._folder / "released").write_bytes(b"0")
 
 

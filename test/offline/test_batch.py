@@ -24,6 +24,7 @@ from batch_recordings import (
     COUNT,
     FRAMES,
     OPTIONS,
+    WAIT,
     WaitingWorkers,
     kill_and_wait,
     make_deadly,
@@ -33,6 +34,7 @@ from batch_recordings import (
     write_recordings,
 )
 
+from raymap3r_ros import cli
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.network import load_network, save_network, untrained_network
 from raymap3r_ros.offline import run_recording
@@ -185,7 +187,7 @@ def test_recordings_and_results_on_object_storage(cluster, recordings, checkpoin
     out, items = "s3://bucket/out", find_items("s3://bucket/in")
     assert [item.source for item in items] == ["s3://bucket/in/bag00", "s3://bucket/in/bag01"]
     job = make_job(out, checkpoint)
-    rows, _ = run_batch(items, job, cluster, 2)
+    rows, _ = run_batch(items, job, cluster, 1)
     assert [row.state for row in rows] == [DONE, DONE]
     for name, row in by_name(rows).items():
         stored = {path.partition(row.folder + "/")[2]: path for path in files.find(f"bucket/out/{row.folder}")}
@@ -238,8 +240,8 @@ def test_a_batch_whose_driver_was_killed_continues(start_batch, cluster, checkpo
     driver = start("--workers", "1")  # with a Ray of its own
     worker = os.pidfd_open(pipes.next_pid())
     driver.kill()
-    assert driver.wait(30) == -signal.SIGKILL
-    assert select.select([worker], [], [], 30)[0], "the worker does not end with its driver"
+    assert driver.wait(WAIT) == -signal.SIGKILL
+    assert select.select([worker], [], [], WAIT)[0], "the worker does not end with its driver"
     finished = [path for path in out.iterdir() if not path.name.startswith(".")]
     assert [path.name.rpartition("-")[0] for path in finished] == ["bag00"] and (finished[0] / MARKER).exists()
 
@@ -250,28 +252,26 @@ def test_a_batch_whose_driver_was_killed_continues(start_batch, cluster, checkpo
     assert {path.name for path in out.iterdir()} == {row.folder for row in rows}
 
 
-def test_ctrl_c_awaits_the_recordings_that_run_and_the_same_command_continues(start_batch, cluster, serial):
-    start, _, out, pipes = start_batch
+def test_ctrl_c_awaits_the_recordings_that_run_and_the_same_command_continues(
+    start_batch, cluster, checkpoint, serial
+):
     import ray
 
-    there = ["--ray", ray.get_runtime_context().gcs_address]
-    driver = start("--workers", "1", *there)
+    start, arguments, out, pipes = start_batch
+    driver = start("--workers", "1", "--ray", ray.get_runtime_context().gcs_address)
     pipes.next_pid()
     os.killpg(driver.pid, signal.SIGINT)
     assert driver.stderr.readline() == "\n" and "repeat to stop at once" in driver.stderr.readline()
     pipes.release()
-    text, _ = driver.communicate(timeout=30)
+    text, _ = driver.communicate(timeout=WAIT)
     assert driver.returncode == 130 and "2 recordings: 2 done; 10 frames" in text and "2 not begun" in text
     with (out / "report.csv").open(newline="") as file:
         assert [row["frames"] for row in csv.DictReader(file)] == ["5", "5"]
 
-    driver = start("--workers", "1", *there)
-    text, errors = driver.communicate(timeout=60)
-    assert driver.returncode == 0, errors
-    assert text.count("done earlier") == 2 and "4 recordings: 4 done; 20 frames" in text
-    for path in out.iterdir():
-        if path.is_dir():
-            assert results(path) == serial[path.name.rpartition("-")[0]]
+    rows, _ = run_batch(find_items(arguments[0]), make_job(out, checkpoint), cluster, 1)
+    assert [row.earlier for row in rows] == [True, True, False, False]
+    for name, row in by_name(rows).items():
+        assert results(out / row.folder) == serial[name]
 
 
 def test_the_report_can_be_queried(done, tmp_path):
@@ -294,16 +294,15 @@ def test_tables_of_an_evaluation_over_ray_equal_the_serial_ones(cluster, checkpo
     pytest.importorskip("evo", reason="the evaluation needs evo")
     import ray
 
-    tables = []
-    for name, more in (("serial", []), ("ray", ["--ray", ray.get_runtime_context().gcs_address])):
-        file = tmp_path / f"{name}.json"
-        command = [
-            sys.executable, "-m", "raymap3r_ros.cli", "evaluate", "synthetic", "--suite", "light", "kidnap",
-            "--sequences", "2", "--frames", "5", "--rules", "raymap3r,cut3r", "--checkpoint", str(checkpoint),
-            "--device", "cpu", "--json", str(file), *more,
-        ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True)
-        tables.append(json.loads(file.read_text()))
-    for table in tables:
-        del table["settings"]
-    assert json.dumps(tables[0]) == json.dumps(tables[1]) and tables[0]["rows"]
+    evaluate = [
+        "evaluate", "synthetic", "--suite", "light", "kidnap", "--sequences", "2", "--frames", "5", "--rules",
+        "raymap3r,cut3r", "--checkpoint", str(checkpoint), "--device", "cpu", "--json",
+    ]  # fmt: skip
+    assert cli.main([*evaluate, str(tmp_path / "serial.json")]) == 0
+    there = ["--ray", ray.get_runtime_context().gcs_address]
+    command = [sys.executable, "-m", "raymap3r_ros.cli", *evaluate, str(tmp_path / "ray.json"), *there]
+    subprocess.run(command, check=True, capture_output=True)
+    serial, over_ray = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("serial", "ray"))
+    assert serial["rows"] and serial["settings"]["plan"] == over_ray["settings"]["plan"]
+    del serial["settings"], over_ray["settings"]
+    assert json.dumps(serial) == json.dumps(over_ray)
