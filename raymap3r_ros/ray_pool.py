@@ -53,8 +53,8 @@ def check_batch_modules(*names: str) -> None:
 def ray_session(address: str = HERE) -> Iterator[dict[str, float]]:
     """Connect to a Ray cluster, or start Ray on this machine; yield its resources, such as `CPU` and `GPU`.
 
-    `address`: HERE, "auto" or the address of a cluster. The Ray of this machine ends with this process, and is reachable
-    neither from other machines nor by other users. Standard output is discarded in the `with` block. Raises
+    `address`: HERE, "auto" or the address of a cluster. A Ray that is started here ends with this process, and is
+    reachable neither from other machines nor by other users. Standard output is discarded in the `with` block. Raises
     Raymap3rError if there is no Ray at the address.
     """
     begin: dict[str, Any] = {"address": address}
