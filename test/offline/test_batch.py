@@ -1,5 +1,6 @@
 """Batches over a real Ray of two workers: equal results, failures, object storage, interruptions."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib.util
@@ -306,3 +307,31 @@ def test_tables_of_an_evaluation_over_ray_equal_the_serial_ones(cluster, checkpo
     assert serial["rows"] and serial["settings"]["plan"] == over_ray["settings"]["plan"]
     del serial["settings"], over_ray["settings"]
     assert json.dumps(serial) == json.dumps(over_ray)
+
+
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F")  # IPv4, and the same as IPv6, as in /proc/net
+
+
+def test_ports_are_on_the_loopback_address_and_refuse_other_users(cluster):
+    import ray
+
+    ours, parents = {os.getpid()}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    for _ in range(4):  # generations: Ray's processes, their workers
+        ours |= {pid for pid, parent in parents.items() if parent in ours}
+    sockets = set()
+    for path in (path for pid in ours for path in Path(f"/proc/{pid}/fd").glob("*")):
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(path).removeprefix("socket:[").removesuffix("]"))
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    listening = {line[1] for line in lines if line[3] == "0A" and line[9] in sockets}
+    host, _, port = ray.get_runtime_context().gcs_address.partition(":")
+    assert host == "127.0.0.1" and f"{LOOPBACK[1]}:{int(port):04X}" in listening
+    assert {line.partition(":")[0] for line in listening} <= {*LOOPBACK}
+
+    code = f"from ray._raylet import GcsClient; GcsClient(address='{host}:{port}')"
+    stranger = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, text=True)
+    assert done.returncode != 0 and "InvalidAuthToken" in done.stderr
