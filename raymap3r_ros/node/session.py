@@ -183,6 +183,7 @@ class Session:
             points,
             colors,
             parameters.yaml_file(title, settings.given, settings.stream),
+            self.maps.missing,
             None if world is None else (self.stream.network, world),
         )
 
