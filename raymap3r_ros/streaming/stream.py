@@ -28,7 +28,7 @@ from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World, WorldNumbers
 from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses, check_search, uses_keyframes
-from raymap3r_ros.streaming.tensors import copy_of
+from raymap3r_ros.streaming.tensors import copy_of, tensors_of
 from raymap3r_ros.streaming.timing import StageTimer
 from raymap3r_ros.streaming.world_files import SavedWorld, in_slots
 
@@ -159,6 +159,14 @@ class Stream:
         )
         self._state = dataclasses.replace(state, past=(*own, *shared))
         return usable
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of all that the stream keeps between frames, for each of its cameras; without the network."""
+        state = self._state
+        if state is None:
+            return 0
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state)) // len(state.state)
 
     def snapshot(self) -> StreamState | None:
         """A copy of the state, for `restore`; None before the first frame."""
