@@ -8,8 +8,8 @@ Three processes: a camera (this one), the node in every-frame mode, and a subscr
 two frames in flight, so that the node is never idle and may not drop any. The clip is played back and forth with
 stamps at 30 Hz. Every few seconds the camera samples the resident memory of the node's process, its GPU memory, the
 median latency from an image's publication to its pose, frames dropped and lost, and errors. With `--vary`, every image
-has another calibration, size or frame_id: nothing that the node keeps by one of these may grow. With `jumps` the stamps
-jump every few seconds, so that the camera is searched for in earlier worlds and found there.
+has another calibration, size or frame_id: nothing that the node keeps by one of these may grow. With `--vary jumps`
+the stamps jump every few seconds, so that the camera is searched for in earlier worlds and found there.
 
 Writes soak.csv and soak.png. The exit status is 1 if `find_problems` finds a trend, the diagnostics contain an error,
 or a frame has no pose, odometry or transform.
