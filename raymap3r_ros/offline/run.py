@@ -439,6 +439,7 @@ class _Run:
             input=recording.name,
             input_kind=recording.kind,
             topic=recording.topic,
+            reading=None if recording.options is None else recording.options.as_json(),
             complete=not stopped_by,
             stopped_by=stopped_by,
             checkpoint=stream.network.source,

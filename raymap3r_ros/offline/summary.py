@@ -31,6 +31,7 @@ class RunSummary:
     input: str
     input_kind: str  # "video", "images" or "bag"; of a live input "camera" or "stream"
     topic: str  # of a bag
+    reading: dict | None  # ReadOptions, to open the recording again; None for a live input
     complete: bool  # False: stopped before the end of the recording, or of a live input before `max_frames`
     stopped_by: str  # the signal, "q" (in the window), the error or the damage, if not complete
     checkpoint: str
