@@ -62,7 +62,7 @@ def check_packages(one: ExportFormat) -> None:
     missing = [name for name in one.packages if importlib.util.find_spec(name) is None]
     if missing:
         raise Raymap3rError(
-            f"{' and '.join(missing)} not installed; the format {one.name} needs it: pip install '.[export]' in the "
+            f"the format {one.name} needs {' and '.join(missing)}, not installed: pip install '.[export]' in the "
             f"checkout, or pip install {' '.join(one.packages)}"
         )
 
