@@ -17,7 +17,7 @@ from raymap3r_ros.commands.arguments import (
     read_options,
     read_stream_options,
 )
-from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.errors import OptionError
 from raymap3r_ros.io import open_input
 from raymap3r_ros.io.live import LIVE
 from raymap3r_ros.io.tum import KnownTrajectory
@@ -26,6 +26,7 @@ from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recor
 from raymap3r_ros.offline.export import (
     ExportFormat,
     check_packages,
+    check_recorded,
     check_target,
     export_folder,
     export_format,
@@ -161,8 +162,7 @@ def run(args: argparse.Namespace) -> int:
     folders = [export_folder(args.out, one) for one in args.export]
     for one, folder in zip(args.export, folders, strict=True):
         check_packages(one)
-        if recording.live and one.needs_images:
-            raise InputError(f"{recording.name}: its images are not recorded, which the format {one.name} contains")
+        check_recorded(one, recording.name, recording.live)
         check_outputs([folder], [] if recording.live else [recording.path], "folder")
         check_target(folder, args.overwrite)
     poses = None if args.poses is None else KnownTrajectory.read(args.poses)

@@ -67,6 +67,16 @@ def check_packages(one: ExportFormat) -> None:
         )
 
 
+def check_recorded(one: ExportFormat, name: str, live: bool) -> None:
+    """Raise InputError if a format has images and the input, called `name`, was live."""
+    if live and one.needs_images:
+        others = ", ".join(other.name for other in export_formats().values() if not other.needs_images)
+        raise InputError(
+            f"the images of {name} are not recorded, and the format {one.name} has images; formats without images: "
+            f"{others}"
+        )
+
+
 def export_folder(results: Path, one: ExportFormat) -> Path:
     """The default folder of an export: beside the results, so that a later run does not find files in its folder."""
     folder = Path(os.path.abspath(results))
@@ -105,6 +115,7 @@ def export_results(
     results = read_results(folder, recording)
     inputs = [folder]
     if one.needs_images:
+        check_recorded(one, results.summary["input"], live=results.summary["reading"] is None)
         results = open_images(results)
         inputs.append(results.recording.path)
     out = export_folder(folder, one) if out is None else out

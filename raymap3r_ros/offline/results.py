@@ -173,7 +173,7 @@ def read_results(folder: Path, recording: Path | None = None) -> Results:
             for number in range(1, summary["worlds"] + 1)
         ]
         width, height = map(int, summary["image_size"])
-        for key in ("files", "options", "poses", "frames_with_pose", "input", "input_kind", "input_size"):
+        for key in ("files", "options", "poses", "frames_with_pose", "input", "input_kind", "input_size", "reading"):
             summary[key]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
@@ -183,15 +183,9 @@ def read_results(folder: Path, recording: Path | None = None) -> Results:
 
 
 def open_images(results: Results) -> Results:
-    """The results with their recording. Raises InputError if it is missing, or was a live input."""
+    """The results, not of a live input, with their recording. Raises InputError if it is missing."""
     summary = results.summary
-    reading = summary.get("reading")
-    if reading is None:
-        raise InputError(
-            f"{results.folder}: the images of its input, {summary['input']}, are not recorded; formats without images "
-            "can be written"
-        )
-    path = Path(summary["input"])
+    reading, path = summary["reading"], Path(summary["input"])
     if not path.exists():
         raise InputError(f"{path}: there is no such recording; if it has moved, name it with --input")
     try:
