@@ -94,7 +94,7 @@ def test_transforms_agree_with_colmap(exact, exported):
         to_world = image.cam_from_world().inverse().matrix()
         transform = np.array(frame["transform_matrix"])
         np.testing.assert_allclose(transform[:3, 3], to_world[:, 3], atol=1e-9)
-        # OpenGL's camera looks along -z, with y up; OpenCV's along z, with y down.
+        # z is forward and y down in OpenCV, z backward and y up in OpenGL.
         np.testing.assert_allclose(transform[:3, :3], to_world[:, :3] * [1, -1, -1], atol=1e-9)
         np.testing.assert_array_equal(gray(folder / frame["file_path"])[..., ::-1], truth.image)
         np.testing.assert_array_equal(gray(folder / frame["mask_path"]), np.where(truth.moving, 0, 255))
@@ -124,7 +124,11 @@ def test_glb_shows_scene_and_path_with_y_up(exact, exported):
 
 
 def test_lerobot_has_the_documented_layout(exact, exported):
-    av, parquet, pandas = (pytest.importorskip(name) for name in ("av", "pyarrow.parquet", "pandas"))
+    av, parquet, pandas = (
+        pytest.importorskip("av"),
+        pytest.importorskip("pyarrow.parquet"),
+        pytest.importorskip("pandas"),
+    )
     root = exported("lerobot")
     info = json.loads((root / "meta/info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["total_frames"], info["splits"]) == (

@@ -28,7 +28,7 @@ from raymap3r_ros.io.recording import BrokenFrame
 from raymap3r_ros.mapping import uncertainty
 from raymap3r_ros.offline.export import ExportFormat, NewFile
 from raymap3r_ros.offline.results import STAMP_TOLERANCE, Results, World
-from raymap3r_ros.stamps import StampClock
+from raymap3r_ros.stamps import END, StampClock
 from raymap3r_ros.text import listing
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _bag_items(results: Results, reader: BagReader) -> Iterator[Item]:
     index, damaged = 0, Counter()
     frames = sorted(index for world in results.worlds for index in world.frames.tolist())
     for name, kind, time, data, message in reader.raw_messages(copied, topic):
-        if data is None:
+        if data is None or not 0 <= time < END:
             damaged[name] += 1
             continue
         item = Item(name, kind, time, data)
@@ -175,7 +175,7 @@ def _bag_items(results: Results, reader: BagReader) -> Iterator[Item]:
                 index += 1
         yield item
     for name, count in damaged.items():
-        log.warning("%s: %d messages are left out, they are too large or damaged", name, count)
+        log.warning("%s: %d messages are left out, which are too large or damaged", name, count)
 
 
 def _tree(reader: BagReader) -> Tree:

@@ -1,6 +1,6 @@
 """transforms.json of nerfstudio with images, masks, depth maps and the static scene.
 
-Poses are camera to world with OpenGL's camera axes: x right, y up, z backward. The world is that of the results.
+Poses are camera to world with the camera axes of OpenGL: x right, y up, z backward. The world is the one of the run.
 """
 
 from __future__ import annotations
