@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import Recording, open_recording
 from raymap3r_ros.io.decoding import decode_image
+from raymap3r_ros.io.encoded import MAX_PIXELS
 from raymap3r_ros.io.files import read_text
 from raymap3r_ros.io.ply import read_ply
 from raymap3r_ros.io.recording import BrokenFrame
@@ -63,6 +65,7 @@ class Results:
     spans: np.ndarray  # (n,) number of the world of each frame
     worlds: Sequence[World]
     size: tuple[int, int]  # width, height of depth maps and masks
+    framing: Framing  # of the recorded images
     recording: Recording | None  # None for a live input
 
     @property
@@ -87,14 +90,18 @@ class Results:
     def depth(self, index: int) -> np.ndarray:
         """(H, W) float32 metres of a frame. Raises InputError."""
         path = self.folder / DEPTH_FOLDER / f"{index:06d}.npz"
+        shape = self.size[::-1]
         try:
-            with np.load(path) as arrays:
-                depth = arrays["depth"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            # Not np.load, which would make room for an array of any size that the file names.
+            with zipfile.ZipFile(path) as archive, archive.open("depth.npy") as file:
+                np.lib.format.read_magic(file)
+                found, _, kind = np.lib.format.read_array_header_1_0(file)
+                if (found, kind) != (shape, np.float32):
+                    raise ValueError(f"{kind} of shape {found}, expected float32 of {shape}")
+                data = file.read(4 * shape[0] * shape[1])
+            return np.frombuffer(data, np.float32).reshape(shape).copy()
+        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise _damaged(path, error) from error
-        if depth.dtype != np.float32 or depth.shape != self.size[::-1]:
-            raise _damaged(path, f"{depth.dtype} of shape {depth.shape}, expected float32 of {self.size[::-1]}")
-        return depth
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) bool of a frame, true where something moves. Raises InputError."""
@@ -141,13 +148,7 @@ class Results:
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3), a recorded image as the network received it: pixels as in depth maps and masks."""
-        (width, height), (input_width, input_height) = self.size, self.summary["input_size"]
-        # Without a given size the network's own applies, a multiple of its patches: nothing of it is cut off.
-        long_edge = self.summary["options"]["image_size"] or max(self.size)
-        factor = long_edge / max(input_width, input_height)
-        resized = round(input_width * factor), round(input_height * factor)
-        offset = resized[0] // 2 - width // 2, resized[1] // 2 - height // 2
-        return apply_framing(image, Framing(resized, offset, (height, width)))
+        return apply_framing(image, self.framing)
 
 
 def read_results(folder: Path, recording: Path | None = None) -> Results:
@@ -166,20 +167,20 @@ def read_results(folder: Path, recording: Path | None = None) -> Results:
         of_frames = np.zeros(len(stamps), np.int64)
         for span in summary["world_spans"]:
             of_frames[span["first"] :][: span["frames"]] = span["world"]
-        if summary["frames"] != len(stamps) or set(of_frames.tolist()) != set(range(1, summary["worlds"] + 1)):
+        if summary["worlds"] > len(stamps) or set(of_frames.tolist()) != set(range(1, summary["worlds"] + 1)):
             raise ValueError(f"{INTRINSICS} has {len(stamps)} frames, which do not fit its spans of worlds")
         worlds = [
             _read_world(folder, summary, number, of_frames, stamps, intrinsics)
             for number in range(1, summary["worlds"] + 1)
         ]
-        width, height = map(int, summary["image_size"])
+        framing = _framing(summary)
         for key in ("files", "options", "poses", "frames_with_pose", "input", "input_kind", "input_size", "reading"):
             summary[key]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise _damaged(path, repr(error) if isinstance(error, KeyError) else error) from error
-    return Results(folder, summary, stamps, of_frames, worlds, (width, height), None)
+    return Results(folder, summary, stamps, of_frames, worlds, framing.size[::-1], framing, None)
 
 
 def open_images(results: Results) -> Results:
@@ -195,6 +196,19 @@ def open_images(results: Results) -> Results:
     except (KeyError, TypeError) as error:
         raise _damaged(results.folder / SUMMARY, repr(error)) from error
     return dataclasses.replace(results, recording=recording)
+
+
+def _framing(summary: dict[str, Any]) -> Framing:
+    """How the run preprocessed its images. Raises ValueError."""
+    (width, height), (input_width, input_height) = summary["image_size"], summary["input_size"]
+    # Without a given size the network's own applies, a multiple of its patches: nothing of it is cut off.
+    long_edge = summary["options"]["image_size"] or max(width, height)
+    factor = long_edge / max(input_width, input_height, 1)
+    resized = round(input_width * factor), round(input_height * factor)
+    if not (0 < width <= resized[0] and 0 < height <= resized[1] and resized[0] * resized[1] <= MAX_PIXELS):
+        raise ValueError(f"maps of {width}x{height} pixels do not fit images of {resized[0]}x{resized[1]}")
+    offset = resized[0] // 2 - width // 2, resized[1] // 2 - height // 2
+    return Framing(resized, offset, (height, width))
 
 
 def _read_world(

@@ -1,10 +1,12 @@
 """Exports of several worlds, of scaled images, their folders and their errors."""
 
 import dataclasses
+import io
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -157,6 +159,23 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def changed(folder, **values):
+    path = folder / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def put_depth(folder, values):
+    np.savez(folder / "depth" / "000001.npz", depth=values)
+
+
+def name_a_huge_depth_map(folder):
+    with zipfile.ZipFile(folder / "depth" / "000001.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)}
+        np.lib.format.write_array_header_1_0(header, shape)
+        archive.writestr("depth.npy", header.getvalue() + bytes(10**6))
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
@@ -167,6 +186,14 @@ def cut(path):
         (lambda folder: (folder / "trajectory.txt").write_text("1 0 0 0 0 0 0 1\n"), "has 1 poses"),
         (lambda folder: cut(folder / "depth" / "000002.npz"), "000002.npz: is damaged"),
         (lambda folder: (folder / "masks" / "000001.png").unlink(), "000001.png: is damaged"),
+        (lambda folder: put_depth(folder, np.ones((7, 7), np.float32)), "shape .7, 7."),
+        (lambda folder: put_depth(folder, np.array([[print]])), "object"),
+        (name_a_huge_depth_map, "shape .1000000, 1000000."),
+        (lambda folder: changed(folder, image_size=[10**6, 10**6]), "do not fit"),
+        (lambda folder: changed(folder, options={"image_size": 10**9}), "do not fit"),
+        (lambda folder: changed(folder, worlds=10**12), "spans of worlds"),
+        (lambda folder: changed(folder, world_spans=[{"world": 1, "first": 0, "frames": 2}]), "spans of worlds"),
+        (lambda folder: changed(folder, reading={"topic": None}), "summary.json: is damaged"),
         (lambda folder: cut(folder / "static_scene.ply"), "static_scene.ply is not a point cloud"),
     ],
 )

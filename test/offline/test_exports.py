@@ -124,11 +124,8 @@ def test_glb_shows_scene_and_path_with_y_up(exact, exported):
 
 
 def test_lerobot_has_the_documented_layout(exact, exported):
-    av, parquet, pandas = (
-        pytest.importorskip("av"),
-        pytest.importorskip("pyarrow.parquet"),
-        pytest.importorskip("pandas"),
-    )
+    av, parquet = pytest.importorskip("av"), pytest.importorskip("pyarrow.parquet")
+    pandas = pytest.importorskip("pandas")
     root = exported("lerobot")
     info = json.loads((root / "meta/info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["total_frames"], info["splits"]) == (
