@@ -1,12 +1,20 @@
 """The MCAP export, read by the libraries mcap and rosbags."""
 
 import itertools
+import sys
 from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "io"))
+from recordings import image_message
 
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.offline import RunOutputs, run_recording
@@ -124,6 +132,54 @@ def test_poses_are_in_the_axes_of_ros_and_the_camera_keeps_its_parent(exact, mes
     step = ROS_FROM_OPTICAL @ (exact.frames[3].pose[:3, 3] - exact.frames[2].pose[:3, 3])
     speed = odometry[3][1].twist.twist.linear
     assert np.linalg.norm([speed.x, speed.y, speed.z]) == pytest.approx(np.linalg.norm(step) * 10, rel=1e-4)
+
+
+def test_messages_of_all_types_and_sizes_are_copied(images, network, tmp_path, caplog):
+    """From a bag whose messages are compressed one by one."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    store.register(get_types_from_msg("float64 level\nstring[] names", "tank_msgs/msg/Level"))
+    make = SimpleNamespace(**{kind.rpartition("/")[2]: one for kind, one in store.types.items()})
+    nothing = make.Vector3(x=0.0, y=0.0, z=0.0)
+    fixed = make.Transform(translation=nothing, rotation=make.Quaternion(x=0.0, y=0.0, z=0.0, w=1.0))
+    header = image_message(49.0, np.zeros((2, 2, 3), np.uint8), "rgb8").header
+    header.frame_id = "map"
+    others = {
+        "/tank": make.Level(level=0.5, names=["a", "b"]),
+        "/lidar": make.PointCloud2(
+            header=header, height=1, width=5_000_000, fields=[], is_bigendian=False, point_step=1, row_step=5_000_000,
+            data=np.random.default_rng(0).integers(0, 256, 5_000_000, np.uint8), is_dense=True,
+        ),
+        "/tf_static": make.TFMessage(
+            transforms=[make.TransformStamped(header=header, child_frame_id="base", transform=fixed)]
+        ),
+        "/raymap3r/pose": make.PoseStamped(
+            header=header, pose=make.Pose(position=make.Point(x=9.0, y=9.0, z=9.0), orientation=fixed.rotation)
+        ),
+    }  # fmt: skip
+    writer = Writer(tmp_path / "bag", version=9)
+    writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+    with writer:
+        for topic, message in others.items():
+            connection = writer.add_connection(topic, message.__msgtype__, typestore=store)
+            writer.write(connection, 99 * 10**9, store.serialize_cdr(message, message.__msgtype__))
+        connection = writer.add_connection("/image", "sensor_msgs/msg/Image", typestore=store)
+        for index in range(3):
+            image = image_message(50 + index / 10, cv2.imread(str(images / f"{index}.png")), "bgr8", width=160)
+            writer.write(connection, (100 + index) * 10**9, store.serialize_cdr(image, image.__msgtype__))
+    run_recording(
+        open_recording(tmp_path / "bag"), network, tmp_path / "results", StreamOptions(image_size=48),
+        outputs=RunOutputs(preview=False),
+    )  # fmt: skip
+    found = read(export_results(tmp_path / "results", "mcap") / "bag")
+    assert (found["/tank"][0][1].level, found["/tank"][0][1].names) == (0.5, ["a", "b"])
+    np.testing.assert_array_equal(found["/lidar"][0][1].data, others["/lidar"].data)
+    assert found["/tf_static"][0][1].transforms[0].child_frame_id == "base"
+    assert [time // 10**9 for time, _, _ in found["/raymap3r/pose"]] == [100, 101, 102]
+    assert "the input's own messages of /raymap3r/pose are replaced" in caplog.text
+    # The bag has a frame `map`, and the camera no parent.
+    (transform,) = found["/tf"][0][1].transforms
+    assert (transform.header.frame_id, transform.child_frame_id) == ("raymap3r_map", "camera")
+    assert {message.header.frame_id for _, message, _ in found["/raymap3r/pose"]} == {"raymap3r_map"}
 
 
 def test_a_recording_without_ros_becomes_compressed_images(images, network, tmp_path):
