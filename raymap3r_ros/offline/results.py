@@ -47,6 +47,7 @@ class World:
     poses: np.ndarray  # (n, 4, 4) camera to world
     intrinsics: np.ndarray  # (n, 3, 3) pixels of the depth maps
     cloud: Path | None  # the static scene
+    is_given: bool  # it is the frame of known poses, whose axes are not known
 
     def scene(self) -> tuple[np.ndarray, np.ndarray]:
         """Points (m, 3) float32 and colors (m, 3) uint8 of the static scene; none if the run wrote none."""
@@ -77,11 +78,6 @@ class Results:
     def has_masks(self) -> bool:
         """Whether there are masks."""
         return f"{MASK_FOLDER}/*.png" in self.summary["files"]
-
-    @property
-    def in_given_frame(self) -> bool:
-        """Whether the world is the frame of known poses, not the first camera."""
-        return bool(self.summary["poses"]) and self.summary["frames_with_pose"] > 0
 
     def only(self, world: World) -> Results:
         """These results with one of their worlds."""
@@ -174,7 +170,7 @@ def read_results(folder: Path, recording: Path | None = None) -> Results:
             for number in range(1, summary["worlds"] + 1)
         ]
         framing = _framing(summary)
-        for key in ("files", "options", "poses", "frames_with_pose", "input", "input_kind", "input_size", "reading"):
+        for key in ("files", "input", "input_kind", "reading"):
             summary[key]
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         if isinstance(error, InputError):
@@ -225,7 +221,7 @@ def _read_world(
     if len(poses) != len(frames):
         raise ValueError(f"{trajectory} has {len(poses)} poses, {INTRINSICS} {len(frames)} frames of this world")
     scene = folder / cloud if cloud in summary["files"] else None
-    return World(number, frames, stamps[frames], poses, intrinsics[frames], scene)
+    return World(number, frames, stamps[frames], poses, intrinsics[frames], scene, number in summary["worlds_given"])
 
 
 def _read_intrinsics(path: Path) -> tuple[np.ndarray, np.ndarray]:

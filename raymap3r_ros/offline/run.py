@@ -464,6 +464,7 @@ class _Run:
             memory_found=self.worlds.found,
             worlds=self.worlds.count,
             returns=self.worlds.returns,
+            worlds_given=self.worlds.given,
             world_spans=spans,
             duration=sum(self.stamps[span.first + span.frames - 1] - self.stamps[span.first] for span in spans),
             input_size=self.input_size,

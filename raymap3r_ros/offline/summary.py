@@ -56,6 +56,7 @@ class RunSummary:
     memory_found: int | None  # index of the first written frame in that world; None if the camera was not found there
     worlds: int  # coordinate systems; a jump of the stamps or the first known pose starts one, with files of its own
     returns: int  # how often the camera was found again in an earlier world
+    worlds_given: list[int]  # those that are the frame of `poses`; the others start at their first camera
     world_spans: list[WorldSpan]  # which frames belong to which world
     duration: float  # seconds from the first stamp to the last of each span, summed
     input_size: tuple[int, int]  # width, height

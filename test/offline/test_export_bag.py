@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "io"))
 from recordings import image_message
 
 from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.tum import KnownTrajectory, read_tum
 from raymap3r_ros.offline import RunOutputs, run_recording
 from raymap3r_ros.offline.export import export_results
 from raymap3r_ros.offline.exports.mcap import TOPICS
@@ -180,6 +181,23 @@ def test_messages_of_all_types_and_sizes_are_copied(images, network, tmp_path, c
     (transform,) = found["/tf"][0][1].transforms
     assert (transform.header.frame_id, transform.child_frame_id) == ("raymap3r_map", "camera")
     assert {message.header.frame_id for _, message, _ in found["/raymap3r/pose"]} == {"raymap3r_map"}
+
+
+def test_the_frame_of_known_poses_is_not_turned(images, network, tmp_path):
+    """Images before the first pose are a world of their own, which is."""
+    lines = [f"{index / 10} {5 + index / 10} 6 7 0 0 0 1" for index in range(2, 5)]
+    (tmp_path / "known.txt").write_text("\n".join(lines))
+    run_recording(
+        open_recording(images, rate=10, max_frames=5), network, tmp_path / "results", StreamOptions(image_size=48),
+        outputs=RunOutputs(preview=False), poses=KnownTrajectory.read(tmp_path / "known.txt"),
+    )  # fmt: skip
+    places = [
+        (one.pose.position.x, one.pose.position.y, one.pose.position.z)
+        for _, one, _ in read(export_results(tmp_path / "results", "mcap") / "bag")["/raymap3r/pose"]
+    ]
+    first = read_tum(tmp_path / "results" / "trajectory_1.txt")[1][:, :3, 3]
+    np.testing.assert_allclose(places[:2], first @ ROS_FROM_OPTICAL.T, atol=1e-9)
+    np.testing.assert_allclose(places[2:], [(5.2, 6, 7), (5.3, 6, 7), (5.4, 6, 7)], atol=1e-6)
 
 
 def test_a_recording_without_ros_becomes_compressed_images(images, network, tmp_path):

@@ -30,7 +30,7 @@ def _write(results: Results, new_file: NewFile) -> None:
         raise InputError(
             f"{results.folder}: has no points of a static scene, which glb shows; run it without --no-cloud"
         )
-    turn = np.eye(3) if results.in_given_frame else FROM_WORLD
+    turn = np.eye(3) if world.is_given else FROM_WORLD
     # Pairs of successive positions: few programs read line strips.
     path = np.repeat(world.poses[:, :3, 3], 2, axis=0)[1:-1]
     parts = [("static_scene", _POINTS, points @ turn.T, colors)]

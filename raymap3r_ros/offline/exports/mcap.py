@@ -243,7 +243,7 @@ class _Frames:
     def _pose(self, world: World, position: int) -> np.ndarray:
         """(4, 4) in the axes of ROS."""
         pose = world.poses[position]
-        return pose if self._results.in_given_frame else world_pose(pose)
+        return pose if world.is_given else world_pose(pose)
 
     def _transform(self, in_world: Any, in_camera: Any, pose: np.ndarray) -> Any:
         parent, child = in_world, in_camera
@@ -305,7 +305,7 @@ class _Frames:
 
     def _static_map(self, world: World, in_world: Any) -> Any:
         points, colors = world.scene()
-        turn = np.eye(3) if self._results.in_given_frame else ROS_FROM_OPTICAL
+        turn = np.eye(3) if world.is_given else ROS_FROM_OPTICAL
         rows = np.column_stack((points @ turn.T, bag_messages.packed_colors(colors))).astype(np.float32)
         return bag_messages.cloud_message(in_world, rows, POINT_FIELDS[:4], is_dense=True)
 
