@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 
 NAME = "raymap3r_ros"
 EVALUATION = ["evo", "scipy", "matplotlib"]  # only `raymap3r evaluate` needs these
-EXPORT = ["av>=12", "pyarrow>=14"]  # only `raymap3r export RESULTS lerobot` needs these
+EXPORT = ["av>=15", "pyarrow>=14"]  # only `raymap3r export RESULTS lerobot` needs these
 READERS = ["mcap>=1.1", "pycolmap>=4.0", "trimesh>=4.0"]  # of exports, independent ones
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 

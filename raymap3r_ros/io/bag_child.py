@@ -323,9 +323,11 @@ def _all_definitions(reader: Any) -> str:
     """Return, in JSON, topic, type, definition and its hash for each connection; "" for the last two if unknown."""
     found = []
     for one in reader.connections:
-        known = one.msgtype in reader.typestore.fielddefs
+        text = one.msgdef.data
+        # Definitions in IDL without the names of their files cannot be written again by the library.
+        known = text and (one.msgdef.format.name == "MSG" or text.startswith("=" * 80))
         digest = reader.typestore.hash_rihs01(one.msgtype) if known else ""
-        found.append((one.topic, one.msgtype, one.msgdef.data, digest))
+        found.append((one.topic, one.msgtype, text if known else "", digest))
     return json.dumps(found)
 
 
