@@ -292,6 +292,8 @@ def _text(report: ReplayReport) -> Iterator[str]:
     }
     always = ("sent", "processed", "dropped", "lost")
     yield "frames     " + "   ".join(f"{what} {count}" for what, count in counts.items() if count or what in always)
+    if report.frames_dropped:
+        yield "           dropped: newer frames came first; set every_frame of the node to true, or play more slowly"
     timing = f", latency {latency.median:.0f} ms median, {latency.p95:.0f} ms p95" if latency else ""
     yield f"speed      {rate_text(report.rate)} over {report.seconds:.1f} s{timing}"
     yield f"memory     {counted(report.resets, 'reset')}"

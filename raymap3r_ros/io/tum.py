@@ -28,6 +28,7 @@ TOLERANCE = 0.02  # seconds between an image and the nearest pose of a trajector
 LONGEST_REACH = 2 * TOLERANCE
 # Seconds between two stamps that are the same, but rounded: to three decimals or more. At 1 m/s an error of 1 mm.
 SAME = 1e-3
+REPEATED = 1e-6  # metres, and elements of a rotation: poses that differ by less are the same
 
 
 def write_tum(path: Path, stamps: Sequence[int] | np.ndarray, poses: np.ndarray) -> None:
@@ -159,12 +160,19 @@ class KnownTrajectory:
 
     @classmethod
     def read(cls, path: Path) -> KnownTrajectory:
-        """The poses of a file in TUM format, sorted by time. Raises InputError, also for fewer than two poses."""
+        """The poses of a file in TUM format, sorted by time. Raises InputError, also for fewer than two poses.
+
+        Of several poses with one stamp the first is used, with a warning if they differ.
+        """
         stamps, poses = read_tum(path)
+        kept, place = np.unique(stamps, return_index=True, return_inverse=True)[1:]
+        differ = np.abs(poses - poses[kept[place.ravel()]]).max((1, 2), initial=0) > REPEATED
+        if differ.any():
+            log.warning("%s: %d poses have the stamp of another one, which comes first: left out", path, differ.sum())
+        stamps, poses = stamps[kept], poses[kept]
         if len(stamps) < 2:
             raise InputError(f"{path}: {len(stamps)} poses; needed: at least 2")
-        order = np.argsort(stamps, kind="stable")
-        return cls(path, stamps[order], poses[order])
+        return cls(path, stamps, poses)
 
     def at(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """c2w (k, 4, 4) interpolated at the stamps (k,), and whether the trajectory has a pose there (k,).

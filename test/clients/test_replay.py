@@ -38,6 +38,9 @@ def test_the_command_reports_and_scores(rendered, tmp_path, capfd):
     lines = (tmp_path / "trajectory.txt").read_text().splitlines()
     assert len(lines) == 13 and (tmp_path / "report.txt").read_text() in printed
     assert cli.main(arguments) == 2  # a report exists already
+    report |= {"frames_dropped": 3, "worlds": [], "latency": None}
+    text = "\n".join(replay._text(replay.ReplayReport(**report)))
+    assert "set every_frame of the node to true" in text and "every_frame" not in printed
 
 
 def test_ctrl_c_ends_cleanly_with_the_report_so_far(tmp_path, capfd, monkeypatch):

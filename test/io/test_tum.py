@@ -66,6 +66,15 @@ def test_rounded_stamps_of_the_images_have_their_poses(poses: np.ndarray, tmp_pa
         assert known.pose_at(stamp + 0.002) is None or index in (0, 19), "too far from the next pose"
 
 
+def test_of_poses_with_one_stamp_the_first_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    same = "0 0 0 0 0 0 0 1\n0 0 0 0 0 0 0 1\n1 1 0 0 0 0 0 1\n"
+    (tmp_path / "same.txt").write_text(same)
+    assert len(KnownTrajectory.read(tmp_path / "same.txt").stamps) == 2 and not caplog.records
+    (tmp_path / "other.txt").write_text(same + "1 6 0 0 0 0 0 1\n")
+    assert KnownTrajectory.read(tmp_path / "other.txt").pose_at(1.0)[0, 3] == 1
+    assert "1 poses have the stamp of another one" in caplog.text
+
+
 def test_a_single_pose_is_refused(tmp_path: Path):
     (tmp_path / "one.txt").write_text("0 0 0 0 0 0 0 1\n")
     with pytest.raises(InputError, match="1 poses; needed: at least 2"):
