@@ -34,6 +34,12 @@ KEYS = {
     "gdown": None,
     "huggingface_hub": None,
     "onnxruntime": None,
+    "av": None,
+    "pyarrow": None,
+    "pandas": None,  # a dependency of evo
+    "pycolmap": None,
+    "trimesh": None,
+    "mcap": None,
     "raymap3r_pip_ros": None,  # of pip_ros/, in environments without a ROS distribution
 }
 NOT_IMPORTED = {"ros2launch"}  # keys of what is needed without an import: the command `ros2 launch`

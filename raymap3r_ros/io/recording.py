@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,13 @@ class ReadOptions:
         if not self.max_gap > 0:
             raise InputError(f"max_gap is {self.max_gap}; allowed: above 0 seconds")
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        values = vars(self).copy()
+        if self.intrinsics is not None:
+            values["intrinsics"] = np.asarray(self.intrinsics).tolist()
+        return values
+
     def expected(self, stored: int | None) -> int | None:
         """Return how many of `stored` frames will be read; None if that is unknown."""
         if stored is None:
@@ -92,6 +100,7 @@ class Recording:
     rate: float  # frames per second, approximate, after `stride`
     topic: str = ""  # of a bag
     given_intrinsics: np.ndarray | None = None  # those of ReadOptions
+    options: ReadOptions | None = None  # with which `open_recording` opened it
     label: str = ""  # name of a live input
     size: tuple[int, int] | None = None  # width and height of the images of a live input
     # Of the last iteration:
@@ -202,6 +211,7 @@ def open_recording(
         raise InputError(f"{path}: not a bag, so it has no topic {topic!r}")
     recording = chosen.open(path, options)
     recording.given_intrinsics = None if intrinsics is None else np.asarray(intrinsics, np.float64)
+    recording.options = options
     return recording
 
 
