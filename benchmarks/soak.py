@@ -2,13 +2,14 @@
 """Play a rendered clip into the node for hours, and fail if memory or latency grows or a frame is lost.
 
     python benchmarks/soak.py [--frames N] [--seconds S] [--size N] [--checkpoint F] [--device D]
-                              [--vary none|calibration|sizes|frames] [--out DIR]
+                              [--vary none|calibration|sizes|frames|jumps] [--out DIR]
 
 Three processes: a camera (this one), the node in every-frame mode, and a subscriber to every output. The camera keeps
 two frames in flight, so that the node is never idle and may not drop any. The clip is played back and forth with
 stamps at 30 Hz. Every few seconds the camera samples the resident memory of the node's process, its GPU memory, the
 median latency from an image's publication to its pose, frames dropped and lost, and errors. With `--vary`, every image
-has another calibration, size or frame_id: nothing that the node keeps by one of these may grow.
+has another calibration, size or frame_id: nothing that the node keeps by one of these may grow. With `--vary jumps`
+the stamps jump every few seconds, so that the camera is searched for in earlier worlds and found there.
 
 Writes soak.csv and soak.png. The exit status is 1 if `find_problems` finds a trend, the diagnostics contain an error,
 or a frame has no pose, odometry or transform.
@@ -63,7 +64,8 @@ MAP_POINTS = 100_000  # reached within the warm-up, so that removal of points is
 IN_FLIGHT = 2  # frames
 STALL_LIMIT = 60.0  # seconds without a pose after which the run fails
 WARM_UP = 0.25  # share of the samples that is ignored: caches and maps fill up
-VARIED = ("none", "calibration", "sizes", "frames")  # what differs in every image
+VARIED = ("none", "calibration", "sizes", "frames", "jumps")  # what differs in every image
+JUMP_EVERY, JUMP = 150, 3000  # images between two jumps of the stamps, and the images that one skips
 EVERY_FRAME = ("pose", "odometry", "tf")  # reliable outputs, published for each frame
 
 # Limits of `find_problems`. The trajectories (200 bytes a frame, up to 200,000 frames) and the map grow by design, and
@@ -266,7 +268,8 @@ def _play(
             sample()
         if sent == args.frames or (args.seconds and now - start > args.seconds):
             break
-        camera.send(*camera_messages(image, args.vary, sent), sent)
+        skipped = sent // JUMP_EVERY * JUMP if args.vary == "jumps" else 0
+        camera.send(*camera_messages(image, args.vary, sent), sent + skipped)
         sent += 1
         camera.wait(harness, IN_FLIGHT - 1)
     camera.wait(harness, 0)

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import CheckpointError, Raymap3rError, reason_of
+from raymap3r_ros.errors import CheckpointError, Raymap3rError, lacking_memory, reason_of
 from raymap3r_ros.signals import INTERRUPTED, ignore_stop_signals, interrupted_once
 from raymap3r_ros.standard_streams import SteadyStream, reserve_standard_descriptors
 from raymap3r_ros.text import LONGEST_ERROR, PrintableFormatter, RepeatFilter, printable
@@ -26,6 +26,7 @@ from raymap3r_ros.working_directory import working_directory_problem
 COMMANDS = {
     "run": "process a video, a folder of images or a ROS 2 bag",
     "batch": "process many recordings, on this machine or on a Ray cluster",
+    "export": "write the results of a run for COLMAP, nerfstudio, Foxglove and others",
     "weights": "fetch, import and verify weights by name",
     "convert": "convert the public checkpoint to a safetensors file",
     "render": "write synthetic sequences with ground truth",
@@ -97,10 +98,11 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, OSError):
             text = reason_of(error)
         print(f"raymap3r: error: {printable(text, LONGEST_ERROR, lines=True)}", file=sys.stderr)
-    except RuntimeError as error:
-        if not _is_out_of_gpu_memory(error):
+    except Exception as error:
+        reason = lacking_memory(error)
+        if not reason:
             raise
-        print("raymap3r: error: out of GPU memory; try a smaller --size or --precision bfloat16", file=sys.stderr)
+        print(f"raymap3r: error: {reason}", file=sys.stderr)
     return FAILED
 
 
@@ -148,11 +150,6 @@ def _flag_words(text: str, args: argparse.Namespace) -> str:
     if getattr(args, "launched", False) or getattr(args, "node", ""):
         return text
     return importlib.import_module("raymap3r_ros.commands.arguments").flag_words(text, vars(args))
-
-
-def _is_out_of_gpu_memory(error: RuntimeError) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 if __name__ == "__main__":

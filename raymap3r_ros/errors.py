@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 
 _REMEDIES = {
     errno.ENOSPC: "free some space there, or name a folder on another disk",
@@ -10,6 +11,9 @@ _REMEDIES = {
     errno.EIO: "check the disk (dmesg), or name a folder on another one",
     errno.EROFS: "name a folder that can be written to",
 }
+
+
+_NO_MEMORY = ("can't allocate memory", "Insufficient memory")
 
 
 class Raymap3rError(Exception):
@@ -26,6 +30,17 @@ class InputError(Raymap3rError, ValueError):
 
 class OptionError(Raymap3rError, ValueError):
     """An option has a value that is not allowed."""
+
+
+def lacking_memory(error: BaseException) -> str:
+    """Which memory was not enough, "GPU memory" or "memory", and what to do; "" for any other error."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
+        return "out of GPU memory; try a smaller --size or --precision bfloat16"
+    # PyTorch and OpenCV have no class of their own for it.
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        return "out of memory; close other programs, raise the limit (ulimit -v), or try a smaller --size"
+    return ""
 
 
 def reason_of(error: Exception) -> str:

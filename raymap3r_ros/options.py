@@ -7,8 +7,11 @@ itself a dataclass of options is a group: the field `stride` of the field `point
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
+
+import numpy as np
 
 from raymap3r_ros.errors import OptionError
 
@@ -39,11 +42,20 @@ def check_options(options: Any) -> None:
         value, meta = getattr(options, item.name), item.metadata
         if not meta:
             continue
+        if not _has_type_of(item.default, value):
+            raise OptionError(f"{item.name} is {value!r}, a {type(value).__name__}; as a value: {item.default!r}")
         if meta["choices"] and value not in meta["choices"]:
             allowed = ", ".join(str(choice) for choice in meta["choices"])
             raise OptionError(f"{item.name} is {value!r}; allowed values: {allowed}")
         if meta["low"] is not None and not (meta["low"] <= value <= meta["high"] or (meta["or_zero"] and value == 0)):
             raise OptionError(f"{item.name} is {value!r}; allowed range: {limits_text(item)}")
+
+
+def _has_type_of(default: Any, value: Any) -> bool:
+    """Whether a value is of the type of the default: a whole number also instead of a float, NumPy's types too."""
+    kinds = {bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real, str: str}
+    kind = kinds.get(type(default), object)
+    return isinstance(value, kind) and (type(default) is bool or not isinstance(value, bool))
 
 
 def limits_text(item: dataclasses.Field) -> str:

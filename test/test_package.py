@@ -34,9 +34,14 @@ KEYS = {
     "gdown": None,
     "huggingface_hub": None,
     "onnxruntime": None,
+    "av": None,
+    "pyarrow": None,
+    "pandas": None,  # a dependency of evo
+    "pycolmap": None,
+    "trimesh": None,
+    "mcap": None,
     "ray": None,
     "fsspec": None,
-    "pyarrow": None,
     "moto": None,
     "s3fs": None,
     "raymap3r_pip_ros": None,  # of pip_ros/, in environments without a ROS distribution

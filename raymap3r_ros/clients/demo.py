@@ -61,13 +61,13 @@ def run(args: argparse.Namespace) -> int:
     if args.frames < 1:
         raise InputError(f"--frames is {args.frames}; allowed: 1 and more")
     frames = _clip(args.input, args.frames)
+    set_up_dds()
     with locked_folder(args.out):
         clear_folder(args.out, _RESULTS, overwrite=True, inputs=[args.input] if args.input else [])
         return _run(args, frames)
 
 
 def _run(args: argparse.Namespace, frames: Iterator[np.ndarray]) -> int:
-    set_up_dds()
     parameters = {
         "checkpoint": args.checkpoint,
         "device": args.device,

@@ -9,10 +9,12 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.validate_full_topic_name import validate_full_topic_name
 
-from raymap3r_ros.errors import Raymap3rError
+from raymap3r_ros.errors import OptionError, Raymap3rError
 from raymap3r_ros.node.namesakes import endpoint_name
 
 log = logging.getLogger(__name__)
@@ -21,6 +23,15 @@ GLOBAL_TOPICS = ("/tf", "/tf_static", "/clock", "/diagnostics")  # those of ever
 DISCOVERY_TIME = 4.0  # seconds in which nodes that run already are discovered, even on a busy machine
 APPEAR_LIMIT = 60.0  # seconds for a node that the user starts
 QUICK_LOOK = 1.0  # seconds in which most are; for topics of our own, where a late discovery does no harm
+
+
+def check_node_name(name: str) -> None:
+    """Raise OptionError if the full name of a node is not valid. The rules are those for topics."""
+    try:
+        validate_full_topic_name(name)
+    except InvalidTopicNameException as error:
+        reason = str(error).splitlines()[0].removeprefix("Invalid topic name: ").rstrip(":")
+        raise OptionError(f"node is {name!r} ({reason}); allowed: full names, as /front/raymap3r") from error
 
 
 def private_topics(namespace: str) -> list[str]:

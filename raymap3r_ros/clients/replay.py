@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from raymap3r_ros.clients.bag import Bag, ReplayOptions, open_bag, scale_topic
-from raymap3r_ros.clients.graph import private_topics, reserved
+from raymap3r_ros.clients.graph import check_node_name, private_topics, reserved
 from raymap3r_ros.clients.ground_truth import GroundTruth
 from raymap3r_ros.clients.harness import BASE_NAME, camera_node, running_node, set_up_dds
 from raymap3r_ros.clients.harness import stop as end_node
@@ -116,9 +116,10 @@ def run(
     bag = open_bag(bag_path, options)
     if not node:  # otherwise the player reads scale.source from the running node
         scale_topic(bag, options, (parameters or {}).get("scale.source", NodeOptions().scale.source))
-    prepare_folder(out, overwrite, [bag_path])
-    set_up_dds(localhost=not node)
     name = "/" + (node or f"{'' if global_topics else PRIVATE_NAMESPACE}/{BASE_NAME}").lstrip("/")
+    check_node_name(name)
+    set_up_dds(localhost=not node)
+    prepare_folder(out, overwrite, [bag_path])  # last: it deletes an earlier report
     namespace = name.rpartition("/")[0] or "/"
     private = private_topics(namespace.rstrip("/")) if global_topics is False or not (node or global_topics) else []
     stop = threading.Event()
@@ -291,6 +292,8 @@ def _text(report: ReplayReport) -> Iterator[str]:
     }
     always = ("sent", "processed", "dropped", "lost")
     yield "frames     " + "   ".join(f"{what} {count}" for what, count in counts.items() if count or what in always)
+    if report.frames_dropped:
+        yield "           dropped: newer frames came first; set every_frame of the node to true, or play more slowly"
     timing = f", latency {latency.median:.0f} ms median, {latency.p95:.0f} ms p95" if latency else ""
     yield f"speed      {rate_text(report.rate)} over {report.seconds:.1f} s{timing}"
     yield f"memory     {counted(report.resets, 'reset')}"

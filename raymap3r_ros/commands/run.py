@@ -18,11 +18,22 @@ from raymap3r_ros.commands.arguments import (
     reading_options,
     result_options,
 )
+from raymap3r_ros.errors import OptionError
 from raymap3r_ros.io import open_input
 from raymap3r_ros.io.live import LIVE
 from raymap3r_ros.io.tum import KnownTrajectory
 from raymap3r_ros.network import checkpoint_path, choose_device, choose_threads, load_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
+from raymap3r_ros.offline.export import (
+    ExportFormat,
+    check_packages,
+    check_recorded,
+    check_target,
+    export_folder,
+    export_format,
+    export_formats,
+    export_results,
+)
 from raymap3r_ros.offline.rerun_view import SUFFIX, RerunView
 from raymap3r_ros.offline.run import QUIT
 from raymap3r_ros.offline.window import Window
@@ -66,6 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     results.add_argument(
+        "--export",
+        nargs="+",
+        type=_export_format,
+        default=[],
+        metavar="FORMAT",
+        help=f"also write the results as {', '.join(export_formats())}, each to DIR_FORMAT (see docs/formats.md)",
+    )
+    results.add_argument(
         "--window", action="store_true", help="show the preview in a window; q or Escape ends the run"
     )
 
@@ -98,6 +117,12 @@ def run(args: argparse.Namespace) -> int:
         check_outputs([args.view], inputs)
     window = Window() if args.window else None
     recording = open_input(args.input, **reading_options(args))
+    folders = [export_folder(args.out, one) for one in args.export]
+    for one, folder in zip(args.export, folders, strict=True):
+        check_packages(one)
+        check_recorded(one, recording.name, recording.live)
+        check_outputs([folder], [] if recording.live else [recording.path], "folder")
+        check_target(folder, args.overwrite)
     poses = None if args.poses is None else KnownTrajectory.read(args.poses)
     outputs = RunOutputs(
         **result_options(args),
@@ -111,9 +136,15 @@ def run(args: argparse.Namespace) -> int:
         memory=args.memory, overwrite=args.overwrite,
     )  # fmt: skip
     _report(summary, args.out)
+    interrupted = summary.stopped_by in (*STOP_NAMES, QUIT)
+    for one, folder in zip(args.export, folders, strict=True):
+        if interrupted:
+            print(f"not exported: {one.name}; raymap3r export {printable(args.out)} {one.name}")
+        else:
+            print(printable(export_results(args.out, one.name, folder, overwrite=args.overwrite)))
     if summary.complete:
         return 0
-    return INTERRUPTED if summary.stopped_by in (*STOP_NAMES, QUIT) else INCOMPLETE
+    return INTERRUPTED if interrupted else INCOMPLETE
 
 
 def _report(summary: RunSummary, folder: Path) -> None:
@@ -159,3 +190,10 @@ def _view_file(text: str) -> Path:
     if not text.endswith(SUFFIX):
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {SUFFIX}; INPUT goes before --view")
     return Path(text)
+
+
+def _export_format(text: str) -> ExportFormat:
+    try:
+        return export_format(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(f"{error}; INPUT goes before --export") from None

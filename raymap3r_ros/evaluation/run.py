@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.evaluation.cost import Cost, CountedNetwork
 from raymap3r_ros.evaluation.kidnap import TrackedFrame, kidnap_values
 from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
 from raymap3r_ros.evaluation.scorer import SequenceRun, SequenceScorer
@@ -159,9 +160,10 @@ def _run_batch(
     shared = SharedEncoder(network)
     # Variants with equal results over this length run once.
     streams = {
-        setup: Stream(shared, dataclasses.replace(setup[0], execution="plain"), setup[2])
+        setup: Stream(CountedNetwork(shared), dataclasses.replace(setup[0], execution="plain"), setup[2])
         for setup in (variant.setup(length) for variant in variants)
     }
+    costs = {setup: Cost() for setup in streams}
     step = -(-length // plan.judged_frames)
     scorers = [SequenceScorer(variants, plan, length, step, sequence) for sequence in batch]
     sources = [islice(checked_frames(sequence), length) for sequence in batch]
@@ -188,11 +190,14 @@ def _run_batch(
                 motion=scored or resets,
                 record=record if scored else None,
             )
+            costs[setup].add(stream, index, motion=scored or resets)
             motion = record.get("motion")
             ray_depth = None if motion is None else motion.ray_points[..., 2] * result.scale[:, None, None]
             for place, scorer in enumerate(scorers):
                 scorer.add_result(setup, result.camera(place), None if ray_depth is None else ray_depth[place], scored)
         on_frame(len(batch))
+    for scorer in scorers:
+        scorer.add_costs({setup: cost.values() for setup, cost in costs.items()})
     return scorers
 
 
@@ -206,11 +211,14 @@ def _run_kidnapped(
     """The figures of each variant without known poses on one sequence, whose camera is searched after each jump."""
     shared, length = SharedEncoder(network), sequence_length(sequence, plan)
     streams = {
-        variant.name: Stream(shared, dataclasses.replace(variant.options, execution="plain"), variant.method)
+        variant.name: Stream(
+            CountedNetwork(shared), dataclasses.replace(variant.options, execution="plain"), variant.method
+        )
         for variant in variants
         if variant.poses == "none"
     }
     tracked: dict[str, list[TrackedFrame]] = {name: [] for name in streams}
+    costs = {name: Cost() for name in streams}
     jumps, begin = 0, 0
     same: dict[str, int | None] = dict.fromkeys(streams)  # the world of a session that is the one of the first session
     with TemporaryDirectory() as folder:
@@ -226,6 +234,7 @@ def _run_kidnapped(
                     streams[name].reset(relocalize=True)
                 intrinsics = frame.intrinsics if plan.known_intrinsics else None
                 result = streams[name].step(frame.image, intrinsics=intrinsics, motion=False)
+                costs[name].add(streams[name], result.frame, motion=False)
                 if result.healthy:
                     pose, found = result.pose.double().cpu().numpy(), result.world_change is WorldChange.RETURNED
                     place = jumps, index - begin, frame.room, frame.pose
@@ -234,7 +243,7 @@ def _run_kidnapped(
                         world = 0 if world == same[name] else world + jumps * length
                     tracked[name].append(TrackedFrame(*place, world, pose, found))
             on_frame(1)
-    return {name: kidnap_values(frames, length) for name, frames in tracked.items()}
+    return {name: kidnap_values(frames, length) | costs[name].values() for name, frames in tracked.items()}
 
 
 def _next_session(stream: Stream, saved: Path, *, first: bool) -> tuple[Stream, int | None]:

@@ -117,6 +117,7 @@ class SequenceScorer:
         self._surface_distance = sequence.surface_distance
         self._seed = zlib.crc32(sequence.name.encode())
         self._setups = {variant.name: variant.setup(length) for variant in variants}
+        self._costs: dict[Setup, dict[str, float]] = {}
         self._sampled_setup = self._setups[variants[0].name]
         self._plan = plan
         self._predictions = {setup: _Prediction() for setup in self._setups.values()}
@@ -189,6 +190,10 @@ class SequenceScorer:
         if index in self._sampled and setup == self._sampled_setup:
             self._samples.append(_sampled_frame(index, maps, rays, truth))
 
+    def add_costs(self, costs: dict[Setup, dict[str, float]]) -> None:
+        """Add what the stream with each setup has cost, see `Cost.values`."""
+        self._costs = costs
+
     def finish(self, suite: str, world: str) -> SequenceRun:
         """All figures of the sequence."""
         truth = np.stack(self._poses) if self._poses else np.empty((0, 4, 4))
@@ -205,6 +210,7 @@ class SequenceScorer:
                 **motion_values(prediction.motion),
                 **self._reconstruction_values(prediction),
                 "unhealthy_frames": float(prediction.unhealthy),
+                **self._costs.get(setup, {}),
             }
         self._check_unit(next(iter(values.values())))
         if len(truth) > 1:

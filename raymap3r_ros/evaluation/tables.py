@@ -85,6 +85,9 @@ METRICS: dict[str, Metric] = {
     "ate_first_stay": Metric("ATE before", "m", LESS, 3),
     "returns": Metric("returns", "", NEITHER, 0),
     "finds": Metric("finds", "", NEITHER, 0),
+    "passes": Metric("decoder passes a frame", "", LESS, 2),
+    "most_passes": Metric("most in a frame", "", LESS, 0),
+    "stream_memory": Metric("memory of the stream", "MB", LESS, 2),
     "unhealthy_frames": Metric("not finite", "frames", LESS, 0),
 }
 
@@ -100,6 +103,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "returns_found", "found_after", "wrong_finds", "found_error", "ate_returned", "ate_first_stay", "returns",
         "finds",
     ),
+    "cost": ("passes", "most_passes", "stream_memory"),
     "reconstruction": ("chamfer", "accuracy", "completeness", "normal_consistency"),
 }  # fmt: skip
 

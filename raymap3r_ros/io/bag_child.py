@@ -40,6 +40,7 @@ from raymap3r_ros.signals import STOP_SIGNALS
 SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
 MAX_SMALL_MESSAGE = 2**22  # bytes, of types other than images: their objects are much larger than their bytes
+DEFINITIONS = "definitions"  # a request
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _CURES = {  # parts of messages of the reading library, and what to do
@@ -76,14 +77,17 @@ def main() -> None:
         _send(connection, json.dumps({"error": str(error)}))
         return
     _send(connection, opened)
-    sources: list[Iterator[Any]] = []
+    sources: list[tuple[Iterator[Any], bool]] = []
     while True:
         request = requests.get()
         if isinstance(request, dict):  # a new pass
             chosen = [one for one in reader.connections if one.topic in request["topics"]]
-            sources.append(reader.messages(chosen, start=request["begin"]) if chosen else iter(()))
+            messages = reader.messages(chosen, start=request["begin"]) if chosen else iter(())
+            sources.append((messages, request["raw"]))
+        elif request == DEFINITIONS:
+            _send(connection, _all_definitions(reader))
         else:
-            size = _send_next(connection, sources[request])
+            size = _send_next(connection, *sources[request])
             seconds += SECONDS_PER_MESSAGE + size / BYTES_PER_SECOND
             _limit(resource.RLIMIT_CPU, seconds)
 
@@ -316,17 +320,32 @@ def _types(definition: Any, name: str) -> dict[str, Any]:
     return types
 
 
+def _all_definitions(reader: Any) -> str:
+    """Return, in JSON, topic, type, definition and its hash for each connection; "" for the last two if unknown."""
+    found = []
+    for one in reader.connections:
+        text = one.msgdef.data
+        # Definitions in IDL without the names of their files cannot be written again by the library.
+        known = text and (one.msgdef.format.name == "MSG" or text.startswith("=" * 80))
+        digest = reader.typestore.hash_rihs01(one.msgtype) if known else ""
+        found.append((one.topic, one.msgtype, text if known else "", digest))
+    return json.dumps(found)
+
+
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def _send_next(connection: Connection, source: Iterator[Any]) -> int:
-    """Send the next message of a pass, an error, or the end; return the number of bytes of the message."""
+def _send_next(connection: Connection, source: Iterator[Any], raw: bool) -> int:
+    """Send the next message of a pass, an error, or the end; return the number of bytes of the message.
+
+    `raw`: no objects are made of the messages.
+    """
     try:
         one, recorded, data = next(source)
         if not (isinstance(recorded, int) and isinstance(data, bytes)):  # SQLite has no types of columns
             raise TypeError(f"a time is {type(recorded).__name__}, a message {type(data).__name__}")
         size = len(data)
-        too_large = size > (MAX_MESSAGE if one.msgtype in IMAGE_TYPES else MAX_SMALL_MESSAGE)
+        too_large = size > (MAX_MESSAGE if raw or one.msgtype in IMAGE_TYPES else MAX_SMALL_MESSAGE)
         header = {"topic": one.topic, "type": one.msgtype, "time": recorded, "size": size, "data": not too_large}
         _send(connection, json.dumps(header), None if too_large else data)
         return size

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.io.bag_child import MAX_MESSAGE
+from raymap3r_ros.io.bag_child import DEFINITIONS, MAX_MESSAGE
 from raymap3r_ros.io.bag_files import METADATA
 from raymap3r_ros.io.bag_types import part_names
 from raymap3r_ros.signals import stop_requested
@@ -108,12 +108,24 @@ class BagProcess:
         self._process.kill()
         self._process.wait()
 
-    def start(self, topics: list[str], begin: int | None = None) -> int:
+    def definitions(self) -> list[tuple[str, str, str, str]]:
+        """Return topic, type, text of the definition and its hash for each connection; "" for both if unknown.
+
+        Raises BagLoss.
+        """
+        self._send(DEFINITIONS)
+        found = self._receive()
+        if found is None:
+            raise KeyboardInterrupt
+        return [tuple(one) for one in found]
+
+    def start(self, topics: list[str], raw: bool = False, begin: int | None = None) -> int:
         """Start a pass over the messages of some topics; return its number for `next`. Raises BagLoss.
 
-        `begin`: only messages recorded at this time or later, nanoseconds.
+        `raw`: no objects are made of the messages, so large ones of all types are read. `begin`: only
+        messages recorded at this time or later, nanoseconds.
         """
-        self._send({"topics": topics, "begin": begin})
+        self._send({"topics": topics, "raw": raw, "begin": begin})
         self._passes += 1
         return self._passes - 1
 
@@ -136,7 +148,7 @@ class BagProcess:
         except OSError:
             raise BagLoss(self._end()) from None
 
-    def _receive(self) -> dict[str, Any] | None:
+    def _receive(self) -> Any:
         """Return the next header; None if a stop signal was received, after which the process is of no use."""
         try:
             while not self._connection.poll(_POLL):

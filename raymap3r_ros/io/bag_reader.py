@@ -70,11 +70,30 @@ class BagReader:
         `skip`: nanoseconds from the first message of the bag; the messages before are not read. The message is a
         BrokenFrame if it cannot be deserialised. Ends early, with a `loss`, at a stop signal.
         """
+        for header, data in self._pass(topics, skip=skip):
+            yield header["topic"], header["time"], self._message(header, data)
+
+    def raw_messages(self, topics: list[str], decoded: str) -> Iterator[tuple[str, str, int, bytes | None, Any]]:
+        """Yield topic, type, recording time, bytes and message, as `messages`.
+
+        Only messages of the topic `decoded` are deserialised, for the others it is None. The bytes are None if they
+        are too many or damaged.
+        """
+        for header, data in self._pass(topics, raw=True):
+            message = self._message(header, data) if header["topic"] == decoded else None
+            try:
+                plain = None if data is None else self._unpacked(data)
+            except Exception:  # of zstd, for damaged bytes
+                plain = None
+            yield header["topic"], header["type"], header["time"], plain, message
+
+    def _pass(
+        self, topics: list[str], raw: bool = False, skip: int = 0
+    ) -> Iterator[tuple[dict[str, Any], bytes | None]]:
         try:
-            number = self._process.start(topics, self.begin + skip if skip else None)
+            number = self._process.start(topics, raw, self.begin + skip if skip else None)
             while (item := self._process.next(number)) is not None:
-                header, data = item
-                yield header["topic"], header["time"], self._message(header, data)
+                yield item
         except BagLoss as error:
             loss = f"damaged, cannot be read after this point: {error}"
             if loss != self.loss:  # `image_times` may have come to this point before
@@ -83,6 +102,10 @@ class BagReader:
         else:
             if stop_requested():
                 self.loss = INTERRUPTED
+
+    def definitions(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """Return the text of the definition and its hash by topic and type; "" for both if the bag has none."""
+        return {(topic, kind): (text, digest) for topic, kind, text, digest in self._process.definitions()}
 
     def _message(self, header: dict[str, Any], data: bytes | None) -> Any:
         kind, recorded = header["type"], header["time"]
@@ -101,12 +124,17 @@ class BagReader:
         return message
 
     def _deserialize(self, kind: str, data: bytes) -> Any:
-        if self._zstd is not None:
-            packed = self._zstd.ZstdDecompressor()
-            data = packed.decompress(data, max_length=MAX_MESSAGE)
-            if not packed.eof:
-                raise ValueError(f"cut off, or unpacks to more than {MAX_MESSAGE} bytes")
-        return deserialize(self._stores[kind], kind, data)
+        return deserialize(self._stores[kind], kind, self._unpacked(data))
+
+    def _unpacked(self, data: bytes) -> bytes:
+        """Return a message without its compression. Raises ValueError."""
+        if self._zstd is None:
+            return data
+        packed = self._zstd.ZstdDecompressor()
+        data = packed.decompress(data, max_length=MAX_MESSAGE)
+        if not packed.eof:
+            raise ValueError(f"cut off, or unpacks to more than {MAX_MESSAGE} bytes")
+        return data
 
     def image_times(self, topic: str) -> Iterator[tuple[int, int]]:
         """Yield stamp and recording time in nanoseconds of each image of a topic, for `StampClock`."""

@@ -21,7 +21,7 @@ def write_ply(path: Path, points: np.ndarray, colors: np.ndarray) -> None:
     vertices["xyz"], vertices["rgb"] = points, colors
     with whole_file(path) as partial, partial.open("wb") as file:
         file.write(_header(len(points)))
-        vertices.tofile(file)
+        file.write(vertices.view(np.uint8))  # `tofile` does not report why it fails
 
 
 def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:

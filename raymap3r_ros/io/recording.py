@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,9 +80,22 @@ class ReadOptions:
         """Whether only the frames from `start` to before `end` are read."""
         return self.start > 0 or self.end is not None
 
+    @property
+    def part_text(self) -> str:
+        """The part that is read, for a message; "" for a whole recording."""
+        until = "its end" if self.end is None else f"{self.end:g} s"
+        return f" from {self.start:g} s to {until}" if self.is_part else ""
+
     def is_over(self, seconds: float) -> bool:
         """Return whether a time from the start of the recording is at `end` or after it."""
         return self.end is not None and seconds >= self.end
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        values = vars(self).copy()
+        if self.intrinsics is not None:
+            values["intrinsics"] = np.asarray(self.intrinsics).tolist()
+        return values
 
     def expected(self, stored: int | None) -> int | None:
         """Return how many of `stored` frames will be read; None if that is unknown."""
@@ -106,10 +120,9 @@ class Recording:
     rate: float  # frames per second, approximate, after `stride`
     topic: str = ""  # of a bag
     given_intrinsics: np.ndarray | None = None  # those of ReadOptions
+    options: ReadOptions | None = None  # with which `open_recording` opened it
     label: str = ""  # name of a live input
     size: tuple[int, int] | None = None  # width and height of the images of a live input
-    start: float = 0.0  # those of ReadOptions
-    end: float | None = None
     # Of the last iteration:
     skipped: int = 0  # frames that could not be decoded
     first_skip: str = ""  # which frame, and why
@@ -151,8 +164,7 @@ class Recording:
         if size is None:
             broken = f" ({self.skipped} could not be decoded; the first: {self.first_skip})" if self.skipped else ""
             reason = f": {self.ended}" if self.ended else ""
-            until = "its end" if self.end is None else f"{self.end:g} s"
-            part = f" from {self.start:g} s to {until}" if self.start or self.end is not None else ""
+            part = "" if self.options is None else self.options.part_text
             raise InputError(f"{self.name}: no frame could be read{part}{broken}{reason}")
 
     def check_intrinsics(self, size: tuple[int, int]) -> None:
@@ -224,7 +236,7 @@ def open_recording(
         raise InputError(f"{path}: not a bag, so it has no topic {topic!r}")
     recording = chosen.open(path, options)
     recording.given_intrinsics = None if intrinsics is None else np.asarray(intrinsics, np.float64)
-    recording.start, recording.end = start, end
+    recording.options = options
     return recording
 
 

@@ -26,6 +26,9 @@ TOLERANCE = 0.02  # seconds between an image and the nearest pose of a trajector
 # 1.4 mm, as small as the noise of motion capture: such poses are inputs of the network. Those of a bag, which only
 # score, may be further apart: `clients.ground_truth.LONGEST_STEP`.
 LONGEST_REACH = 2 * TOLERANCE
+# Seconds between two stamps that are the same, but rounded: to three decimals or more. At 1 m/s an error of 1 mm.
+SAME = 1e-3
+REPEATED = 1e-6  # metres, and elements of a rotation: poses that differ by less are the same
 
 
 def write_tum(path: Path, stamps: Sequence[int] | np.ndarray, poses: np.ndarray) -> None:
@@ -157,35 +160,44 @@ class KnownTrajectory:
 
     @classmethod
     def read(cls, path: Path) -> KnownTrajectory:
-        """The poses of a file in TUM format, sorted by time. Raises InputError, also for fewer than two poses."""
+        """The poses of a file in TUM format, sorted by time. Raises InputError, also for fewer than two poses.
+
+        Of several poses with one stamp the first is used, with a warning if they differ.
+        """
         stamps, poses = read_tum(path)
+        kept, place = np.unique(stamps, return_index=True, return_inverse=True)[1:]
+        differ = np.abs(poses - poses[kept[place.ravel()]]).max((1, 2), initial=0) > REPEATED
+        if differ.any():
+            log.warning("%s: %d poses have the stamp of another one, which comes first: left out", path, differ.sum())
+        stamps, poses = stamps[kept], poses[kept]
         if len(stamps) < 2:
             raise InputError(f"{path}: {len(stamps)} poses; needed: at least 2")
-        order = np.argsort(stamps, kind="stable")
-        return cls(path, stamps[order], poses[order])
+        return cls(path, stamps, poses)
 
     def at(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """c2w (k, 4, 4) interpolated at the stamps (k,), and whether the trajectory has a pose there (k,).
 
-        It has one if the nearest pose is within the tolerance, and none of the two around it is further than
-        LONGEST_REACH. Outside the trajectory, its first or last pose counts within the tolerance.
+        It has one if the nearest pose is within the tolerance, and either has the same stamp up to rounding, or none
+        of the two around the stamp is further than LONGEST_REACH. Outside the trajectory, its first or last pose
+        counts within the tolerance.
         """
         known, encoding = self.stamps, pose_encoding(torch.from_numpy(self.poses)).numpy()
         before = np.clip(np.searchsorted(known, stamps, side="right") - 1, 0, len(known) - 2)
         share = ((stamps - known[before]) / np.maximum(known[before + 1] - known[before], 1e-9)).clip(0, 1)[:, None]
+        gaps = np.stack((np.abs(stamps - known[before]), np.abs(known[before + 1] - stamps)))
+        distance, apart = gaps.min(0), gaps.max(0) > LONGEST_REACH
+        share = np.where(apart[:, None], share.round(), share)  # the nearest one itself, not a mixture
         one, other = encoding[before], encoding[before + 1]
         # Both signs of a quaternion are the same rotation; the shorter way is interpolated.
         sign = np.where((one[:, 3:] * other[:, 3:]).sum(-1, keepdims=True) < 0, -1.0, 1.0)
         mixed = (1 - share) * one + share * np.concatenate((other[:, :3], sign * other[:, 3:]), axis=1)
-        gaps = np.maximum(stamps - known[before], known[before + 1] - stamps)
-        near = np.minimum(np.abs(stamps - known[before]), np.abs(known[before + 1] - stamps)) <= TOLERANCE
-        inside = (share[:, 0] > 0) & (share[:, 0] < 1)
-        return pose_matrix(torch.from_numpy(mixed)).numpy(), near & (~inside | (gaps <= LONGEST_REACH))
+        inside = (stamps > known[0]) & (stamps < known[-1])
+        has_pose = (distance <= TOLERANCE) & ((distance <= SAME) | ~inside | ~apart)
+        return pose_matrix(torch.from_numpy(mixed)).numpy(), has_pose
 
     def pose_at(self, stamp: float) -> np.ndarray | None:
         """(4, 4) interpolated at one stamp, or None."""
-        nearby = slice(*np.searchsorted(self.stamps, (stamp - 1, stamp + 1)))  # all that `at` needs of a long file
-        if nearby.stop - nearby.start < 2:
-            return None
+        after = int(np.searchsorted(self.stamps, stamp))
+        nearby = slice(max(after - 2, 0), after + 2)  # all that `at` needs of a long file
         poses, known = KnownTrajectory(self.path, self.stamps[nearby], self.poses[nearby]).at(np.array([stamp]))
         return poses[0] if known[0] else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import threading
 import time
@@ -15,6 +16,8 @@ from raymap3r_ros.rates import significant
 WINDOW = 5.0  # seconds over which rates are counted, and for which a warning or an error sets the level
 SAMPLES = 200  # frames, the latest, that latencies and stage times are medians of
 LOST_SHARE = 0.5  # of the stamped images; if fewer arrive, the middleware loses them
+NEWEST = 20  # gaps between images that show a new, lower rate
+MULTIPLE, REGULAR = 0.15, 0.7  # this share of a camera's gaps are multiples of its period, within this part of it
 BURSTS = 2.0  # ratio of the neighbours that arrive to those expected if images are lost at random
 PROFILE_HINT = "use the Fast DDS profile of config/fastdds.xml, on the publisher's side above all"
 
@@ -71,14 +74,33 @@ class StampRates:
 
     def stamped(self) -> float:
         """Images per second of stamp time that the camera publishes."""
-        gaps = sorted(later - earlier for earlier, later in zip(self._images, list(self._images)[1:], strict=False))
-        # Even if many images are lost, some neighbours arrive: nearly the smallest gap is the period.
-        period = gaps[len(gaps) // 10] if len(gaps) >= 5 else 0.0
+        images = list(self._images)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(images) if later > earlier]
+        # The newest gaps alone show that the camera has become slower.
+        period = max(_period(gaps), _period(gaps[-NEWEST:]))
         arriving = self.arriving()
+        if period <= 0:
+            return _rate(self._infos)
         # If images are lost, neighbours arrive with the same probability as all images. More of them are bursts.
         neighbours = sum(gap < 1.5 * period for gap in gaps)
         bursts = neighbours > BURSTS * arriving * period * len(gaps)
-        return max(0.0 if period <= 0 else arriving if bursts else 1 / period, _rate(self._infos))
+        # The gaps that losses leave are multiples of the period. Others are a camera without a fixed rate.
+        multiples = sum(abs(gap / period - round(gap / period)) < MULTIPLE for gap in gaps)
+        regular = multiples >= REGULAR * len(gaps)
+        return max(1 / period if regular and not bursts else arriving, _rate(self._infos))
+
+
+def _period(gaps: list[float]) -> float:
+    """The period of a camera in seconds, of whose images some are lost; 0 for fewer than 5 gaps.
+
+    Even if many are lost, some neighbours arrive: nearly the smallest gaps are the period.
+    """
+    if len(gaps) < 5:
+        return 0.0
+    small = 1.5 * sorted(gaps)[len(gaps) // 10]
+    period = statistics.median(gap for gap in gaps if gap <= small)
+    short = [gap for gap in gaps if gap < 4.5 * period]  # several periods are known more exactly than one
+    return sum(short) / sum(max(1, round(gap / period)) for gap in short)
 
 
 def _rate(stamps: deque[float]) -> float:

@@ -208,6 +208,7 @@ class Inputs:
         if jump:
             self._node.get_logger().warning(
                 f"stamps jump {'forward' if jump > 0 else 'back'} by {abs(jump):.3f} s: the stream is reset"
+                + f" (max_gap is {session.settings.node.max_gap:g} s)" * (jump > 0)
             )
         self._monitor.arrived(seconds, bool(jump))
         put = self._queue.put(

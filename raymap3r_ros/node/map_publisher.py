@@ -113,6 +113,13 @@ class MapPublisher:
         due = self._integrated is None or abs(stamp - self._integrated) >= period
         return due and (self._options.static_map.always or bool(self.subscribed_topics()))
 
+    @property
+    def missing(self) -> str:
+        """Why there is no map, if there is none."""
+        if self._options.static_map.always or self.subscribed_topics():
+            return "it begins with the first image whose dynamic mask is known"
+        return "it had no subscribers; see static_map.always"
+
     def integrate(self, result: StepResult, stamp: Time, placement: np.ndarray) -> None:
         """Add a healthy frame to the map.
 

@@ -1,4 +1,4 @@
-"""What the nodes of one process share: networks, batches of their frames, and one tree of TF frames."""
+"""What the nodes of one process share: networks, batches of their frames, worlds, and one tree of TF frames."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import weakref
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.network import choose_device, load_network
 from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.shared_worlds import SharedWorlds
 from raymap3r_ros.streaming.batching import BatchScheduler
 
 
@@ -17,6 +18,7 @@ class NetworkPool:
     def __init__(self, cameras: int) -> None:
         """`cameras`: largest number of nodes."""
         self.cameras = cameras
+        self.worlds = SharedWorlds()
         self._lock = threading.Lock()
         self._parents: dict[str, str] = {}  # by TF frame: the node that publishes its parent
         self._schedulers: weakref.WeakValueDictionary[tuple[str, str, str], BatchScheduler] = (

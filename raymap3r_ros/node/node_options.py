@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raymap3r_ros.errors import OptionError
 from raymap3r_ros.mapping.occupancy import OccupancyOptions
 from raymap3r_ros.mapping.scale import ScaleOptions
 from raymap3r_ros.mapping.static_map import StaticMapOptions
@@ -90,6 +91,11 @@ class NodeOptions:
         "`configure` and by ~/load; empty: none",
         live=True,
     )
+    shared_world: bool = option(
+        False,
+        "several cameras in one process: a camera that is found among the keyframes of another one continues in its "
+        "world",
+    )
     depth_encoding: str = option(
         "32FC1",
         "of ~/depth and ~/depth_static: metres, NaN if unknown (32FC1), or millimetres, 0 if unknown (16UC1)",
@@ -113,3 +119,7 @@ class NodeOptions:
         check_options(self)
         check_frames(self.tf_mode, self.world_frame, self.odom_frame, self.base_frame, self.child_frame)
         check_pose_source(self.pose_source, self.tf_mode, self.publish_tf, self.scale)
+        if self.shared_world and self.invert_tf:
+            raise OptionError(
+                "shared_world is true, but each camera is the root of a TF tree with invert_tf; allowed with it: false"
+            )

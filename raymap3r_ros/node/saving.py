@@ -31,12 +31,13 @@ class Saved:
     points: np.ndarray | None  # (n, 3) of the static map; None without a map
     colors: np.ndarray | None  # (n, 3) uint8 RGB
     settings: str  # YAML, a parameter file of the node
+    no_map: str = ""  # why there is no map
     world: tuple[Network, SavedWorld] | None = None  # the keyframes, and the weights that read them; None without any
 
     def contents(self) -> str:
         """A summary in one line."""
         poses = len(self.trajectories["trajectory"][0])
-        cloud = "no static map (it had no subscribers; see static_map.always)"
+        cloud = f"no static map ({self.no_map})"
         if self.points is not None:
             cloud = f"{counted(len(self.points), 'point')} of the static map"
         keyframes = "no keyframes"

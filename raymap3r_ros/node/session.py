@@ -27,6 +27,7 @@ from raymap3r_ros.node.pose_source import TfPoses
 from raymap3r_ros.node.publishers import Publishers
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.saving import Saved
+from raymap3r_ros.node.shared_worlds import SharingCamera
 from raymap3r_ros.node.tf_frames import look_up
 from raymap3r_ros.stamps import JumpDetector
 from raymap3r_ros.streaming import Stream, StreamOptions
@@ -34,7 +35,7 @@ from raymap3r_ros.streaming.batching import BatchScheduler, warm_up
 from raymap3r_ros.streaming.cover import Cover
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
-from raymap3r_ros.streaming.stream_options import check_known_poses
+from raymap3r_ros.streaming.stream_options import check_known_poses, check_search
 from raymap3r_ros.streaming.world_files import SavedWorld
 from raymap3r_ros.text import printable
 
@@ -76,6 +77,7 @@ class Session:
     publishers: Publishers
     maps: MapPublisher
     plausibility: PlausibilityCheck
+    shared: SharingCamera | None  # None without `shared_world`
     resources: contextlib.ExitStack  # frees everything when it is closed
 
     # Set by callbacks, read by the worker.
@@ -114,6 +116,14 @@ class Session:
             self.applied = settings
         return settings.node
 
+    def share_worlds(self) -> None:
+        """Search for the camera in the worlds of the others from the next frame on, if it is time for a search."""
+        if self.shared is None or self.in_odom or not self.stream.search_begins:
+            return
+        for world in self.stream.share(self.shared.worlds_of_others()):
+            self.localizer.add_world(world.number, world.place)
+            self.maps.add_world(world.number, None, placement_of(world.place))
+
     @property
     def in_odom(self) -> bool:
         """Whether the stream's world is `odom_frame`, the frame of the known poses."""
@@ -133,16 +143,18 @@ class Session:
         reason = "known poses begin" if posed and not self.stream.takes_poses else ""
         if self.cover.ended:
             reason = "black images"
-        if self.reset_requested.is_set():
-            reason = "reset"
         if jumps != self.jumps:
             reason = "time jump"
+        if self.reset_requested.is_set():
+            reason = "reset"
         loaded, self.loaded = self.loaded, None
         if loaded is not None:
             reason = "load"
         if reason:
             self.jumps = jumps
             self.reset_requested.clear()
+            if reason == "reset" and self.shared is not None:
+                self.shared.end_world()
             self.stream.reset(relocalize=reason in ("time jump", "black images") and stamp > self.stamp)
         if loaded is not None:
             self.begin_in(loaded)
@@ -171,6 +183,7 @@ class Session:
             points,
             colors,
             parameters.yaml_file(title, settings.given, settings.stream),
+            self.maps.missing,
             None if world is None else (self.stream.network, world),
         )
 
@@ -238,7 +251,9 @@ def open_session(
         # With a thread on every core, each DDS message or callback would delay all of them: they wait for each other.
         choose_threads(network, spare=1)
         # Each number of cameras in a batch would be recorded for itself.
-        stream = Stream(network, long_running(network, settings.stream) if pool is None else settings.stream)
+        stream_options = long_running(network, settings.stream) if pool is None else settings.stream
+        shares = options.shared_world and pool is not None
+        stream = Stream(network, stream_options, numbers=pool.worlds.numbers if shares else None)
         if not network.trained:
             node.get_logger().warning(network.source)
         posed = options.pose_source != "none"
@@ -265,8 +280,16 @@ def open_session(
             publishers,
             maps,
             PlausibilityCheck.of(network.manifest, network.source),
+            None,
             resources,
         )
+        if options.shared_world:
+            check_search(settings.stream)
+            if shares:
+                session.shared = SharingCamera(pool.worlds, network, options.world_frame, session.current_world)
+                resources.callback(session.shared.leave)
+            else:
+                reporter.warn_once("shared_world has no effect with one camera in a process; start several: --cameras")
         if options.memory:
             memory = load_memory(options.memory, network, settings.stream)
             session.begin_in(memory)

@@ -428,6 +428,7 @@ class StreamNode(GuardedNode):
         pose = session.known_poses.pose(camera_frame, frame.stamp) if session.known_poses else None
         seconds = conversions.seconds(frame.stamp)
         reset_reason = session.reset_if_due(frame.jumps, seconds, posed=pose is not None)
+        session.share_worlds()
         wanted = session.publishers.wanted()
         wants_map = session.maps.wants(seconds)
         motion = wants_map or not wanted.isdisjoint(MOTION_TOPICS) or session.localizer.needs_motion
@@ -442,6 +443,8 @@ class StreamNode(GuardedNode):
             self._monitor.count("failed frames")
             self._reporter.fail("the network's output is not finite: frame not published", throttle=True)
             return
+        if session.shared is not None:
+            placed = session.shared.link(placed, result.world)
         if session.plausibility.add(summary.plausibility):
             self._reporter.warn_once(session.plausibility.problem)
         if placed.world_change in OTHER_WORLD:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from raymap3r_ros import __version__
-from raymap3r_ros.errors import InputError, Raymap3rError, reason_of
+from raymap3r_ros.errors import InputError, Raymap3rError, lacking_memory, reason_of
 from raymap3r_ros.io.intrinsics import write_intrinsics
 from raymap3r_ros.io.output_folder import claim, locked_folder
 from raymap3r_ros.io.ply import write_ply
@@ -85,7 +85,7 @@ def run_recording(
 
     SIGINT (Ctrl-C), SIGTERM and SIGHUP, or the key q in `outputs.window`, end the run after the current frame; all
     files are then completed for the frames so far. A recording that is damaged or cut off ends there, and so do a
-    live input that ends and a run that lacks disk space or memory of the GPU: the summary contains the reason. Any
+    live input that ends and a run that lacks disk space or memory: the summary contains the reason. Any
     other error is raised again when the files are complete.
 
     `outputs.view` and `outputs.window` are opened, get every frame and are closed. `progress`: show a bar on a
@@ -158,7 +158,7 @@ def _process(run: _Run, progress: bool) -> RunSummary:
                 missing = ", ".join(missing_files(run.folder, run.files()))
                 print_now(f"\nstopped at once; not written: {printable(missing or 'nothing')}\n")
             raise
-    if failure is not None and not isinstance(failure, (OSError, Raymap3rError, torch.cuda.OutOfMemoryError)):
+    if failure is not None and not isinstance(failure, (OSError, Raymap3rError)) and not lacking_memory(failure):
         raise failure
     return summary
 
@@ -190,10 +190,11 @@ def _process_frames(run: _Run, signals: list[str], over: list[str], progress: bo
         if signals and not run.stamps:
             raise KeyboardInterrupt from failure
         stopped_by = signals[0] if signals else QUIT if run.quit else run.recording.ended
-        over.append(stopped_by if failure is None else reason_of(failure))
         if failure is not None:
+            stopped_by = lacking_memory(failure) or reason_of(failure)
             done = counted(len(run.stamps), "frame")
-            log.warning("stopped after %s by an error: completing the files: %s", done, reason_of(failure))
+            log.warning("stopped after %s by an error: completing the files: %s", done, stopped_by)
+        over.append(stopped_by)
         run.show_scene()
     return failure
 
@@ -441,6 +442,7 @@ class _Run:
             input=recording.name,
             input_kind=recording.kind,
             topic=recording.topic,
+            reading=None if recording.options is None else recording.options.as_json(),
             complete=not stopped_by,
             stopped_by=stopped_by,
             checkpoint=stream.network.source,
@@ -452,8 +454,6 @@ class _Run:
             options=dataclasses.asdict(stream.options),
             cloud_options=dataclasses.asdict(self.cloud_options),
             stride=recording.stride,
-            start=recording.start,
-            end=recording.end,
             frames=len(poses),
             frames_skipped=recording.skipped,
             frames_dropped=recording.dropped,
@@ -467,6 +467,7 @@ class _Run:
             memory_found=self.worlds.found,
             worlds=self.worlds.count,
             returns=self.worlds.returns,
+            worlds_given=self.worlds.given,
             world_spans=spans,
             duration=sum(self.stamps[span.first + span.frames - 1] - self.stamps[span.first] for span in spans),
             input_size=self.input_size,

@@ -28,6 +28,7 @@ class RunWorlds:
 
     saved: int | None = None  # number of the stream's world that comes from a file
     of_frames: list[int] = field(default_factory=list)  # number of the world of each written frame
+    given: list[int] = field(default_factory=list)  # numbers of worlds that are the frame of known poses
     returns: int = 0  # how often the camera was found again in an earlier world
     _numbers: dict[int, int] = field(default_factory=dict)  # of the stream's worlds
     _last: dict[int, int] = field(default_factory=dict)  # last stamp of each of the stream's worlds, nanoseconds
@@ -38,6 +39,8 @@ class RunWorlds:
 
     def add(self, result: StepResult, nanoseconds: int) -> bool:
         """Add a written frame; return whether it is the first one after the camera was found in an earlier world."""
+        if result.pose_given and result.world not in self._numbers:
+            self.given.append(len(self._numbers) + 1)
         known = result.world in self._numbers or result.world == self.saved
         number = self._numbers.setdefault(result.world, len(self._numbers) + 1)
         returned = known and bool(self.of_frames) and number != self.of_frames[-1]

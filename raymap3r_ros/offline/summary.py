@@ -31,6 +31,7 @@ class RunSummary:
     input: str
     input_kind: str  # "video", "images" or "bag"; of a live input "camera" or "stream"
     topic: str  # of a bag
+    reading: dict | None  # ReadOptions, to open the recording again; None for a live input
     complete: bool  # False: stopped before the end of the recording, or of a live input before `max_frames`
     stopped_by: str  # the signal, "q" (in the window), the error or the damage, if not complete
     checkpoint: str
@@ -42,8 +43,6 @@ class RunSummary:
     options: dict  # StreamOptions
     cloud_options: dict  # CloudOptions
     stride: int
-    start: float  # seconds from the start of the recording; the frames before, and those from `end` on, were not read
-    end: float | None  # None: to its end
     frames: int  # written
     frames_skipped: int  # could not be decoded
     frames_dropped: int  # images of a live input that newer ones replaced before they were processed
@@ -57,6 +56,7 @@ class RunSummary:
     memory_found: int | None  # index of the first written frame in that world; None if the camera was not found there
     worlds: int  # coordinate systems; a jump of the stamps or the first known pose starts one, with files of its own
     returns: int  # how often the camera was found again in an earlier world
+    worlds_given: list[int]  # those that are the frame of `poses`; the others start at their first camera
     world_spans: list[WorldSpan]  # which frames belong to which world
     duration: float  # seconds from the first stamp to the last of each span, summed
     input_size: tuple[int, int]  # width, height

@@ -52,10 +52,33 @@ class Location:
 
 def past_worlds(left: StreamState, method: Method = METHOD) -> tuple[World, ...]:
     """The worlds in which a camera may be found again after it has `left` one; none for more than one camera."""
-    worlds = left.past
-    if left.keyframes is not None and len(left.state) == 1:
+    worlds = tuple(one for one in left.past if not one.shared)
+    if left.frame > 0 and left.keyframes is not None and len(left.state) == 1:
         worlds = (*worlds, World(left.world, left.keyframes, left.known.anchored))
     return worlds[-method.past_worlds :]
+
+
+def searched(state: StreamState) -> tuple[World, ...]:
+    """The worlds in which the camera is searched for: those that have begun before its own.
+
+    So of two worlds in one place the older one continues, and two cameras never change places.
+    """
+    return tuple(one for one in state.past if one.number < state.world)
+
+
+def begins(frame: int, slots: int, method: Method = METHOD) -> bool:
+    """Whether a search may begin with the frame of this index, among keyframes in `slots`.
+
+    Each false find ends a good world, so there are searches in the first three attempts, and then ever more rarely:
+    their number grows only with the logarithm of the length of a stream.
+    """
+    attempt, step = divmod(frame, _looking(slots, method) + _FOUND)
+    return step == 0 and not attempt & (attempt - 1)
+
+
+def _looking(slots: int, method: Method) -> int:
+    """The number of frames in which a search reads keyframes."""
+    return -(-2 * min(method.relocalised_keyframes, slots) // _LOOKS)
 
 
 def seek(
@@ -67,16 +90,17 @@ def seek(
     been found, its state continues in the world in which it was found, with the memory that has seen the keyframes.
     Only the last two steps of a search make the host wait for a GPU.
     """
-    slots = max(one.keyframes.number.shape[1] for one in after.past)
-    steps = 2 * min(method.relocalised_keyframes, slots)
-    looking = -(-steps // _LOOKS)  # frames
+    worlds = searched(after)
+    slots = max(one.keyframes.number.shape[1] for one in worlds)
+    looking = _looking(slots, method)
     attempt, step = divmod(after.frame, looking + _FOUND)
     search = after.search
     if step == 0:
-        search = _begin_attempt(attempt, fresh, after.past, seen.image_tokens, method)
-    if search is None:
+        due = begins(after.frame, slots, method)
+        search = _begin_attempt(attempt, fresh, worlds, seen.image_tokens, method) if due else None
+    world = next((one for one in worlds if search is not None and one.number == search.world), None)
+    if world is None:  # no search, or its world is no longer shared
         return dataclasses.replace(after, search=None), False
-    world = next(one for one in after.past if one.number == search.world)
     if step < looking:
         rehearsal = search.rehearsal
         for _ in range(_LOOKS):
@@ -95,13 +119,8 @@ def seek(
 
 def _begin_attempt(
     attempt: int, fresh: Callable[[], StreamState], past: tuple[World, ...], tokens: Tensor, method: Method
-) -> Search | None:
-    """The start of a search, if there is one in this attempt: in the first three, then ever more rarely.
-
-    Each false one ends a good world, so their number grows only with the logarithm of the length of a stream.
-    """
-    if attempt & (attempt - 1):
-        return None
+) -> Search:
+    """The start of a search in one of the `past` worlds."""
     world = past[0]
     if len(past) > 1:  # in turn, beginning with the most alike
         alike = [likeness(one.keyframes, tokens).amax().item() for one in past]

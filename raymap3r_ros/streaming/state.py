@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -38,7 +39,7 @@ class StreamState:
     rehearsal: Rehearsal | None
     past: tuple[World, ...]  # worlds in which the camera may be found again, newest last
     search: Search | None
-    world: int  # number of the current world
+    world: int  # number of the current world, from its first frame on
     frame: int  # index of the next frame
     segment: int  # number of resets so far
     reset_reason: str  # why the next frame starts a new world; "" if it does not
@@ -67,6 +68,26 @@ class World:
     number: int
     keyframes: Keyframes
     anchored: Tensor  # (1,) bool: it is the frame of given poses
+    shared: bool = False  # the world of another stream
+
+
+class WorldNumbers:
+    """Numbers worlds in the order in which they begin, for one stream or for several. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def take(self) -> int:
+        """The number of a world that begins now."""
+        with self._lock:
+            self._next += 1
+            return self._next - 1
+
+    def skip(self, number: int) -> None:
+        """Worlds that begin from now on have larger numbers than this one."""
+        with self._lock:
+            self._next = max(self._next, number + 1)
 
 
 @dataclass

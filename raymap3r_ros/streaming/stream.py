@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -25,9 +26,9 @@ from raymap3r_ros.streaming.preprocessing import Framing, frame_image, frame_ima
 from raymap3r_ros.streaming.recordings import Recordings, Work, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
-from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World
+from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World, WorldNumbers
 from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses, check_search, uses_keyframes
-from raymap3r_ros.streaming.tensors import copy_of
+from raymap3r_ros.streaming.tensors import copy_of, tensors_of
 from raymap3r_ros.streaming.timing import StageTimer
 from raymap3r_ros.streaming.world_files import SavedWorld, in_slots
 
@@ -52,8 +53,11 @@ class Stream:
         method: Method = METHOD,
         *,
         capture: Capture | None = None,
+        numbers: WorldNumbers | None = None,
     ) -> None:
         """`capture` replaces the recording of CUDA graphs, see `record_graph`; without it, only a GPU records them.
+
+        Streams that `share` their worlds need the same `numbers`.
 
         Raises OptionError if the network or its device cannot be used with the options.
         """
@@ -62,7 +66,7 @@ class Stream:
         self.method = method
         self.device = next(network.parameters()).device
         self._state: StreamState | None = None
-        self._worlds = 0  # begun so far
+        self._numbers = numbers or WorldNumbers()
         if network.precision not in ("float32", self.options.precision):
             raise OptionError(
                 f"precision is {self.options.precision}, but the network's weights are {network.precision}"
@@ -105,7 +109,7 @@ class Stream:
         May be called from any thread.
         """
         state = self._state  # read once: keyframes are replaced, not changed
-        if state is None or state.keyframes is None or len(state.state) > 1:
+        if state is None or state.frame == 0 or state.keyframes is None or len(state.state) > 1:
             return None
         return SavedWorld(state.keyframes, state.size, number=state.world)
 
@@ -121,11 +125,48 @@ class Stream:
         check_search(self.options)
         if self._state is not None:
             raise OptionError("a saved world can be added before the first frame only; reset the stream before")
-        number, self._worlds = self._worlds, self._worlds + 1
+        number = self._numbers.take()
         keyframes = in_slots(world.keyframes, self.options.keyframes.size)
         fresh = self._initial_state(1, world.size, _ANY_SIZE, "start")
         self._state = dataclasses.replace(fresh, past=(World(number, keyframes, fresh.known.anchored),))
         return number
+
+    @property
+    def search_begins(self) -> bool:
+        """Whether a search for the camera may begin with the next frame: the time to `share` worlds."""
+        state, slots = self._state, self.options.keyframes.size
+        return state is not None and relocalisation.begins(state.frame, slots, self.method)
+
+    def share(self, worlds: Sequence[SavedWorld]) -> list[SavedWorld]:
+        """Search for the camera in the current `worlds` of other streams too; they replace those of the last call.
+
+        Returns those in which it can be found: not the stream's own ones, nor those of other image sizes. Only worlds
+        that have begun before its own are searched. If the camera is found, that world continues, see
+        `WorldChange.RETURNED`: with the keyframes of now, and from then on for itself. Nothing is searched before the
+        first frame, with known poses, without `keyframes.relocalize`, and for several cameras in one stream.
+        """
+        state = self._state
+        searches = uses_keyframes(self.options) and self.options.keyframes.relocalize
+        if state is None or not searches or len(state.state) > 1 or state.posed_frame >= 0:
+            return []
+        own = tuple(one for one in state.past if not one.shared)
+        numbers = {state.world, *(one.number for one in own)}
+        usable = [world for world in worlds if world.number not in numbers and world.size == state.size]
+        anchored = torch.zeros_like(state.known.anchored)
+        shared = (
+            World(world.number, in_slots(world.keyframes, self.options.keyframes.size), anchored, shared=True)
+            for world in usable
+        )
+        self._state = dataclasses.replace(state, past=(*own, *shared))
+        return usable
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of all that the stream keeps between frames, for each of its cameras; without the network."""
+        state = self._state
+        if state is None:
+            return 0
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state)) // len(state.state)
 
     def snapshot(self) -> StreamState | None:
         """A copy of the state, for `restore`; None before the first frame."""
@@ -135,7 +176,7 @@ class Stream:
         """Continue from a `snapshot` of any stream with the same network. The snapshot can be used again."""
         self._state = copy_of(snapshot)
         if snapshot is not None:
-            self._worlds = max(self._worlds, snapshot.world + 1)
+            self._numbers.skip(snapshot.world)
 
     @torch.inference_mode()
     def step(
@@ -220,11 +261,10 @@ class Stream:
         """The last part of `step`: what follows the network, store the state, and assemble the result."""
         before, kept, plan = frame.before, frame.kept, frame.plan
         pose, resets = frame.inputs[2], frame.task == "reset"
-        if before.frame == 0:
-            self._worlds = max(self._worlds, before.world) + 1
+        world = self._numbers.take() if before.frame == 0 else kept.world
         # From a batch or a graph, all values that are not tensors may belong to another frame.
-        own = {name: getattr(kept, name) for name in ("frame", "size", "image_size", "world", "past", "search")}
-        after = dataclasses.replace(after, keyframes=kept.keyframes, rehearsal=kept.rehearsal, **own)
+        own = {name: getattr(kept, name) for name in ("frame", "size", "image_size", "past", "search")}
+        after = dataclasses.replace(after, keyframes=kept.keyframes, rehearsal=kept.rehearsal, world=world, **own)
         if pose is not None:  # the world is the frame of the given poses
             after = dataclasses.replace(after, past=(), search=None)
         alignment_error = None
@@ -240,7 +280,7 @@ class Stream:
             after = rehearsal.remember(plan, estimate, after)
             frame.timer.mark("keyframes")
         returned = False
-        if after.past:
+        if relocalisation.searched(after):
             fresh = partial(self._initial_state, len(after.state), before.size, before.image_size, "")
             after, returned = relocalisation.seek(look, fresh, estimate, after, self.method)
             frame.timer.mark("search")
@@ -260,7 +300,7 @@ class Stream:
             image=frame.inputs[0],
             frame=before.frame,
             segment=before.segment,
-            world=kept.world,
+            world=world,
             past_worlds=tuple(world.number for world in self._state.past),
             stamp=frame.stamp,
             motion=plan.motion and frame.motion,
@@ -301,8 +341,7 @@ class Stream:
     def _initial_state(
         self, batch: int, size: tuple[int, int], image_size: tuple[int, int], reason: str
     ) -> StreamState:
-        fresh = engine.initial_state(self.network, self.options, self.method, batch, size, image_size, reason)
-        return dataclasses.replace(fresh, world=self._worlds)
+        return engine.initial_state(self.network, self.options, self.method, batch, size, image_size, reason)
 
     def _with_image_size(
         self, waiting: StreamState, batch: int, size: tuple[int, int], image_size: tuple[int, int]

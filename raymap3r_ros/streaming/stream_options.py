@@ -226,6 +226,6 @@ def check_search(options: StreamOptions) -> None:
     check_keyframes(options)
     if not options.keyframes.relocalize:
         raise OptionError(
-            "keyframes.relocalize is false, but the camera is to be searched for in a saved world; allowed with one: "
+            "keyframes.relocalize is false, but the camera is to be searched for in another world; allowed with one: "
             "true"
         )

@@ -98,7 +98,7 @@ def load_world(path: Path, network: Network) -> SavedWorld:
 
     Raises InputError if the file is missing, damaged, or belongs to other weights.
     """
-    with _open_checked(path) as file:
+    with _open_checked(Path(path)) as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             found = printable(metadata.get("format"), 60)
@@ -152,10 +152,10 @@ def _open_checked(path: Path) -> Iterator[safetensors.safe_open]:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         if header > MAX_HEADER or size > MAX_FILE:
-            what = known_file(path)
-            found = f"{what}" if what else f"{size} bytes with a header of {header} bytes"
+            what = known_file(path) or f"no saved world ({size} bytes; the first eight give the header {header} bytes)"
             raise InputError(
-                f"{path} is {found}; a saved world has at most {MAX_FILE} bytes and a header of {MAX_HEADER}"
+                f"{path} is {what}; name a world.safetensors that ~/save or --save-memory has written, of at most "
+                f"{MAX_FILE} bytes with a header of at most {MAX_HEADER}"
             )
         with safetensors.safe_open(path, framework="pt") as file:
             yield file

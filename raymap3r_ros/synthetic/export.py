@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,6 +18,8 @@ from tqdm import tqdm
 
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.geometry.cameras import pose_encoding
+from raymap3r_ros.io import bag_messages
+from raymap3r_ros.io.bag_messages import message_store, new_bag
 from raymap3r_ros.io.output_folder import (
     check_subfolder,
     claim,
@@ -210,72 +211,40 @@ def _write_list(path: Path, title: str, name: str, columns: str, lines: list[str
 @contextmanager
 def _bag_writer(folder: Path) -> Iterator[Callable[[Frame], None]]:
     """Yield a function that writes the messages of a frame to a new bag, the folder `folder`."""
-    try:
-        from rosbags.rosbag2 import StoragePlugin, Writer
-        from rosbags.typesys import Stores, get_typestore
-    except ImportError as error:
-        raise InputError(f"{folder}: writing bags needs: pip install rosbags; or select the format tum") from error
-    store = get_typestore(Stores.ROS2_HUMBLE)
-    make = SimpleNamespace(**{kind.rpartition("/")[2]: message for kind, message in store.types.items()})
-    with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+    with new_bag(folder) as writer:
+        store = message_store()
         connections = {topic: writer.add_connection(topic, kind, typestore=store) for topic, kind in TOPICS.items()}
 
         def write(frame: Frame) -> None:
             nanoseconds = round((START + frame.stamp) * 1e9)
-            messages = _messages(frame, nanoseconds, make)
+            messages = _messages(frame, nanoseconds)
             for topic, kind in TOPICS.items():
                 writer.write(connections[topic], nanoseconds, store.serialize_cdr(messages[topic], kind))
 
         yield write
 
 
-def _messages(frame: Frame, nanoseconds: int, make: SimpleNamespace) -> dict[str, Any]:
-    """The messages of one frame by topic; `make` has the message classes by their short names."""
-    stamp = make.Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
-    in_world = make.Header(stamp=stamp, frame_id=WORLD_FRAME)
-    in_camera = make.Header(stamp=stamp, frame_id=CAMERA_FRAME)
-
-    (tx, ty, tz), (x, y, z, w) = _position_and_quaternion(frame.pose)
-    rotation = make.Quaternion(x=x, y=y, z=z, w=w)
-    transform = make.Transform(translation=make.Vector3(x=tx, y=ty, z=tz), rotation=rotation)
-    nothing = make.Vector3(x=0.0, y=0.0, z=0.0)
-    odometry = make.Odometry(
-        header=in_world,
-        child_frame_id=CAMERA_FRAME,
-        pose=make.PoseWithCovariance(
-            pose=make.Pose(position=make.Point(x=tx, y=ty, z=tz), orientation=rotation), covariance=np.zeros(36)
-        ),
-        twist=make.TwistWithCovariance(
-            twist=make.Twist(linear=nothing, angular=nothing), covariance=UNKNOWN_VARIANCE * np.eye(6).reshape(36)
-        ),
-    )
-
-    height, width = frame.depth.shape
-    matrix = np.asarray(frame.intrinsics, np.float64)
-    camera_info = make.CameraInfo(
-        header=in_camera, height=height, width=width, distortion_model="plumb_bob", d=np.zeros(5),
-        k=matrix.reshape(9), r=np.eye(3).reshape(9), p=np.hstack([matrix, np.zeros((3, 1))]).reshape(12),
-        binning_x=0, binning_y=0,
-        roi=make.RegionOfInterest(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False),
+def _messages(frame: Frame, nanoseconds: int) -> dict[str, Any]:
+    """The messages of one frame by topic."""
+    in_world = bag_messages.header(nanoseconds, WORLD_FRAME)
+    in_camera = bag_messages.header(nanoseconds, CAMERA_FRAME)
+    position, quaternion = _position_and_quaternion(frame.pose)
+    odometry = bag_messages.odometry_message(
+        in_world, CAMERA_FRAME, bag_messages.pose_message(position, quaternion), np.zeros((6, 6)),
+        (np.zeros(3), np.zeros(3)), UNKNOWN_VARIANCE * np.eye(6),
     )  # fmt: skip
-
-    def image(pixels: np.ndarray, encoding: str) -> Any:
-        rows = np.ascontiguousarray(pixels).view(np.uint8).reshape(height, -1)
-        return make.Image(
-            header=in_camera, height=height, width=width, encoding=encoding, is_bigendian=0, step=rows.shape[1],
-            data=rows.reshape(-1),
-        )  # fmt: skip
-
+    height, width = frame.depth.shape
+    camera_info = bag_messages.camera_info_message(in_camera, frame.intrinsics, width, height)
     # REP 118: NaN where depth is unknown; infinity, too far to measure, stays.
     depth = np.where(frame.depth > 0, frame.depth, np.nan).astype("<f4")
     return {
-        "/tf": make.TFMessage(
-            transforms=[make.TransformStamped(header=in_world, child_frame_id=CAMERA_FRAME, transform=transform)]
+        "/tf": bag_messages.messages().TFMessage(
+            transforms=[bag_messages.transform_message(in_world, CAMERA_FRAME, position, quaternion)]
         ),
         "/ground_truth/odometry": odometry,
         "/camera/camera_info": camera_info,
-        "/camera/image_raw": image(frame.image, "rgb8"),
+        "/camera/image_raw": bag_messages.image_message(in_camera, frame.image),
         "/camera/depth/camera_info": camera_info,
-        "/camera/depth/image_rect": image(depth, "32FC1"),
-        "/camera/moving_mask": image(mask_image(frame.moving), "mono8"),
+        "/camera/depth/image_rect": bag_messages.image_message(in_camera, depth),
+        "/camera/moving_mask": bag_messages.image_message(in_camera, mask_image(frame.moving)),
     }

@@ -173,6 +173,8 @@ def read_recording(folder: Path, size: tuple[int, int]) -> Recording:
     Frames without depth or pose are left out. Raises InputError for files that are missing or not as expected, and
     for a recording of less than `HELD_OUT` frames.
     """
+    if not (folder / "rgb.txt").is_file():
+        raise InputError(f"{folder}: no rgb.txt here; expected rgb.txt, depth.txt, groundtruth.txt of TUM RGB-D")
     stamps, images = read_list(folder / "rgb.txt")
     depth_stamps, depths = read_list(folder / "depth.txt")
     poses, posed = KnownTrajectory.read(folder / "groundtruth.txt").at(stamps)

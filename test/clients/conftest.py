@@ -18,7 +18,7 @@ _spec = importlib.util.spec_from_file_location("client_bench", Path(__file__).pa
 node_bench = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(node_bench)
 node_bench.numbers = itertools.count(2000)  # node names must be unique in a process
-make_bench = node_bench.make_bench
+make_bench, stays = node_bench.make_bench, node_bench.stays
 
 
 @pytest.fixture

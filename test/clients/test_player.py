@@ -27,9 +27,11 @@ from raymap3r_ros.clients.bag import ReplayOptions, open_bag
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.geometry import poses
 from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.tum import read_tum
 from raymap3r_ros.network import load_network
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.frame_queue import FrameQueue
+from raymap3r_ros.offline import run_recording
 from raymap3r_ros.streaming import METHOD, Stream
 
 LIMIT = 120.0  # seconds
@@ -61,6 +63,35 @@ def test_replay_gives_the_offline_trajectory_bit_for_bit(make_bench, replay_into
     assert len(expected) == 12 and len(set(expected)) == 12
     assert [playback.poses[index] for index in range(12)] == expected
     assert playback.worlds == {0: 0} and playback.counts["frames lost"] == 0
+
+
+def test_replay_of_a_camera_that_comes_back_equals_the_offline_run(make_bench, replay_into, stays, tmp_path):
+    """Bit for bit, with a search in the world before the jump of the stamps, and the return to it."""
+    times = [*np.arange(40) / 10, *(100 + np.arange(20) / 10)]
+    images = [frame.image for frame in (*stays[0][:40], *stays[0][20:40])]
+    messages = [(time, "/image", raw(time, image)) for time, image in zip(times, images, strict=True)]
+    folder = write_bag(tmp_path / "bag", messages)
+    bag = open_bag(folder, ReplayOptions())
+    bench = make_bench(**replay.node_parameters(bag, {}))
+    assert bench.change_state("configure") and bench.change_state("activate")
+    playback = replay_into(bench, bag)
+    network = load_network("one_room")
+    stream, expected = Stream(network), []
+    for index, frame in enumerate(open_recording(folder)):
+        if index == 40:
+            stream.reset(relocalize=True)
+        pose = poses.world_pose(stream.step(frame.image, frame.stamp).numpy("pose")["pose"])
+        expected.append((*pose[:3, 3].tolist(), *poses.quaternion(pose[:3, :3])))
+    assert [playback.poses[index] for index in range(60)] == expected
+    assert bench.count_logs("found again") == 1
+    summary = run_recording(open_recording(folder), network, tmp_path / "run", progress=False)
+    assert summary.returns == 1
+    files = [read_tum(file) for file in (tmp_path / "run").glob("trajectory_*.txt")]
+    offline = dict(
+        zip(np.concatenate([stamps for stamps, _ in files]), np.concatenate([p for _, p in files]), strict=True)
+    )
+    for stamp, numbers in zip(sorted(offline), expected, strict=True):
+        np.testing.assert_allclose(poses.world_pose(offline[stamp])[:3, 3], numbers[:3], atol=1e-6)
 
 
 @pytest.mark.parametrize("encoding", conversions.ENCODINGS)

@@ -17,7 +17,7 @@ from bags import images_bag, picture, transform, transforms, write_bag
 from raymap3r_ros import cli
 from raymap3r_ros.clients import graph, player, replay
 from raymap3r_ros.clients.bag import ReplayOptions
-from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.io.output_folder import claim
 from raymap3r_ros.node.conversions import pose_numbers
 
@@ -38,6 +38,9 @@ def test_the_command_reports_and_scores(rendered, tmp_path, capfd):
     lines = (tmp_path / "trajectory.txt").read_text().splitlines()
     assert len(lines) == 13 and (tmp_path / "report.txt").read_text() in printed
     assert cli.main(arguments) == 2  # a report exists already
+    report |= {"frames_dropped": 3, "worlds": [], "latency": None}
+    text = "\n".join(replay._text(replay.ReplayReport(**report)))
+    assert "set every_frame of the node to true" in text and "every_frame" not in printed
 
 
 def test_ctrl_c_ends_cleanly_with_the_report_so_far(tmp_path, capfd, monkeypatch):
@@ -104,6 +107,21 @@ def test_parameters_for_a_running_node_are_refused(tmp_path):
     bag = images_bag(tmp_path / "bag")
     with pytest.raises(OptionError, match="device: the node /eye is already running"):
         replay.run(bag, ReplayOptions(rate=0.0), tmp_path / "out", node="/eye", parameters={"device": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("node", "domain", "reason"),
+    [("/robot/ray map", "", "must not contain"), ("/1x", "", "starts with a number"), ("/a/", "", "must not end"),
+     ("/eye", "233", "allowed: 0 to 232")],
+)  # fmt: skip
+def test_a_replay_that_cannot_begin_keeps_an_earlier_report(tmp_path, monkeypatch, node, domain, reason):
+    (tmp_path / "out").mkdir()
+    claim(tmp_path / "out", "report.json").touch()
+    if domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", domain)
+    with pytest.raises(Raymap3rError, match=reason):
+        replay.run(images_bag(tmp_path / "bag"), ReplayOptions(rate=0.0), tmp_path / "out", node=node, overwrite=True)
+    assert (tmp_path / "out" / "report.json").exists()
 
 
 def test_overwrite_keeps_unrelated_files(tmp_path):

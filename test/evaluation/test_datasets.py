@@ -252,6 +252,17 @@ def test_bonn_uses_110_images_and_poses_of_the_camera_instead_of_the_markers(tmp
     assert np.linalg.norm(position - (-2.0, 3, 2)) == pytest.approx(0.0187, abs=5e-4)
 
 
+def test_a_list_without_the_images_that_are_used(tmp_path):
+    """The cause is not that no pose is near."""
+    folder = tmp_path / "rgbd_bonn_crowd2"
+    write_tum(folder, 30)
+    with pytest.raises(InputError, match="lists 30 images; the images from number 30 on are used"):
+        open_dataset("bonn", tmp_path)
+    (folder / "rgb.txt").write_text("# timestamp filename\n")
+    with pytest.raises(InputError, match=r"rgb.txt lists 0 images$"):
+        open_dataset("tum_folder", tmp_path)
+
+
 # --------------------------------------------------------------------------------------------------------- ScanNet
 
 

@@ -134,13 +134,19 @@ def test_each_session_begins_with_the_world_of_the_first_one():
 class Finder:
     """Stands in for a stream of one camera: after every second search it is found in world 0, in the seventh frame."""
 
+    kept_bytes = 0
+
     def __init__(self, network: object, options: StreamOptions, method: object) -> None:
+        self.network = network
         self.options, self.resets, self.world, self.since, self.frame = options, 0, 0, 0, 0
 
     def reset(self, *, relocalize: bool = False) -> None:
         assert relocalize
         self.resets += 1
         self.world, self.since = self.resets, 0
+
+    def plan(self, frame: int, *, motion: bool) -> SimpleNamespace:
+        return SimpleNamespace(run_ray_branch=motion)
 
     def step(self, image: np.ndarray, **_: object) -> SimpleNamespace:
         assert image.ndim == 3  # one camera
@@ -149,7 +155,7 @@ class Finder:
         pose = torch.from_numpy(WORLDS[self.world] @ truth(self.frame))
         healthy, change = torch.tensor(self.frame != 3), WorldChange.RETURNED if found else WorldChange.NONE
         self.frame, self.since = self.frame + 1, self.since + 1
-        return SimpleNamespace(healthy=healthy, pose=pose, world=self.world, world_change=change)
+        return SimpleNamespace(healthy=healthy, pose=pose, world=self.world, world_change=change, frame=self.frame)
 
 
 def test_each_camera_is_searched_alone_after_each_jump(monkeypatch):

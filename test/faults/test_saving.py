@@ -1,5 +1,6 @@
 """~/save on a full or read-only disk or after a kill: a folder is complete, or does not exist under its name."""
 
+import errno
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from std_srvs.srv import Trigger
 
+from raymap3r_ros.errors import reason_of
+from raymap3r_ros.io.ply import write_ply
 from raymap3r_ros.node.saving import Saved, save
 
 from .conftest import assert_alive
@@ -49,6 +52,20 @@ def test_disk_becomes_full(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
     assert save(str(tmp_path), saved()).is_dir()
+
+
+@pytest.mark.parametrize("limit", [50, 1000, 5000])
+def test_a_cloud_that_does_not_fit_is_named(tmp_path, limit):
+    """In the header, in the first block of the points, and later."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_ply(tmp_path / "cloud.ply", np.zeros((1000, 3), np.float32), np.zeros((1000, 3), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "cloud.ply"))
+    assert "ulimit -f" in reason_of(caught.value) and list(tmp_path.iterdir()) == []
 
 
 def test_killed_during_save(tmp_path, rng, sized):

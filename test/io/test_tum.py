@@ -49,6 +49,32 @@ def test_images_far_from_any_pose_have_none(known: KnownTrajectory):
     assert gap.pose_at(STAMPS[0]) is not None and gap.pose_at(STAMPS[5] + 0.01) is not None
 
 
+@pytest.mark.parametrize("decimals", [3, 4, 6, 9])
+@pytest.mark.parametrize("period", [0.1, 1 / 3, 1.0, 7.0])
+def test_rounded_stamps_of_the_images_have_their_poses(poses: np.ndarray, tmp_path: Path, decimals, period):
+    """However rare the poses are, and however the file rounds the stamps."""
+    images = 1.7e9 + 0.01234567 + np.arange(20) * period
+    rows = np.column_stack((poses[:, :3, 3], Rotation.from_matrix(poses[:, :3, :3]).as_quat())).tolist()
+    lines = (f"{stamp:.{decimals}f} {' '.join(map(str, row))}\n" for stamp, row in zip(images, rows, strict=True))
+    (tmp_path / "rounded.txt").write_text("".join(lines))
+    known = KnownTrajectory.read(tmp_path / "rounded.txt")
+    found, has_pose = known.at(images)
+    assert has_pose.all()
+    np.testing.assert_allclose(found, poses, atol=1e-6)  # not a mixture with poses of other times
+    for index, stamp in enumerate(images):
+        np.testing.assert_array_equal(known.pose_at(stamp), found[index])
+        assert known.pose_at(stamp + 0.002) is None or index in (0, 19), "too far from the next pose"
+
+
+def test_of_poses_with_one_stamp_the_first_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    same = "0 0 0 0 0 0 0 1\n0 0 0 0 0 0 0 1\n1 1 0 0 0 0 0 1\n"
+    (tmp_path / "same.txt").write_text(same)
+    assert len(KnownTrajectory.read(tmp_path / "same.txt").stamps) == 2 and not caplog.records
+    (tmp_path / "other.txt").write_text(same + "1 6 0 0 0 0 0 1\n")
+    assert KnownTrajectory.read(tmp_path / "other.txt").pose_at(1.0)[0, 3] == 1
+    assert "1 poses have the stamp of another one" in caplog.text
+
+
 def test_a_single_pose_is_refused(tmp_path: Path):
     (tmp_path / "one.txt").write_text("0 0 0 0 0 0 0 1\n")
     with pytest.raises(InputError, match="1 poses; needed: at least 2"):

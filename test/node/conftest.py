@@ -37,6 +37,7 @@ from raymap3r_ros.node.publishers import TOPICS  # noqa: E402
 from raymap3r_ros.node.stream_node import StreamNode  # noqa: E402
 from raymap3r_ros.streaming import METHOD, StepResult, WorldChange  # noqa: E402
 from raymap3r_ros.streaming.timing import StageTimer  # noqa: E402
+from raymap3r_ros.synthetic import suite_sequence  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules in this folder
 
@@ -375,6 +376,14 @@ class FakeStream:
             world=self._world,
             past_worlds=() if self._left is None else (self._left[0],),
         )
+
+
+@pytest.fixture(scope="session")
+def stays():
+    """Frames of a stay in a room, and of one in another room."""
+    sequence = suite_sequence("kidnap", 0, world="one_room", size=(48, 64))
+    groups = itertools.groupby(itertools.islice(sequence.frames(), 225), key=lambda frame: frame.jumps)
+    return [list(itertools.islice(stay, 40)) for (_, stay), _ in zip(groups, range(2), strict=False)]
 
 
 @pytest.fixture

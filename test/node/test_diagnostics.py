@@ -3,7 +3,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from raymap3r_ros.node import diagnostics
-from raymap3r_ros.node.diagnostics import Monitor, Rate, StampRates
+from raymap3r_ros.node.diagnostics import LOST_SHARE, Monitor, Rate, StampRates
 
 
 @pytest.fixture
@@ -93,6 +93,44 @@ def test_bursts_of_a_camera_are_no_losses(clock, burst, cycle):
             status = monitor.status("/raymap3r", "active", {})
             assert "stamped at" not in status.message
     assert float(values(status)["rate stamped (Hz)"]) == pytest.approx(10 * burst / cycle, rel=0.2)
+
+
+def test_an_irregular_camera_is_no_loss():
+    """Exponential gaps of 66 ms in the mean."""
+    rates, random, stamp = StampRates(), np.random.default_rng(1), 0.0
+    for index in range(400):
+        stamp += max(0.004, random.exponential(0.066))
+        rates.image(stamp)
+        if index >= 40:
+            assert rates.stamped() == rates.arriving(), index
+
+
+@pytest.mark.parametrize("slow", [10, 6, 4])
+def test_a_camera_that_becomes_slower_is_no_loss(slow):
+    """As with automatic exposure in the dark."""
+    rates = StampRates()
+    for index in range(160):
+        rates.image(index / 20)
+    assert rates.stamped() == pytest.approx(20)
+    for index in range(1, 100):
+        rates.image(159 / 20 + index / slow)
+        assert rates.arriving() >= LOST_SHARE * rates.stamped(), index
+    assert rates.stamped() == pytest.approx(slow)
+
+
+def test_losses_of_a_camera_with_jitter_are_detected():
+    rates, random = StampRates(), np.random.default_rng(2)
+    for index in range(900):
+        if random.random() < 0.3:
+            rates.image(index / 30 + random.normal(0, 0.0015))
+    assert rates.stamped() == pytest.approx(30, rel=0.1)
+
+
+def test_late_images_are_no_losses():
+    rates = StampRates()
+    for index in range(100):
+        rates.image(index / 10 - 0.12 * (index % 4 == 3))
+    assert rates.stamped() == pytest.approx(10, rel=0.1)
 
 
 def test_missing_images_are_a_warning_only_while_active(clock):

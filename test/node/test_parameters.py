@@ -14,7 +14,7 @@ NAMES = {
     "checkpoint", "device", "preset", "precision", "execution", "image_size", "update_rule", "router", "smoothing",
     "reset_interval", "reset_alignment", "keyframes.size", "keyframes.relocalize", "ray_interval", "token_pooling",
     "world_frame", "odom_frame", "base_frame", "child_frame", "tf_mode",
-    "invert_tf", "publish_tf", "pose_source", "published_pose", "output_dir", "memory",
+    "invert_tf", "publish_tf", "pose_source", "published_pose", "output_dir", "memory", "shared_world",
     "depth_encoding", "confidence_threshold",
     "points.stride", "points.static_only", "every_frame", "max_gap", "image_transport", "rectified",
     "static_map.voxel_size", "static_map.max_points", "static_map.rate", "static_map.always",

@@ -1,6 +1,5 @@
 """Sessions of the node: ~/save, and nodes that begin in the saved world."""
 
-import itertools
 import shutil
 from pathlib import Path
 
@@ -17,19 +16,10 @@ from raymap3r_ros.io.ply import read_ply
 from raymap3r_ros.network import load_network
 from raymap3r_ros.node import conversions
 from raymap3r_ros.streaming.world_files import load_world
-from raymap3r_ros.synthetic import suite_sequence
 
 SCALE = 2.0
 FIRST, SECOND = slice(0, 40), slice(20, 40)  # frames of the first session, and of later ones in the same place
 OPTIONS = {"every_frame": True, "static_map__always": True, "static_map__rate": 30.0, "confidence_threshold": 1.0}
-
-
-@pytest.fixture(scope="module")
-def stays():
-    """Frames of a stay in a room, and of one in another room."""
-    sequence = suite_sequence("kidnap", 0, world="one_room", size=(48, 64))
-    groups = itertools.groupby(itertools.islice(sequence.frames(), 225), key=lambda frame: frame.jumps)
-    return [list(itertools.islice(stay, 40)) for (_, stay), _ in zip(groups, range(2), strict=False)]
 
 
 def show(bench, frames, start=0):

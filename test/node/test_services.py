@@ -160,6 +160,10 @@ def test_save_without_a_map_reports_it(make_bench, tmp_path):
     response = save(bench)
     assert response.success and "no static map" in response.message and "static_map.always" in response.message
     assert not list(tmp_path.glob("*/static_map.ply"))
+    assert bench.set_parameter("static_map.always", True).successful
+    bench.send(1)  # the new value acts on the next frame, which has no dynamic mask yet
+    bench.wait_for("pose", 2)
+    assert "no static map (it begins with the first image whose dynamic mask is known)" in save(bench).message
 
 
 def test_save_to_a_folder_that_cannot_be_written_is_an_error(make_bench, tmp_path):

@@ -51,6 +51,7 @@ def test_the_trajectory_is_in_the_frame_of_the_given_poses(run, tmp_path):
     turned = Rotation.from_quat(trajectory[known, 4:]).inv() * Rotation.from_matrix(poses[known, :3, :3])
     assert turned.magnitude().max() < 1e-5
     assert (summary.worlds, summary.frames, summary.frames_with_pose) == (1, COUNT, len(known))
+    assert summary.worlds_given == [1]
     written = json.loads((folder / "summary.json").read_text())
     assert written["frames_with_pose"] == len(known) and written["poses"] == str(tmp_path / "known.txt")
 
@@ -59,7 +60,7 @@ def test_images_before_the_first_pose_are_a_world_of_their_own(run, tmp_path, ca
     poses = write_poses(tmp_path / "known.txt", range(3, COUNT))
     summary, folder = run(tmp_path / "known.txt")
     assert (summary.worlds, summary.frames_with_pose) == (2, COUNT - 3)
-    assert len(np.loadtxt(folder / "trajectory_1.txt")) == 3
+    assert len(np.loadtxt(folder / "trajectory_1.txt")) == 3 and summary.worlds_given == [2]
     np.testing.assert_allclose(np.loadtxt(folder / "trajectory_2.txt")[:, 1:4], poses[3:, :3, 3], atol=1e-6)
     assert "the known poses begin at 0.600 s: a new world starts" in caplog.text
 

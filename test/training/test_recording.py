@@ -282,6 +282,11 @@ def test_the_office_command(tmp_path: Path, folder: Path, monkeypatch, capsys: p
             train(TrainOptions(world=world), tmp_path / "other", "x", CPU, data=data)
 
 
+def test_a_folder_of_another_layout_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"no rgb\.txt here; expected rgb\.txt, depth\.txt, groundtruth\.txt of TUM"):
+        read_recording(tmp_path, SIZE)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("rgb.txt", "# timestamp filename\n"), ("groundtruth.txt", "90 0 0 0 0 0 0 1\n91 0 0 0 0 0 0 1\n")],

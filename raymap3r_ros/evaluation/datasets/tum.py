@@ -26,6 +26,7 @@ from raymap3r_ros.evaluation.datasets.files import (
 from raymap3r_ros.evaluation.sequences import Frame, PosedSequence
 from raymap3r_ros.io.files import natural_key
 from raymap3r_ros.io.tum import TOLERANCE, read_tum, unit_hint
+from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,12 @@ def _sequence(
     to_camera: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> PosedSequence:
     """`listed` selects from rgb.txt, then `chosen` from the frames with a pose; `to_camera` converts the poses."""
-    stamps, images = (column[listed] for column in read_list(folder / "rgb.txt"))
+    stamps, images = read_list(folder / "rgb.txt")
+    if not len(stamps[listed]):
+        first = listed.start or 0
+        used = f"; the images from number {first} on are used, counted from 0: tum_folder uses all" if first else ""
+        raise InputError(f"{folder / 'rgb.txt'} lists {counted(len(stamps), 'image')}{used}")
+    stamps, images = stamps[listed], images[listed]
     pose_stamps, poses = read_tum(folder / "groundtruth.txt")
     nearest = nearest_stamps(stamps, pose_stamps)
     posed = np.flatnonzero(nearest >= 0)[chosen]
