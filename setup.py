@@ -11,6 +11,7 @@ EVALUATION = ["evo", "scipy", "matplotlib"]  # only `raymap3r evaluate` needs th
 EXPORT = ["av>=15", "pyarrow>=14"]  # only `raymap3r export RESULTS lerobot` needs these
 READERS = ["mcap>=1.1", "pycolmap>=4.0", "trimesh>=4.0"]  # of exports, independent ones
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+OBJECT_STORAGE = ["moto[s3,server]", "s3fs"]  # a server for tests, and its client
 BATCH = ["ray>=2.53", "fsspec", "pyarrow"]  # only `raymap3r batch` and `evaluate --ray` need these
 
 version = re.search(r'^__version__ = "(.+)"$', Path(NAME, "__init__.py").read_text(), re.MULTILINE)[1]
@@ -62,8 +63,7 @@ setup(
             *ONNX,
             *READERS,
             *BATCH,
-            "moto[s3,server]",
-            "s3fs",
+            *OBJECT_STORAGE,
         ],
     },
     zip_safe=False,  # weights, launch files and configuration are read as files

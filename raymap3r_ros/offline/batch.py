@@ -59,13 +59,11 @@ class BatchJob:
 
     def key(self, source: str) -> dict[str, Any]:
         """Return what the results of a recording depend on, as read from JSON. Reads the whole recording."""
-        reading = dataclasses.asdict(ReadOptions(**self.reading))
-        matrix = reading["intrinsics"]
         options = {
             "stream": dataclasses.asdict(self.options),
             "cloud": dataclasses.asdict(self.cloud_options),
             "outputs": dataclasses.asdict(self.outputs),
-            "reading": reading | {"intrinsics": None if matrix is None else np.asarray(matrix).tolist()},
+            "reading": ReadOptions(**self.reading).as_json(),
         }
         key = {"input": content_id(source), "options": options, "weights": self.weights, "version": __version__}
         return json.loads(json.dumps(key))
