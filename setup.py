@@ -11,6 +11,7 @@ EVALUATION = ["evo", "scipy", "matplotlib"]  # only `raymap3r evaluate` needs th
 EXPORT = ["av>=15", "pyarrow>=14"]  # only `raymap3r export RESULTS lerobot` needs these
 READERS = ["mcap>=1.1", "pycolmap>=4.0", "trimesh>=4.0"]  # of exports, independent ones
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+BATCH = ["ray>=2.53", "fsspec", "pyarrow"]  # only `raymap3r batch` and `evaluate --ray` need these
 
 version = re.search(r'^__version__ = "(.+)"$', Path(NAME, "__init__.py").read_text(), re.MULTILINE)[1]
 
@@ -49,9 +50,21 @@ setup(
         "weights": ["gdown>=6.3", "huggingface_hub>=0.36.2"],  # only `raymap3r weights fetch` needs them
         "export": EXPORT,
         "onnx": ONNX,  # only `execution: onnx` needs these
+        "batch": BATCH,  # for s3:// also s3fs, for gs:// gcsfs
         "view": ["rerun-sdk>=0.24"],  # only `raymap3r run --view` needs it
         # Without pytest here `colcon test` runs nothing.
-        "test": ["pytest>=7.4", "pytest-xdist>=3.8", "ruff", *EVALUATION, *EXPORT, *ONNX, *READERS],
+        "test": [
+            "pytest>=7.4",
+            "pytest-xdist>=3.8",
+            "ruff",
+            *EVALUATION,
+            *EXPORT,
+            *ONNX,
+            *READERS,
+            *BATCH,
+            "moto[s3,server]",
+            "s3fs",
+        ],
     },
     zip_safe=False,  # weights, launch files and configuration are read as files
     entry_points={

@@ -25,6 +25,7 @@ from raymap3r_ros.working_directory import working_directory_problem
 # the command in use is imported.
 COMMANDS = {
     "run": "process a video, a folder of images or a ROS 2 bag",
+    "batch": "process many recordings, on this machine or on a Ray cluster",
     "export": "write the results of a run for COLMAP, nerfstudio, Foxglove and others",
     "weights": "fetch, import and verify weights by name",
     "convert": "convert the public checkpoint to a safetensors file",

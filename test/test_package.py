@@ -40,10 +40,14 @@ KEYS = {
     "pycolmap": None,
     "trimesh": None,
     "mcap": None,
+    "ray": None,
+    "fsspec": None,
+    "moto": None,
+    "s3fs": None,
     "raymap3r_pip_ros": None,  # of pip_ros/, in environments without a ROS distribution
 }
 NOT_IMPORTED = {"ros2launch"}  # keys of what is needed without an import: the command `ros2 launch`
-IMPORTERS = ("optional_module", "importorskip")  # functions that import the module that they are given
+IMPORTERS = ("optional_module", "batch_module", "importorskip")  # functions that import the module that they are given
 # Names on PyPI that differ from the import.
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",

@@ -12,8 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from raymap3r_ros.commands.arguments import (
+    absolute_checkpoint,
     add_checkpoint,
     add_device,
+    add_rules_arguments,
     add_stream_options,
     path,
     read_stream_options,
@@ -36,6 +38,7 @@ from raymap3r_ros.evaluation.parts import (
 from raymap3r_ros.evaluation.pictures import PICTURES, draw_pictures
 from raymap3r_ros.evaluation.plan import EvaluationPlan, ablation_variants, pose_variants, rule_variants
 from raymap3r_ros.evaluation.settings import describe_settings, settings_text
+from raymap3r_ros.evaluation.spread import over_ray
 from raymap3r_ros.evaluation.statistics import optional_module
 from raymap3r_ros.evaluation.trajectory import DRIFT
 from raymap3r_ros.io.output_folder import check_output_folder, check_results
@@ -44,7 +47,7 @@ from raymap3r_ros.network import Network, checkpoint_path, choose_device, load_n
 from raymap3r_ros.network.metadata import copy_with_metadata
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
 from raymap3r_ros.output_files import check_output_file, check_outputs, real_path
-from raymap3r_ros.streaming import RULES, StreamOptions
+from raymap3r_ros.streaming import StreamOptions
 from raymap3r_ros.streaming.plausibility import METADATA_KEY as PLAUSIBILITY_KEY
 from raymap3r_ros.streaming.plausibility import MIN_FRAMES
 from raymap3r_ros.synthetic import SUITES, WORLDS
@@ -75,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if dataset.load_long:
             recorded.add_argument("--long", action="store_true", help="the longer sampling of its sequences")
         # Intrinsics as in the published tables; the images of sequences may differ in size, so there are no batches.
-        _add_common(recorded, intrinsics="estimated", batch=1)
+        add_rules_arguments(recorded, intrinsics="estimated", batch=1)
         recorded.set_defaults(
             evaluate=_run_rules, parts=_recorded_parts, dataset=name, depth_cap=dataset.depth_cap,
             cloud_crop=CLOUD_CROP,
@@ -123,7 +126,7 @@ def _add_synthetic(subcommands: argparse._SubParsersAction, method: argparse.Arg
         help=f"also run every rule with the true camera poses given, and with poses that drift by {100 * DRIFT:g} %% "
         "of the distance",
     )
-    _add_common(parser, intrinsics="given", batch=8)
+    add_rules_arguments(parser, intrinsics="given", batch=8)
     parser.set_defaults(evaluate=_run_rules, parts=_synthetic_parts, depth_cap=None, cloud_crop=0)
 
 
@@ -196,52 +199,6 @@ def _add_plausibility(subcommands: argparse._SubParsersAction, method: argparse.
         help="write a copy of the checkpoint (.safetensors) with the limits in its metadata",
     )
     parser.set_defaults(evaluate=_run_plausibility)
-
-
-def _add_common(parser: argparse.ArgumentParser, *, intrinsics: str, batch: int) -> None:
-    """Add the arguments of all subcommands that run update rules."""
-    add_checkpoint(parser)
-    parser.add_argument(
-        "--rules",
-        type=lambda text: tuple(text.split(",")),
-        default=tuple(RULES),
-        metavar="A,B",
-        help=f"update rules to run (default: {','.join(RULES)})",
-    )
-    parser.add_argument(
-        "--sequences",
-        type=int,
-        metavar="N",
-        help="N sequences of each suite, spread over it, or the first N of a data set",
-    )
-    parser.add_argument("--frames", type=int, default=0, metavar="N", help="the first N frames of each (default: all)")
-    parser.add_argument("--ablations", action="store_true", help="also run the method with single parts on or off")
-    parser.add_argument("--reconstruction", action="store_true", help="also compare the point cloud of static objects")
-    parser.add_argument(
-        "--intrinsics",
-        choices=("given", "estimated"),
-        default=intrinsics,
-        help="whether the stream gets the true intrinsics (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--judged-frames",
-        type=int,
-        default=EvaluationPlan.judged_frames,
-        metavar="N",
-        help="frames of a sequence, spread evenly, whose depth and masks are evaluated (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=batch,
-        metavar="N",
-        help="sequences of equal length and image size that run side by side (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--json", type=path, metavar="FILE", help="write settings, rows and the values of every sequence"
-    )
-    parser.add_argument("--csv", type=path, metavar="FILE", help="write the rows")
-    parser.add_argument("--pictures", type=path, metavar="DIR", help="draw trajectories, depth strips and masks")
 
 
 # ----------------------------------------------------------------------------------------------------------- calls
@@ -378,7 +335,10 @@ def _run_rules(args: argparse.Namespace) -> None:
     )
     _check(args)
     network = _load(args, options)
-    runs = run_parts(network, args.parts(args, network, options), variants, plan, options)
+    parts = args.parts(args, network, options)
+    device = next(network.parameters()).device
+    with over_ray(args.ray, absolute_checkpoint(args.checkpoint), device, options.precision, plan.workers) as spread:
+        runs = run_parts(network, parts, variants, plan, options, spread)
     keys = {variant.name: tables.settings_key(variant.settings()) for variant in variants}
     rows = tables.make_rows(runs, variants, keys)
     command = shlex.join(["raymap3r", *sys.argv[1:]])

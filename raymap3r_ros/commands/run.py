@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from raymap3r_ros.commands.arguments import (
     add_checkpoint,
     add_device,
     add_options,
+    add_reading,
+    add_results,
     add_stream_options,
     path,
     read_options,
     read_stream_options,
+    reading_options,
+    result_options,
 )
 from raymap3r_ros.errors import OptionError
 from raymap3r_ros.io import open_input
@@ -39,7 +40,6 @@ from raymap3r_ros.offline.window import Window
 from raymap3r_ros.output_files import check_outputs
 from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED, STOP_NAMES
-from raymap3r_ros.stamps import MAX_GAP
 from raymap3r_ros.text import counted, printable
 
 INCOMPLETE = 1  # exit status if the recording ended early
@@ -66,14 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
     results = parser.add_argument_group("results")
-    for name, help_text in (
-        ("depth", "do not write depth/"),
-        ("masks", "do not write masks/"),
-        ("cloud", "do not write static_scene.ply"),
-        ("preview", "do not write the preview video and picture"),
-        ("motion", "do not estimate motion: no masks, and static_scene.ply contains moving objects"),
-    ):
-        results.add_argument(f"--no-{name}", dest=name, action="store_false", help=help_text)
+    add_results(results)
     results.add_argument(
         "--view",
         nargs="?",
@@ -92,45 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"also write the results as {', '.join(export_formats())}, each to DIR_FORMAT (see docs/formats.md)",
     )
     results.add_argument(
-        "--save-memory",
-        action="store_true",
-        help="write world.safetensors, the keyframes of the last world, for --memory of another run or the node",
-    )
-    results.add_argument(
         "--window", action="store_true", help="show the preview in a window; q or Escape ends the run"
     )
 
-    _add_reading(parser.add_argument_group("reading"))
-    add_stream_options(parser.add_argument_group("method"))
-    add_options(parser.add_argument_group("static scene"), CloudOptions)
-
-
-def _add_reading(reading: Any) -> None:
-    """Add the options of the input."""
-    reading.add_argument("--topic", help="image topic of a bag that has several")
-    reading.add_argument(
-        "--rate",
-        type=float,
-        default=30.0,
-        help="images per second of a folder of images, and of a video stream without times: H.264, H.265, MJPEG and "
-        "others without a container (default: %(default)s)",
-    )
-    reading.add_argument("--stride", type=int, default=1, metavar="N", help="process every N-th frame (default: 1)")
-    reading.add_argument(
-        "--max-gap",
-        type=float,
-        default=MAX_GAP,
-        metavar="S",
-        help="longest step between two stamps of a bag or a live input, seconds; a longer one, or one back by more "
-        "than 0.1, starts a new world with files of its own (default: %(default)s)",
-    )
-    reading.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
-    reading.add_argument(
-        "--intrinsics",
-        type=_intrinsics,
-        metavar="FX,FY,CX,CY",
-        help="camera intrinsics in pixels of the recorded images (default: camera_info of a bag, else estimated)",
-    )
+    reading = parser.add_argument_group("reading")
+    add_reading(reading)
     reading.add_argument(
         "--poses",
         type=path,
@@ -145,6 +104,8 @@ def _add_reading(reading: Any) -> None:
         help="a world.safetensors: search for the camera in this saved world, and continue there (see "
         "docs/keyframes.md)",
     )
+    add_stream_options(parser.add_argument_group("method"))
+    add_options(parser.add_argument_group("static scene"), CloudOptions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -155,10 +116,7 @@ def run(args: argparse.Namespace) -> int:
         inputs = [Path(args.input), checkpoint_path(args.checkpoint), *given]
         check_outputs([args.view], inputs)
     window = Window() if args.window else None
-    recording = open_input(
-        args.input, topic=args.topic, rate=args.rate, stride=args.stride, max_frames=args.max_frames,
-        intrinsics=args.intrinsics, max_gap=args.max_gap,
-    )  # fmt: skip
+    recording = open_input(args.input, **reading_options(args))
     folders = [export_folder(args.out, one) for one in args.export]
     for one, folder in zip(args.export, folders, strict=True):
         check_packages(one)
@@ -167,8 +125,7 @@ def run(args: argparse.Namespace) -> int:
         check_target(folder, args.overwrite)
     poses = None if args.poses is None else KnownTrajectory.read(args.poses)
     outputs = RunOutputs(
-        depth=args.depth, masks=args.masks, cloud=args.cloud, preview=args.preview, motion=args.motion,
-        memory=args.save_memory,
+        **result_options(args),
         view=RerunView(None if args.view is True else args.view, args.overwrite) if args.view else None,
         window=window,
     )  # fmt: skip
@@ -240,13 +197,3 @@ def _export_format(text: str) -> ExportFormat:
         return export_format(text)
     except OptionError as error:
         raise argparse.ArgumentTypeError(f"{error}; INPUT goes before --export") from None
-
-
-def _intrinsics(text: str) -> np.ndarray:
-    try:
-        fx, fy, cx, cy = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers fx,fy,cx,cy") from None
-    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: fx and fy must be above 0")
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from raymap3r_ros.doctor.lines import FAIL, OK, WARNING, Line, Target
 from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.file_hash import sha256_of
 from raymap3r_ros.network import PRESETS, checkpoint_config, checkpoint_path, shipped_weights
 from raymap3r_ros.text import size_text
-from raymap3r_ros.weights.download import sha256_of
 
 NAME = "weights"
 SHIPPED = {"one_room": "f9f725c30a5bfa1f28e0bf6faf09f1fb3f52b9125d1940086fd2e1e9727e719d"}

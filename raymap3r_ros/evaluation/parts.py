@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from raymap3r_ros.evaluation.baselines import map_controls
 from raymap3r_ros.evaluation.datasets import open_dataset
 from raymap3r_ros.evaluation.plan import EvaluationPlan, Variant
-from raymap3r_ros.evaluation.run import run_sequences, sequence_length
+from raymap3r_ros.evaluation.run import batch_tasks, run_sequences, sequence_length
 from raymap3r_ros.evaluation.scorer import SequenceRun
 from raymap3r_ros.evaluation.sequences import PosedSequence, synthetic_sequence
 from raymap3r_ros.network import Network
@@ -27,6 +27,9 @@ ON_REQUEST = ("tune", "revisit", "endurance", "kidnap", "session")
 DEFAULT_SEQUENCES = 12  # of a suite, but ...
 DEFAULT_FRAMES = 4000  # ... only as many as have this number of frames, for suites of long sequences
 WORKERS = 4  # maximum number of parallel batches on a CPU: each holds the maps of its sequences
+
+# Calls functions of a network in other processes, which load it themselves; yields the results in order.
+Spread = Callable[[list[Callable[..., list[SequenceRun]]]], Iterator[list[SequenceRun]]]
 
 
 @dataclass(frozen=True)
@@ -83,23 +86,41 @@ def input_size(network: Network, options: StreamOptions) -> tuple[int, int]:
 
 
 def run_parts(
-    network: Network, parts: list[Part], variants: list[Variant], plan: EvaluationPlan, options: StreamOptions
+    network: Network,
+    parts: list[Part],
+    variants: list[Variant],
+    plan: EvaluationPlan,
+    options: StreamOptions,
+    spread: Spread | None = None,
 ) -> list[SequenceRun]:
-    """Run all sequences of all parts, with a progress bar; add the values of the controls to those of the variants."""
+    """Run all sequences of all parts, with a progress bar; add the values of the controls to those of the variants.
+
+    `spread`: runs the batches elsewhere, by default in threads.
+    """
     total = sum(sequence_length(sequence, plan) for part in parts for sequence in part.sequences)
     runs = []
     with tqdm(total=total, unit=" frames", disable=None, dynamic_ncols=True) as bar, cores_for(plan.workers):
+        elsewhere = spread and spread([task for part in parts for task in _tasks(part, variants, plan)])
         for part in parts:
             bar.set_description(" ".join(name for name in (part.world, part.suite) if name))
-            done = list(
-                run_sequences(
-                    network, part.sequences, variants, plan, suite=part.suite, world=part.world, on_frame=bar.update
-                )
-            )
+            if elsewhere is None:
+                done = list(
+                    run_sequences(
+                        network, part.sequences, variants, plan, suite=part.suite, world=part.world,
+                        on_frame=bar.update,
+                    )
+                )  # fmt: skip
+            else:
+                done = [run for _ in _tasks(part, variants, plan) for run in next(elsewhere)]
+                bar.update(sum(run.frames for run in done))
             for sequence, controls in zip(done, map_controls(done, options.mask), strict=True):
                 sequence.values.update(controls)
             runs += done
     return runs
+
+
+def _tasks(part: Part, variants: list[Variant], plan: EvaluationPlan) -> list[Callable[..., list[SequenceRun]]]:
+    return batch_tasks(part.sequences, variants, plan, suite=part.suite, world=part.world)
 
 
 def worker_count(device: torch.device) -> int:

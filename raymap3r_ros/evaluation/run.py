@@ -7,6 +7,7 @@ image tokens, which do not depend on the variant.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,8 +48,7 @@ def run_sequences(
     `on_frame` is called from any thread with the number of frames processed since the last call. Raises InputError if
     there is no sequence or no variant, or if frames cannot be used.
     """
-    if not sequences or not variants:
-        raise InputError(f"{suite}: nothing to run: {len(sequences)} sequences, {len(variants)} variants")
+    tasks = batch_tasks(sequences, variants, plan, suite=suite, world=world)
     stop = threading.Event()
 
     def advance(count: int) -> None:
@@ -56,26 +56,49 @@ def run_sequences(
             raise _StoppedError
         on_frame(count)
 
-    def run_batch(batch: list[PosedSequence]) -> list[SequenceRun]:
-        if batch[0].kidnapped:
-            (sequence,) = batch
-            values, frames = (
-                _run_kidnapped(network, sequence, variants, plan, advance),
-                sequence_length(sequence, plan),
-            )
-            return [SequenceRun(suite, world, sequence.name, frames, np.empty((0, 4, 4)), {}, values, [])]
-        scorers = _run_batch(network, batch, variants, plan, advance)
-        return [
-            dataclasses.replace(scorer.finish(suite, world), unposed=sequence.unposed)
-            for sequence, scorer in zip(batch, scorers, strict=True)
-        ]
-
     with ThreadPoolExecutor(plan.workers) as pool:
         try:
-            for done in pool.map(run_batch, list(_batches(sequences, plan))):
+            for done in pool.map(lambda task: task(network, on_frame=advance), tasks):
                 yield from done
         finally:
             stop.set()  # after an error the other batches end with their next frame
+
+
+def batch_tasks(
+    sequences: Sequence[PosedSequence], variants: Sequence[Variant], plan: EvaluationPlan, *, suite: str, world: str
+) -> list[Callable[..., list[SequenceRun]]]:
+    """Return functions of a network that run all variants over the batches of the sequences, in order.
+
+    They can be called in any order, in threads or other processes. Raises InputError if there is nothing to run.
+    """
+    if not sequences or not variants:
+        raise InputError(f"{suite}: nothing to run: {len(sequences)} sequences, {len(variants)} variants")
+    return [
+        functools.partial(_run_task, batch=batch, variants=variants, plan=plan, suite=suite, world=world)
+        for batch in _batches(sequences, plan)
+    ]
+
+
+def _run_task(
+    network: Network,
+    *,
+    batch: list[PosedSequence],
+    variants: Sequence[Variant],
+    plan: EvaluationPlan,
+    suite: str,
+    world: str,
+    on_frame: Callable[[int], None] = lambda count: None,
+) -> list[SequenceRun]:
+    if batch[0].kidnapped:
+        (sequence,) = batch
+        values = _run_kidnapped(network, sequence, variants, plan, on_frame)
+        frames = sequence_length(sequence, plan)
+        return [SequenceRun(suite, world, sequence.name, frames, np.empty((0, 4, 4)), {}, values, [])]
+    scorers = _run_batch(network, batch, variants, plan, on_frame)
+    return [
+        dataclasses.replace(scorer.finish(suite, world), unposed=sequence.unposed)
+        for sequence, scorer in zip(batch, scorers, strict=True)
+    ]
 
 
 def sequence_length(sequence: PosedSequence, plan: EvaluationPlan) -> int:

@@ -82,7 +82,8 @@ def main() -> None:
         request = requests.get()
         if isinstance(request, dict):  # a new pass
             chosen = [one for one in reader.connections if one.topic in request["topics"]]
-            sources.append((reader.messages(chosen) if chosen else iter(()), request["raw"]))
+            messages = reader.messages(chosen, start=request["begin"]) if chosen else iter(())
+            sources.append((messages, request["raw"]))
         elif request == DEFINITIONS:
             _send(connection, _all_definitions(reader))
         else:

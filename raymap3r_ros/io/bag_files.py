@@ -54,11 +54,16 @@ class DataFile:
     empty: bool = False  # there is nothing in it that could be opened
 
 
+def is_data_file(name: str) -> bool:
+    """Return whether a file with this name is part of a bag."""
+    return bool(_DATA_FILE.fullmatch(name))
+
+
 def is_bag(path: Path) -> bool:
     """Return whether a path is a bag, by its content or by the name of its files."""
     if not path.is_dir():
-        return bool(_DATA_FILE.fullmatch(path.name)) or kind_of(path) in BAG_SUFFIXES
-    if any(_DATA_FILE.fullmatch(item.name) for item in path.iterdir()):
+        return is_data_file(path.name) or kind_of(path) in BAG_SUFFIXES
+    if any(is_data_file(item.name) for item in path.iterdir()):
         return True
     metadata = path / METADATA
     if not metadata.is_file():

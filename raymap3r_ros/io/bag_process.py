@@ -119,12 +119,13 @@ class BagProcess:
             raise KeyboardInterrupt
         return [tuple(one) for one in found]
 
-    def start(self, topics: list[str], raw: bool = False) -> int:
+    def start(self, topics: list[str], raw: bool = False, begin: int | None = None) -> int:
         """Start a pass over the messages of some topics; return its number for `next`. Raises BagLoss.
 
-        `raw`: no objects are made of the messages, so large ones of all types are read.
+        `raw`: no objects are made of the messages, so large ones of all types are read. `begin`: only
+        messages recorded at this time or later, nanoseconds.
         """
-        self._send({"topics": topics, "raw": raw})
+        self._send({"topics": topics, "raw": raw, "begin": begin})
         self._passes += 1
         return self._passes - 1
 

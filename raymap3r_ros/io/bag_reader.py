@@ -48,6 +48,7 @@ class BagReader:
         self.topics = {name: BagTopic(*values) for name, values in opened["topics"].items()}
         self.listed: dict[str, int] = opened["prepared"]["counts"]  # messages by topic, according to metadata.yaml
         start, end = opened["times"]
+        self.begin = start  # time of the first message, nanoseconds
         self.seconds = (end - start) * 1e-9 if 0 <= start <= end <= END else 0.0
         try:
             self._stores = matching_stores(path, opened["kind"], opened["defined"], opened["twice"])
@@ -63,12 +64,13 @@ class BagReader:
         """Return how many messages of a topic the bag should contain, by its index and by metadata.yaml."""
         return max(self.topics[topic].msgcount, self.listed.get(topic, 0))
 
-    def messages(self, topics: list[str]) -> Iterator[tuple[str, int, Any]]:
+    def messages(self, topics: list[str], skip: int = 0) -> Iterator[tuple[str, int, Any]]:
         """Yield topic, recording time in nanoseconds and message, in order of time.
 
-        The message is a BrokenFrame if it cannot be deserialised. Ends early, with a `loss`, at a stop signal.
+        `skip`: nanoseconds from the first message of the bag; the messages before are not read. The message is a
+        BrokenFrame if it cannot be deserialised. Ends early, with a `loss`, at a stop signal.
         """
-        for header, data in self._pass(topics):
+        for header, data in self._pass(topics, skip=skip):
             yield header["topic"], header["time"], self._message(header, data)
 
     def raw_messages(self, topics: list[str], decoded: str) -> Iterator[tuple[str, str, int, bytes | None, Any]]:
@@ -85,9 +87,11 @@ class BagReader:
                 plain = None
             yield header["topic"], header["type"], header["time"], plain, message
 
-    def _pass(self, topics: list[str], raw: bool = False) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    def _pass(
+        self, topics: list[str], raw: bool = False, skip: int = 0
+    ) -> Iterator[tuple[dict[str, Any], bytes | None]]:
         try:
-            number = self._process.start(topics, raw)
+            number = self._process.start(topics, raw, self.begin + skip if skip else None)
             while (item := self._process.next(number)) is not None:
                 yield item
         except BagLoss as error:

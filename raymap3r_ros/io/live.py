@@ -55,6 +55,8 @@ def open_input(text: str, **options: object) -> Recording:
     if options.pop("topic", None) is not None:
         raise InputError(f"{source.name}: not a bag, so it has no topic; leave out --topic")
     read = ReadOptions(**options)
+    if read.is_part:
+        raise InputError(f"{source.name}: a live input has no start to count from; leave out --start and --end")
     reader = _Reader(source, read)
     try:
         problem = reader.wait()

@@ -58,6 +58,8 @@ class ReadOptions:
     max_frames: int | None = None
     intrinsics: np.ndarray | None = None  # (3, 3) pixels of the recorded images; overrides those of the recording
     max_gap: float = MAX_GAP  # longest step between two recorded stamps that starts no new world, seconds
+    start: float = 0.0  # seconds from the start of the recording; frames before are not read
+    end: float | None = None  # frames from here on are not read; None: to the end
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -66,9 +68,27 @@ class ReadOptions:
             raise InputError(f"max_frames is {self.max_frames}; allowed: 1 and more")
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise InputError(f"rate is {self.rate}; allowed: {MIN_RATE:g} to {MAX_RATE:g} frames per second")
-
         if not self.max_gap > 0:
             raise InputError(f"max_gap is {self.max_gap}; allowed: above 0 seconds")
+        if not 0 <= self.start < math.inf:
+            raise InputError(f"start is {self.start}; allowed: 0 and more, seconds from the start of the recording")
+        if self.end is not None and not self.end > self.start:
+            raise InputError(f"end is {self.end}; allowed: above the start, {self.start} s")
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only the frames from `start` to before `end` are read."""
+        return self.start > 0 or self.end is not None
+
+    @property
+    def part_text(self) -> str:
+        """The part that is read, for a message; "" for a whole recording."""
+        until = "its end" if self.end is None else f"{self.end:g} s"
+        return f" from {self.start:g} s to {until}" if self.is_part else ""
+
+    def is_over(self, seconds: float) -> bool:
+        """Return whether a time from the start of the recording is at `end` or after it."""
+        return self.end is not None and seconds >= self.end
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
@@ -144,7 +164,8 @@ class Recording:
         if size is None:
             broken = f" ({self.skipped} could not be decoded; the first: {self.first_skip})" if self.skipped else ""
             reason = f": {self.ended}" if self.ended else ""
-            raise InputError(f"{self.name}: no frame could be read{broken}{reason}")
+            part = "" if self.options is None else self.options.part_text
+            raise InputError(f"{self.name}: no frame could be read{part}{broken}{reason}")
 
     def check_intrinsics(self, size: tuple[int, int]) -> None:
         """Compare given intrinsics with the size of the images (width, height): log a warning if they are doubtful.
@@ -187,6 +208,8 @@ def open_recording(
     max_frames: int | None = None,
     intrinsics: np.ndarray | None = None,
     max_gap: float = MAX_GAP,
+    start: float = 0.0,
+    end: float | None = None,
 ) -> Recording:
     """Return the recording at `path`, ready to be read.
 
@@ -194,12 +217,14 @@ def open_recording(
     its .mcap or .db3 files, also compressed with zstd; a ROS 1 bag. `topic`: the image topic, for a bag with several.
     `rate`: frames per second of a folder of images, and of a video without times. `stride`: read every N-th
     frame. `intrinsics`: (3, 3) pixels of the recorded images; overrides the calibration in a bag. `max_gap`: longest
-    step between the stamps of a bag that starts no new world, seconds.
+    step between the stamps of a bag that starts no new world, seconds. `start`, `end`: read only the frames
+    from here to before there, seconds from the start of the recording: the first image of a video or folder, the first
+    message of a bag, by the times at which messages were recorded. Consecutive parts have each frame once.
 
     Raises InputError if nothing can be read, with what was found.
     """
     path = Path(path)
-    options = ReadOptions(topic, rate, stride, max_frames, intrinsics, max_gap)
+    options = ReadOptions(topic, rate, stride, max_frames, intrinsics, max_gap, start, end)
     if not path.exists():
         what = kind_of(path)
         raise InputError(f"{path}: {f'is {what}' if what else 'there is no such file or folder'}")

@@ -187,7 +187,7 @@ def open_images(results: Results) -> Results:
         raise InputError(f"{path}: there is no such recording; if it has moved, name it with --input")
     try:
         matrix = reading["intrinsics"]
-        options = {key: reading[key] for key in ("topic", "rate", "stride", "max_gap")}
+        options = {key: reading[key] for key in ("topic", "rate", "stride", "max_gap", "start", "end")}
         recording = open_recording(path, intrinsics=None if matrix is None else np.array(matrix, float), **options)
     except (KeyError, TypeError) as error:
         raise _damaged(results.folder / SUMMARY, repr(error)) from error

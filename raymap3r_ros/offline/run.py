@@ -225,6 +225,7 @@ class _Run:
     stages: dict[str, list[float]] = field(default_factory=dict)  # milliseconds
     unhealthy: int = 0
     resets: int = 0
+    scale: float = 1.0  # of the last written frame
     jumps: int = 0  # of the stamps so far
     posed: int = 0  # written frames whose camera pose was known
     cover: Cover = field(default_factory=Cover)
@@ -386,6 +387,7 @@ class _Run:
         self.rules[result.rule] += 1
         self.resets += result.reset and result.frame > 0
         self.posed += result.pose_given
+        self.scale = result.scale.item()
         self.image_size = result.depth.shape[1], result.depth.shape[0]
         if result.motion:
             self.moving.append(result.dynamic_mask.float().mean().item())
@@ -474,6 +476,7 @@ class _Run:
                 float(np.linalg.norm(np.diff(poses[span.first :][: span.frames, :3, 3], axis=0), axis=1).sum())
                 for span in spans
             ),
+            scale=self.scale,
             motion_frames=len(self.moving),
             moving_share=float(np.mean(self.moving)) if self.moving else None,
             resets=self.resets,

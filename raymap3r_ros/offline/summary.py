@@ -61,6 +61,7 @@ class RunSummary:
     duration: float  # seconds from the first stamp to the last of each span, summed
     input_size: tuple[int, int]  # width, height
     image_size: tuple[int, int]  # width, height of depth maps and masks
+    scale: float  # factor from the metres of the last segment, after the last memory reset, to those of its world
     path_length: float  # metres travelled by the camera, without the ways between spans
     motion_frames: int  # for which motion was estimated; 0: moving objects are part of the static scene
     moving_share: float | None  # mean share of pixels under the mask, over these frames; None without any

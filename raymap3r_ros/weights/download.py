@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib
 import os
 import re
@@ -12,15 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from tqdm import tqdm
-
 from raymap3r_ros.errors import CheckpointError, Raymap3rError, reason_of
+from raymap3r_ros.file_hash import sha256_of
 from raymap3r_ros.network.catalog import PublicWeights
 from raymap3r_ros.text import printable
 
 TIMEOUT = 60.0  # seconds without a byte from Google Drive; Hugging Face has HF_HUB_DOWNLOAD_TIMEOUT
 RETRIES = 5  # of an interrupted transfer from Google Drive; Hugging Face's library has as many
-_BLOCK = 2**22  # bytes that are hashed at once
 # Errors of this machine, not of the source: another source would fail in the same way.
 _LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 
@@ -71,17 +68,6 @@ def check_file(weights: PublicWeights, path: Path) -> None:
     found = sha256_of(path)
     if found != weights.sha256:
         raise WrongFileError(f"the SHA-256 of {weights.file} is {found}, expected {weights.sha256}")
-
-
-def sha256_of(path: Path, *, progress: bool = True) -> str:
-    """Return the SHA-256 of a file; `progress`: with a bar on a terminal."""
-    digest = hashlib.sha256()
-    how = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": "SHA-256"}
-    with path.open("rb") as file, tqdm(**how, disable=None if progress else True) as bar:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
 
 
 def discard(target: Path) -> None:

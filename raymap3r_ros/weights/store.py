@@ -14,12 +14,13 @@ from typing import Any
 
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import CheckpointError
+from raymap3r_ros.file_hash import sha256_of
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.network import PRESETS, convert_checkpoint, shipped_weights
 from raymap3r_ros.network.catalog import NAME, PUBLIC_WEIGHTS, PublicWeights, cache_folder, cached_weights
 from raymap3r_ros.output_files import kind_of, locked_file
 from raymap3r_ros.text import printable, size_text
-from raymap3r_ros.weights.download import WrongFileError, check_file, check_libraries, discard, download, sha256_of
+from raymap3r_ros.weights.download import WrongFileError, check_file, check_libraries, discard, download
 
 DTYPE = "mixed"  # of the converted file, see docs/weights.md
 STORED_SHARE = 0.52  # size of a converted file relative to the public one

@@ -46,6 +46,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         info_topic = None if options.intrinsics is not None else camera_info_topic(topic, bag.topics)
         # The index of a cut file counts only what is left. A metadata.yaml that lists less belongs to another bag.
         known = not bag.loss or bag.listed.get(topic, -1) >= bag.topics[topic].msgcount
+        known = known and not options.is_part
     return Recording(
         path, kind, options.expected(stored) if known else None, options.stride, options.max_frames,
         rate=stored / seconds / options.stride, topic=topic,
@@ -116,7 +117,10 @@ def _frames(recording: Recording, topic: str, info_topic: str | None, options: R
         stamp_clock, jump_detector = StampClock(_warner(recording), bag.image_times(topic)), JumpDetector()
         camera_mix, is_mixed = CameraMix(), False
         index = -1
-        for name, recorded, message in bag.messages([topic, info_topic] if info_topic else [topic]):
+        begin = round(options.start * 1e9)
+        for name, recorded, message in bag.messages([topic, info_topic] if info_topic else [topic], begin):
+            if options.is_over((recorded - bag.begin) / 1e9):
+                return
             if name == info_topic:
                 _update(camera, message)
                 continue
@@ -144,7 +148,7 @@ def _frames(recording: Recording, topic: str, info_topic: str | None, options: R
         read, stored = index + 1, bag.stored(topic)
         if bag.loss:
             recording.ended = bag.loss
-        elif read < stored:
+        elif read < stored and not options.is_part:
             recording.ended = f"{read} images of {topic} could be read; its index or metadata.yaml lists {stored}"
             log.warning("%s: %s", recording.path.name, recording.ended)
 

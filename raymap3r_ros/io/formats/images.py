@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from raymap3r_ros.text import counted, listing
 log = logging.getLogger(__name__)
 
 # Not read, but pictures of the recording all the same, unless converted copies of the same names lie beside them.
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".h264", ".h265", ".mjpeg",
+)  # fmt: skip
 OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl")
 
 
@@ -41,8 +44,10 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         raise InputError(f"{path}: no images ({' '.join(IMAGE_SUFFIXES)}) and no bag in this folder{_contents(path)}")
     if clips := sorted(item.name for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES):
         log.warning("%s: videos beside the images are not read: %s", path.name, listing(clips, 3))
-    length = options.expected(len(files))
     files.sort(key=lambda item: natural_key(item.name))
+    first = _index(options.start, options.rate)
+    files = files[first : None if options.end is None else _index(options.end, options.rate)]
+    length = options.expected(len(files))
     files = files[:: options.stride]
     turned = _check_same_size(files[:length])
     if turned and options.intrinsics is not None:
@@ -62,7 +67,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
                 else:
                     gone += 1
                 continue
-            yield Frame(image, position * options.stride / options.rate, options.intrinsics)
+            yield Frame(image, (first + position * options.stride) / options.rate, options.intrinsics)
         if gone:
             recording.ended = f"{counted(gone, 'image')} were removed, moved or renamed during the run"
             log.warning("%s: %s", path.name, recording.ended)
@@ -70,6 +75,11 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     return Recording(
         path, "images", length, options.stride, options.max_frames, options.rate / options.stride, frames=frames
     )
+
+
+def _index(seconds: float, rate: float) -> int:
+    """Return the index of the first image at this time or after it."""
+    return math.ceil(seconds * rate - 1e-6)  # 0.3 s at 30 per second are 9 images, not 9.000000000000002
 
 
 def _images_in(folder: Path) -> list[Path]:

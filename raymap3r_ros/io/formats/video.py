@@ -62,8 +62,9 @@ def _open(path: Path, options: ReadOptions) -> Recording:
             path.name, turn,
         )  # fmt: skip
     stored = count if count > 0 and container.counts_frames else None
+    length = None if options.is_part else options.expected(stored)
     return Recording(
-        path, "video", options.expected(stored), options.stride, options.max_frames, fps / options.stride,
+        path, "video", length, options.stride, options.max_frames, fps / options.stride,
         frames=lambda recording: _frames(recording, options, fps, stored, container, ratio),
     )  # fmt: skip
 
@@ -103,8 +104,8 @@ def _frames(
     `ratio`: width of a pixel divided by its height.
     """
     with _capture(recording.path) as capture:
-        stamp = first = None
-        index = failed = decoded_images = 0
+        stamp = first = begin = None
+        index = failed = decoded_images = read = 0
         written = False  # whether an image is certainly not memory that OpenCV has never written to
         while failed < GIVE_UP:
             # OpenCV reports a broken frame and the end alike, but after a broken frame more frames follow.
@@ -117,7 +118,13 @@ def _frames(
             container_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if container.has_times else index / fps
             # Some containers have no times: OpenCV then reports 0 or the same time again.
             stamp = container_time if stamp is None or container_time > stamp else stamp + 1 / fps
-            if index % options.stride == 0:
+            begin = stamp if begin is None else begin
+            if options.is_over(stamp - begin):
+                return
+            if stamp - begin < options.start:
+                index += 1
+                continue
+            if read % options.stride == 0:
                 decoded, image = capture.retrieve()
                 if decoded:
                     first = image if first is None else first
@@ -127,7 +134,7 @@ def _frames(
                     yield Frame(image, stamp, options.intrinsics)
                 else:
                     recording.skip(f"frame {index}", "it cannot be decoded")
-            index += 1
+            index, read = index + 1, read + 1
     if first is not None and not written and (decoded_images > 1 or _is_black(first)):
         recording.ended = UNWRITTEN
     _check_end(recording, index, stored, container)

@@ -1,0 +1,147 @@
+"""Which recordings a batch has, the names of their results, what identifies them, and messages of the command."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from raymap3r_ros import cli
+from raymap3r_ros.commands import batch
+from raymap3r_ros.errors import InputError, OptionError
+from raymap3r_ros.ray_pool import gpu_share
+
+pytest.importorskip("fsspec", reason="fsspec is not installed")
+
+from raymap3r_ros.offline.batch_files import content_id, find_items, recordings_in, result_folder, result_name
+
+
+def test_recordings_in_a_folder():
+    names = [
+        "day/clip10.mp4", "day/clip2.MOV", "day/notes.txt", "day/cover.jpg",  # videos, beside a picture
+        "bag/metadata.yaml", "bag/bag_0.mcap", "bag/bag_1.mcap",  # a bag of two files
+        "loose/one.mcap", "loose/two.db3", "loose/three.bag",  # three bags
+        "images/1.png", "images/2.png", "images/metadata.yaml",
+        "out/clip-12345678/batch.json", "out/clip-12345678/preview.mp4", "out/clip-12345678/depth/000000.png",
+        ".hidden/clip.mp4", "empty/readme.md", "images/._1.png",
+    ]  # fmt: skip
+    assert recordings_in(names) == [
+        "bag", "day/clip2.MOV", "day/clip10.mp4", "images", "loose/one.mcap", "loose/three.bag", "loose/two.db3",
+    ]  # fmt: skip
+    assert recordings_in(["metadata.yaml", "bag_0.mcap"]) == [""]
+    assert recordings_in(["readme.md"]) == []
+
+
+def test_result_folders_have_unique_names_that_do_not_depend_on_other_recordings(tmp_path):
+    for name in ("a/clip.mp4", "b/clip.mp4", "c/ü ..mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    folders = [item.folder for item in find_items(str(tmp_path))]
+    assert len(set(folders)) == 3 and all(name.startswith("clip.mp4-") for name in folders[:2])
+    assert all(name.isascii() and "/" not in name for name in folders)
+    (tmp_path / "a" / "clip.mp4").unlink()
+    assert [item.folder for item in find_items(str(tmp_path))] == folders[1:]
+    assert result_name("x" * 300 + "..") != result_name("x" * 300)
+
+
+def test_a_list_names_paths_beside_it_and_urls(tmp_path):
+    (tmp_path / "list.txt").write_text("# first\nclip.mp4\n\ns3://bucket/bag/\n/data/bag\nclip.mp4\n")
+    sources = [item.source for item in find_items(str(tmp_path / "list.txt"))]
+    assert sources == [str(tmp_path / "clip.mp4"), "s3://bucket/bag", "/data/bag"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file or folder"),
+        (b"# none\n", "names no recording"),
+        (b"\xff\xfe", "not text in UTF-8"),
+    ],
+)
+def test_lists_that_are_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        find_items(str(tmp_path / "list.txt"))
+
+
+def test_the_content_identifies_a_recording(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(b"one")
+        os.symlink("nowhere", tmp_path / folder / "link")
+        os.mkfifo(tmp_path / folder / "pipe")
+    before = content_id(str(tmp_path / "a"))
+    assert content_id(str(tmp_path / "b")) == before
+    (tmp_path / "b" / "1.png").write_bytes(b"two")
+    (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
+    assert len({before, content_id(str(tmp_path / "a")), content_id(str(tmp_path / "b"))}) == 3
+
+
+def test_results_appear_as_a_whole_and_replace_only_results(tmp_path):
+    def write(text):
+        with result_folder(str(tmp_path), "name") as (folder, marker):
+            folder.mkdir()
+            (folder / ".raymap3r_files").write_text("trajectory.txt\n")
+            (folder / "trajectory.txt").write_text(text)
+            marker["text"] = text
+            assert sorted(path.name for path in tmp_path.iterdir() if path.name == "name") == before
+
+    before = []
+    write("first")
+    before = ["name"]
+    write("second")
+    with pytest.raises(ZeroDivisionError), result_folder(str(tmp_path), "name") as (folder, _):
+        folder.mkdir()
+        raise ZeroDivisionError
+    assert (tmp_path / "name" / "trajectory.txt").read_text() == "second"
+    (tmp_path / "name" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt in the way"):
+        write("third")
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def test_the_share_of_a_gpu_is_what_fits():
+    gib = 2**30
+    assert gpu_share(None, 1, 10 * gib, 80 * gib) == (7, 0.1428)
+    assert gpu_share(None, 2, 30 * gib, 80 * gib) == (4, 0.5)
+    assert gpu_share(3, 2, 10 * gib, 80 * gib) == (3, 0.5)
+    assert gpu_share(None, 1, 100 * gib, 80 * gib) == (1, 1.0)  # whatever the measurement, one worker is tried
+    with pytest.raises(OptionError, match=r"workers is 8; 7 fit: each takes 10\.0 GiB of the 80\.0 GiB"):
+        gpu_share(8, 1, 10 * gib, 80 * gib)
+
+
+@pytest.mark.parametrize("name", ["ray", "pyarrow", "fsspec"])
+def test_a_missing_library_is_named_with_the_extra(monkeypatch, tmp_path, capsys, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda one: None if one == name else "found")
+    assert cli.main(["batch", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"{name} is not installed" in error and "pip install 'raymap3r_ros[batch]'" in error
+
+
+def test_the_package_does_not_import_the_extra():
+    code = (
+        "import sys; import raymap3r_ros.commands.batch, raymap3r_ros.commands.evaluate, raymap3r_ros.offline.batch; "
+        "found = {'ray', 'pyarrow', 's3fs', 'gcsfs', 'moto'} & sys.modules.keys(); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["FOLDER", "--out", "FOLDER/out"], "is in the input"),
+        (["FOLDER", "--out", "OUT"], "no video, bag or folder of images below this folder"),
+        (["FOLDER", "--out", "OUT", "--workers", "0"], "--workers is 0; allowed: 1 and more"),
+        (["FOLDER", "--out", "OUT", "--end", "0"], "--end is 0.0; allowed: above the start"),
+        (["FOLDER", "--out", ""], "--out is empty"),
+        (["xyz://a/b", "--out", "OUT"], "xyz"),
+    ],
+)
+def test_arguments_that_are_refused(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(batch, "check_batch_modules", lambda *names: None)  # refused before they are used
+    places = {"FOLDER": str(tmp_path), "OUT": str(tmp_path.parent / "batch_out")}
+    arguments = [text.replace("FOLDER", places["FOLDER"]).replace("OUT", places["OUT"]) for text in arguments]
+    assert cli.main(["batch", *arguments, "--checkpoint", "mini"]) == 2
+    assert message in capsys.readouterr().err
