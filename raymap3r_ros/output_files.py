@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.signals import stop_signals_held
 
+WRITING = "another process is writing this file; wait until it ends"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -136,16 +139,35 @@ def locked_file(path: Path) -> Iterator[None]:
     """
     descriptor = os.open(path.with_name(f".{path.stem}.lock"), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        _lock(descriptor, path)
-        yield
+        with locked(descriptor, path, WRITING):
+            yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> None:
+@contextmanager
+def locked(descriptor: int, path: Path, taken: str) -> Iterator[None]:
+    """Lock an open file or folder in the `with` block. Raises InputError with `taken` if another process has it.
+
+    Some network file systems cannot lock. There a file in the folder of temporary files, which stays, is locked in
+    place of `path`: then only processes of one user on one machine are kept out.
+    """
+    with ExitStack() as stack:
+        if not _lock(descriptor, path, taken):
+            digest = hashlib.sha256(os.fsencode(real_path(path))).hexdigest()[:32]
+            name = os.path.join(tempfile.gettempdir(), f"raymap3r-{os.getuid()}-{digest}.lock")
+            substitute = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            stack.callback(os.close, substitute)
+            _lock(substitute, path, taken)
+        yield
+
+
+def _lock(descriptor: int, path: Path, taken: str = WRITING) -> bool:
+    """Lock an open file or folder, until it is closed; False if its file system cannot. Raises InputError."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f"{path}: another process is writing this file; wait until it ends") from error
+        raise InputError(f"{path}: {taken}") from error
     except OSError:
-        pass  # some network file systems cannot lock
+        return False
+    return True

@@ -15,6 +15,7 @@ from rclpy.publisher import Publisher
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from raymap3r_ros.errors import OptionError, Raymap3rError
+from raymap3r_ros.node.dds_profile import to_check
 from raymap3r_ros.node.namesakes import endpoint_name
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def wait_for_node(node: Node, name: str, wait: Callable[[Callable[[], bool], flo
             return
         if limit == DISCOVERY_TIME:
             log.warning("%s; waiting %.0f s for it", missing, APPEAR_LIMIT)
-    raise Raymap3rError(f"{missing}: start it, or correct its name or ROS_DOMAIN_ID")
+    raise Raymap3rError(f"{missing}: start it, correct its name, or check {to_check(os.environ)}")
 
 
 def refuse_taken_name(node: Node, name: str, seconds: float) -> None:

@@ -59,18 +59,21 @@ QUEUE_DEPTH = 200  # messages; long enough that no message is lost in the subscr
 Item = TypeVar("Item")
 
 
-def set_up_dds(*, localhost: bool = True, own_domain: bool = False) -> None:
+def set_up_dds(*, localhost: bool = True, own_domain: bool = False, alone: bool = True) -> None:
     """Set the DDS environment of this process and its children; call it before the first participant is created.
 
     It selects the shipped Fast DDS profile, which the publisher of large messages needs. `localhost`: no discovery of
-    other machines. `own_domain`: not the domain of other programs, which use /tf and /diagnostics too. Variables set
-    by the user are kept. Raises Raymap3rError for an impossible domain.
+    other machines. `own_domain`: not the domain of other programs, which use /tf and /diagnostics too. `alone`: there
+    are only programs that this process starts, so that no discovery server is needed, which may not run. Other
+    variables set by the user are kept. Raises Raymap3rError for an impossible domain.
     """
     if problem := domain_problem(os.environ):
         raise Raymap3rError(problem)
     os.environ.update(profile_environment(os.environ))
     if localhost:
         os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    if alone:
+        os.environ.pop("ROS_DISCOVERY_SERVER", None)
     if own_domain:
         os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
 

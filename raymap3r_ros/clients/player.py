@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import subprocess
 import threading
 import time
@@ -49,6 +50,7 @@ from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.geometry.calibration import camera_of
 from raymap3r_ros.io.recording import BrokenFrame
 from raymap3r_ros.node.conversions import Numbers, nanoseconds, pose_numbers
+from raymap3r_ros.node.dds_profile import to_check
 from raymap3r_ros.node.diagnostics import COUNTS
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.node.publishers import LATCHED
@@ -219,6 +221,11 @@ class _Player:
             frames = {**parameters, "child_frame": parameters["child_frame"] or self._bag.frame}
             names = NODE_FRAMES[parameters["tf_mode"]][parameters["invert_tf"]]
             self._published_frames = {frames[name] for name in names}
+        if self._diagnostics.values.get("state") == "paused":
+            raise Raymap3rError(
+                f"the node {self._node_name} is paused and takes no images; continue it: ros2 service call "
+                f"{self._node_name}/set_paused std_srvs/srv/SetBool '{{data: false}}'"
+            )
         self._advertise_sensor(parameters["scale.source"], deadline)
         self._counts_before = self._counts()
 
@@ -460,7 +467,7 @@ class _Player:
         found = f"its diagnostics list: {'; '.join(inputs)}" if inputs else "no diagnostics received"
         raise Raymap3rError(
             f"the node {self._node_name} does not take {what} from {publisher.topic_name} ({found}); is it active, in "
-            f"this namespace, and {condition}?"
+            f"this namespace, and {condition}? Check {to_check(os.environ)}"
         )
 
     # --------------------------------------------------------------------------------------------------- callbacks

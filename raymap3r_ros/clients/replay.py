@@ -75,6 +75,8 @@ class ReplayReport:
     frames_outside: int | None  # recorded before `start` or after `duration`, not sent; None: unknown
     frames_dropped: int  # replaced by a newer one; only if the node runs without every_frame
     frames_lost: int  # in transport, or because the node's queue was full
+    frames_black: int  # not processed by the node, because they show nothing
+    frames_paused: int  # ignored by the node, which was paused
     frames_unanswered: int  # none of these: in flight at an early end, or failed in the network
     resets: int  # of the node's memory, after the first world
     seconds: float
@@ -118,7 +120,7 @@ def run(
         scale_topic(bag, options, (parameters or {}).get("scale.source", NodeOptions().scale.source))
     name = "/" + (node or f"{'' if global_topics else PRIVATE_NAMESPACE}/{BASE_NAME}").lstrip("/")
     check_node_name(name)
-    set_up_dds(localhost=not node)
+    set_up_dds(localhost=not node, alone=not (node or global_topics))
     prepare_folder(out, overwrite, [bag_path])  # last: it deletes an earlier report
     namespace = name.rpartition("/")[0] or "/"
     private = private_topics(namespace.rstrip("/")) if global_topics is False or not (node or global_topics) else []
@@ -144,7 +146,7 @@ def run(
     )
     if playback.stopped:
         return INTERRUPTED
-    accounted = report.frames_processed + report.frames_refused == report.frames_sent
+    accounted = report.frames_processed + report.frames_refused + report.frames_black == report.frames_sent
     return 0 if report.complete and accounted and report.frames_processed else 1
 
 
@@ -193,7 +195,8 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         written = [span[row] for row in rising([playback.frames[index].stamp for index in span])]
         worlds.append(_world(claim(folder, file), playback, written, ground_truth, note))
     processed, sent = len(playback.poses), len(playback.frames)
-    refused, dropped, lost = (playback.counts[name] for name in ("bad frames", "frames dropped", "frames lost"))
+    names = "bad frames", "frames dropped", "frames lost", "black frames", "frames paused"
+    refused, dropped, lost, black, paused = (playback.counts[name] for name in names)
     report = ReplayReport(
         bag=str(bag.path),
         topic=bag.images,
@@ -209,7 +212,9 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         frames_outside=playback.outside,
         frames_dropped=dropped,
         frames_lost=lost,
-        frames_unanswered=max(0, sent - processed - refused - dropped - lost),
+        frames_black=black,
+        frames_paused=paused,
+        frames_unanswered=max(0, sent - processed - refused - dropped - lost - black - paused),
         resets=playback.counts["resets"],
         seconds=round(playback.seconds, 3),
         rate=rounded(processed / playback.seconds) if playback.seconds else 0.0,
@@ -283,6 +288,8 @@ def _text(report: ReplayReport) -> Iterator[str]:
         "processed": report.frames_processed,
         "dropped": report.frames_dropped,
         "lost": report.frames_lost,
+        "black": report.frames_black,
+        "while the node was paused": report.frames_paused,
         "refused by the node": report.frames_refused,
         "unreadable in the bag": report.frames_unreadable,
         "missing in the bag": _known(report.frames_missing),

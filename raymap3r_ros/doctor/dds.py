@@ -142,7 +142,9 @@ def _failed(found: str, values: Mapping[str, Any] | None = None) -> Line:
 def _apart(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables for a ROS domain that robots do not use, on this machine only."""
     # 215 to 232 are the domains above 101 whose ports are not ephemeral ones of Linux.
-    apart = {"ROS_DOMAIN_ID": str(215 + os.getpid() % 18), "ROS_SECURITY_ENABLE": "false"}
+    apart = {
+        "ROS_DOMAIN_ID": str(215 + os.getpid() % 18), "ROS_SECURITY_ENABLE": "false", "ROS_DISCOVERY_SERVER": "",
+    }  # fmt: skip
     old = environment.get("ROS_DISTRO") == "humble"
     return {**apart, **({"ROS_LOCALHOST_ONLY": "1"} if old else {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"})}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import stat
@@ -12,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.output_files import check_outputs, kind_of, named_errors, real_path
+from raymap3r_ros.output_files import check_outputs, kind_of, locked, named_errors, real_path
 
 MANIFEST = ".raymap3r_files"
 _TITLE = "# Files that raymap3r wrote here, one per line. --overwrite deletes these and no others."
@@ -93,15 +91,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno == errno.EWOULDBLOCK:
-                raise InputError(
-                    f"{folder}: another run is writing to this folder; wait until it ends, or name another folder"
-                ) from error
-            # Some network file systems cannot lock a folder.
-        yield
+        taken = "another run is writing to this folder; wait until it ends, or name another folder"
+        with locked(descriptor, folder, taken):
+            yield
     finally:
         for item in new:
             remove_empty(item)

@@ -33,6 +33,12 @@ def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: str(config_file("fastdds.xml"))}
 
 
+def to_check(environment: Mapping[str, str]) -> str:
+    """What determines which nodes are discovered, for the end of a message: "check ..."."""
+    server = environment.get("ROS_DISCOVERY_SERVER", "")
+    return "ROS_DOMAIN_ID" + (f", and that a discovery server runs at {printable(server, 60)}" if server else "")
+
+
 def domain_problem(environment: Mapping[str, str]) -> str:
     """What is wrong with the number of the ROS domain, and what to do; "" if nothing is."""
     text = environment.get("ROS_DOMAIN_ID", "").strip()

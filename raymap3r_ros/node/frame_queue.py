@@ -23,6 +23,7 @@ class WaitingFrame:
     stamp: Any  # builtin_interfaces/Time of all outputs of this image
     arrival: float  # seconds of the monotonic clock
     jumps: int  # jumps of the stamps so far: where the number changes, the worker resets the stream
+    clock: float = 0.0  # seconds of the node's clock at arrival, which a bag or a simulation can set back or forward
     calibration: Calibration | None = None  # at arrival: a calibration that arrives later is for later images
 
 

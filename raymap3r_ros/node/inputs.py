@@ -212,7 +212,7 @@ class Inputs:
             )
         self._monitor.arrived(seconds, bool(jump))
         put = self._queue.put(
-            WaitingFrame(message, stamp, arrival, session.jump_detector.jumps, session.calibration.current)
+            WaitingFrame(message, stamp, arrival, session.jump_detector.jumps, now * 1e-9, session.calibration.current)
         )
         if put is PutResult.REPLACING:
             self._monitor.count("frames dropped")

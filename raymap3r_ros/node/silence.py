@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Container, Iterable
 from typing import Any
@@ -12,6 +13,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
+from raymap3r_ros.node.dds_profile import to_check
 from raymap3r_ros.node.diagnostics import PROFILE_HINT
 from raymap3r_ros.node.guarded_node import GuardedNode
 from raymap3r_ros.node.namesakes import endpoint_name
@@ -120,7 +122,7 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
         return "it has no publisher; " + (
             f"remap it to the topic of the driver, such as {', '.join(others)}"
             if others
-            else f"no topic of this ROS domain has the type {kind}: start the driver, check ROS_DOMAIN_ID"
+            else f"no topic of this ROS domain has the type {kind}: start the driver, check {to_check(os.environ)}"
         )
     fitting = [one for one in publishers if one.topic_type == kind]
     if not fitting:

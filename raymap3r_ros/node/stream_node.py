@@ -474,8 +474,8 @@ class StreamNode(GuardedNode):
 
     def _check_clock(self, frame: WaitingFrame) -> None:
         """Report stamps of another clock than the node's, also of frames that are not published."""
-        now, stamp = self.get_clock().now().nanoseconds * 1e-9, conversions.seconds(frame.stamp)
-        self._reporter.stand("clock", clock_problem(now, stamp, self.get_parameter("use_sim_time").value))
+        simulated = self.get_parameter("use_sim_time").value
+        self._reporter.stand("clock", clock_problem(frame.clock, conversions.seconds(frame.stamp), simulated))
 
     def _frame_of(self, message: Image | CompressedImage) -> str:
         """The frame_id of an image, without the leading slash that tf2 does not allow."""

@@ -12,14 +12,15 @@ from raymap3r_ros.errors import Raymap3rError
 
 def test_dds_environment_keeps_the_users_choice(monkeypatch):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ROS_", "FAST"))}
-    chosen = {"ROS_DOMAIN_ID": "7", "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}
+    chosen = {"ROS_DOMAIN_ID": "7", "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA", "ROS_DISCOVERY_SERVER": "nowhere:1"}
     environment = {**kept, **chosen, "ROS_DISTRO": "humble"}
     monkeypatch.setattr(os, "environ", environment)
-    harness.set_up_dds(localhost=False, own_domain=True)
+    harness.set_up_dds(localhost=False, own_domain=True, alone=False)
     assert environment == {**kept, **chosen, "ROS_DISTRO": "humble"}
-    for name in chosen:
+    for name in ("ROS_DOMAIN_ID", "FASTDDS_BUILTIN_TRANSPORTS"):
         del environment[name]
     harness.set_up_dds(own_domain=True)
+    assert "ROS_DISCOVERY_SERVER" not in environment, "of programs that this process starts, all are on this machine"
     assert environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     assert 1 <= int(environment["ROS_DOMAIN_ID"]) <= 100
     assert environment["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("fastdds.xml")

@@ -17,6 +17,7 @@ from rosbags.rosbag2 import StoragePlugin
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from std_srvs.srv import SetBool
 from tf2_msgs.msg import TFMessage
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -209,6 +210,24 @@ def test_refused_images_do_not_block_the_replay(active_bench, replay_into, tmp_p
     report = replay.write_report(tmp_path, bag, playback)
     assert (report.frames_sent, report.frames_processed, report.frames_refused) == (23, 3, 20)
     assert report.frames_unanswered == 0 and report.complete
+
+
+def test_black_images_are_accounted_for(active_bench, replay_into, tmp_path):
+    """As of a covered camera, also at the end of a bag."""
+    pictures = [picture(index) if index < 3 else np.zeros((48, 64, 3), np.uint8) for index in range(20)]
+    messages = [(index / 10, "/image", raw(index / 10, image)) for index, image in enumerate(pictures)]
+    bag = open_bag(write_bag(tmp_path / "bag", messages))
+    report = replay.write_report(tmp_path, bag, replay_into(active_bench(bag), bag))
+    assert (report.frames_sent, report.frames_processed, report.frames_black) == (20, 3, 17)
+    assert report.frames_unanswered == 0 and report.complete
+
+
+def test_a_paused_node_is_refused(active_bench, replay_into, tmp_path):
+    bag = open_bag(images_bag(tmp_path / "bag"))
+    bench = active_bench(bag)
+    assert bench.call(SetBool, "set_paused", SetBool.Request(data=True)).success
+    with pytest.raises(Raymap3rError, match=r"is paused and takes no images; continue it: .*/set_paused"):
+        replay_into(bench, bag)
 
 
 def test_playback_faster_than_the_node_waits_for_it(active_bench, replay_into, monkeypatch, tmp_path):

@@ -76,7 +76,7 @@ def test_a_node_that_does_not_run(tmp_path, capsys, monkeypatch):
     bag = images_bag(tmp_path / "bag", 2)
     assert cli.main(["replay", str(bag), "--node", "/absent"]) == 2
     text = capsys.readouterr().err
-    assert "there is no node /absent in ROS domain " in text and "start it, or correct its name" in text
+    assert "there is no node /absent in ROS domain " in text and "start it, correct its name" in text
 
 
 def test_unusable_input_is_one_clear_line(tmp_path, capsys):

@@ -1,16 +1,29 @@
 """Output folders: only files that an earlier run listed in its manifest are deleted."""
 
+import fcntl
 import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.output_folder import MANIFEST, claim, clear_folder, locked_folder, written_files
 from raymap3r_ros.offline.result_folder import prepare_folder
+from raymap3r_ros.output_files import whole_file
 
+# As on some network shares: only files in the folder of temporary files can be locked.
+NO_LOCKS = """
+import errno, fcntl, os
+flock = fcntl.flock
+def refuse(descriptor, operation):
+    if not os.readlink(f"/proc/self/fd/{descriptor}").startswith(os.environ["TMPDIR"]):
+        raise OSError(errno.ENOLCK, "No locks available")
+    flock(descriptor, operation)
+fcntl.flock = refuse
+"""
 RESULTS = re.compile(r"trajectory\.txt|depth/\d{6}\.png")
 
 
@@ -119,10 +132,18 @@ def test_a_result_behind_a_link_is_in_the_way(tmp_path):
     assert files_in(sensor) == ["000000.png"]
 
 
-def test_two_writers_at_once_are_refused(tmp_path):
-    folder = tmp_path / "out"
+@pytest.mark.parametrize("share", [False, True])
+def test_two_writers_at_once_are_refused(tmp_path, monkeypatch, share):
+    """Also on a share whose file system has no locks: there by a file in the folder of temporary files."""
+    folder, temporary = tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    if share:
+        monkeypatch.setattr(fcntl, "flock", fcntl.flock)
+        exec(NO_LOCKS, {})
     program = (
-        "import sys, pathlib; from raymap3r_ros.io.output_folder import locked_folder\n"
+        NO_LOCKS * share + "import sys, pathlib; from raymap3r_ros.io.output_folder import locked_folder\n"
         f"with locked_folder(pathlib.Path({str(folder)!r})): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -132,6 +153,10 @@ def test_two_writers_at_once_are_refused(tmp_path):
         other.kill()
     with locked_folder(folder), pytest.raises(InputError, match="another run"), locked_folder(folder):
         pass
+    assert len(list(temporary.iterdir())) == share
+    with whole_file(tmp_path / "a.txt") as partial:  # no file there for each output
+        partial.touch()
+    assert len(list(temporary.iterdir())) == share
 
 
 def test_a_new_folder_that_stays_empty_is_removed(tmp_path):

@@ -94,3 +94,28 @@ def test_wall_stamps_on_simulated_time(make_bench, clock, text):
     bench.start("pose")
     send(bench, WALL)
     bench.wait_for_log(text, level=30)
+
+
+def test_a_clock_that_jumps_while_an_image_waits_is_no_problem(make_bench, hold):
+    """As a bag whose recorder's clock was set forward by hours."""
+    bench = make_bench(*LOCAL, image_size=64, every_frame=True, use_sim_time=True)
+    bench.advertise(Clock, "clock", QoSProfile(depth=1))
+
+    def set_clock(seconds):
+        message = Clock()
+        message.clock.sec = seconds
+        bench.publishers["clock"].publish(message)
+        bench.wait(lambda: bench.node.get_clock().now().nanoseconds == seconds * 10**9, "the clock")
+
+    bench.start("pose")
+    held = hold(bench)
+    for seconds in (1000, 11_000):
+        set_clock(seconds)
+        message = image()
+        message.header.stamp = Time(seconds=seconds).to_msg()
+        bench.publish(message)
+        if seconds == 1000:
+            held.wait_until_inside()
+    held.release()
+    bench.wait_for("pose", 2)
+    assert bench.count_logs("use_sim_time") == 0
