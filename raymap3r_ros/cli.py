@@ -8,6 +8,7 @@ import gc
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -135,6 +136,10 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _load(command: str) -> ModuleType:
     try:
+        if command in ROS_COMMANDS:
+            problem = importlib.import_module("raymap3r_ros.node.dds_profile").rmw_problem(os.environ)
+            if problem:
+                raise Raymap3rError(problem)
         return importlib.import_module(f"raymap3r_ros.commands.{command}")
     except ModuleNotFoundError as error:
         if command not in ROS_COMMANDS or error.name is None or error.name.startswith("raymap3r_ros"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ament_index_python import get_resources
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 
 from raymap3r_ros.text import printable
@@ -37,6 +38,21 @@ def to_check(environment: Mapping[str, str]) -> str:
     """What determines which nodes are discovered, for the end of a message: "check ..."."""
     server = environment.get("ROS_DISCOVERY_SERVER", "")
     return "ROS_DOMAIN_ID" + (f", and that a discovery server runs at {printable(server, 60)}" if server else "")
+
+
+def rmw_problem(environment: Mapping[str, str]) -> str:
+    """Why rclpy would end the process when it is imported, and what to do; "" if nothing is wrong."""
+    chosen = printable(environment.get("RMW_IMPLEMENTATION", ""), 60)
+    try:
+        installed = [name for name in sorted(get_resources("rmw_typesupport")) if name != "rmw_implementation"]
+    except OSError:  # no AMENT_PREFIX_PATH
+        installed = []
+    if not chosen or chosen in installed or not installed:
+        return ""
+    return (
+        f"RMW_IMPLEMENTATION is {chosen}, which is not installed; installed: {', '.join(installed)}. Unset it, or "
+        f"install ros-DISTRIBUTION-{chosen.replace('_', '-')}"
+    )
 
 
 def domain_problem(environment: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import get_types_from_msg
 from rosbags.typesys.store import Typestore
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -244,6 +245,25 @@ def test_bag_without_images(tmp_path):
     bag = write_bag(tmp_path / "bag", [("/cam/camera_info", 1, info_message(1, MATRIX))])
     with pytest.raises(InputError, match=r"no image topic .* its topics: /cam/camera_info"):
         open_recording(bag)
+
+
+@pytest.mark.parametrize("topic", [None, "/cam/image_raw/ffmpeg", "cam/image_raw/ffmpeg"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_video_streams_are_named_with_the_cure(tmp_path, topic, beside):
+    """As of a camera whose driver sends H.264 only."""
+    kind = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket"
+    STORE.register(get_types_from_msg("std_msgs/Header header\nstring encoding\nuint8[] data", kind))
+    stamped = info_message(1, MATRIX).header
+    packet = STORE.types[kind](header=stamped, encoding="h264", data=np.zeros(5, np.uint8))
+    messages = [("/cam/image_raw/ffmpeg", 1, packet)]
+    if beside:
+        messages.append(("/other", 1, image_message(1, picture(0), "rgb8")))
+    write_bag(tmp_path / "bag", messages)
+    if topic is None and beside:
+        assert open_recording(tmp_path / "bag").topic == "/other"
+        return
+    with pytest.raises(InputError, match=r"/cam/image_raw/ffmpeg has video \(H\.264 .*republish"):
+        open_recording(tmp_path / "bag", topic=topic)
 
 
 def test_a_topic_without_messages_is_told_from_a_wrong_name(tmp_path):

@@ -5,10 +5,11 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from raymap3r_ros import cli
 from raymap3r_ros.clients import harness
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.node import executable
-from raymap3r_ros.node.dds_profile import USER_VARIABLES, config_file, domain_problem, profile_environment
+from raymap3r_ros.node.dds_profile import USER_VARIABLES, config_file, domain_problem, profile_environment, rmw_problem
 
 # Two processes, one large best-effort message after another: the default transport loses some of them.
 PUBLISHER = """
@@ -121,6 +122,15 @@ def test_node_reports_images_that_the_transport_loses(make_bench, monkeypatch):
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_middleware_that_is_not_installed_is_named_before_rclpy_ends_the_process(monkeypatch, capsys):
+    assert rmw_problem({}) == rmw_problem({"RMW_IMPLEMENTATION": "rmw_fastrtps_cpp"}) == ""
+    monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_absent_cpp")
+    text = "RMW_IMPLEMENTATION is rmw_absent_cpp, which is not installed; installed: "
+    assert cli.main(["demo"]) == cli.FAILED and text in capsys.readouterr().err
+    done = subprocess.run([sys.executable, "-m", "raymap3r_ros.node"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["", "0", "232", " 7 "])

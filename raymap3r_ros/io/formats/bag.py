@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,13 @@ log = logging.getLogger(__name__)
 MAX_NAMED = 50  # topics in an error
 _LOOK_AHEAD = 10  # damaged messages before the first image of a topic
 # 16-bit depth in a CompressedImage message, with a header of its own before the PNG.
+# Video of plugins of image_transport, and of Foxglove, by type of message
+_VIDEO_TYPES = {
+    "ffmpeg_image_transport_msgs/msg/FFMPEGPacket": "video (H.264 or another codec of ffmpeg_image_transport)",
+    "foxglove_msgs/msg/CompressedVideo": "video (H.264 or another codec of Foxglove)",
+    "theora_image_transport/msg/Packet": "Theora video",
+    "h264_msgs/msg/Packet": "H.264 video",
+}
 _COMPRESSED_DEPTH = "/compressedDepth"
 
 MAX_RATE = 1000.0  # frames per second; no camera is faster
@@ -62,6 +69,8 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
         for name, info in sorted(images.items())
     )
     if not images:
+        if video := _video_topics(bag, bag.topics):
+            raise InputError(f"{path}: no image topic with messages in this bag; {video}")
         topics = [f"{name} ({info.msgtype})" for name, info in sorted(bag.topics.items())]
         others = listing(topics, MAX_NAMED) or "none at all"
         loss = f"; {bag.loss}" if bag.loss else ""
@@ -76,9 +85,22 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
             return name
         if name in bag.topics and not bag.topics[name].msgcount:
             raise InputError(f"{path}: the topic {name} has no messages: nothing was sent while it was recorded")
+    if video := _video_topics(bag, (topic, "/" + topic.lstrip("/"))):
+        raise InputError(f"{path}: {video}; there are:{choices}")
     is_depth = topic.endswith(_COMPRESSED_DEPTH)
     problem = f"{topic} has depth images" if is_depth else f"no image topic /{topic.lstrip('/')}"
     raise InputError(f"{path}: {problem}; there are:{choices}")
+
+
+def _video_topics(bag: BagReader, names: Iterable[str]) -> str:
+    """Return which of these topics are video streams, and what to do; "" if none is."""
+    found = [
+        f"{printable(name, 200)} has {_VIDEO_TYPES[bag.topics[name].msgtype]}"
+        for name in sorted(names)
+        if name in bag.topics and bag.topics[name].msgtype in _VIDEO_TYPES
+    ]
+    cure = "play the bag, decode with image_transport's `republish`, and record the Image or CompressedImage topic"
+    return f"{listing(found, MAX_NAMED)}, which cannot be read: {cure}" if found else ""
 
 
 def _image_topics(bag: BagReader) -> dict[str, BagTopic]:
