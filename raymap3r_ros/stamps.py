@@ -12,7 +12,7 @@ LATE = 100_000_000  # nanoseconds by which a stamp may lie before the last one a
 END = 2**31 * 1_000_000_000  # stamps of messages are below
 MAX_GAP = 2.0  # seconds; default of the longest step forward that is no jump
 # Seconds by which a stamp may be ahead of the node's clock, or behind it: no image waits for ten minutes.
-MAX_AHEAD, MAX_BEHIND = 1.0, 600.0
+MAX_AHEAD, MAX_BEHIND = 1.0, 10.0
 
 
 class StampClock:

@@ -35,6 +35,13 @@ def check_node_name(name: str) -> None:
         raise OptionError(f"node is {name!r} ({reason}); allowed: full names, as /front/raymap3r") from error
 
 
+SHARED = (
+    "if this is a live robot, the transforms and the clock of the bag would reach it; end these nodes, use another "
+    "ROS_DOMAIN_ID, or play anyway with --global-topics"
+)
+MIXED = "the node would mix its images with those of the bag; end that node, or use another stream node"
+
+
 def private_topics(namespace: str) -> list[str]:
     """ROS arguments that move the global topics of a process into a namespace (full name)."""
     return [part for topic in GLOBAL_TOPICS for part in ("-r", f"{topic}:={namespace}{topic}")]
@@ -103,8 +110,10 @@ def refuse_shared_name(node: Node, name: str) -> None:
         )
 
 
-def refuse_other_publishers(node: Node, name: str, publishers: Iterable[Publisher]) -> None:
+def refuse_other_publishers(node: Node, name: str, publishers: Iterable[Publisher], harm: str = SHARED) -> None:
     """Raise Raymap3rError if others than `node` and the stream node `name` publish the topics of these publishers.
+
+    `harm`: what would happen, and what to do.
 
     A publisher can be discovered before the name of its node, those of `node` itself too: names are waited for, and
     publishers that stay without one are ignored.
@@ -118,8 +127,4 @@ def refuse_other_publishers(node: Node, name: str, publishers: Iterable[Publishe
                 break
             time.sleep(0.05)
         if others := sorted(found - own - {""}):
-            raise Raymap3rError(
-                f"{topic} is also published by {', '.join(others)}: if this is a live robot, the transforms and the "
-                "clock of the bag would reach it; end these nodes, use another ROS_DOMAIN_ID, or play anyway with "
-                "--global-topics"
-            )
+            raise Raymap3rError(f"{topic} is also published by {', '.join(others)}: {harm}")

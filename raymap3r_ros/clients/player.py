@@ -43,7 +43,7 @@ from raymap3r_ros.clients.bag import (
     scale_topic,
     without_slash,
 )
-from raymap3r_ros.clients.graph import refuse_other_publishers, refuse_shared_name, wait_for_node
+from raymap3r_ros.clients.graph import MIXED, refuse_other_publishers, refuse_shared_name, wait_for_node
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running
 from raymap3r_ros.errors import Raymap3rError
@@ -64,6 +64,7 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 10  # frames: enough to keep the node busy, far below the 100 of its queue
 LONGEST_PAUSE = 60.0  # seconds of a recording without messages, as it is played; of longer ones nothing
 STALL_LIMIT = 60.0  # seconds without an outcome after which the frames in flight are given up
+CONNECT_LIMIT = 20.0  # seconds for a node that is active to take the images of this player
 OUTCOMES = tuple(name for name in COUNTS if name not in ("frames in", "resets"))  # diagnostics; one per frame
 # Frames whose parent the node publishes, by tf_mode: with invert_tf false and true.
 NODE_FRAMES = {
@@ -198,25 +199,29 @@ class _Player:
             self._first_camera_info = next((message for _, _, message in bag.messages([bag.camera_info])), None)
         if self._process is None:
             wait_for_node(self._camera, self._node_name, self._wait)
-        deadline = time.monotonic() + START_LIMIT
+        deadline = self._connection_limit()
         publishers = [self._images, *([self._camera_infos] if self._bag.camera_info else [])]
         if not self._wait(lambda: self._has_matched(*publishers) and self._outputs_are_matched(), deadline):
             self._raise_not_connected("images", self._images, "image_transport as in the bag")
             return
         refuse_shared_name(self._camera, self._node_name)
+        refuse_other_publishers(self._camera, self._node_name, (self._images,), MIXED)
         if not beside_others:
             refuse_other_publishers(self._camera, self._node_name, (self._tf, self._tf_static, self._clock))
         names = [name for kind in (NodeOptions, StreamOptions) for name, _ in option_fields(kind)]
-        future = self._parameters.call_async(GetParameters.Request(names=names))
+        future = self._parameters.call_async(GetParameters.Request(names=["use_sim_time", *names]))
         if not self._wait(future.done, deadline):
             return
         values = [parameter_value_to_python(value) for value in future.result().values]
-        if len(values) != len(names):  # rclpy's response is empty if one of them is not declared
+        if len(values) != 1 + len(names):  # rclpy's response is empty if one of them is not declared
             raise Raymap3rError(
                 f"the node {self._node_name} does not have all parameters of the stream node of this version; start "
                 "it from the same installation as this command"
             )
-        parameters = self._playback.parameters = dict(zip(names, values, strict=True))
+        parameters = self._playback.parameters = dict(zip(names, values[1:], strict=True))
+        for name, value in (("every_frame", parameters["every_frame"]), ("use_sim_time", values[0])):
+            if not value:
+                log.warning("%s of the node %s is false; set it to true for a replay", name, self._node_name)
         if parameters["publish_tf"]:
             frames = {**parameters, "child_frame": parameters["child_frame"] or self._bag.frame}
             names = NODE_FRAMES[parameters["tf_mode"]][parameters["invert_tf"]]
@@ -228,6 +233,14 @@ class _Player:
             )
         self._advertise_sensor(parameters["scale.source"], deadline)
         self._counts_before = self._counts()
+
+    def _connection_limit(self) -> float:
+        """When to give up that the node takes the images: a node that is active already is subscribed to them."""
+        start = time.monotonic()
+        if self._process is None:
+            self._wait(lambda: self._diagnostics.values.get("state") in ("active", "paused"), start + START_LIMIT)
+            return time.monotonic() + CONNECT_LIMIT
+        return start + START_LIMIT
 
     def _advertise_sensor(self, source: str, deadline: float) -> None:
         """Select the topic for scale.source, and wait until the node is subscribed to it."""

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import rclpy
+from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import StoragePlugin
 from rosgraph_msgs.msg import Clock
@@ -222,6 +223,25 @@ def test_black_images_are_accounted_for(active_bench, replay_into, tmp_path):
     assert report.frames_unanswered == 0 and report.complete
 
 
+def test_a_node_with_a_camera_is_refused(active_bench, replay_into, tmp_path):
+    """Its images and those of the bag would be mixed."""
+    bag = open_bag(images_bag(tmp_path / "bag"))
+    bench = active_bench(bag)
+    bench.advertise(Image, "image", QoSProfile(depth=1))
+    with pytest.raises(Raymap3rError, match=rf"{bench.namespace}/image is also published by .*/probe: the node would"):
+        replay_into(bench, bag)
+    assert bench.current_diagnostics()["frames in"] == "0"
+
+
+def test_settings_that_a_replay_needs_are_named(make_bench, replay_into, tmp_path, caplog):
+    bag = open_bag(images_bag(tmp_path / "bag", 2))
+    bench = make_bench(checkpoint="mini", image_size=48)
+    assert bench.change_state("configure") and bench.change_state("activate")
+    replay_into(bench, bag)
+    for name in ("every_frame", "use_sim_time"):
+        assert f"{name} of the node {bench.name} is false; set it to true for a replay" in caplog.text
+
+
 def test_a_paused_node_is_refused(active_bench, replay_into, tmp_path):
     bag = open_bag(images_bag(tmp_path / "bag"))
     bench = active_bench(bag)
@@ -280,7 +300,7 @@ def test_node_with_another_image_transport_is_an_error(make_bench, replay_into, 
     bag = open_bag(images_bag(tmp_path / "bag", make_image=compressed))
     bench = make_bench(checkpoint="mini", image_size=48)
     assert bench.change_state("configure") and bench.change_state("activate")
-    monkeypatch.setattr(player, "START_LIMIT", 2.0)
+    monkeypatch.setattr(player, "CONNECT_LIMIT", 2.0)  # it is active
     with pytest.raises(Raymap3rError, match=rf"does not take images from {bench.namespace}/image/compressed"):
         replay_into(bench, bag)
 

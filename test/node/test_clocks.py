@@ -21,7 +21,8 @@ WALL = 1_800_000_000.0
     [
         (WALL, WALL - 0.1, False, ""),
         (WALL, WALL + 0.5, False, ""),
-        (WALL, WALL - 599.0, False, ""),
+        (WALL, WALL - 9.0, False, ""),
+        (WALL, WALL - 300, False, "300 s behind the node's clock: set use_sim_time to true"),
         (WALL, 12.0, False, "behind the node's clock: set use_sim_time to true"),
         (WALL, WALL + 5, False, "5 s ahead of the node's clock: set use_sim_time to true"),
         (12.0, WALL, True, "ahead of the node's clock: set use_sim_time to false"),
