@@ -15,7 +15,7 @@ from PIL import Image
 import raymap3r_ros
 from raymap3r_ros import cli
 from raymap3r_ros.commands import run
-from raymap3r_ros.commands.arguments import path, read_options, read_stream_options
+from raymap3r_ros.commands.arguments import flag_words, path, read_options, read_stream_options
 from raymap3r_ros.network import PRESETS, load_network, save_network, untrained_network
 from raymap3r_ros.offline import CloudOptions, RunOutputs
 from raymap3r_ros.streaming import RULES, MaskOptions, Stream, StreamOptions
@@ -317,3 +317,11 @@ def test_a_quoted_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert path("~/results") == Path("/home/someone/results")
     assert path("./~/results") == Path("~/results") and path("~someone/x") == Path("~someone/x")
+
+
+def test_names_of_options_become_flags_but_not_names_in_files():
+    assert flag_words("voxel_size is 0; allowed", ["voxel_size"]) == "--voxel-size is 0; allowed"
+    assert (
+        flag_words("a.bin is damaged: tensor 'voxel_size' is", ["voxel_size"])
+        == "a.bin is damaged: tensor 'voxel_size' is"
+    )

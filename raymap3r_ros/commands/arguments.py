@@ -237,7 +237,7 @@ def size(text: str) -> tuple[int, int]:
 def flag_words(text: str, given: Collection[str]) -> str:
     """Return an error message with flags (`--size`) in place of the names of options (`image_size`).
 
-    `given`: names of the arguments of the command.
+    `given`: names of the arguments of the command. Quoted names, which are those in a file, stay as they are.
     """
     flags = {name: _flag(name) for name in (*given, *(name for name, _ in option_fields(StreamOptions)))}
     if "rules" in given:  # several at once
@@ -247,7 +247,7 @@ def flag_words(text: str, given: Collection[str]) -> str:
         text = flags[subject[0]] + text[subject.end() :]
     for name, flag in flags.items():
         if "_" in name or "." in name:  # others may be plain words
-            text = re.sub(rf"(?<![\w/.~-]){re.escape(name)}(?![\w/.:=-])", flag, text)
+            text = re.sub(rf"(?<![\w/.~'-]){re.escape(name)}(?![\w/.:=-])", flag, text)
     return text
 
 

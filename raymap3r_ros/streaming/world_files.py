@@ -234,8 +234,8 @@ def _check_shapes(
         found = shapes.get(name), types.get(name)
         if found != expected.get(name):
             raise InputError(
-                f"{path} is damaged: tensor {printable(name, 60)} is {found}, expected {expected.get(name)}; save the "
-                "world again"
+                f"{path} is damaged: tensor '{printable(name, 60)}' is {found}, expected {expected.get(name)}; save "
+                "the world again"
             )
 
 

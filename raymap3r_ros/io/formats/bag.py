@@ -84,7 +84,10 @@ def _choose_topic(path: Path, bag: BagReader, topic: str | None) -> str:
         if name in images:
             return name
         if name in bag.topics and not bag.topics[name].msgcount:
-            raise InputError(f"{path}: the topic {name} has no messages: nothing was sent while it was recorded")
+            raise InputError(
+                f"{path}: the topic {name} has no messages: nothing was sent while it was recorded; there are:"
+                + choices
+            )
     if video := _video_topics(bag, (topic, "/" + topic.lstrip("/"))):
         raise InputError(f"{path}: {video}; there are:{choices}")
     is_depth = topic.endswith(_COMPRESSED_DEPTH)
