@@ -44,7 +44,9 @@ help:
 test: $(VENV)/.package
 	@# Not `python -m pytest`, which puts the checkout before the installed package in the path.
 	@# Test files run in parallel processes, each with its own ROS domain.
-	$(ROS) $(VENV)/bin/pytest test -n auto --dist loadfile --no-loadscope-reorder
+	@# Ray starts processes of its own, which the other tests would leave no cores.
+	$(ROS) $(VENV)/bin/pytest test -n auto --dist loadfile --no-loadscope-reorder --ignore test/offline/test_batch.py
+	$(ROS) $(VENV)/bin/pytest test/offline/test_batch.py
 
 faults: $(VENV)/.package
 	$(ROS) $(VENV)/bin/pytest test/faults --long

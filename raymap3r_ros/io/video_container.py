@@ -29,6 +29,7 @@ class Container:
     hides_frames: bool = False  # an edit list may exclude stored frames
     cut: bool = False  # it ends before its contents
     lacks_index: bool = False  # an MP4 file that cannot be decoded
+    empty_frames: int = 0  # counted, but without an image: cameras drop frames like this in AVI files
     has_times: bool | None = True  # FFmpeg assumes a rate otherwise; None: its contents do not show it
 
 
@@ -45,7 +46,8 @@ def read_container(path: Path) -> Container:
             lacks_index = not any(kind == b"moov" for kind, _, _ in boxes)
             return Container(not fragmented, edited, _mp4_is_cut(boxes, size), lacks_index)
         if start[:4] == b"RIFF" and start[8:11] == b"AVI":
-            return Container(True, False, any(end > size for end in _riff_ends(file, size)))
+            cut = any(end > size for end in _riff_ends(file, size))
+            return Container(True, False, cut, empty_frames=_empty_frames(file, size))
         if start.startswith(EBML):
             return Container(cut=_matroska_end(file) > size)
         if re.match(_ANNEX_B, start, re.DOTALL):
@@ -95,6 +97,22 @@ def _riff_ends(file: BinaryIO, size: int) -> Iterator[int]:
         position += 8 + length
         yield position
         position += length % 2
+
+
+def _empty_frames(file: BinaryIO, size: int) -> int:
+    """Return the number of chunks of an AVI file that stand for a frame of its first stream and have no data."""
+    empty, position = 0, 0
+    for _ in range(_MAX_BOXES):
+        if position + 8 > size:
+            break
+        file.seek(position)
+        name, length = struct.unpack("<4sI", file.read(8))
+        if name in (b"RIFF", b"LIST") and file.read(4) in (b"AVI ", b"AVIX", b"movi", b"rec "):
+            position += 12  # its chunks
+            continue
+        empty += name in (b"00dc", b"00db") and length == 0
+        position += 8 + length + length % 2
+    return empty
 
 
 def _matroska_end(file: BinaryIO) -> int:

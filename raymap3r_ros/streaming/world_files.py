@@ -144,10 +144,10 @@ def in_slots(keyframes: Keyframes, slots: int) -> Keyframes:
 @contextmanager
 def _open_checked(path: Path) -> Iterator[safetensors.safe_open]:
     """Open a file whose size and header are bounded. Raises InputError, also for errors of the reader inside."""
-    if not path.is_file():
-        what = kind_of(path) or "missing"
-        raise InputError(f"{path} is {what}; name a world.safetensors that ~/save or --save-memory has written")
     try:
+        if not path.is_file():
+            what = kind_of(path) or "missing"
+            raise InputError(f"{path} is {what}; name a world.safetensors that ~/save or --save-memory has written")
         size = path.stat().st_size
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
@@ -159,7 +159,9 @@ def _open_checked(path: Path) -> Iterator[safetensors.safe_open]:
             )
         with safetensors.safe_open(path, framework="pt") as file:
             yield file
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; name a world.safetensors that can be read") from error
+    except safetensors.SafetensorError as error:
         raise InputError(f"{path} is not a readable safetensors file: {printable(error)}; save it again") from error
 
 

@@ -185,6 +185,32 @@ def test_broken_avi_that_lacks_frames_is_incomplete(tmp_path):
     assert count == 12 or recording.ended
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+def test_an_avi_whose_camera_has_dropped_frames_is_complete(tmp_path):
+    """They are counted in the header, and have chunks without data."""
+    slots = [b"" if index in (3, 4, 9) else encoded(index) for index in range(12)]
+    header = struct.pack("<14I", 100_000, 0, 0, 0, len(slots), 0, 1, 0, 64, 48, 0, 0, 0, 0)
+    stream = b"vidsMJPG" + struct.pack(
+        "<IHHIIIIIIII4H", 0, 0, 0, 0, 1, 10, 0, len(slots), 0, 2**32 - 1, 0, 0, 0, 64, 48
+    )
+    picture = struct.pack("<IiiHH4sIiiII", 40, 64, 48, 1, 24, b"MJPG", 64 * 48 * 3, 0, 0, 0, 0)
+    streams = chunk(b"LIST", b"strl" + chunk(b"strh", stream) + chunk(b"strf", picture))
+    lists = chunk(b"LIST", b"hdrl" + chunk(b"avih", header) + streams)
+    lists += chunk(b"LIST", b"movi" + b"".join(chunk(b"00dc", data) for data in slots))
+    (tmp_path / "a.avi").write_bytes(chunk(b"RIFF", b"AVI " + lists))
+    recording = open_recording(tmp_path / "a.avi")
+    frames = list(recording)
+    assert len(frames) == recording.length == 9 and not recording.ended
+    assert [round(10 * frame.stamp) for frame in frames] == [0, 1, 2, 5, 6, 7, 8, 10, 11]
+
+
+def encoded(index: int) -> bytes:
+    return cv2.imencode(".jpg", np.full((48, 64, 3), 40 + 15 * index, np.uint8))[1].tobytes()
+
+
 def rotate(path: Path, degrees: int) -> Path:
     """Write a rotation into the matrix of an MP4 file's track, as phones do."""
     data = bytearray(path.read_bytes())

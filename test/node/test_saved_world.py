@@ -150,6 +150,7 @@ def test_files_that_are_refused(session, make_bench, tmp_path):
     running, _, folder = session
     good = folder / "world.safetensors"
     cases = {
+        "File name too long": {"memory": str(tmp_path / ("w" * 300 + ".safetensors"))},
         "is missing": {"memory": str(tmp_path / "none.safetensors")},
         "not a readable safetensors file": {"memory": str(damaged(folder, "world.safetensors", tmp_path / "a"))},
         "static_map.ply is not a point cloud": {"memory": str(damaged(folder, "static_map.ply", tmp_path / "b"))},
@@ -169,6 +170,7 @@ def test_files_that_are_refused(session, make_bench, tmp_path):
             response = trigger(running, "load")
             assert not response.success and reason in response.message and "\n" not in response.message
     assert trigger(running, "save").success and running.state() == "active"
+    assert running.count_logs("Traceback") == 0
 
 
 def test_load_needs_a_configured_node(make_bench):

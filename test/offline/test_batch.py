@@ -302,7 +302,8 @@ def test_tables_of_an_evaluation_over_ray_equal_the_serial_ones(cluster, checkpo
     assert cli.main([*evaluate, str(tmp_path / "serial.json")]) == 0
     there = ["--ray", ray.get_runtime_context().gcs_address]
     command = [sys.executable, "-m", "raymap3r_ros.cli", *evaluate, str(tmp_path / "ray.json"), *there]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     serial, over_ray = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("serial", "ray"))
     assert serial["rows"] and serial["settings"]["plan"] == over_ray["settings"]["plan"]
     del serial["settings"], over_ray["settings"]

@@ -61,7 +61,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
             "turned images",
             path.name, turn,
         )  # fmt: skip
-    stored = count if count > 0 and container.counts_frames else None
+    stored = count - container.empty_frames if count > 0 and container.counts_frames else None
     length = None if options.is_part else options.expected(stored)
     return Recording(
         path, "video", length, options.stride, options.max_frames, fps / options.stride,
