@@ -66,8 +66,10 @@ def ray_session(address: str = HERE) -> Iterator[dict[str, float]]:
         if address == HERE:
             if "ray" not in sys.modules:  # it reads them when it is imported
                 os.environ |= _ENVIRONMENT
-            begin |= {"_temp_dir": folder, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-            begin |= {"num_cpus": len(os.sched_getaffinity(0)), "object_store_memory": 2**28}
+            # Not `folder` itself: Ray makes its folder accessible to everybody.
+            begin |= {"_temp_dir": os.path.join(folder, "ray"), "_node_ip_address": "127.0.0.1"}
+            begin |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+            begin |= {"object_store_memory": 2**28}
         ray = batch_module("ray")
         temporary = os.environ.get("TMPDIR")
         if address == HERE and temporary is None:

@@ -128,6 +128,13 @@ class Bench:
         self.wait(find, f"log line with {text!r}")
         return found[0]
 
+    def wait_for_logs(self, text, count):
+        """Wait for so many log lines that contain this text, which come after the outputs; returns the last one."""
+        self.wait(lambda: self.count_logs(text) >= count, f"{count} log lines with {text!r}")
+        found = [line for _, line in self.logs if text in line]
+        assert len(found) == count
+        return found[-1]
+
     def times(self, topic):
         """Stamps of an output's messages so far, in seconds after START."""
         stamps = [message.header.stamp for message in self.messages[topic]]

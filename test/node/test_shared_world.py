@@ -30,7 +30,7 @@ def cameras(make_bench):
 
 def frame_of_find(bench):
     """Index of the first frame in the world of the other camera."""
-    (found,) = (line for _, line in bench.logs if "found again" in line)
+    found = bench.wait_for_logs("found again", 1)
     return int(found.removeprefix("frame ").partition(":")[0])
 
 
@@ -60,7 +60,8 @@ def test_a_camera_continues_in_the_world_of_another_one(cameras, stays):
         np.testing.assert_array_equal(
             conversions.rigid_matrix(one.transform.translation, one.transform.rotation), np.eye(4)
         )
-    assert right.count_logs("a new world starts") == 1 and left.count_logs("found again") == 0
+    right.wait_for_logs("a new world starts", 1)
+    assert left.count_logs("found again") == 0
 
 
 def test_another_room_is_another_world(cameras, stays):
@@ -69,6 +70,7 @@ def test_another_room_is_another_world(cameras, stays):
     show(left, stays[0][FIRST])
     show(right, stays[1], start=100)
     right.wait_for("pose", 40)
+    right.wait_for_logs("a new world starts", 1)
     assert right.count_logs("found again") == 0 and not links(right)
 
 
@@ -81,8 +83,9 @@ def test_a_world_that_was_reset_is_left_to_the_others(cameras, stays):
     for bench in (left, right):
         assert bench.call(Trigger, "reset", Trigger.Request()).success
         show(bench, stays[0][SECOND], start=200)
-    assert left.count_logs("found again") == 0 and left.count_logs("a new world starts (reset)") == 1
-    assert right.count_logs("found again") == 2, "in the first camera's new world"
+    left.wait_for_logs("a new world starts (reset)", 1)
+    assert left.count_logs("found again") == 0
+    right.wait_for_logs("found again", 2)  # in the first camera's new world
 
 
 def test_a_camera_alone_is_told(make_bench):
