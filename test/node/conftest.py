@@ -129,7 +129,7 @@ class Bench:
         return found[0]
 
     def wait_for_logs(self, text, count):
-        """Wait for so many log lines that contain this text, which come after the outputs; returns the last one."""
+        """Wait for `count` log lines with this text, which come after the outputs; returns the last one."""
         self.wait(lambda: self.count_logs(text) >= count, f"{count} log lines with {text!r}")
         found = [line for _, line in self.logs if text in line]
         assert len(found) == count
