@@ -24,6 +24,12 @@ GLOBAL_TOPICS = ("/tf", "/tf_static", "/clock", "/diagnostics")  # those of ever
 DISCOVERY_TIME = 4.0  # seconds in which nodes that run already are discovered, even on a busy machine
 APPEAR_LIMIT = 60.0  # seconds for a node that the user starts
 QUICK_LOOK = 1.0  # seconds in which most are; for topics of our own, where a late discovery does no harm
+# What other publishers of the player's topics do, see `refuse_other_publishers`.
+SHARED = (
+    "if this is a live robot, the transforms and the clock of the bag would reach it; end these nodes, use another "
+    "ROS_DOMAIN_ID, or play anyway with --global-topics"
+)
+MIXED = "the node would mix its images with those of the bag; end that node, or use another stream node"
 
 
 def check_node_name(name: str) -> None:
@@ -33,13 +39,6 @@ def check_node_name(name: str) -> None:
     except InvalidTopicNameException as error:
         reason = str(error).splitlines()[0].removeprefix("Invalid topic name: ").rstrip(":")
         raise OptionError(f"node is {name!r} ({reason}); allowed: full names, as /front/raymap3r") from error
-
-
-SHARED = (
-    "if this is a live robot, the transforms and the clock of the bag would reach it; end these nodes, use another "
-    "ROS_DOMAIN_ID, or play anyway with --global-topics"
-)
-MIXED = "the node would mix its images with those of the bag; end that node, or use another stream node"
 
 
 def private_topics(namespace: str) -> list[str]:

@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.poses import quaternion, twist
+from raymap3r_ros.io.bag_messages import packed_colors
 from raymap3r_ros.io.decoding import decode_message
 from raymap3r_ros.io.encoded import MAX_SIDE, depth_encoding
 from raymap3r_ros.mapping.occupancy import OccupancyGrid
@@ -236,8 +237,7 @@ def map_message(header: Header, points: np.ndarray, colors: np.ndarray) -> Point
     """Cloud of points (n, 3) float32, metres, with colors (n, 3) uint8: x y z rgb."""
     rows = np.empty((len(points), 4), np.float32)
     rows[:, :3] = points
-    red, green, blue = colors.astype(np.uint32).T
-    rows[:, 3] = (red << 16 | green << 8 | blue).view(np.float32)
+    rows[:, 3] = packed_colors(colors)
     return _cloud(header, rows, POINT_FIELDS[:4], is_dense=True)
 
 

@@ -43,11 +43,13 @@ def to_check(environment: Mapping[str, str]) -> str:
 def rmw_problem(environment: Mapping[str, str]) -> str:
     """Why rclpy would end the process when it is imported, and what to do; "" if nothing is wrong."""
     chosen = printable(environment.get("RMW_IMPLEMENTATION", ""), 60)
+    if not chosen:
+        return ""
     try:
         installed = [name for name in sorted(get_resources("rmw_typesupport")) if name != "rmw_implementation"]
     except OSError:  # no AMENT_PREFIX_PATH
         installed = []
-    if not chosen or chosen in installed or not installed:
+    if chosen in installed or not installed:
         return ""
     return (
         f"RMW_IMPLEMENTATION is {chosen}, which is not installed; installed: {', '.join(installed)}. Unset it, or "

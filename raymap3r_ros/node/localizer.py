@@ -19,9 +19,9 @@ from raymap3r_ros.node.worlds import Worlds
 from raymap3r_ros.streaming import StepResult, WorldChange
 from raymap3r_ros.streaming.world_files import Place
 
-# From the least to the greatest: of several changes before a healthy frame the greatest holds.
 PLAUSIBLE_SCALE = 100.0  # and its inverse: limits of a factor between a network's metres and true ones
 
+# From the least to the greatest: of several changes before a healthy frame the greatest holds.
 _CHANGES = (
     WorldChange.NONE,
     WorldChange.KNOWN,

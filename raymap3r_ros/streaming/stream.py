@@ -27,7 +27,7 @@ from raymap3r_ros.streaming.recordings import Recordings, Work, recordings
 from raymap3r_ros.streaming.result import Estimate, StepResult, WorldChange
 from raymap3r_ros.streaming.segments import start_segment
 from raymap3r_ros.streaming.state import PreparedFrame, StepPlan, StreamState, World, WorldNumbers
-from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses, check_search, uses_keyframes
+from raymap3r_ros.streaming.stream_options import StreamOptions, check_known_poses, check_search, searches
 from raymap3r_ros.streaming.tensors import copy_of, tensors_of
 from raymap3r_ros.streaming.timing import StageTimer
 from raymap3r_ros.streaming.world_files import SavedWorld, in_slots
@@ -97,8 +97,7 @@ class Stream:
         found, the earlier world continues, see `WorldChange.RETURNED`. A known pose ends the search.
         """
         before, self._state = self._state, None
-        options = self.options
-        if relocalize and before is not None and options.keyframes.relocalize and uses_keyframes(options):
+        if relocalize and before is not None and searches(self.options):
             past = relocalisation.past_worlds(before, self.method)
             fresh = self._initial_state(len(before.state), before.size, before.image_size, "start")
             self._state = dataclasses.replace(fresh, past=past)
@@ -146,8 +145,7 @@ class Stream:
         first frame, with known poses, without `keyframes.relocalize`, and for several cameras in one stream.
         """
         state = self._state
-        searches = uses_keyframes(self.options) and self.options.keyframes.relocalize
-        if state is None or not searches or len(state.state) > 1 or state.posed_frame >= 0:
+        if state is None or not searches(self.options) or len(state.state) > 1 or state.posed_frame >= 0:
             return []
         own = tuple(one for one in state.past if not one.shared)
         numbers = {state.world, *(one.number for one in own)}

@@ -221,6 +221,11 @@ def check_keyframes(options: StreamOptions) -> None:
         )
 
 
+def searches(options: StreamOptions) -> bool:
+    """Whether a stream with these options searches for its camera in other worlds."""
+    return uses_keyframes(options) and options.keyframes.relocalize
+
+
 def check_search(options: StreamOptions) -> None:
     """Raise OptionError if a stream with these options cannot search for its camera in a saved world."""
     check_keyframes(options)
