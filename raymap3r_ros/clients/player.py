@@ -5,6 +5,7 @@ Ground truth in the bag is collected for the evaluation.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -45,7 +46,7 @@ from raymap3r_ros.clients.bag import (
 )
 from raymap3r_ros.clients.graph import MIXED, refuse_other_publishers, refuse_shared_name, wait_for_node
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
-from raymap3r_ros.clients.harness import SPIN_TIME, START_LIMIT, Diagnostics, check_running
+from raymap3r_ros.clients.harness import QUEUE_DEPTH, SPIN_TIME, START_LIMIT, Diagnostics, check_running
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.geometry.calibration import camera_of
 from raymap3r_ros.io.recording import BrokenFrame
@@ -177,7 +178,10 @@ class _Player:
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._tf_static = camera.create_publisher(TFMessage, TF_STATIC, latched)
         camera.create_subscription(PoseStamped, f"{node_name}/pose", self._on_pose, QoSProfile(depth=100))
-        camera.create_subscription(PathMessage, f"{node_name}/trajectory_raw", self._on_path, LATCHED)
+        # Deeper than 1: the first path of a world may still be waiting when the next world begins.
+        paths = copy.copy(LATCHED)
+        paths.depth = QUEUE_DEPTH
+        camera.create_subscription(PathMessage, f"{node_name}/trajectory_raw", self._on_path, paths)
         self._diagnostics = Diagnostics(camera, node_name)
         self._parameters = camera.create_client(GetParameters, f"{node_name}/get_parameters")
         self._executor = SingleThreadedExecutor(context=camera.context)
