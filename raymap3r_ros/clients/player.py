@@ -47,6 +47,7 @@ from raymap3r_ros.clients.bag import (
 from raymap3r_ros.clients.graph import MIXED, refuse_other_publishers, refuse_shared_name, wait_for_node
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.clients.harness import QUEUE_DEPTH, SPIN_TIME, START_LIMIT, Diagnostics, check_running
+from raymap3r_ros.clients.transforms import PlayedTransforms
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.geometry.calibration import camera_of
 from raymap3r_ros.io.recording import BrokenFrame
@@ -67,13 +68,6 @@ LONGEST_PAUSE = 60.0  # seconds of a recording without messages, as it is played
 STALL_LIMIT = 60.0  # seconds without an outcome after which the frames in flight are given up
 CONNECT_LIMIT = 20.0  # seconds for a node that is active to take the images of this player
 OUTCOMES = tuple(name for name in COUNTS if name not in ("frames in", "resets"))  # diagnostics; one per frame
-# Frames whose parent the node publishes, by tf_mode: with invert_tf false and true.
-NODE_FRAMES = {
-    "camera": (("child_frame",), ("world_frame",)),
-    "base": (("base_frame",), ("world_frame",)),
-    "odom": (("base_frame", "odom_frame"), ("odom_frame", "world_frame")),
-    "map": (("odom_frame",), ("world_frame",)),
-}
 
 # Of ROS 2 Humble. Later distributions have the same messages, except Range.
 _store = get_typestore(Stores.ROS2_HUMBLE)
@@ -164,7 +158,7 @@ class _Player:
         self._first_camera_info: Any = None
         self._camera_info: Any = None  # last one that differed
         self._static: dict[str, Any] = {}  # transforms of /tf_static by child frame; late subscribers need all of them
-        self._published_frames: set[str] = set()  # frames whose parent the node publishes
+        self._transforms = PlayedTransforms()
         self._counts_before: dict[str, int] = {}  # the node's counts before the first frame
 
         self._images = camera.create_publisher(
@@ -226,10 +220,7 @@ class _Player:
         for name, value in (("every_frame", parameters["every_frame"]), ("use_sim_time", values[0])):
             if not value:
                 log.warning("%s of the node %s is false; set it to true for a replay", name, self._node_name)
-        if parameters["publish_tf"]:
-            frames = {**parameters, "child_frame": parameters["child_frame"] or self._bag.frame}
-            names = NODE_FRAMES[parameters["tf_mode"]][parameters["invert_tf"]]
-            self._published_frames = {frames[name] for name in names}
+        self._transforms.use({**parameters, "child_frame": parameters["child_frame"] or self._bag.frame})
         if self._diagnostics.values.get("state") == "paused":
             raise Raymap3rError(
                 f"the node {self._node_name} is paused and takes no images; continue it: ros2 service call "
@@ -308,7 +299,7 @@ class _Player:
                 self._send_image(message, recorded)
             elif topic == sensor:
                 self._send_sensor(message, recorded)
-            elif topic == TF and (transforms := self._to_forward(message)):
+            elif topic == TF and (transforms := self._transforms.of(message)):
                 self._send(self._tf, _TFMessage(transforms=transforms))
         else:
             self._check_end(seen)
@@ -358,7 +349,7 @@ class _Player:
         """Handle what does not depend on the time of playback."""
         self._collect_ground_truth(topic, message)
         if topic == TF_STATIC:
-            self._static.update({without_slash(one.child_frame_id): one for one in self._to_forward(message)})
+            self._static.update({without_slash(one.child_frame_id): one for one in self._transforms.of(message)})
             self._send(self._tf_static, _TFMessage(transforms=list(self._static.values())))
 
     def _send_image(self, message: Any, recorded: int) -> None:
@@ -393,10 +384,6 @@ class _Player:
         self._send(self._camera_infos, message)
         # The best-effort subscription of the node does not acknowledge, but two reports later it has been served.
         self._wait_for_diagnostics(2)
-
-    def _to_forward(self, message: Any) -> list[Any]:
-        """The transforms of a message to frames whose parents the node does not publish: a frame has one parent."""
-        return [one for one in message.transforms if without_slash(one.child_frame_id) not in self._published_frames]
 
     def _collect_ground_truth(self, topic: str, message: Any) -> None:
         if self._playback.passes > 1:

@@ -242,9 +242,11 @@ def check_profile(file: Path, name: Path, *, thorough: bool = False) -> None:
         return
     named = list(topics)
     listed = ", ".join(named[:_MAX_TOPICS]) + (" and others" if len(named) > _MAX_TOPICS else "")
+    cure = "write its images to a folder with the Python package mcap, and give that folder"
+    if profile == "ros1":
+        cure = f"give the original .bag, or {cure.replace('package mcap', 'packages mcap and mcap-ros1-support')}"
     raise InputError(
-        f"{name}: an MCAP file without messages of ROS 2 (its profile is {profile!r}); its topics: {listed}; write "
-        "its images to a folder with the Python package mcap, and give that folder"
+        f"{name}: an MCAP file without messages of ROS 2 (its profile is {profile!r}); its topics: {listed}; {cure}"
     )
 
 

@@ -39,6 +39,8 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
             # As in the node, metadata are not read: they may be damaged. They contain the orientation.
             data = data if upright else checked
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
+            if is_sequence(picture):
+                raise BrokenFrame("it contains several images; convert it to a video or to single images")
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenFrame(f"{picture.width}x{picture.height} pixels are more than any camera's ({MAX_PIXELS})")
             return _rgb(_upright(picture) if upright else picture)
@@ -54,6 +56,17 @@ def decode_image(source: Path | io.BytesIO, upright: bool = True) -> np.ndarray:
             if data.startswith(TIFF_SIGNATURES):
                 why = "a TIFF that is damaged or has pixels of an unsupported type; convert it to 8 or 16 bits"
         raise BrokenFrame(why) from error
+
+
+def is_sequence(picture: Image.Image) -> bool:
+    """Whether a file contains several images of one size. Previews, and the further images of a JPEG, do not count."""
+    size = picture.size
+    if not getattr(picture, "is_animated", False) or picture.format in ("JPEG", "MPO"):
+        return False
+    picture.seek(1)
+    same = picture.size == size
+    picture.seek(0)
+    return same
 
 
 def decode_message(data: bytes) -> np.ndarray:

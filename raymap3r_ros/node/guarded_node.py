@@ -58,7 +58,8 @@ class GuardedNode(LifecycleNode):
         """As rclpy's."""
         self.transition_error = ""  # of the last transition that raised an exception
         self._tf_names: set[str] = set()  # of frames, from /tf and /tf_static
-        self.clock_arrival = -math.inf  # of the last message on /clock; seconds of the monotonic clock
+        # Of the last message on /clock, or of the subscription; seconds of the monotonic clock.
+        self.clock_arrival = -math.inf
         super().__init__(*arguments, **node_arguments)
         # rclpy creates some of its services without `create_service`.
         for service in self.services:
@@ -73,6 +74,7 @@ class GuardedNode(LifecycleNode):
     ) -> Subscription:
         """As rclpy's."""
         if msg_type is Clock:
+            self.clock_arrival = time.monotonic()
             callback = self._checked_clock(callback)
         if msg_type is TFMessage:
             callback = limited(callback, self._tf_names)

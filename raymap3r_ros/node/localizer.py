@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -63,17 +65,25 @@ class Localizer:
     belongs to the thread of the frames.
     """
 
-    def __init__(self, options: NodeOptions, look_up: LookUp, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        options: NodeOptions,
+        look_up: LookUp,
+        reporter: Reporter,
+        other_owner: Callable[[str], str] = lambda frame: "",
+    ) -> None:
         """
         Args:
             options: replaced by `use` when live parameters change.
             look_up: returns the pose of a child frame in a parent frame, see `tf_frames.look_up`.
+            other_owner: returns the name of another node that publishes the parent of a frame, or "".
         """
         self.estimate: ScaleEstimate | None = None  # at the last placed frame
         self.place_of_world: tuple[int, Place] | None = None  # of the last placed frame, with the world's number
         self._options = options
         self._look_up = look_up
         self._reporter = reporter
+        self._other_owner = other_owner
         self._scale = MetricScale(options.scale)
         self._frames = Frames(
             FrameNames(**{field.name: getattr(options, field.name) for field in fields(FrameNames)}), look_up
@@ -176,6 +186,7 @@ class Localizer:
             )
             if placement.problem:
                 self._reporter.warn(placement.problem)
+            placement = self._with_one_parent(placement)
             known = self.estimate.known and self._options.scale.source != "fixed"
             self.place_of_world = result.world, Place(placement.world_from_stream, scale, known)
         except InputError as error:
@@ -184,6 +195,20 @@ class Localizer:
         self._report_change(result)
         self._change, self._reason = WorldChange.NONE, ""
         return PlacedFrame(stamp, camera_frame, scale, placement, change)
+
+    def _with_one_parent(self, placement: Placement) -> Placement:
+        """In mode camera, whose frame is known with the image: no transforms if another node publishes its parent."""
+        options, text = self._options, ""
+        if options.tf_mode == "camera" and options.publish_tf and not options.invert_tf:
+            frame = placement.odometry_child
+            if owner := self._other_owner(frame):
+                text = (
+                    f"{owner} publishes the parent of {frame} already, and a frame has one parent: this camera is not "
+                    "in TF; give each camera's driver its own frame_id, or this node a child_frame"
+                )
+                placement = dataclasses.replace(placement, transforms=())
+        self._reporter.stand("parent", text)
+        return placement
 
     def facts(self) -> dict[str, object]:
         """The metric scale, for diagnostics."""

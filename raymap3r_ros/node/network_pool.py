@@ -33,13 +33,17 @@ class NetworkPool:
         if options.tf_mode == "camera" or options.invert_tf or not options.publish_tf:
             return
         frame = options.odom_frame if options.tf_mode == "map" else options.base_frame
-        with self._lock:
-            owner = self._parents.setdefault(frame, node)
-        if owner != node:
+        if owner := self.other_owner(node, frame):
             raise OptionError(
                 f"publish_tf is true, but {owner} publishes the parent of {frame} already; allowed with tf_mode "
                 f"{options.tf_mode}: true for one of the cameras"
             )
+
+    def other_owner(self, node: str, frame: str) -> str:
+        """Reserve a TF frame whose parent `node` publishes, and return ""; or the name of the node that has it."""
+        with self._lock:
+            owner = self._parents.setdefault(frame, node)
+        return "" if owner == node else owner
 
     def give_back(self, node: str) -> None:
         """Release the frames that a node has claimed."""

@@ -239,13 +239,14 @@ def open_session(
     """
     options = settings.node
     with contextlib.ExitStack() as resources:
-        scheduler = None
+        scheduler, owners = None, ()
         if pool is None:
             network = load_network(options.checkpoint, choose_device(options.device), settings.stream.precision)
         else:
             name = node.get_fully_qualified_name()
             pool.claim(name, options)
             resources.callback(pool.give_back, name)
+            owners = (partial(pool.other_owner, name),)
             scheduler = pool.get(options.checkpoint, options.device, settings.stream.precision)
             network = scheduler.network
         # With a thread on every core, each DDS message or callback would delay all of them: they wait for each other.
@@ -275,7 +276,7 @@ def open_session(
             CameraCalibration(
                 partial(reporter.fail, throttle=True), rectified=options.rectified or names_rectified(topic)
             ),
-            Localizer(options, partial(look_up, buffer), reporter),
+            Localizer(options, partial(look_up, buffer), reporter, *owners),
             TfPoses(options, partial(look_up, buffer), reporter) if posed else None,
             publishers,
             maps,

@@ -34,6 +34,7 @@ from raymap3r_ros.node.publishers import MOTION_TOPICS
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.saving import save
 from raymap3r_ros.node.session import Session, Settings, open_session
+from raymap3r_ros.node.silence import SILENCE
 from raymap3r_ros.node.stoppage import PERIOD, Stoppage
 from raymap3r_ros.node.summary import FrameSummary, summarize
 from raymap3r_ros.stamps import clock_problem
@@ -475,6 +476,8 @@ class StreamNode(GuardedNode):
     def _check_clock(self, frame: WaitingFrame) -> None:
         """Report stamps of another clock than the node's, also of frames that are not published."""
         simulated = self.get_parameter("use_sim_time").value
+        if simulated and frame.clock == 0 and time.monotonic() - self.clock_arrival < SILENCE:
+            return  # the first message on /clock may be on its way
         self._reporter.stand("clock", clock_problem(frame.clock, conversions.seconds(frame.stamp), simulated))
 
     def _frame_of(self, message: Image | CompressedImage) -> str:

@@ -37,6 +37,7 @@ def test_an_mcap_file_of_another_profile_is_named_with_its_topics(tmp_path, prof
         f"without messages of ROS 2 (its profile is {profile!r}); its topics: /camera0 ({kind}, {encoding})" in error
     )
     assert "/camera9" in error and "/camera10" not in error
+    assert ("give the original .bag" in error) == (profile == "ros1")
     assert "write its images to a folder" in error and "rosbags-convert" not in error and ".;" not in error
 
 

@@ -283,8 +283,28 @@ def test_a_folder_without_images_reports_what_it_contains(tmp_path, files, messa
 def test_an_animation_in_an_image_file_is_named(tmp_path, name):
     first, second = (Image.fromarray(picture(index)) for index in range(2))
     first.save(tmp_path / name, save_all=True, append_images=[second])
-    with pytest.raises(InputError, match=r"is an animation \(convert it to a video\)"):
+    with pytest.raises(InputError, match=r"is a sequence of images \(convert it to a video\)"):
         open_recording(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["b.webp", "b.png", "b.tif"])
+def test_a_sequence_of_images_in_a_file_of_a_folder_is_skipped_by_name(tmp_path, caplog, name):
+    pictures = [Image.fromarray(picture(index)) for index in range(4)]
+    pictures[0].save(tmp_path / "a.png")
+    pictures[1].save(tmp_path / name, save_all=True, append_images=pictures[2:])
+    recording = open_recording(tmp_path)
+    assert len(list(recording)) == 1 and recording.skipped == 1
+    assert f"{name}: it contains several images; convert it to a video or to single images" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "size"), [("a.jpg", (48, 32)), ("a.tif", (12, 8))])
+def test_a_second_picture_of_a_phone_or_a_preview_is_no_sequence(tmp_path, name, size):
+    """As the depth or gain maps in photographs of phones, and thumbnails in TIFF files."""
+    first = Image.fromarray(picture(0))
+    kind = "MPO" if name == "a.jpg" else None
+    first.save(tmp_path / name, kind, save_all=True, append_images=[first.resize(size)])
+    recording = open_recording(tmp_path)
+    assert len(list(recording)) == 1 and not recording.skipped
 
 
 def test_depth_maps_among_the_images_are_reported_once(tmp_path, caplog):

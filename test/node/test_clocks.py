@@ -84,7 +84,8 @@ def test_also_if_no_frame_is_published(make_bench, monkeypatch):
 
 
 @pytest.mark.parametrize(("clock", "text"), [(None, "nothing arrives on /clock"), (50, "use_sim_time to false")])
-def test_wall_stamps_on_simulated_time(make_bench, clock, text):
+def test_wall_stamps_on_simulated_time(make_bench, monkeypatch, clock, text):
+    monkeypatch.setattr(stream_node, "SILENCE", 0.0)
     bench = make_bench(*LOCAL, image_size=64, every_frame=True, use_sim_time=True)
     if clock:
         bench.advertise(Clock, "clock", QoSProfile(depth=1))
@@ -120,3 +121,18 @@ def test_a_clock_that_jumps_while_an_image_waits_is_no_problem(make_bench, hold)
     held.release()
     bench.wait_for("pose", 2)
     assert bench.count_logs("use_sim_time") == 0
+
+
+def test_a_change_to_simulated_time_waits_for_the_first_clock_message(make_bench, monkeypatch):
+    """As an operator does it who follows the warning: /clock may be published, but has not been received yet."""
+    monkeypatch.setattr(reporter, "THROTTLE", 0.0)
+    bench = make_bench(*LOCAL, image_size=64, every_frame=True)
+    bench.start("pose")
+    monkeypatch.setattr(bench.node, "clock_arrival", time.monotonic() - 1000)  # of an earlier subscription
+    assert bench.set_parameter("use_sim_time", True).successful
+    send(bench, WALL)
+    send(bench, WALL + 0.1)
+    assert not bench.count_logs("/clock")
+    monkeypatch.setattr(bench.node, "clock_arrival", time.monotonic() - 1000)
+    send(bench, WALL + 0.2)
+    bench.wait_for_log("use_sim_time is true, but nothing arrives on /clock")

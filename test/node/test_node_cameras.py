@@ -12,6 +12,7 @@ import pytest
 import rclpy
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import QoSProfile
+from scripted import wait_for_stamp
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
@@ -135,6 +136,40 @@ def test_only_one_camera_of_a_process_publishes_the_parent_of_a_frame(make_bench
     assert rear.set_parameter("publish_tf", True).successful
     assert front.change_state("cleanup")
     assert rear.change_state("configure"), "a frame without a publisher can be claimed"
+
+
+def test_of_two_cameras_with_one_frame_id_only_the_first_is_in_tf(make_bench):
+    """As with two drivers that were left at their default."""
+    pool = NetworkPool(2)
+    front, rear = (make_bench(pool=pool, world_frame=f"{name}/map", every_frame=True) for name in ("front", "rear"))
+    for bench in (front, rear):
+        bench.start("pose", "tf")
+
+    def show(bench, index):
+        wait_for_stamp(bench, "pose", bench.send(index, index / 10, frame_id="default_cam"))
+
+    def transforms():
+        messages = [*front.messages["tf"], *rear.messages["tf"]]
+        return {(one.header.frame_id, one.child_frame_id) for message in messages for one in message.transforms}
+
+    show(front, 0)
+    show(rear, 0)
+    text = f"{front.name} publishes the parent of default_cam already"
+
+    def reported():
+        return bool(rear.statuses) and text in rear.statuses[-1][1]
+
+    rear.wait_for_log(text)
+    show(rear, 1)
+    rear.wait(reported, "the reason in the diagnostics")
+    show(front, 1)
+    front.wait(lambda: transforms() >= {("front/map", "default_cam")}, "the first camera")
+    assert transforms() == {("front/map", "default_cam")}
+    assert front.change_state("deactivate") and front.change_state("cleanup")
+    show(rear, 2)
+    rear.wait(lambda: ("rear/map", "default_cam") in transforms(), "the second camera, now alone")
+    rear.wait(lambda: not reported(), "diagnostics without the reason")
+    assert rear.count_logs(text) == 1
 
 
 @pytest.mark.parametrize("names", ["front,front", "1st,rear", "front,", "a b", "front/", "vorn,rück", "re-ar"])

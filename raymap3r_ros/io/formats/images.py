@@ -13,7 +13,7 @@ from PIL import Image
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.bag_files import is_bag
-from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image, orientation
+from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image, is_sequence, orientation
 from raymap3r_ros.io.files import natural_key
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.known_files import known_file
@@ -37,7 +37,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
         what = known_file(path)
         if what:
             raise InputError(f"{path}: is {what}")
-        what = "an animation (convert it to a video)" if _is_animated(path) else "a single image"
+        what = "a sequence of images (convert it to a video)" if _is_sequence(path) else "a single image"
         raise InputError(f"{path}: is {what}; give a folder of images, a video or a bag")
     files = _images_in(path)
     if not files:
@@ -108,10 +108,10 @@ def _contents(folder: Path) -> str:
     return files + (f"; its subfolder {below} contains images: give {folder / below}" if below else "")
 
 
-def _is_animated(file: Path) -> bool:
+def _is_sequence(file: Path) -> bool:
     try:
         with Image.open(file, formats=IMAGE_FORMATS) as picture:
-            return getattr(picture, "n_frames", 1) > 1
+            return is_sequence(picture)
     except Exception:  # as in `decode_image`
         return False
 
