@@ -17,12 +17,12 @@ from raymap3r_ros.commands.arguments import (
     reading_options,
     result_options,
 )
-from raymap3r_ros.errors import OptionError
+from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.io.output_folder import check_output_folder
 from raymap3r_ros.io.recording import ReadOptions
 from raymap3r_ros.offline import CloudOptions, RunOutputs
 from raymap3r_ros.offline.batch import BatchJob, run_batch, weights_id
-from raymap3r_ros.offline.batch_files import absolute, find_items, is_remote
+from raymap3r_ros.offline.batch_files import absolute, find_items, is_remote, remote_errors
 from raymap3r_ros.offline.batch_report import CSV, DONE, PARQUET, report_text, write_report
 from raymap3r_ros.output_files import check_outputs
 from raymap3r_ros.ray_pool import HERE, check_batch_modules, ray_session
@@ -83,14 +83,18 @@ def run(args: argparse.Namespace) -> int:
         check_output_folder(Path(out))
         if not is_remote(source):
             check_outputs([Path(out)], [Path(source)], "folder")
-    items = find_items(source)
+    elif f"{out}/".startswith(f"{source}/"):
+        raise InputError(f"{out}: is in the input {source}; name a folder outside it for the results")
+    with remote_errors(source):
+        items = find_items(source)
     checkpoint = absolute_checkpoint(args.checkpoint)
     method = options, read_options(args, CloudOptions)
     job = BatchJob(out, checkpoint, weights_id(checkpoint), args.device, *method, outputs, reading)
     with ray_session(args.ray) as available:
         rows, stopped_by = run_batch(items, job, available, args.workers)
-    write_report(out, rows)
     print(report_text(rows))
+    with remote_errors(out):
+        write_report(out, rows)
     print(f"{printable(out)}: {CSV}, {PARQUET}" + (f"; {len(items) - len(rows)} not begun" if stopped_by else ""))
     if stopped_by:
         return INTERRUPTED

@@ -26,6 +26,7 @@ from raymap3r_ros.network import checkpoint_path, choose_device, choose_threads,
 from raymap3r_ros.offline import CloudOptions, RunOutputs, RunSummary, run_recording
 from raymap3r_ros.offline.export import (
     ExportFormat,
+    check_cloud,
     check_packages,
     check_recorded,
     check_target,
@@ -117,9 +118,11 @@ def run(args: argparse.Namespace) -> int:
         check_outputs([args.view], inputs)
     window = Window() if args.window else None
     recording = open_input(args.input, **reading_options(args))
-    folders = [export_folder(args.out, one) for one in args.export]
-    for one, folder in zip(args.export, folders, strict=True):
+    exports = list(dict.fromkeys(args.export))
+    folders = [export_folder(args.out, one) for one in exports]
+    for one, folder in zip(exports, folders, strict=True):
         check_packages(one)
+        check_cloud(one, args.cloud)
         check_recorded(one, recording.name, recording.live)
         check_outputs([folder], [] if recording.live else [recording.path], "folder")
         check_target(folder, args.overwrite)
@@ -137,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     _report(summary, args.out)
     interrupted = summary.stopped_by in (*STOP_NAMES, QUIT)
-    for one, folder in zip(args.export, folders, strict=True):
+    for one, folder in zip(exports, folders, strict=True):
         if interrupted:
             print(f"not exported: {one.name}; raymap3r export {printable(args.out)} {one.name}")
         else:

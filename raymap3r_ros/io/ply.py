@@ -24,22 +24,22 @@ def write_ply(path: Path, points: np.ndarray, colors: np.ndarray) -> None:
         file.write(vertices.view(np.uint8))  # `tofile` does not report why it fails
 
 
-def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, 3) float32 and colors (n, 3) uint8 of a file that `write_ply` has written; n up to MAX_POINTS.
+def read_ply(path: Path, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 3) float32 and colors (n, 3) uint8 of a file that `write_ply` has written; n up to `limit`.
 
     Raises InputError for any other file, and for coordinates that are not finite.
     """
     if not path.is_file():
         raise InputError(f"{path} is {kind_of(path) or 'missing'}; name a point cloud of this package (.ply)")
     try:
-        size, longest = path.stat().st_size, len(_header(MAX_POINTS))
+        size, longest = path.stat().st_size, len(_header(limit))
         with path.open("rb") as file:
             start = file.read(longest)
             count = (size - start.find(_END) - len(_END)) // _VERTEX.itemsize
             header = _header(count)
-            if count > MAX_POINTS or not start.startswith(header) or size != len(header) + count * _VERTEX.itemsize:
+            if count > limit or not start.startswith(header) or size != len(header) + count * _VERTEX.itemsize:
                 raise InputError(
-                    f"{path} is not a point cloud of this package, is damaged, or has more than {MAX_POINTS} points; "
+                    f"{path} is not a point cloud of this package, is damaged, or has more than {limit} points; "
                     "save it again"
                 )
             file.seek(len(header))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import Raymap3rError, reason_of
 from raymap3r_ros.file_hash import sha256_of
+from raymap3r_ros.io.bag_files import is_bag
 from raymap3r_ros.io.recording import ReadOptions, open_recording
 from raymap3r_ros.network import PRESETS, Network, checkpoint_path, choose_device, choose_threads, load_network
 from raymap3r_ros.offline.batch_files import (
@@ -159,7 +160,8 @@ def _process(job: BatchJob, network: Callable[[], Network], item: BatchItem) -> 
         local_recording(item.source) as path,
         result_folder(job.out, item.folder) as (folder, marker),
     ):
-        recording = open_recording(path, **job.reading)
+        reading = job.reading if is_bag(path) else {**job.reading, "topic": None}
+        recording = open_recording(path, **reading)
         if is_remote(item.source):
             recording.label = item.source  # not the name of the copy
         summary = run_recording(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from raymap3r_ros.errors import InputError, Raymap3rError
+from raymap3r_ros.errors import InputError, Raymap3rError, reason_of
 from raymap3r_ros.file_hash import sha256_of
 from raymap3r_ros.io.bag_files import METADATA, is_data_file
 from raymap3r_ros.io.decoding import IMAGE_SUFFIXES
@@ -66,6 +66,17 @@ def file_system(place: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(place, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise Raymap3rError(f"{place}: {error}; s3:// needs: pip install s3fs, gs://: pip install gcsfs") from error
+
+
+@contextmanager
+def remote_errors(place: str) -> Iterator[None]:
+    """Raise Raymap3rError for what goes wrong with a URL: the libraries of fsspec have errors of their own."""
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(place) or isinstance(error, Raymap3rError):
+            raise
+        raise Raymap3rError(f"{place}: {reason_of(error)}; is the storage reachable, with these keys?") from error
 
 
 def write_whole(place: str, data: bytes) -> None:
@@ -189,7 +200,10 @@ def local_recording(source: str) -> Iterator[Path]:
         for parent in {os.path.dirname(name) for name in targets}:
             os.makedirs(parent, exist_ok=True)
         files.get(names, targets)
-        yield target
+        try:
+            yield target
+        except InputError as error:
+            raise InputError(str(error).replace(str(target), source)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------- results

@@ -8,6 +8,8 @@ from raymap3r_ros.mapping import PixelOptions
 from raymap3r_ros.mapping.static_map import SMALLEST_VOXEL, VOXEL_HELP
 from raymap3r_ros.options import option
 
+MOST_POINTS = 100_000_000
+
 
 @dataclass(frozen=True)
 class CloudOptions(PixelOptions):
@@ -21,5 +23,5 @@ class CloudOptions(PixelOptions):
         or_zero=True,
     )
     max_points: int = option(
-        1_000_000, "maximum number of points; above it, the cubes grow", low=1000, high=100_000_000
+        1_000_000, "maximum number of points; above it, the cubes grow", low=1000, high=MOST_POINTS
     )

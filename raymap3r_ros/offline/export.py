@@ -21,6 +21,7 @@ from raymap3r_ros.io.output_folder import (
     remove_written,
     written_files,
 )
+from raymap3r_ros.offline.result_folder import SUMMARY
 from raymap3r_ros.offline.results import Results, open_images, read_results
 from raymap3r_ros.output_files import check_outputs
 from raymap3r_ros.signals import stop_signals_held
@@ -38,6 +39,7 @@ class ExportFormat:
     packages: tuple[str, ...] = ()  # to import, beyond those that this package requires
     per_world: bool = True  # several worlds get a folder each; False: `write` gets all of them
     needs_images: bool = True
+    needs_cloud: bool = False
 
 
 @functools.cache
@@ -67,6 +69,12 @@ def check_packages(one: ExportFormat) -> None:
         )
 
 
+def check_cloud(one: ExportFormat, has_cloud: bool) -> None:
+    """Raise InputError if a format shows the static scene, and a run writes none."""
+    if one.needs_cloud and not has_cloud:
+        raise InputError(f"the format {one.name} shows the points of the static scene; run without --no-cloud")
+
+
 def check_recorded(one: ExportFormat, name: str, live: bool) -> None:
     """Raise InputError if a format has images and the input, called `name`, was live."""
     if live and one.needs_images:
@@ -92,6 +100,8 @@ def check_target(folder: Path, overwrite: bool = False) -> None:
         raise InputError(
             f"{folder}: holds files that no export wrote ({listing(folder, foreign)}); name another folder with --out"
         )
+    if folder / SUMMARY in written_files(folder):
+        raise InputError(f"{folder}: holds the results of a run; name another folder with --out")
     if not overwrite and (ours := written_files(folder)):
         raise InputError(
             f"{folder}: holds files already ({listing(folder, sorted(ours))}); name another folder with --out, or "
@@ -113,6 +123,7 @@ def export_results(
     one = export_format(name)
     check_packages(one)
     results = read_results(folder, recording)
+    check_cloud(one, any(world.cloud is not None for world in results.worlds))
     inputs = [folder]
     if one.needs_images:
         check_recorded(one, results.summary["input"], live=results.summary["reading"] is None)

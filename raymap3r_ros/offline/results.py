@@ -23,6 +23,7 @@ from raymap3r_ros.io.files import read_text
 from raymap3r_ros.io.ply import read_ply
 from raymap3r_ros.io.recording import BrokenFrame
 from raymap3r_ros.io.tum import read_tum
+from raymap3r_ros.offline.cloud import MOST_POINTS
 from raymap3r_ros.offline.result_folder import (
     CLOUD,
     DEPTH_FOLDER,
@@ -53,7 +54,7 @@ class World:
         """Points (m, 3) float32 and colors (m, 3) uint8 of the static scene; none if the run wrote none."""
         if self.cloud is None:
             return np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)
-        return read_ply(self.cloud)
+        return read_ply(self.cloud, MOST_POINTS)
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def open_images(results: Results) -> Results:
     """The results, not of a live input, with their recording. Raises InputError if it is missing."""
     summary = results.summary
     reading, path = summary["reading"], Path(summary["input"])
+    if "://" in summary["input"]:
+        raise InputError(f"{summary['input']}: the recording is not on this machine; name a copy of it with --input")
     if not path.exists():
         raise InputError(f"{path}: there is no such recording; if it has moved, name it with --input")
     try:

@@ -4,8 +4,11 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from raymap3r_ros import cli
 from raymap3r_ros.commands import batch
@@ -13,8 +16,23 @@ from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.ray_pool import gpu_share
 
 pytest.importorskip("fsspec", reason="fsspec is not installed")
+sys.path.insert(0, str(Path(__file__).parent))
+import fsspec
+from batch_recordings import make_job
 
-from raymap3r_ros.offline.batch_files import content_id, find_items, recordings_in, result_folder, result_name
+from raymap3r_ros.io import open_recording
+from raymap3r_ros.network import untrained_network
+from raymap3r_ros.offline.batch import _process
+from raymap3r_ros.offline.batch_files import (
+    BatchItem,
+    content_id,
+    find_items,
+    local_recording,
+    recordings_in,
+    result_folder,
+    result_name,
+)
+from raymap3r_ros.offline.batch_report import DONE
 
 
 def test_recordings_in_a_folder():
@@ -128,6 +146,18 @@ def test_the_package_does_not_import_the_extra():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+class _BrokenStorage(fsspec.AbstractFileSystem):
+    """Fails as the libraries of object storage do, with errors of their own."""
+
+    protocol = "broken"
+
+    def info(self, path, **_):
+        raise LookupError("no credentials")
+
+
+fsspec.register_implementation("broken", _BrokenStorage)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -137,6 +167,8 @@ def test_the_package_does_not_import_the_extra():
         (["FOLDER", "--out", "OUT", "--end", "0"], "--end is 0.0; allowed: above the start"),
         (["FOLDER", "--out", ""], "--out is empty"),
         (["xyz://a/b", "--out", "OUT"], "xyz"),
+        (["s3://fleet/day", "--out", "s3://fleet/day/out"], "s3://fleet/day/out: is in the input s3://fleet/day;"),
+        (["broken://fleet", "--out", "OUT"], "broken://fleet: no credentials; is the storage reachable"),
     ],
 )
 def test_arguments_that_are_refused(tmp_path, capsys, monkeypatch, arguments, message):
@@ -145,3 +177,25 @@ def test_arguments_that_are_refused(tmp_path, capsys, monkeypatch, arguments, me
     arguments = [text.replace("FOLDER", places["FOLDER"]).replace("OUT", places["OUT"]) for text in arguments]
     assert cli.main(["batch", *arguments, "--checkpoint", "mini"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_topic_is_that_of_the_bags(tmp_path, tiny_config):
+    """In a folder of mixed recordings."""
+    network = untrained_network(tiny_config)
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        Image.fromarray(np.full((32, 48, 3), 60 * index + 60, np.uint8)).save(tmp_path / "images" / f"{index}.png")
+    job = make_job(tmp_path / "out", "mini", topic="/camera/image_raw")
+    row = _process(job, lambda: network, BatchItem(str(tmp_path / "images"), "images-1"))
+    assert (row.state, row.frames) == (DONE, 3)
+    (tmp_path / "a.mcap").write_bytes(b"\x89MCAP0\r\n")
+    with pytest.raises(InputError, match=r"a\.mcap"):
+        _process(job, lambda: network, BatchItem(str(tmp_path / "a.mcap"), "a-1"))
+
+
+def test_a_broken_remote_recording_is_named_by_its_address():
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/fleet/broken.mcap", b"no bag")
+    with pytest.raises(InputError) as caught, local_recording("memory://fleet/broken.mcap") as path:
+        open_recording(path)
+    assert str(caught.value).startswith("memory://fleet/broken.mcap: ") and str(path) not in str(caught.value)

@@ -22,8 +22,10 @@ from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.io.output_folder import MANIFEST
-from raymap3r_ros.offline import RunOutputs, run, run_recording
+from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_recording
+from raymap3r_ros.offline import results as results_module
 from raymap3r_ros.offline.export import export_formats, export_results
+from raymap3r_ros.offline.results import read_results
 from raymap3r_ros.streaming import Stream, StreamOptions
 
 STREAM = StreamOptions(image_size=48)
@@ -147,6 +149,32 @@ def test_own_files_are_replaced_and_no_others(results, tmp_path):
     assert files_in(out) == {"poses.txt", "times.txt", "deep/er/mine.txt"}
 
 
+def test_results_of_a_run_are_never_replaced(results, copy):
+    before = files_in(copy)
+    with pytest.raises(InputError, match="holds the results of a run; name another folder with --out"):
+        export_results(results, "kitti", copy, overwrite=True)
+    assert files_in(copy) == before
+
+
+def test_a_scene_of_any_size_that_a_run_writes_is_read(results, monkeypatch):
+    (most,) = (field.metadata["high"] for field in dataclasses.fields(CloudOptions) if field.name == "max_points")
+    assert most == results_module.MOST_POINTS
+    (world,) = read_results(results).worlds
+    count = len(world.scene()[0])
+    assert count > 1
+    monkeypatch.setattr(results_module, "MOST_POINTS", count - 1)
+    with pytest.raises(InputError, match=f"more than {count - 1} points"):
+        world.scene()
+
+
+def test_a_recording_on_object_storage_is_named_as_it_is(copy, tmp_path):
+    changed(copy, input="s3://fleet/day/clip.mp4")
+    with pytest.raises(
+        InputError, match=r"s3://fleet/day/clip\.mp4: the recording is not on this machine; name a copy"
+    ):
+        export_results(copy, "colmap", tmp_path / "out")
+
+
 def test_the_input_and_the_results_are_not_written_to(images, results, copy):
     for folder in (copy, copy / "more"):
         with pytest.raises(InputError, match="input"):
@@ -259,7 +287,9 @@ def test_a_run_exports_by_the_same_code(images, tmp_path, capsys):
     assert cli.main([*arguments, "--export", "colmap", "kitti"]) == 2
     assert "no export wrote" in capsys.readouterr().err and not (tmp_path / "out").exists()
     (tmp_path / "out_kitti" / "mine.txt").unlink()
-    assert cli.main([*arguments, "--export", "colmap", "kitti"]) == 0
+    assert cli.main([*arguments, "--export", "glb", "--no-cloud"]) == 2
+    assert "glb shows the points of the static scene" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert cli.main([*arguments, "--export", "colmap", "kitti", "colmap"]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [str(tmp_path / f"out_{name}") for name in ("colmap", "kitti")]
     again = export_results(tmp_path / "out", "colmap", tmp_path / "again")
     assert files_in(again) == files_in(tmp_path / "out_colmap")

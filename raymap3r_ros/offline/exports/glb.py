@@ -28,7 +28,8 @@ def _write(results: Results, new_file: NewFile) -> None:
     points, colors = world.scene()
     if not len(points):
         raise InputError(
-            f"{results.folder}: has no points of a static scene, which glb shows; run it without --no-cloud"
+            f"{results.folder}: its static scene has no points, which glb shows; run it with a lower "
+            "--confidence-threshold"
         )
     turn = np.eye(3) if world.is_given else FROM_WORLD
     # Pairs of successive positions: few programs read line strips.
@@ -77,4 +78,6 @@ def _encode(parts: list[tuple[str, int, np.ndarray, np.ndarray]]) -> bytes:
     return struct.pack("<III", _MAGIC, 2, 12 + len(chunks)) + chunks
 
 
-FORMAT = ExportFormat("glb", "scene.glb, static scene and camera path as binary glTF", _write, needs_images=False)
+FORMAT = ExportFormat(
+    "glb", "scene.glb, static scene and camera path as binary glTF", _write, needs_images=False, needs_cloud=True
+)
