@@ -44,7 +44,7 @@ def check_batch_modules(*names: str) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise Raymap3rError(
-                f"{name} is not installed; `raymap3r batch` and --ray need it: pip install 'raymap3r_ros[batch]', or "
+                f"the package {name} is not installed; `raymap3r batch` and --ray need it: pip install 'raymap3r_ros[batch]', or "
                 "in a checkout: pip install '.[batch]'"
             )
 

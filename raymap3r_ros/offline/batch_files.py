@@ -20,7 +20,9 @@ from raymap3r_ros.io.bag_files import METADATA, is_data_file
 from raymap3r_ros.io.decoding import IMAGE_SUFFIXES
 from raymap3r_ros.io.files import natural_key, read_text
 from raymap3r_ros.io.formats.images import VIDEO_SUFFIXES
-from raymap3r_ros.io.output_folder import claim, foreign_files, listing
+from raymap3r_ros.io.output_folder import MANIFEST, claim, foreign_files, listing
+from raymap3r_ros.offline.export import export_formats
+from raymap3r_ros.offline.result_folder import SUMMARY
 from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.ray_pool import batch_module
 
@@ -134,16 +136,20 @@ def recordings_in(names: Iterator[str] | list[str]) -> list[str]:
     """Return the recordings among the files below a folder, by their names, in natural order.
 
     A folder with metadata.yaml and files of a bag is one bag (the folder itself: ""). Otherwise each video and each
-    file of a bag is a recording, and a folder with images and neither is one. Hidden files and results of runs are
-    left out.
+    file of a bag is a recording, and a folder with images and neither is one. Hidden files, results of runs and their
+    exports beside them are left out.
     """
     folders: dict[PurePosixPath, list[PurePosixPath]] = {}
     for name in map(PurePosixPath, names):
         folders.setdefault(name.parent, []).append(name)
+    results = {folder for folder, inside in folders.items() if _is_results({name.name for name in inside})}
+    results |= {
+        folder.with_name(f"{folder.name}_{name}") for folder in results if folder.name for name in export_formats()
+    }
     found: list[PurePosixPath] = []
     for folder, inside in folders.items():
         hidden = any(part.startswith(".") for part in folder.parts)
-        if hidden or any(name.name == MARKER for name in (*inside, *folders.get(folder.parent, []))):
+        if hidden or not results.isdisjoint((folder, *folder.parents)):
             continue
         visible = [name for name in inside if not name.name.startswith(".")]
         bags = [name for name in visible if is_data_file(name.name)]
@@ -156,6 +162,11 @@ def recordings_in(names: Iterator[str] | list[str]) -> list[str]:
             found.append(folder)
     texts = ("" if name == PurePosixPath() else str(name) for name in found)
     return sorted(texts, key=natural_key)
+
+
+def _is_results(names: set[str]) -> bool:
+    """Return whether a folder with these files has results of `raymap3r run` or of a batch."""
+    return MARKER in names or {MANIFEST, SUMMARY} <= names
 
 
 def result_name(name: str) -> str:

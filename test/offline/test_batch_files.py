@@ -42,10 +42,14 @@ def test_recordings_in_a_folder():
         "loose/one.mcap", "loose/two.db3", "loose/three.bag",  # three bags
         "images/1.png", "images/2.png", "images/metadata.yaml",
         "out/clip-12345678/batch.json", "out/clip-12345678/preview.mp4", "out/clip-12345678/depth/000000.png",
+        "run/.raymap3r_files", "run/summary.json", "run/preview.mp4", "run/depth/000000.png",
+        "run_nerfstudio/.raymap3r_files", "run_nerfstudio/images/000000.png", "run_mcap/bag/metadata.yaml",
+        "run_mcap/bag/bag_0.mcap", "run_home/clip.mp4",
         ".hidden/clip.mp4", "empty/readme.md", "images/._1.png",
     ]  # fmt: skip
     assert recordings_in(names) == [
         "bag", "day/clip2.MOV", "day/clip10.mp4", "images", "loose/one.mcap", "loose/three.bag", "loose/two.db3",
+        "run_home/clip.mp4",
     ]  # fmt: skip
     assert recordings_in(["metadata.yaml", "bag_0.mcap"]) == [""]
     assert recordings_in(["readme.md"]) == []
@@ -135,7 +139,7 @@ def test_a_missing_library_is_named_with_the_extra(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(importlib.util, "find_spec", lambda one: None if one == name else "found")
     assert cli.main(["batch", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert f"{name} is not installed" in error and "pip install 'raymap3r_ros[batch]'" in error
+    assert f"the package {name} is not installed" in error and "pip install 'raymap3r_ros[batch]'" in error
 
 
 def test_the_package_does_not_import_the_extra():
