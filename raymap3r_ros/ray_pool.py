@@ -44,8 +44,8 @@ def check_batch_modules(*names: str) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise Raymap3rError(
-                f"the package {name} is not installed; `raymap3r batch` and --ray need it: pip install 'raymap3r_ros[batch]', or "
-                "in a checkout: pip install '.[batch]'"
+                f"the package {name} is not installed; `raymap3r batch` and --ray need it: pip install "
+                "'raymap3r_ros[batch]', or in a checkout: pip install '.[batch]'"
             )
 
 

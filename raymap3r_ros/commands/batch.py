@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from raymap3r_ros.commands.arguments import (
@@ -18,7 +19,7 @@ from raymap3r_ros.commands.arguments import (
     result_options,
 )
 from raymap3r_ros.errors import InputError, OptionError
-from raymap3r_ros.io.output_folder import check_output_folder
+from raymap3r_ros.io.output_folder import check_output_folder, locked_folder
 from raymap3r_ros.io.recording import ReadOptions
 from raymap3r_ros.offline import CloudOptions, RunOutputs
 from raymap3r_ros.offline.batch import BatchJob, run_batch, weights_id
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = absolute_checkpoint(args.checkpoint)
     method = options, read_options(args, CloudOptions)
     job = BatchJob(out, checkpoint, weights_id(checkpoint), args.device, *method, outputs, reading)
-    with ray_session(args.ray) as available:
+    alone = contextlib.nullcontext() if is_remote(out) else locked_folder(Path(out))
+    with alone, ray_session(args.ray) as available:
         rows, stopped_by = run_batch(items, job, available, args.workers)
     print(report_text(rows))
     with remote_errors(out):

@@ -21,6 +21,7 @@ import fsspec
 from batch_recordings import make_job
 
 from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.output_folder import locked_folder
 from raymap3r_ros.network import untrained_network
 from raymap3r_ros.offline.batch import _process
 from raymap3r_ros.offline.batch_files import (
@@ -203,3 +204,12 @@ def test_a_broken_remote_recording_is_named_by_its_address():
     with pytest.raises(InputError) as caught, local_recording("memory://fleet/broken.mcap") as path:
         open_recording(path)
     assert str(caught.value).startswith("memory://fleet/broken.mcap: ") and str(path) not in str(caught.value)
+
+
+def test_two_batches_do_not_write_to_one_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "check_batch_modules", lambda *names: None)  # refused before they are used
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "clip.mp4").touch()
+    with locked_folder(tmp_path / "out"):
+        assert cli.main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--checkpoint", "mini"]) == 2
+    assert "another run is writing to this folder" in capsys.readouterr().err
