@@ -60,6 +60,8 @@ def ray_session(address: str = HERE) -> Iterator[dict[str, float]]:
     begin: dict[str, Any] = {"address": address}
     with (
         tempfile.TemporaryDirectory(prefix="raymap3r_", dir=_short_folder(), ignore_cleanup_errors=True) as folder,
+        # Of the workers: what one that was killed has left is deleted with it.
+        tempfile.TemporaryDirectory(prefix="raymap3r_", ignore_cleanup_errors=True) as workplace,
         contextlib.redirect_stdout(io.StringIO()),  # Ray prints the death of each worker there
     ):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -72,8 +74,8 @@ def ray_session(address: str = HERE) -> Iterator[dict[str, float]]:
             begin |= {"object_store_memory": 2**28}
         ray = batch_module("ray")
         temporary = os.environ.get("TMPDIR")
-        if address == HERE and temporary is None:
-            os.environ["TMPDIR"] = folder  # of the workers: what one that was killed has left is deleted with it
+        if address == HERE:
+            os.environ["TMPDIR"] = workplace
         handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         try:
             ray.init(**begin, log_to_driver=False, logging_level="ERROR")
@@ -83,6 +85,8 @@ def ray_session(address: str = HERE) -> Iterator[dict[str, float]]:
             _set_handlers(handlers)  # Ray ends the process on SIGTERM
             if temporary is None:
                 os.environ.pop("TMPDIR", None)
+            else:
+                os.environ["TMPDIR"] = temporary
         try:
             yield ray.cluster_resources()
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from raymap3r_ros.commands.arguments import (
@@ -18,7 +19,7 @@ from raymap3r_ros.commands.arguments import (
     reading_options,
     result_options,
 )
-from raymap3r_ros.errors import OptionError
+from raymap3r_ros.errors import OptionError, Raymap3rError, reason_of
 from raymap3r_ros.io import open_input
 from raymap3r_ros.io.live import LIVE
 from raymap3r_ros.io.tum import KnownTrajectory
@@ -43,7 +44,9 @@ from raymap3r_ros.rates import rate_text
 from raymap3r_ros.signals import INTERRUPTED, STOP_NAMES
 from raymap3r_ros.text import counted, printable
 
-INCOMPLETE = 1  # exit status if the recording ended early
+log = logging.getLogger(__name__)
+
+INCOMPLETE = 1  # exit status if the recording ended early, or an export failed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,12 +143,17 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     _report(summary, args.out)
     interrupted = summary.stopped_by in (*STOP_NAMES, QUIT)
+    failed = False
     for one, folder in zip(exports, folders, strict=True):
-        if interrupted:
-            print(f"not exported: {one.name}; raymap3r export {printable(args.out)} {one.name}")
-        else:
-            print(printable(export_results(args.out, one.name, folder, overwrite=args.overwrite)))
-    if summary.complete:
+        if not interrupted:
+            try:
+                print(printable(export_results(args.out, one.name, folder, overwrite=args.overwrite)))
+                continue
+            except (Raymap3rError, OSError) as error:
+                log.error("%s", reason_of(error))
+                failed = True
+        print(f"not exported: {one.name}; raymap3r export {printable(args.out)} {one.name}")
+    if summary.complete and not failed:
         return 0
     return INTERRUPTED if interrupted else INCOMPLETE
 

@@ -21,7 +21,7 @@ from recordings import image_message, write_bag
 from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.io import open_recording
-from raymap3r_ros.io.output_folder import MANIFEST
+from raymap3r_ros.io.output_folder import MANIFEST, locked_folder
 from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_recording
 from raymap3r_ros.offline import results as results_module
 from raymap3r_ros.offline.export import export_formats, export_results
@@ -291,6 +291,12 @@ def test_a_run_exports_by_the_same_code(images, tmp_path, capsys):
     assert "glb shows the points of the static scene" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert cli.main([*arguments, "--export", "colmap", "kitti", "colmap"]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [str(tmp_path / f"out_{name}") for name in ("colmap", "kitti")]
+    with locked_folder(tmp_path / "other_colmap"):
+        arguments[3] = str(tmp_path / "other")
+        assert cli.main([*arguments, "--export", "colmap", "kitti"]) == 1
+    told = capsys.readouterr()
+    assert "another run is writing to this folder" in told.err and "not exported: colmap; raymap3r export" in told.out
+    assert (tmp_path / "other_kitti" / "poses.txt").is_file()
     again = export_results(tmp_path / "out", "colmap", tmp_path / "again")
     assert files_in(again) == files_in(tmp_path / "out_colmap")
     for name in files_in(again):
