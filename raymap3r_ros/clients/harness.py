@@ -240,6 +240,8 @@ class Diagnostics:
         self.values: dict[str, str] = {}  # of the last message
         self.errors: list[str] = []  # distinct
         self.count = 0  # messages received
+        self._node_name = node_name
+        self._instances: set[str] = set()
         self._status_name = f"{node_name}: stream"
         node.create_subscription(DiagnosticArray, "/diagnostics", self._receive, 10)
 
@@ -256,10 +258,22 @@ class Diagnostics:
         """Publishers that the node has matched on an input topic (full name)."""
         return self.integer(f"publishers of {topic}")
 
+    def check(self) -> None:
+        """Raise Raymap3rError if several nodes have published the status."""
+        if len(self._instances) > 1:
+            raise Raymap3rError(
+                f"{len(self._instances)} nodes publish the status of {self._node_name} on /diagnostics, for instance "
+                "because a bridge forwards the status of another robot, or because the node was started again: their "
+                "counts cannot be distinguished; give one of the nodes another name or namespace"
+            )
+
     def _receive(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            if status.name == self._status_name:
-                self.values = {item.key: item.value for item in status.values}
+            values = {item.key: item.value for item in status.values}
+            # A program that imitates the node, or forwards those of another version, has no instance.
+            if status.name == self._status_name and "instance" in values:
+                self._instances.add(values["instance"])
+                self.values = values
                 self.count += 1
                 if status.level == DiagnosticStatus.ERROR and status.message not in self.errors:
                     self.errors.append(status.message)
@@ -287,6 +301,7 @@ class OutputSubscriber:
     def spin(self) -> None:
         """Handle one message, or wait for SPIN_TIME."""
         rclpy.spin_once(self.node, timeout_sec=SPIN_TIME)
+        self.diagnostics.check()
 
     def is_connected(self) -> bool:
         """Whether the node itself has matched the camera and every subscription; this side matches earlier."""

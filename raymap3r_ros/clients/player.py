@@ -408,6 +408,7 @@ class _Player:
                 return False
             if self._process is not None:
                 check_running(self._process)
+            self._diagnostics.check()
             self._executor.spin_once(timeout_sec=min(left, SPIN_TIME))
         return True
 

@@ -30,6 +30,7 @@ class Container:
     cut: bool = False  # it ends before its contents
     lacks_index: bool = False  # an MP4 file that cannot be decoded
     empty_frames: int = 0  # counted, but without an image: cameras drop frames like this in AVI files
+    counts_from_0: bool = True  # its first frame has the time 0
     has_times: bool | None = True  # FFmpeg assumes a rate otherwise; None: its contents do not show it
 
 
@@ -52,6 +53,8 @@ def read_container(path: Path) -> Container:
             return Container(cut=_matroska_end(file) > size)
         if re.match(_ANNEX_B, start, re.DOTALL):
             return Container(has_times=False)
+        if start.startswith(b"\x00\x00\x01\xb3"):  # MPEG-1 or -2 without a container
+            return Container(counts_from_0=False)
     return Container(has_times=True if re.match(_TIMED, start, re.DOTALL) else None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import statistics
 import threading
 import time
@@ -125,6 +126,7 @@ class Monitor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._instance = secrets.token_hex(4)
         self._counts: Counter[str] = Counter()
         self._in, self._out, self._bad = Rate(), Rate(), Rate()
         self._stamps = StampRates()
@@ -223,6 +225,7 @@ class Monitor:
                 level, texts = DiagnosticStatus.ERROR, [self._error, *warnings]
             values = {
                 "state": state,
+                "instance": self._instance,
                 "rate in (Hz)": significant(frames_in),
                 "rate out (Hz)": significant(frames_out),
                 "rate stamped (Hz)": significant(stamped),

@@ -36,14 +36,16 @@ class Saved:
 
     def contents(self) -> str:
         """A summary in one line."""
-        poses = len(self.trajectories["trajectory"][0])
+        stamps = self.trajectories["trajectory"][0]
+        poses = len(rising(stamps))
+        late = f" ({counted(len(stamps) - poses, 'late image')} left out)" if poses < len(stamps) else ""
         cloud = f"no static map ({self.no_map})"
         if self.points is not None:
             cloud = f"{counted(len(self.points), 'point')} of the static map"
         keyframes = "no keyframes"
         if self.world is not None:
             keyframes = counted(int((self.world[1].keyframes.number >= 0).sum()), "keyframe")
-        return f"{counted(poses, 'pose')}, {cloud}, {keyframes}, settings"
+        return f"{counted(poses, 'pose')}{late}, {cloud}, {keyframes}, settings"
 
 
 def save(output_dir: str, saved: Saved) -> Path:

@@ -45,13 +45,14 @@ class Robot:
             self.node.create_subscription(kind, topic, lambda _, topic=topic: self.received.append(topic), qos)
         self.diagnostics = self.node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.status_name = f"{name}: stream"
+        self.keys = ()  # more keys of the status
         self.node.create_timer(0.05, self.publish_diagnostics)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
 
     def publish_diagnostics(self):
         """Counts of a node that has processed a thousand images."""
-        values = [KeyValue(key=key, value="1000") for key in ("frames in", "frames out")]
+        values = [KeyValue(key=key, value="1000") for key in ("frames in", "frames out", *self.keys)]
         status = DiagnosticStatus(name=self.status_name, values=values)
         self.diagnostics.publish(DiagnosticArray(status=[status]))
 
@@ -95,6 +96,21 @@ def test_global_topics_of_a_bag_are_published_if_requested(tmp_path):
         arguments = ["--out", str(tmp_path / "out"), "--global-topics", *SMALL]
         assert cli.main(["replay", str(moving_bag(tmp_path / "bag")), *arguments]) == 0
         assert {"/tf", "/tf_static", "/clock", "/image"} <= set(live.received)
+
+
+@pytest.mark.parametrize("keys", [(), ("instance",)])
+def test_a_status_of_the_same_name_from_another_robot_is_not_taken_for_the_nodes(tmp_path, capsys, keys):
+    """As a bridge forwards it. A node of another version has no instance; one of this version can only be refused."""
+    out = tmp_path / "out"
+    with robot("/bridge") as live:
+        live.status_name, live.keys = "/raymap3r: stream", keys
+        bag = moving_bag(tmp_path / "bag")
+        status = cli.main(["replay", str(bag), "--out", str(out), "--global-topics", *SMALL])
+    if keys:
+        assert status == 2 and "2 nodes publish the status of /raymap3r on /diagnostics" in capsys.readouterr().err
+    else:
+        report = json.loads((out / "report.json").read_text())
+        assert status == 0 and report["frames_processed"] == 3 and report["node"]["frames in"] == "3"
 
 
 @pytest.mark.parametrize(

@@ -492,3 +492,22 @@ def test_a_cut_fragment_after_whole_boxes_is_damage(tmp_path):
         assert read_container(path).cut == cut
     path.write_bytes(box(b"ftyp", 8) + box(b"free", 100))
     assert read_container(path).cut
+
+
+@pytest.mark.parametrize("lost", [0, 5])
+def test_frames_before_the_first_key_frame_are_counted(tmp_path, caplog, lost):
+    """As of a transport stream that was recorded from its middle; its groups have 12 frames."""
+    pictures = [picture(index) for index in range(12)] * 3
+    assert encode(tmp_path / "whole.ts", pictures, "MPG2")
+    data = (tmp_path / "whole.ts").read_bytes()
+    packets = [data[begin : begin + 188] for begin in range(0, len(data), 188)]
+    starts = [number for number, one in enumerate(packets) if one[1] & 0x5F == 0x41 and one[2] == 0]  # of PID 256
+    assert len(starts) == len(pictures)
+    kept = packets[: starts[0]] + packets[starts[lost] :]
+    (tmp_path / "a.ts").write_bytes(b"".join(kept))
+    recording = open_recording(tmp_path / "a.ts")
+    stamps = [frame.stamp for frame in recording]
+    undecodable = 12 - lost if lost else 0
+    assert len(stamps) == len(pictures) - lost - undecodable
+    assert undecodable <= recording.skipped <= undecodable + bool(lost)
+    assert ("before the first key frame: the recording begins in the middle" in caplog.text) == bool(lost)

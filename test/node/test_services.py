@@ -166,6 +166,18 @@ def test_save_without_a_map_reports_it(make_bench, tmp_path):
     assert "no static map (it begins with the first image whose dynamic mask is known)" in save(bench).message
 
 
+def test_a_saved_folder_has_the_poses_that_the_response_counts(make_bench, tmp_path):
+    """Also of a camera whose stamps are whole seconds: an image with the stamp of another one is late."""
+    bench = make_bench(output_dir=str(tmp_path), every_frame=True)
+    bench.start("pose")
+    for index in range(6):
+        bench.send(index, time=index // 3)
+        bench.wait_for("pose", index + 1)
+    assert ": 2 poses (4 late images left out), no static map" in save(bench).message
+    (saved,) = tmp_path.glob("*/trajectory.txt")
+    assert sum(not line.startswith("#") for line in saved.read_text().splitlines()) == 2
+
+
 def test_save_to_a_folder_that_cannot_be_written_is_an_error(make_bench, tmp_path):
     (tmp_path / "file").write_text("in the way")
     bench = make_bench(output_dir=str(tmp_path / "file"))

@@ -30,6 +30,7 @@ UNWRITTEN = (
 )
 BLACK = 0.01  # share of values above 0 in a black image, which may be memory that was never written
 ASSUMED_RATE = 25.0  # by FFmpeg, for streams without times, whose length is then unknown
+LONGEST_GROUP = 15.0  # seconds between two key frames; a stream that starts later than this has another zero
 GIVE_UP = 10  # consecutive frames that cannot be decoded: treated as the end of the video
 
 
@@ -118,7 +119,9 @@ def _frames(
             container_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if container.has_times else index / fps
             # Some containers have no times: OpenCV then reports 0 or the same time again.
             stamp = container_time if stamp is None or container_time > stamp else stamp + 1 / fps
-            begin = stamp if begin is None else begin
+            if begin is None:
+                begin = stamp
+                index += _skip_before_key_frame(recording, begin, fps, container)
             if options.is_over(stamp - begin):
                 return
             if stamp - begin < options.start:
@@ -138,6 +141,25 @@ def _frames(
     if first is not None and not written and (decoded_images > 1 or _is_black(first)):
         recording.ended = UNWRITTEN
     _check_end(recording, index, stored, container)
+
+
+def _skip_before_key_frame(recording: Recording, begin: float, fps: float, container: Container) -> int:
+    """Count the frames before the first one, which is at `begin` seconds: FFmpeg leaves out what it cannot decode.
+
+    A stream that was recorded from its middle begins with frames that need earlier ones. Their number is estimated:
+    the time 0 may be that of the first frame, or of its decoding.
+    """
+    count = round(begin * fps)
+    usual = container.has_times and container.counts_from_0 and not container.hides_frames
+    if not usual or not 0 < count <= LONGEST_GROUP * fps:
+        return 0
+    recording.skipped += count
+    log.warning(
+        "%s: skipped about %s before the first key frame: the recording begins in the middle of a stream, and they "
+        "cannot be decoded",
+        recording.path.name, counted(count, "frame"),
+    )  # fmt: skip
+    return count
 
 
 def _is_black(image: np.ndarray) -> bool:
