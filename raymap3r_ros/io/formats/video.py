@@ -147,7 +147,7 @@ def _skip_before_key_frame(recording: Recording, begin: float, fps: float, conta
     """Count the frames before the first one, which is at `begin` seconds: FFmpeg leaves out what it cannot decode.
 
     A stream that was recorded from its middle begins with frames that need earlier ones. Their number is estimated:
-    the time 0 may be that of the first frame, or of its decoding.
+    the time 0 may belong to the first frame, or to its decoding.
     """
     count = round(begin * fps)
     usual = container.has_times and container.counts_from_0 and not container.hides_frames
