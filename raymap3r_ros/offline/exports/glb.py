@@ -18,7 +18,7 @@ from raymap3r_ros.output_files import whole_file
 FROM_WORLD = np.diag([1.0, -1.0, -1.0])  # from x right, y down, z forward
 PATH_COLOR = (255, 170, 0)
 _POINTS, _LINES = 0, 1  # modes of a primitive
-_FLOAT, _BYTE = 5126, 5121  # types of components
+_FLOAT = 5126  # type of components
 _ARRAY_BUFFER = 34962
 _MAGIC, _JSON, _BINARY = 0x46546C67, 0x4E4F534A, 0x004E4942
 
@@ -41,18 +41,20 @@ def _write(results: Results, new_file: NewFile) -> None:
         partial.write_bytes(_encode(parts))
 
 
+def _linear(colors: np.ndarray) -> np.ndarray:
+    """Colours of vertices as glTF defines them, in proportion to light, from those of an image (sRGB), 0..1."""
+    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
 def _encode(parts: list[tuple[str, int, np.ndarray, np.ndarray]]) -> bytes:
     """A GLB file of meshes: name, mode, positions (n, 3) and colors (n, 3) 0..255."""
     accessors, views, meshes, arrays = [], [], [], []
     for name, mode, positions, colors in parts:
         places = np.ascontiguousarray(positions, "<f4")
-        opaque = np.full((len(colors), 4), 255, np.uint8)  # four bytes: an attribute is aligned to them
-        opaque[:, :3] = colors
+        light = _linear(colors / 255).astype("<f4")  # eight bits would not resolve dark colours
         limits = {"min": places.min(axis=0).tolist(), "max": places.max(axis=0).tolist()}
-        for array, kind, more in (
-            (places, {"componentType": _FLOAT, "type": "VEC3"}, limits),
-            (opaque, {"componentType": _BYTE, "type": "VEC4", "normalized": True}, {}),
-        ):
+        for array, more in ((places, limits), (light, {})):
+            kind = {"componentType": _FLOAT, "type": "VEC3"}
             accessors.append({"bufferView": len(views), "count": len(array), **kind, **more})
             start = sum(one.nbytes for one in arrays)
             views.append({"buffer": 0, "byteOffset": start, "byteLength": array.nbytes, "target": _ARRAY_BUFFER})
