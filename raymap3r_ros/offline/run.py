@@ -18,12 +18,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from raymap3r_ros import __version__
 from raymap3r_ros.errors import InputError, Raymap3rError, lacking_memory, reason_of
 from raymap3r_ros.io.intrinsics import write_intrinsics
-from raymap3r_ros.io.output_folder import claim, locked_folder
-from raymap3r_ros.io.ply import write_ply
+from raymap3r_ros.io.output_folder import locked_folder
 from raymap3r_ros.io.recording import Frame, Recording
 from raymap3r_ros.io.tum import TOLERANCE, KnownTrajectory, unit_hint, write_trajectory
-from raymap3r_ros.mapping import StaticMap
-from raymap3r_ros.mapping.static_map import REACH
 from raymap3r_ros.network import Network
 from raymap3r_ros.offline.cloud import CloudOptions
 from raymap3r_ros.offline.estimate import time_estimate
@@ -42,6 +39,7 @@ from raymap3r_ros.offline.result_folder import (
     write_depth_files,
     write_mask_file,
 )
+from raymap3r_ros.offline.run_clouds import RunClouds
 from raymap3r_ros.offline.run_memory import begin_with, write_memory
 from raymap3r_ros.offline.run_outputs import RunOutputs
 from raymap3r_ros.offline.run_preview import RowPainter, RunPreview
@@ -111,7 +109,8 @@ def run_recording(
         prepare_folder(folder, overwrite, outputs.subfolders, inputs)
         if not network.trained:
             log.warning(UNTRAINED_WARNING)
-        run = _Run(folder, recording, stream, outputs, cloud_options or CloudOptions(), poses)
+        clouds = RunClouds(folder, cloud_options or CloudOptions(), RunWorlds(), written=outputs.cloud)
+        run = _Run(folder, recording, stream, outputs, clouds, poses)
         if saved is not None:
             run.memory, run.saved, run.worlds.saved = str(memory), saved, saved.number
         try:
@@ -207,11 +206,10 @@ class _Run:
     recording: Recording
     stream: Stream
     outputs: RunOutputs
-    cloud_options: CloudOptions
+    clouds: RunClouds
     known: KnownTrajectory | None
     memory: str = ""  # file of the saved world
     saved: SavedWorld | None = None  # in which the camera is searched for
-    clouds: dict[int, StaticMap] = field(default_factory=dict)  # of worlds that may get more frames, by their number
     preview: RunPreview | None = None
     painter: RowPainter | None = None  # for preview and window
     stamps: list[float] = field(default_factory=list)  # seconds, of healthy frames
@@ -230,7 +228,6 @@ class _Run:
     posed: int = 0  # written frames whose camera pose was known
     cover: Cover = field(default_factory=Cover)
     late: int = 0  # frames whose stamp was not above the last written one
-    worlds: RunWorlds = field(default_factory=RunWorlds)  # of the frames in the lists above
     input_size: tuple[int, int] = (0, 0)  # width, height
     image_size: tuple[int, int] = (0, 0)
     plausibility: PlausibilityCheck = field(init=False)
@@ -238,6 +235,11 @@ class _Run:
     def __post_init__(self) -> None:
         network = self.stream.network
         self.plausibility = PlausibilityCheck.of(network.manifest, network.source)
+
+    @property
+    def worlds(self) -> RunWorlds:
+        """Of the frames in the lists above."""
+        return self.clouds.worlds
 
     def open(self, stack: ExitStack) -> None:
         """Open the outputs that receive every frame; `stack` closes them."""
@@ -290,11 +292,11 @@ class _Run:
             return
         self._write_maps(result, frame.nanoseconds)
         if self.outputs.scene_built:
-            self._integrate(result)
+            self.clouds.add(result)
         if self.painter is not None:
             self._draw(frame, result)
         if self.outputs.view is not None:
-            self.outputs.view.add(result, self.cloud)
+            self.outputs.view.add(result, self.clouds.last)
 
     def _draw(self, frame: Frame, result: StepResult) -> None:
         """Draw the row of a frame, for preview and window."""
@@ -321,43 +323,6 @@ class _Run:
         )  # fmt: skip
         if text:
             log.warning(text)
-
-    @property
-    def cloud(self) -> StaticMap | None:
-        """The cloud of the world of the last written frame."""
-        return self.clouds.get(self.worlds.of_frames[-1]) if self.worlds.of_frames else None
-
-    def _integrate(self, result: StepResult) -> None:
-        """Add a written frame to the cloud of its world; write the clouds of worlds that have ended."""
-        for number in self.clouds.keys() - self.worlds.unfinished(result):
-            if self.outputs.cloud:
-                self._write_cloud(number)
-            del self.clouds[number]
-        options, number = self.cloud_options, self.worlds.of_frames[-1]
-        if number not in self.clouds:
-            self.clouds[number] = StaticMap(options.voxel_size, options.max_points, whole_scene=True)
-        self.clouds[number].integrate(
-            result.points, result.image, result.confidence, result.dynamic_mask, result.intrinsics, result.pose,
-            options,
-        )  # fmt: skip
-
-    def _write_cloud(self, number: int) -> None:
-        name = self.worlds.name(CLOUD, number)
-        cloud = self.clouds[number]
-        points, colors = cloud.arrays()
-        if cloud.beyond:
-            reach, size = REACH * cloud.voxel_size, cloud.voxel_size
-            log.warning(
-                "%s lacks %d points that are more than %.4g m from the start, the reach of --voxel-size %.4g",
-                name, cloud.beyond, reach, size,
-            )  # fmt: skip
-        elif not len(points):
-            log.warning(
-                "%s has no points: in all frames the confidence is below --confidence-threshold, the depth changes "
-                "faster than --max-slope, or everything moves",
-                name,
-            )
-        write_ply(claim(self.folder, name), points, colors)
 
     def _write_maps(self, result: StepResult, nanoseconds: int) -> None:
         """Write the maps of a healthy frame with this stamp, and collect the rest of it."""
@@ -394,8 +359,8 @@ class _Run:
 
     def show_scene(self) -> None:
         """Update the static scene in the view, after the last frame."""
-        if self.outputs.view is not None and self.cloud is not None:
-            self.outputs.view.add_scene(self.cloud)
+        if self.outputs.view is not None and self.clouds.last is not None:
+            self.outputs.view.add_scene(self.clouds.last)
 
     def finish(self, elapsed: float, stopped_by: str) -> RunSummary:
         """Write the files that cover the whole run; return its summary.
@@ -421,10 +386,9 @@ class _Run:
             frames = self.worlds.frames_of(number)
             files.write(name, write_trajectory, [self.nanoseconds[frame] for frame in frames], poses[frames])
         files.write(INTRINSICS, write_intrinsics, self.nanoseconds, intrinsics, self.intrinsics_known, self.image_size)
-        points, colors = (None, None) if self.cloud is None else self.cloud.arrays()
-        for number in self.clouds if self.outputs.cloud else ():
-            with files.keeping_errors():
-                self._write_cloud(number)
+        cloud = self.clouds.last
+        points, colors = (None, None) if cloud is None else cloud.arrays()
+        self.clouds.write_rest(files)
         if self.outputs.memory:
             write_memory(files, self.stream, self.saved)
         summary = self._summarise(poses, None if points is None else len(points), elapsed, stopped_by)
@@ -452,7 +416,7 @@ class _Run:
             device=torch.cuda.get_device_name(stream.device) if stream.device.type == "cuda" else stream.device.type,
             torch=torch.__version__,
             options=dataclasses.asdict(stream.options),
-            cloud_options=dataclasses.asdict(self.cloud_options),
+            cloud_options=dataclasses.asdict(self.clouds.options),
             stride=recording.stride,
             frames=len(poses),
             frames_skipped=recording.skipped,
@@ -482,7 +446,7 @@ class _Run:
             resets=self.resets,
             rules=dict(self.rules),
             static_points=static_points,
-            voxel_size=None if self.cloud is None else self.cloud.voxel_size,
+            voxel_size=None if self.clouds.last is None else self.clouds.last.voxel_size,
             engine_rate=rounded(1e3 / float(np.mean(steady))),
             whole_rate=rounded(len(poses) / elapsed),
             step=Milliseconds.of(steady),

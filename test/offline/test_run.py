@@ -18,7 +18,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording, preview
 from raymap3r_ros.io.output_folder import MANIFEST, written_files
 from raymap3r_ros.mapping import static_map
-from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_recording
+from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_clouds, run_recording
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
 from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
 from raymap3r_ros.streaming import result as results
@@ -242,7 +242,7 @@ def test_without_scene_and_maps_they_are_neither_computed_nor_copied(images, net
         return numpy(self, *names)
 
     monkeypatch.setattr(StepResult, "numpy", spy)
-    monkeypatch.setattr(run, "StaticMap", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(run_clouds, "StaticMap", lambda *_, **__: 1 / 0)
     summary = run_recording(open_recording(images), network, tmp_path / "a", OPTIONS, outputs=NOTHING, progress=False)
     assert copied == {"pose", "intrinsics"}
     assert (summary.static_points, summary.voxel_size) == (None, None)
