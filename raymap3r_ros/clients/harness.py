@@ -39,7 +39,7 @@ from raymap3r_ros.clients.graph import (
     reserved,
 )
 from raymap3r_ros.errors import Raymap3rError
-from raymap3r_ros.node.dds_profile import domain_problem, profile_environment
+from raymap3r_ros.node.dds_profile import RANGE, discovery_problem, domain_problem, profile_environment
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.node.publishers import RELIABLE, TOPICS
 from raymap3r_ros.signals import interrupted_once
@@ -64,16 +64,21 @@ def set_up_dds(*, localhost: bool = True, own_domain: bool = False, alone: bool 
 
     It selects the shipped Fast DDS profile, which the publisher of large messages needs. `localhost`: no discovery of
     other machines. `own_domain`: not the domain of other programs, which use /tf and /diagnostics too. `alone`: there
-    are only programs that this process starts, so that no discovery server is needed, which may not run. Other
-    variables set by the user are kept. Raises Raymap3rError for an impossible domain.
+    are only programs that this process starts, so that no discovery server is needed, which may not run, and discovery
+    must not be off. Other variables set by the user are kept. Raises Raymap3rError for an impossible domain, and if
+    discovery is off.
     """
     if problem := domain_problem(os.environ):
         raise Raymap3rError(problem)
     os.environ.update(profile_environment(os.environ))
-    if localhost:
-        os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if alone:
         os.environ.pop("ROS_DISCOVERY_SERVER", None)
+        if discovery_problem(os.environ):
+            os.environ.pop(RANGE)
+    elif problem := discovery_problem(os.environ):
+        raise Raymap3rError(problem)
+    if localhost:
+        os.environ.setdefault(RANGE, "LOCALHOST")
     if own_domain:
         os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
 

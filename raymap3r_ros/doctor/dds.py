@@ -33,11 +33,12 @@ def check(target: Target) -> Iterator[Line]:
     if importlib.util.find_spec("rclpy") is None:
         yield Line(NAME, "round trip", WARNING, "not run: ROS 2 not found", "see the line ROS 2 of libraries")
         return
-    from raymap3r_ros.node.dds_profile import domain_problem
+    from raymap3r_ros.node.dds_profile import discovery_problem, domain_problem
 
-    problem = domain_problem(os.environ)
+    problem, remedy = domain_problem(os.environ), "set ROS_DOMAIN_ID to one of these, or remove it"
+    if not problem:
+        problem, _, remedy = discovery_problem(os.environ).partition("; ")
     number = os.environ.get("ROS_DOMAIN_ID", "") or "0"
-    remedy = "set ROS_DOMAIN_ID to one of these, or remove it"
     yield Line(NAME, "domain", *((FAIL, problem, remedy) if problem else (OK, f"ROS_DOMAIN_ID {number}")))
     if _is_fast_dds(os.environ):
         yield check_shared_memory()

@@ -34,10 +34,19 @@ def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: str(config_file("fastdds.xml"))}
 
 
+RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+# Values with which some nodes, or all, are not discovered.
+_NARROW = {RANGE: ("OFF", "LOCALHOST"), "ROS_LOCALHOST_ONLY": ("1",)}
+
+
 def to_check(environment: Mapping[str, str]) -> str:
     """What determines which nodes are discovered, for the end of a message: "check ..."."""
+    text = "ROS_DOMAIN_ID"
+    for name, narrow in _NARROW.items():
+        if environment.get(name) in narrow:
+            text += f", {name} (now {environment[name]})"
     server = environment.get("ROS_DISCOVERY_SERVER", "")
-    return "ROS_DOMAIN_ID" + (f", and that a discovery server runs at {printable(server, 60)}" if server else "")
+    return text + (f", and that a discovery server runs at {printable(server, 60)}" if server else "")
 
 
 def rmw_problem(environment: Mapping[str, str]) -> str:
@@ -55,6 +64,13 @@ def rmw_problem(environment: Mapping[str, str]) -> str:
         f"RMW_IMPLEMENTATION is {chosen}, which is not installed; installed: {', '.join(installed)}. Unset it, or "
         f"install ros-DISTRIBUTION-{chosen.replace('_', '-')}"
     )
+
+
+def discovery_problem(environment: Mapping[str, str]) -> str:
+    """Why nodes cannot find each other, even on one machine, and what to do; "" if nothing is wrong."""
+    if environment.get(RANGE) != "OFF" or environment.get("ROS_DISTRO") == "humble":  # which does not read it
+        return ""
+    return f"{RANGE} is OFF: no node finds another one; unset it, or set it to LOCALHOST or SUBNET"
 
 
 def domain_problem(environment: Mapping[str, str]) -> str:

@@ -26,6 +26,15 @@ def test_dds_environment_keeps_the_users_choice(monkeypatch):
     assert environment["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("fastdds.xml")
 
 
+def test_discovery_that_is_off_is_refused_unless_all_programs_are_started_here(monkeypatch):
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "OFF")
+    monkeypatch.delenv("ROS_DISTRO", raising=False)
+    with pytest.raises(Raymap3rError, match=r"ROS_AUTOMATIC_DISCOVERY_RANGE is OFF: no node finds another one; unset"):
+        harness.set_up_dds(localhost=False, alone=False)
+    harness.set_up_dds()
+    assert os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+
+
 def test_back_and_forth_repeats_no_image_at_the_turns():
     assert list(itertools.islice(harness.back_and_forth("abc"), 9)) == list("abcbabcba")
     assert list(itertools.islice(harness.back_and_forth("a"), 3)) == list("aaa")

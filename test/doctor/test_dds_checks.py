@@ -43,6 +43,11 @@ def test_shared_memory_of_another_rmw(monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "300")
     domain = next(dds.check(TARGET))
     assert domain.state == FAIL and domain.found.startswith("ROS_DOMAIN_ID is 300; allowed: 0 to 232")
+    monkeypatch.delenv("ROS_DOMAIN_ID")
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "OFF")
+    domain = next(dds.check(TARGET))
+    assert domain.state == FAIL and domain.found == "ROS_AUTOMATIC_DISCOVERY_RANGE is OFF: no node finds another one"
+    assert domain.remedy.startswith("unset it")
 
 
 def test_without_rclpy(monkeypatch):

@@ -9,7 +9,14 @@ from raymap3r_ros import cli
 from raymap3r_ros.clients import harness
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.node import executable
-from raymap3r_ros.node.dds_profile import USER_VARIABLES, config_file, domain_problem, profile_environment, rmw_problem
+from raymap3r_ros.node.dds_profile import (
+    USER_VARIABLES,
+    config_file,
+    domain_problem,
+    profile_environment,
+    rmw_problem,
+    to_check,
+)
 
 # Two processes, one large best-effort message after another: the default transport loses some of them.
 PUBLISHER = """
@@ -131,6 +138,14 @@ def test_a_middleware_that_is_not_installed_is_named_before_rclpy_ends_the_proce
     assert cli.main(["demo"]) == cli.FAILED and text in capsys.readouterr().err
     done = subprocess.run([sys.executable, "-m", "raymap3r_ros.node"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_hides_nodes_is_named_in_the_advice():
+    assert to_check({}) == to_check({"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET"}) == "ROS_DOMAIN_ID"
+    assert to_check({"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF", "ROS_DISCOVERY_SERVER": "robot:1"}) == (
+        "ROS_DOMAIN_ID, ROS_AUTOMATIC_DISCOVERY_RANGE (now OFF), and that a discovery server runs at robot:1"
+    )
+    assert to_check({"ROS_LOCALHOST_ONLY": "1"}) == "ROS_DOMAIN_ID, ROS_LOCALHOST_ONLY (now 1)"
 
 
 @pytest.mark.parametrize("text", ["", "0", "232", " 7 "])

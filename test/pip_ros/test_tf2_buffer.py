@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -189,6 +190,16 @@ def test_a_loop_is_refused(buffer):
     for stamp in (Time(), at(1)):
         with pytest.raises(tf2_ros.LookupException, match="loop"):
             buffer.lookup_transform("y", "a", stamp)
+
+
+@pytest.mark.parametrize(("length", "is_taken_for_a_loop"), [(990, False), (1010, True)])
+def test_a_chain_of_more_than_a_thousand_frames_is_taken_for_a_loop(buffer, length, is_taken_for_a_loop):
+    """As in tf2: a look-up for each image in a longer one would take most of the time between two of them."""
+    for index in range(length):
+        buffer.set_transform_static(message(f"frame{index}", f"frame{index + 1}", 1), "test")
+    expected = pytest.raises(tf2_ros.LookupException, match="loop") if is_taken_for_a_loop else nullcontext()
+    with expected:
+        buffer.lookup_transform("frame0", f"frame{length}", Time())
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ LOG_INTERVAL = 2.5  # seconds between two messages about the same kind of bad in
 # Not in tf2. Any participant can publish transforms, which are kept.
 MAX_NAME = 256  # characters of a frame's name
 MAX_FRAMES = 10_000
+MAX_DEPTH = 1000  # transforms of a look-up, as in tf2: a longer chain is taken for a loop
 MAX_SAMPLES = 20_000  # of one frame
 
 
@@ -356,7 +357,7 @@ class BufferCore:
 
     @staticmethod
     def _check_loop(parent: str, visited: set | dict) -> None:
-        if parent in visited:
+        if parent in visited or len(visited) > MAX_DEPTH:
             raise LookupException(f'The tf tree is invalid because it contains a loop through frame "{parent}"')
 
 
