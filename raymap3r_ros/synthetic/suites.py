@@ -53,7 +53,7 @@ SUITES = {
         7,
         (0.03, 0.4),
         Recipe(follow=0.4),
-        sequences=4,
+        sequences=12,
         frames=2000,
         returns=True,
     ),
