@@ -511,3 +511,12 @@ def test_frames_before_the_first_key_frame_are_counted(tmp_path, caplog, lost):
     assert len(stamps) == len(pictures) - lost - undecodable
     assert undecodable <= recording.skipped <= undecodable + bool(lost)
     assert ("before the first key frame: the recording begins in the middle" in caplog.text) == bool(lost)
+
+
+def test_clips_that_were_joined_continue_with_the_rate_and_a_warning(tmp_path, caplog):
+    pictures = [picture(index) for index in range(12)] * 3
+    assert encode(tmp_path / "one.ts", pictures, "MPG2")
+    (tmp_path / "two.ts").write_bytes(2 * (tmp_path / "one.ts").read_bytes())
+    stamps = [frame.stamp for frame in open_recording(tmp_path / "two.ts")]
+    assert len(stamps) == 2 * len(pictures) and np.allclose(np.diff(stamps), 0.04, atol=1e-3)
+    assert caplog.text.count("the times of the file start again at frame 36") == 1

@@ -107,6 +107,7 @@ def _frames(
     with _capture(recording.path) as capture:
         stamp = first = begin = None
         index = failed = decoded_images = read = 0
+        joined = False  # whether its times have fallen
         written = False  # whether an image is certainly not memory that OpenCV has never written to
         while failed < GIVE_UP:
             # OpenCV reports a broken frame and the end alike, but after a broken frame more frames follow.
@@ -117,6 +118,13 @@ def _frames(
                 recording.skip(f"frame {broken}", "it cannot be decoded")
             index, failed = index + failed, 0
             container_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if container.has_times else index / fps
+            if not joined and stamp is not None and stamp - container_time > 1:
+                joined = True
+                log.warning(
+                    "%s: the times of the file start again at frame %d, as of clips that were joined: from there on, "
+                    "%.6g frames per second are assumed",
+                    recording.path.name, index, fps,
+                )  # fmt: skip
             # Some containers have no times: OpenCV then reports 0 or the same time again.
             stamp = container_time if stamp is None or container_time > stamp else stamp + 1 / fps
             if begin is None:
