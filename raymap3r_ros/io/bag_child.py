@@ -51,7 +51,6 @@ _CURES = {  # parts of messages of the reading library, and what to do
     "different definition": "record it again with one version of the message",
     "MCAP footer": "repair it with: mcap recover",
     "missing tables": "an SQLite database, but not a bag",
-    "magic is invalid": "not an MCAP file by its first bytes; was it copied completely?",
     "Bag version": "only version 2.0 is read; convert it with ROS 1: rosbag fix",
     "could not be read from file": "cut off or damaged; repair it with ROS 1: rosbag reindex",
     "Could not read": "cut off or damaged; repair it with ROS 1: rosbag reindex",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from raymap3r_ros.errors import InputError, reason_of
-from raymap3r_ros.io.files import natural_key
+from raymap3r_ros.io.files import natural_key, visible
 from raymap3r_ros.known_files import known_file
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def is_bag(path: Path) -> bool:
     """Return whether a path is a bag, by its content or by the name of its files."""
     if not path.is_dir():
         return is_data_file(path.name) or kind_of(path) in BAG_SUFFIXES
-    if any(is_data_file(item.name) for item in path.iterdir()):
+    if any(is_data_file(item.name) for item in visible(path)):
         return True
     metadata = path / METADATA
     if not metadata.is_file():
@@ -82,6 +82,11 @@ def kind_of(file: Path) -> str:
     return file.suffix if file.suffix in BAG_SUFFIXES else ""
 
 
+def _starts_with(file: Path, magic: bytes) -> bool:
+    with file.open("rb") as data:
+        return data.read(len(magic)) == magic
+
+
 def data_files(path: Path) -> tuple[list[Path], Metadata]:
     """Return the data files of a bag and its metadata. Raises InputError if there is none, or if one is missing."""
     folder = path if path.is_dir() else path.parent
@@ -91,7 +96,7 @@ def data_files(path: Path) -> tuple[list[Path], Metadata]:
             return [path], Metadata()
         alone = len(metadata.files) == 1
         return [path], Metadata((path.name,), metadata.counts if alone else None, metadata.messages_compressed)
-    present = {item.name: item for item in folder.iterdir() if _DATA_FILE.fullmatch(item.name) and item.is_file()}
+    present = {item.name: item for item in visible(folder) if _DATA_FILE.fullmatch(item.name) and item.is_file()}
     if not metadata.files:
         if not present:
             raise InputError(f"{path}: cannot be read as a ROS 2 bag: no data files (.mcap, .db3) in this folder")
@@ -125,6 +130,11 @@ def prepare(file: Path, copy: Path) -> DataFile:
         return DataFile(file, kind, f"{file.name} is empty", empty=True)
     if not kind:
         raise InputError(f"{file}: neither SQLite, MCAP nor a ROS 1 bag by its first bytes")
+    if kind == MCAP and not _starts_with(file, MCAP_MAGIC):
+        raise InputError(
+            f"{file}: cannot be read as a ROS 2 bag: not an MCAP file by its first bytes; copy it again, or "
+            "move it away to read the others of its folder"
+        )
     stem, copy = copy, copy.with_suffix(kind)
     try:
         if kind == ZSTD:

@@ -14,6 +14,11 @@ from raymap3r_ros.known_files import known_file
 from raymap3r_ros.output_files import kind_of
 
 
+def visible(folder: Path) -> list[Path]:
+    """The entries of a folder without hidden ones: macOS leaves ._NAME beside files on disks of other systems."""
+    return [item for item in folder.iterdir() if not item.name.startswith(".")]
+
+
 @contextmanager
 def plain_name(path: Path) -> Iterator[str]:
     """Yield a name by which a library that is written in C can open `path` within the `with` block.

@@ -81,6 +81,8 @@ def write_sintel(root, frames=3):
 
 def test_sintel(tmp_path, caplog):
     write_sintel(tmp_path)
+    for file in list(tmp_path.rglob("*.*")):
+        file.with_name(f"._{file.name}").write_bytes(bytes(4096))  # as macOS leaves them
     sequence, frames = only("sintel", tmp_path)
     assert (sequence.name, sequence.length) == ("alley_2", 3)
     assert "1 of 14 sequences; missing: ambush_4" in caplog.text

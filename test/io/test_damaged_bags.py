@@ -366,6 +366,26 @@ def test_a_file_that_is_no_bag_is_named_with_a_cure(tmp_path, name, content, cur
         open_recording(tmp_path / name)
 
 
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+@pytest.mark.parametrize("with_metadata", [False, True])
+def test_files_that_macos_leaves_beside_copies_are_no_part_of_a_bag(tmp_path, caplog, plugin, with_metadata):
+    bag = camera_bag(tmp_path / "bag", plugin=plugin)
+    whole = len(list(open_recording(bag)))
+    file = data_file(bag)
+    file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(4064))
+    if not with_metadata:
+        (bag / "metadata.yaml").unlink()
+    assert len(list(open_recording(bag))) == whole and not caplog.records
+
+
+def test_of_the_files_of_a_folder_the_one_that_is_no_mcap_file_is_named(tmp_path):
+    bag = camera_bag(tmp_path / "bag", plugin=StoragePlugin.MCAP)
+    (bag / "metadata.yaml").unlink()
+    (bag / "zzz.mcap").write_bytes(bytes(5000))
+    with pytest.raises(InputError, match=r"zzz\.mcap: .*not an MCAP file by its first bytes; .* move it away"):
+        open_recording(bag)
+
+
 @pytest.mark.parametrize("qos", ["- history: 3\n  depth: 0\n", "- {}\n", "text", "- [1]\n", "{a: &x 1"])
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_quality_of_service_of_a_bag_is_not_needed(tmp_path, plugin, qos):

@@ -34,7 +34,8 @@ def standard_folders(folder: Path, names: list[str] | tuple[str, ...]) -> list[P
 
 def numbered_files(folder: Path, pattern: str) -> list[Path]:
     """Files in natural order of their names. Raises InputError without any."""
-    files = sorted(folder.glob(pattern), key=lambda path: natural_key(path.name))
+    found = (file for file in folder.glob(pattern) if not file.name.startswith("."))  # as macOS leaves them
+    files = sorted(found, key=lambda path: natural_key(path.name))
     if not files:
         raise InputError(f"{folder}: no files {pattern} here")
     return files

@@ -14,7 +14,7 @@ from PIL import Image
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.bag_files import is_bag
 from raymap3r_ros.io.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_image, is_sequence, orientation
-from raymap3r_ros.io.files import natural_key
+from raymap3r_ros.io.files import natural_key, visible
 from raymap3r_ros.io.recording import BrokenFrame, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.known_files import known_file
 from raymap3r_ros.text import counted, listing
@@ -42,7 +42,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     files = _images_in(path)
     if not files:
         raise InputError(f"{path}: no images ({' '.join(IMAGE_SUFFIXES)}) and no bag in this folder{_contents(path)}")
-    if clips := sorted(item.name for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES):
+    if clips := sorted(item.name for item in visible(path) if item.suffix.lower() in VIDEO_SUFFIXES):
         log.warning("%s: videos beside the images are not read: %s", path.name, listing(clips, 3))
     files.sort(key=lambda item: natural_key(item.name))
     first = _index(options.start, options.rate)
@@ -83,11 +83,10 @@ def _index(seconds: float, rate: float) -> int:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    # Links that lead nowhere and images of other formats are included: they are images that are missing. macOS leaves
-    # ._name.jpg files beside copied pictures.
+    # Links that lead nowhere and images of other formats are included: they are images that are missing.
     images, others = [], []
-    for item in folder.iterdir():
-        if not item.name.startswith(".") and not item.is_dir():
+    for item in visible(folder):
+        if not item.is_dir():
             kind = item.suffix.lower()
             (images if kind in IMAGE_SUFFIXES else others if kind in OTHER_SUFFIXES else []).append(item)
     read = {item.stem for item in images}
@@ -96,9 +95,9 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _contents(folder: Path) -> str:
     """Return what a folder without images contains instead, for an error message."""
-    found = Counter(item.suffix.lower() or "without suffix" for item in folder.iterdir() if item.is_file())
+    found = Counter(item.suffix.lower() or "without suffix" for item in visible(folder) if item.is_file())
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.most_common(3))
-    folders = [item for item in sorted(folder.iterdir()) if item.is_dir()]
+    folders = [item for item in sorted(visible(folder)) if item.is_dir()]
     bags = [item for item in folders if is_bag(item)]
     if bags:
         others = f" (one of {len(bags)})" if len(bags) > 1 else ""
