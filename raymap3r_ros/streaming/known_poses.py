@@ -68,11 +68,12 @@ def observe(
 ) -> KnownPoses:
     """`known` after a frame with a given pose (B, 4, 4), `predicted` by the network in the segment's world.
 
-    The segment's alignment determines the scale until the given positions determine another one. With given
-    positions g and predicted ones p = g / s + noise, 1 / s is the slope of the regression of p on g, because g is
-    nearly free of errors. Its relative variance is (1 - r^2) / (r^2 n), with the correlation r and the number n of
-    independent errors, which is below the number of frames. The result is the mean of both logarithms, weighted by
-    their variances; the positions count only if the given motion explains most of the predicted one.
+    The segment's alignment determines the scale until the given positions determine another one. A trained network
+    that is uncertain predicts the mean of what is possible: its positions p are too near to each other, and their
+    errors correlate with the given positions g, but not with p. So s is the slope of the regression of g on p. Its
+    relative variance is (1 - r^2) / (r^2 n), with the correlation r and the number n of independent errors, which is
+    below the number of frames. The result is the mean of both logarithms, weighted by their variances; the positions
+    count only if one motion explains most of the other one.
     """
     here = Similarity(torch.ones_like(alignment.scale), alignment.rotation, alignment.translation).invert_on_pose(pose)
     given, own = here[:, :3, 3], predicted[:, :3, 3]
@@ -86,7 +87,7 @@ def observe(
     variance = (1 - correlation) / (correlation * independent).clamp_min(1e-9)
     weight = method.known_scale_spread**2 / (method.known_scale_spread**2 + variance)
     limit = method.known_scale_limit
-    ratio = (square / mixed.clamp_min(1e-20) / alignment.scale).clamp(1 / limit, limit)
+    ratio = (mixed / own_square.clamp_min(1e-20) / alignment.scale).clamp(1 / limit, limit)
     return dataclasses.replace(
         known,
         scale=alignment.scale * torch.where(correlation > method.known_motion_share, ratio.pow(weight), 1.0),

@@ -62,10 +62,10 @@ class Method:
     tracker_exponent: int = 8  # ours: weight of a tracker by its inverse mean squared innovation; high = best one only
 
     # Known poses (ours)
-    known_scale_spread: float = 0.3  # standard deviation of the log scale before positions are given
+    known_scale_spread: float = 0.1  # standard deviation of the log scale before positions are given
     known_motion_share: float = 0.5  # least share of the predicted positions' variance that the given ones explain
     known_scale_limit: float = 20.0  # largest change of a segment's scale, as a factor, and its inverse
-    known_pose_memory: float = 5.0  # frames over which the errors of predicted positions are correlated
+    known_pose_memory: float = 20.0  # frames over which the errors of predicted positions are correlated
 
     # Reset alignment
     alignment_points: int = 20_000  # most confident points in a published reset alignment

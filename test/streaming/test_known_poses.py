@@ -228,10 +228,22 @@ def scale_of(given_positions: np.ndarray, predicted: np.ndarray, start: float = 
 @pytest.mark.parametrize("start", [1.0, 3.0])
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.1])
 def test_the_scale_follows_from_the_given_positions(start: float, noise: float):
+    """The given positions scatter around the predicted ones, as around those of a network that predicts means."""
     rng = np.random.default_rng(3)
-    path = np.cumsum(rng.normal(size=(100, 3)) * 0.05, axis=0)
-    predicted = path / 1.7 + 5 + noise * path.std() * rng.normal(size=path.shape)
-    assert scale_of(path, predicted, start) == pytest.approx(1.7, rel=1e-4 + noise)
+    means = np.cumsum(rng.normal(size=(300, 3)) * 0.05, axis=0)
+    path = 1.7 * (means + noise * means.std() * rng.normal(size=means.shape))
+    assert scale_of(path, means + 5, start) == pytest.approx(1.7, rel=1e-4 + noise)
+
+
+def test_positions_that_a_network_predicts_too_near_to_each_other_do_not_change_the_scale():
+    """Least squares of the true positions on what an image shows of them gives the best predictions, and these."""
+    rng = np.random.default_rng(3)
+    path = np.cumsum(rng.normal(size=(300, 3)) * 0.05, axis=0)
+    path -= path.mean(0)
+    shown = path + 0.5 * path.std() * rng.normal(size=path.shape)
+    predicted = shown * (shown * path).sum() / np.square(shown).sum()
+    assert predicted.std() < 0.95 * path.std()
+    assert scale_of(path, predicted, start=1.0) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("case", ["still", "noise", "opposite", "one"])
