@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from raymap3r_ros.errors import OptionError, Raymap3rError
@@ -29,6 +30,7 @@ SHARED = (
     "if this is a live robot, the transforms and the clock of the bag would reach it; end these nodes, use another "
     "ROS_DOMAIN_ID, or play anyway with --global-topics"
 )
+FOREIGN = "its poses would be taken for those of the stream node; end that node, or give the stream node another name"
 MIXED = "the node would mix its images with those of the bag; end that node, or use another stream node"
 
 
@@ -109,8 +111,10 @@ def refuse_shared_name(node: Node, name: str) -> None:
         )
 
 
-def refuse_other_publishers(node: Node, name: str, publishers: Iterable[Publisher], harm: str = SHARED) -> None:
-    """Raise Raymap3rError if others than `node` and the stream node `name` publish the topics of these publishers.
+def refuse_other_publishers(
+    node: Node, name: str, topics: Iterable[Publisher | Subscription], harm: str = SHARED
+) -> None:
+    """Raise Raymap3rError if others than `node` and the stream node `name` publish these topics.
 
     `harm`: what would happen, and what to do.
 
@@ -119,8 +123,7 @@ def refuse_other_publishers(node: Node, name: str, publishers: Iterable[Publishe
     """
     own = {name, node.get_fully_qualified_name()}
     deadline = time.monotonic() + DISCOVERY_TIME
-    for publisher in publishers:
-        topic = publisher.topic_name
+    for topic in (one.topic_name for one in topics):
         while "" in (found := {endpoint_name(one) for one in node.get_publishers_info_by_topic(topic)}):
             if time.monotonic() >= deadline:
                 break

@@ -44,7 +44,7 @@ from raymap3r_ros.clients.bag import (
     scale_topic,
     without_slash,
 )
-from raymap3r_ros.clients.graph import MIXED, refuse_other_publishers, refuse_shared_name, wait_for_node
+from raymap3r_ros.clients.graph import FOREIGN, MIXED, refuse_other_publishers, refuse_shared_name, wait_for_node
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.clients.harness import QUEUE_DEPTH, SPIN_TIME, START_LIMIT, Diagnostics, check_running
 from raymap3r_ros.clients.transforms import PlayedTransforms
@@ -171,11 +171,12 @@ class _Player:
         self._tf = camera.create_publisher(TFMessage, TF, QoSProfile(depth=100))
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._tf_static = camera.create_publisher(TFMessage, TF_STATIC, latched)
-        camera.create_subscription(PoseStamped, f"{node_name}/pose", self._on_pose, QoSProfile(depth=100))
+        poses = camera.create_subscription(PoseStamped, f"{node_name}/pose", self._on_pose, QoSProfile(depth=100))
         # Deeper than 1: the first path of a world may still be waiting when the next world begins.
-        paths = copy.copy(LATCHED)
-        paths.depth = QUEUE_DEPTH
-        camera.create_subscription(PathMessage, f"{node_name}/trajectory_raw", self._on_path, paths)
+        deep = copy.copy(LATCHED)
+        deep.depth = QUEUE_DEPTH
+        paths = camera.create_subscription(PathMessage, f"{node_name}/trajectory_raw", self._on_path, deep)
+        self._results = poses, paths
         self._diagnostics = Diagnostics(camera, node_name)
         self._parameters = camera.create_client(GetParameters, f"{node_name}/get_parameters")
         self._executor = SingleThreadedExecutor(context=camera.context)
@@ -204,6 +205,7 @@ class _Player:
             return
         refuse_shared_name(self._camera, self._node_name)
         refuse_other_publishers(self._camera, self._node_name, (self._images,), MIXED)
+        refuse_other_publishers(self._camera, self._node_name, self._results, FOREIGN)
         if not beside_others:
             refuse_other_publishers(self._camera, self._node_name, (self._tf, self._tf_static, self._clock))
         names = [name for kind in (NodeOptions, StreamOptions) for name, _ in option_fields(kind)]
@@ -314,6 +316,7 @@ class _Player:
             lambda: self._counted() >= len(playback.frames) or diagnostics.count >= target,
             time.monotonic() + STALL_LIMIT,
         )
+        refuse_other_publishers(self._camera, self._node_name, self._results, FOREIGN)  # also if they came later
         playback.stopped = self._stop.is_set()
         playback.diagnostics = diagnostics.values
         playback.counts = {name: value - self._counts_before.get(name, 0) for name, value in self._counts().items()}

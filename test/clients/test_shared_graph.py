@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -96,6 +97,15 @@ def test_global_topics_of_a_bag_are_published_if_requested(tmp_path):
         arguments = ["--out", str(tmp_path / "out"), "--global-topics", *SMALL]
         assert cli.main(["replay", str(moving_bag(tmp_path / "bag")), *arguments]) == 0
         assert {"/tf", "/tf_static", "/clock", "/image"} <= set(live.received)
+
+
+def test_poses_of_another_publisher_are_not_taken_for_the_nodes(tmp_path, capsys):
+    """As of a bag of an earlier run that is played beside the replay."""
+    with robot("/player") as live:
+        live.node.create_publisher(PoseStamped, "/raymap3r/pose", 100)
+        bag = moving_bag(tmp_path / "bag")
+        assert cli.main(["replay", str(bag), "--out", str(tmp_path / "out"), "--global-topics", *SMALL]) == 2
+    assert "/raymap3r/pose is also published by /player: its poses would be taken" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("keys", [(), ("instance",)])
