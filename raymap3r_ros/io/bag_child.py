@@ -251,6 +251,10 @@ def _read_each_chunk_once(storage: Any) -> None:
                 name, len(self.chunks) - len(chunks),
             )  # fmt: skip
             self.chunks[:] = chunks.values()
+        listed = self.statistics.channel_message_counts if self.statistics and self.schemas else None
+        counts = [item for chunk in self.chunks for item in chunk.channel_count.items()]
+        if listed is not None and any(count and not listed.get(channel) for channel, count in counts):
+            self.statistics = None  # the counts are optional there; the library takes those of the index
 
     storage.McapReader.read_index = read_chunks
 

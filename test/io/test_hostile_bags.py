@@ -116,7 +116,9 @@ def statistics(count):
     return hostile.record(11, struct.pack("<QHIIIIQQI", count, 1, 1, 0, 0, 2, 0, 1, 10) + struct.pack("<HQ", 1, count))
 
 
-@pytest.mark.parametrize("summary", [b"", statistics(2), statistics(1), statistics(0)])
+@pytest.mark.parametrize(
+    "summary", [b"", statistics(2), statistics(1), statistics(0)], ids=["none", "right", "fewer", "zero"]
+)
 def test_chunks_that_an_mcap_index_repeats_are_read_once(tmp_path, caplog, summary):
     """Whatever the statistics say."""
     recording = open_recording(two_chunks(tmp_path / "bag.mcap", count=50, summary=summary))
@@ -125,20 +127,18 @@ def test_chunks_that_an_mcap_index_repeats_are_read_once(tmp_path, caplog, summa
     assert "bag.mcap: its chunk index lists 98 of its chunks again; each is read once" in caplog.text
 
 
-@pytest.mark.parametrize("shift", [-1, 1, 2**40])
-def test_chunks_of_an_mcap_index_that_overlap_or_lie_outside_are_refused(tmp_path, shift):
-    """The second chunk begins in the first, or ends in the summary or beyond the file."""
+@pytest.mark.parametrize("place", ["in the first chunk", "in the summary", "beyond the file"])
+def test_chunks_of_an_mcap_index_that_overlap_or_lie_outside_are_refused(tmp_path, place):
     path = two_chunks(tmp_path / "bag.mcap")
     data = path.read_bytes()
     entry = data.rindex(struct.pack("<BQ", 8, 74))
     (start,) = struct.unpack_from("<Q", data, entry + 25)
     assert data[start] == 6
-    if shift == 1:
-        shift = len(data) - start - 100
-    elif shift == -1:
-        shift = -60
-    path.write_bytes(data[: entry + 25] + struct.pack("<Q", start + shift) + data[entry + 33 :])
-    with pytest.raises(InputError, match=r"index of bag\.mcap has chunks that overlap or lie outside .*: mcap recover"):
+    start = {"in the first chunk": start - 60, "in the summary": len(data) - 100, "beyond the file": 2**40}[place]
+    path.write_bytes(data[: entry + 25] + struct.pack("<Q", start) + data[entry + 33 :])
+    with pytest.raises(
+        InputError, match=r"index of bag\.mcap has chunks that overlap or lie outside .*: mcap recover"
+    ):
         open_recording(path)
 
 
@@ -152,9 +152,8 @@ def test_a_chunk_that_claims_the_records_behind_it_is_not_read(tmp_path):
     for place in (unpacked, packed):
         struct.pack_into("<Q", data, place, size + 45)  # with the index of messages behind it
     path.write_bytes(data)
-    recording = open_recording(path)
-    assert len(list(recording)) == 0
-    assert f"a chunk record of {40 + size} bytes with {size + 45} bytes" in recording.ended
+    with pytest.raises(InputError, match=f"a chunk record of {40 + size} bytes with {size + 45} bytes"):
+        list(open_recording(path))
 
 
 @pytest.mark.parametrize("part", ["chunk", "message"])
