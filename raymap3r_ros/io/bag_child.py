@@ -255,6 +255,9 @@ def _read_each_chunk_once(storage: Any) -> None:
         counts = [item for chunk in self.chunks for item in chunk.channel_count.items()]
         if listed is not None and any(count and not listed.get(channel) for channel, count in counts):
             self.statistics = None  # the counts are optional there; the library takes those of the index
+        for chunk in self.chunks:
+            if not chunk.message_index_offsets:  # optional too; the library would skip the chunk
+                chunk.channel_count.update(dict.fromkeys(self.channels, 1))
 
     storage.McapReader.read_index = read_chunks
 

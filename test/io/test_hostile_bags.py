@@ -127,6 +127,21 @@ def test_chunks_that_an_mcap_index_repeats_are_read_once(tmp_path, caplog, summa
     assert "bag.mcap: its chunk index lists 98 of its chunks again; each is read once" in caplog.text
 
 
+def test_mcap_chunks_without_an_index_of_their_messages_are_read(tmp_path):
+    writer = pytest.importorskip("mcap.writer")
+    definition = STORE.generate_msgdef(hostile.IMAGE, ros_version=2)[0].encode()
+    with (tmp_path / "bag.mcap").open("wb") as file:
+        bag = writer.Writer(file, index_types=writer.IndexType.CHUNK)
+        bag.start("ros2")
+        number = bag.register_channel("/a", "cdr", bag.register_schema(hostile.IMAGE, "ros2msg", definition))
+        for index in range(3):
+            data = bytes(STORE.serialize_cdr(image_message(index, picture(index), "rgb8"), hostile.IMAGE))
+            bag.add_message(number, index, data, index)
+        bag.finish()
+    recording = open_recording(tmp_path / "bag.mcap")
+    assert len(list(recording)) == recording.length == 3 and not recording.ended
+
+
 @pytest.mark.parametrize("place", ["in the first chunk", "in the summary", "beyond the file"])
 def test_chunks_of_an_mcap_index_that_overlap_or_lie_outside_are_refused(tmp_path, place):
     path = two_chunks(tmp_path / "bag.mcap")
