@@ -18,6 +18,7 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import groupby
 from multiprocessing.connection import Connection
 from operator import itemgetter
 from pathlib import Path
@@ -37,6 +38,8 @@ from raymap3r_ros.io.bag_files import (
 )
 from raymap3r_ros.signals import STOP_SIGNALS
 
+log = logging.getLogger(__name__)
+
 SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
 MAX_SMALL_MESSAGE = 2**22  # bytes, of types other than images: their objects are much larger than their bytes
@@ -49,6 +52,8 @@ _CURES = {  # parts of messages of the reading library, and what to do
     "not a database": "its start is damaged; copy it again, or move it away to read the others of its folder",
     "summary offset": "repair it with: mcap recover",
     "different definition": "record it again with one version of the message",
+    "chunk index": "repair it with: mcap recover",
+    "names parts": "repair it with ROS 1: rosbag reindex",
     "MCAP footer": "repair it with: mcap recover",
     "missing tables": "an SQLite database, but not a bag",
     "Bag version": "only version 2.0 is read; convert it with ROS 1: rosbag fix",
@@ -183,12 +188,15 @@ def _open(first: dict[str, Any]) -> tuple[Any, str]:
 
 def _reader(paths: list[Path]) -> Any:
     from rosbags.highlevel import AnyReader
+    from rosbags.rosbag1 import Reader as Reader1
     from rosbags.rosbag2 import storage_mcap, storage_sqlite3
     from rosbags.typesys import Stores, get_typestore
 
     for storage in (storage_mcap, storage_sqlite3):
         storage.parse_qos = lambda _: []  # profiles without some keys are errors there; they are not used here
     _read_only_channels_of_ros(storage_mcap)
+    _read_each_chunk_once(storage_mcap)
+    _check_index_of_ros1(Reader1)
     for storage in (storage_mcap.McapReader, storage_sqlite3.Sqlite3Reader):
         _complete_names_of_types(storage)
     _sort_messages_without_index(storage_mcap)
@@ -219,6 +227,60 @@ def _read_only_channels_of_ros(storage: Any) -> None:
         self.connections = [one for one in self.connections if one.ext.serialization_format == ROS2_ENCODING]
 
     storage.read_string, storage.get_msgdef, storage.McapReader.open = read, definition, open_channels
+
+
+def _read_each_chunk_once(storage: Any) -> None:
+    """Make the library drop chunks that the index of an MCAP file repeats, and refuse those that overlap.
+
+    It reads a chunk as often as the index names it: a small file could have any number of messages.
+    """
+    read_index = storage.McapReader.read_index
+
+    def read_chunks(self: Any) -> None:
+        read_index(self)
+        chunks = {chunk.chunk_start_offset: chunk for chunk in self.chunks}
+        name, position = Path(self.path).resolve().name, self.data_start
+        for start, chunk in sorted(chunks.items()):
+            end = start + RECORD.size + 40 + len(chunk.compression) + chunk.compressed_size  # of what is read
+            if start < position or end > self.data_end:
+                raise ValueError(f"the chunk index of {name} has chunks that overlap or lie outside of its data")
+            position = end
+        if len(chunks) < len(self.chunks):
+            log.warning(
+                "%s: its chunk index lists %d of its chunks again; each is read once",
+                name, len(self.chunks) - len(chunks),
+            )  # fmt: skip
+            self.chunks[:] = chunks.values()
+        listed = self.statistics.channel_message_counts if self.statistics and self.schemas else None
+        counts = [item for chunk in self.chunks for item in chunk.channel_count.items()]
+        if listed is not None and any(count and not listed.get(channel) for channel, count in counts):
+            self.statistics = None  # the counts are optional there; the library takes those of the index
+        for chunk in self.chunks:
+            if not chunk.message_index_offsets:  # optional too; the library would skip the chunk
+                chunk.channel_count.update(dict.fromkeys(self.channels, 1))
+
+    storage.McapReader.read_index = read_chunks
+
+
+def _check_index_of_ros1(reader: Any) -> None:
+    """Make the library refuse ROS 1 bags whose index names a chunk or a message twice, or chunks that overlap."""
+    open_bag = reader.open
+
+    def open_checked(self: Any) -> None:
+        open_bag(self)
+        twice = len({info.pos for info in self.chunk_infos}) < len(self.chunk_infos)
+        position = 0
+        for start, chunk in sorted(self.chunks.items()) if self.chunk_infos else ():
+            twice |= start < position
+            position = chunk.datapos + chunk.datasize
+        for entries in self.indexes.values():
+            for _, group in groupby(entries, itemgetter(0)):  # sorted by time
+                places = [one[1:] for one in group]
+                twice |= len(set(places)) < len(places)
+        if twice:
+            raise ValueError(f"the index of {Path(self.path).resolve().name} names parts of the bag twice")
+
+    reader.open = open_checked
 
 
 def _complete_names_of_types(storage: Any) -> None:
@@ -280,6 +342,8 @@ def _data_records(file: Any, position: int, end: int) -> tuple[list[tuple[Any, .
             first, last, unpacked, _, name_length = struct.unpack("<QQQII", file.read(32))
             compression = file.read(min(name_length, length)).decode()
             (packed,) = struct.unpack("<Q", file.read(8))
+            if 40 + name_length + packed > length:
+                raise ValueError(f"a chunk record of {length} bytes with {packed} bytes of messages")
             chunks.append((first, last, position, RECORD.size + length, {}, 0, compression, packed, unpacked, {}))
         elif operation == MESSAGE:
             if length < 22:

@@ -46,6 +46,24 @@ def new_bag(folder: Path, compressed: bool = False) -> Any:
     return writer
 
 
+def add_undefined(bag: Any, topic: str, kind: str, profiles: list[Any]) -> Any:
+    """Add a topic to a bag of `new_bag` whose type has no known definition, and return its connection.
+
+    The encoding of its schema is empty, which means "no definition" in MCAP: an empty definition would be a message
+    without fields. The library has no call for that.
+    """
+    from rosbags.rosbag2.storage_mcap import Schema, write_schema
+
+    storage = bag.storage
+    if kind not in bag.added_types:
+        storage.schemas.append(Schema(len(storage.schemas) + 1, kind, "", ""))
+        write_schema(storage.chunk.bio, storage.schemas[-1])
+        bag.added_types.add(kind)
+    added = bag.add_connection(topic, kind, msgdef="", rihs01="unknown", offered_qos_profiles=profiles)
+    bag.connections[-1] = added._replace(digest="")  # in metadata.yaml
+    return bag.connections[-1]
+
+
 def header(nanoseconds: int, frame: str) -> Any:
     """The header of a message at a stamp."""
     stamp = messages().Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)

@@ -60,8 +60,11 @@ def chunk(packed, size, compression):
     )
 
 
-def mcap(path: Path, chunks, *, channels=None, indexed=True, size=BIG, compression="zstd", count=1) -> Path:
-    """`chunks`: packed bytes; each is `count` times in the index, with a message of channel 1 and equal times."""
+def mcap(path: Path, chunks, *, channels=None, indexed=True, size=BIG, compression="zstd", count=1, summary=b""):
+    """`chunks`: packed bytes; each is `count` times in the index, with a message of channel 1 and equal times.
+
+    `summary`: more records at its end.
+    """
     data = bytearray(b"\x89MCAP0\r\n" + record(1, text("ros2") + text("")))
     channels = channel() if channels is None else channels
     index = b""
@@ -76,10 +79,10 @@ def mcap(path: Path, chunks, *, channels=None, indexed=True, size=BIG, compressi
         sizes = struct.pack("<QQ", len(packed), size)
         index += count * record(8, head + struct.pack("<Q", len(data) - start - length) + text(compression) + sizes)
     data += record(15, bytes(4))
-    summary = len(data) if indexed else 0
+    start = len(data) if indexed else 0
     if indexed:
-        data += channels + index
-    data += record(2, struct.pack("<QQI", summary, 0, 0)) + b"\x89MCAP0\r\n"
+        data += channels + index + summary
+    data += record(2, struct.pack("<QQI", start, 0, 0)) + b"\x89MCAP0\r\n"
     path.write_bytes(data)
     return path
 
@@ -108,4 +111,18 @@ def ros1(path: Path) -> Path:
     writer.compressor = lambda _: bz2_zeros()
     with writer:
         writer.write(writer.add_connection(TOPIC, IMAGE, typestore=store), 1, b"")
+    return path
+
+
+def ros1_repeated(path: Path, part: str) -> Path:
+    """A ROS 1 bag with one message, whose index names the `part`, "chunk" or "message", three times, or "" once."""
+    with Writer1(path) as writer:
+        connection = writer.add_connection(TOPIC, IMAGE, typestore=get_typestore(Stores.ROS1_NOETIC))
+        writer.write(connection, 1, b"")
+        chunk = writer.chunks[-1]
+        if part == "message":
+            chunk.connections[connection.id] *= 3
+        elif part == "chunk":
+            writer.write_chunk(chunk)
+            writer.chunks[:0] = [chunk] * 2
     return path

@@ -52,9 +52,9 @@ BAGS = {
     "mcap, a false size": (
         lambda path: hostile.mcap(path, [hostile.zstd_zeros()], size=1000, indexed=False), ".mcap", MEMORY_ERROR,
     ),
-    "mcap, overlapping chunks": (
+    "mcap, chunks of the same times": (
         lambda path: hostile.mcap(
-            path, [hostile.zstd.compress(hostile.message(bytes(2**26)))], size=2**26 + 31, count=100
+            path, [hostile.zstd.compress(hostile.message(bytes(2**26)))] * 100, size=2**26 + 31
         ), ".mcap", MEMORY_ERROR,
     ),
     "mcap, nested IDL": (
@@ -100,6 +100,83 @@ def test_a_bag_that_exhausts_memory_or_time_is_one_error(tmp_path, name):
     path = make(tmp_path / f"bag{suffix}")
     with pytest.raises(InputError, match=message):
         list(open_recording(path))
+
+
+def two_chunks(path, **options):
+    """An indexed MCAP file with two uncompressed chunks of one image each."""
+    images = [image_message(1 + index, picture(index), "rgb8") for index in range(2)]
+    chunks = [
+        hostile.message(bytes(STORE.serialize_cdr(image, hostile.IMAGE)), time=index)
+        for index, image in enumerate(images)
+    ]
+    return hostile.mcap(path, chunks, size=len(chunks[0]), compression="", **options)
+
+
+def statistics(count):
+    return hostile.record(11, struct.pack("<QHIIIIQQI", count, 1, 1, 0, 0, 2, 0, 1, 10) + struct.pack("<HQ", 1, count))
+
+
+@pytest.mark.parametrize(
+    "summary", [b"", statistics(2), statistics(1), statistics(0)], ids=["none", "right", "fewer", "zero"]
+)
+def test_chunks_that_an_mcap_index_repeats_are_read_once(tmp_path, caplog, summary):
+    """Whatever the statistics say."""
+    recording = open_recording(two_chunks(tmp_path / "bag.mcap", count=50, summary=summary))
+    assert [frame.stamp for frame in recording] == [1, 2]
+    assert recording.skipped == 0 and not recording.ended
+    assert "bag.mcap: its chunk index lists 98 of its chunks again; each is read once" in caplog.text
+
+
+def test_mcap_chunks_without_an_index_of_their_messages_are_read(tmp_path):
+    writer = pytest.importorskip("mcap.writer")
+    definition = STORE.generate_msgdef(hostile.IMAGE, ros_version=2)[0].encode()
+    with (tmp_path / "bag.mcap").open("wb") as file:
+        bag = writer.Writer(file, index_types=writer.IndexType.CHUNK)
+        bag.start("ros2")
+        number = bag.register_channel("/a", "cdr", bag.register_schema(hostile.IMAGE, "ros2msg", definition))
+        for index in range(3):
+            data = bytes(STORE.serialize_cdr(image_message(index, picture(index), "rgb8"), hostile.IMAGE))
+            bag.add_message(number, index, data, index)
+        bag.finish()
+    recording = open_recording(tmp_path / "bag.mcap")
+    assert len(list(recording)) == recording.length == 3 and not recording.ended
+
+
+@pytest.mark.parametrize("place", ["in the first chunk", "in the summary", "beyond the file"])
+def test_chunks_of_an_mcap_index_that_overlap_or_lie_outside_are_refused(tmp_path, place):
+    path = two_chunks(tmp_path / "bag.mcap")
+    data = path.read_bytes()
+    entry = data.rindex(struct.pack("<BQ", 8, 74))
+    (start,) = struct.unpack_from("<Q", data, entry + 25)
+    assert data[start] == 6
+    start = {"in the first chunk": start - 60, "in the summary": len(data) - 100, "beyond the file": 2**40}[place]
+    path.write_bytes(data[: entry + 25] + struct.pack("<Q", start) + data[entry + 33 :])
+    with pytest.raises(
+        InputError, match=r"index of bag\.mcap has chunks that overlap or lie outside .*: mcap recover"
+    ):
+        open_recording(path)
+
+
+def test_a_chunk_that_claims_the_records_behind_it_is_not_read(tmp_path):
+    """Without an index, but with statistics: the library does not look at the chunks when it opens the file."""
+    path = two_chunks(tmp_path / "bag.mcap", count=0, summary=statistics(2))
+    data = bytearray(path.read_bytes())
+    start = data.index(struct.pack("<QQ", 0, 2**40)) - 9
+    unpacked, packed = start + 25, start + 41
+    (size,) = struct.unpack_from("<Q", data, packed)
+    for place in (unpacked, packed):
+        struct.pack_into("<Q", data, place, size + 45)  # with the index of messages behind it
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f"a chunk record of {40 + size} bytes with {size + 45} bytes"):
+        list(open_recording(path))
+
+
+@pytest.mark.parametrize("part", ["chunk", "message"])
+def test_a_ros1_index_that_repeats_parts_is_refused(tmp_path, part):
+    open_recording(hostile.ros1_repeated(tmp_path / "good.bag", ""))
+    path = hostile.ros1_repeated(tmp_path / "bag.bag", part)
+    with pytest.raises(InputError, match=r"the index of bag\.bag names parts of the bag twice.*: rosbag reindex"):
+        open_recording(path)
 
 
 def test_a_compressed_file_unpacks_to_a_multiple_of_its_size_at_most(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """The MCAP export, read by the libraries mcap and rosbags."""
 
 import itertools
+import sqlite3
 import sys
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "io"))
@@ -218,3 +220,43 @@ def test_a_recording_without_ros_becomes_compressed_images(images, network, tmp_
         assert image.format == "jpeg" and np.abs(decoded.astype(int) - given).mean() < 3
     played = open_recording(tmp_path / "results_mcap" / "bag", topic="/camera/image_raw/compressed")
     assert [round(frame.stamp, 6) for frame in itertools.islice(played, 9)] == [1.0, 1.2, 1.4, 1.6]
+
+
+def test_topics_without_a_definition_are_copied(images, network, tmp_path, caplog):
+    """Of a database of ROS 2 Humble, which has no definitions at all."""
+    make_reader = pytest.importorskip("mcap.reader").make_reader
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    kind, ticks = "acme_msgs/msg/WheelTicks", [bytes([0, 1, 0, 0, index, 0, 0, 0]) for index in range(3)]
+    with Writer(tmp_path / "bag", version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connections = [
+            writer.add_connection(name, kind, msgdef="int32 a\n", rihs01="-") for name in ("/left", "/right")
+        ]
+        image_connection = writer.add_connection("/image", "sensor_msgs/msg/Image", typestore=store)
+        for index, data in enumerate(ticks):
+            for connection in connections:
+                writer.write(connection, (100 + index) * 10**9, data)
+            image = image_message(50 + index / 10, cv2.imread(str(images / f"{index}.png")), "bgr8", width=160)
+            writer.write(image_connection, (100 + index) * 10**9, store.serialize_cdr(image, image.__msgtype__))
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    (database,) = (tmp_path / "bag").glob("*.db3")
+    with closing(sqlite3.connect(database, isolation_level=None)) as humble:
+        humble.execute("DELETE FROM message_definitions")
+    run_recording(
+        open_recording(database, topic="/image"), network, tmp_path / "results", StreamOptions(image_size=48),
+        outputs=RunOutputs(preview=False),
+    )  # fmt: skip
+    bag = export_results(tmp_path / "results", "mcap") / "bag"
+    assert f"/left is copied without the definition of its type, {kind}" in caplog.text
+    with next(bag.glob("*.mcap")).open("rb") as file:
+        reader = make_reader(file)
+        found = [(schema, message.data) for schema, _, message in reader.iter_messages(topics=["/left", "/right"])]
+        assert sum(1 for _ in reader.iter_messages()) == reader.get_summary().statistics.message_count
+    assert {(schema.name, schema.encoding, schema.data) for schema, _ in found} == {(kind, "", b"")}
+    with AnyReader([bag]) as reader:
+        copied = [(one.topic, data) for one, _, data in reader.messages() if one.msgtype == kind]
+        shown = [reader.deserialize(data, one.msgtype) for one, _, data in reader.messages() if one.topic == "/image"]
+    assert sorted(copied) == sorted((topic, data) for topic in ("/left", "/right") for data in ticks)
+    assert len(found) == 6 and [image.width for image in shown] == [160] * 3
+    assert len(list(open_recording(bag, topic="/image"))) == 3
+    metadata = (bag / "metadata.yaml").read_text()
+    assert metadata.count("type_description_hash: ''") == 2 and "unknown" not in metadata

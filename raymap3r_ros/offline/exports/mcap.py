@@ -119,24 +119,23 @@ class _Writer:
         self._bag.write(self._connection(topic, kind), time, self._store.serialize_cdr(message, kind))
 
     def copy(self, item: Item) -> None:
-        if (connection := self._connection(item.topic, item.kind)) is not None:
-            self._bag.write(connection, item.time, item.data)
+        self._bag.write(self._connection(item.topic, item.kind), item.time, item.data)
 
     def _connection(self, topic: str, kind: str) -> Any:
-        """None, with a warning, if the definition of the type is not known."""
         if (topic, kind) not in self._connections:
             text, digest = self._definitions.get((topic, kind), ("", ""))
-            if text and digest:
-                given = {"msgdef": text, "rihs01": digest}
-            elif kind in self._store.fielddefs:
-                given = {"typestore": self._store}
-            else:
-                log.warning("%s is left out: the bag does not define its type, %s", topic, kind)
-                given = None
             profiles = [_latched()] if topic in LATCHED else []
-            self._connections[topic, kind] = given and self._bag.add_connection(
-                topic, kind, **given, offered_qos_profiles=profiles
-            )
+            if not (text and digest) and kind not in self._store.fielddefs:
+                log.warning(
+                    "%s is copied without the definition of its type, %s, which the bag does not have: programs that "
+                    "need it cannot show the topic; to add it, convert the bag first, where the package of the type "
+                    "is installed: ros2 bag convert", topic, kind,
+                )  # fmt: skip
+                added = bag_messages.add_undefined(self._bag, topic, kind, profiles)
+            else:
+                given = {"msgdef": text, "rihs01": digest} if text and digest else {"typestore": self._store}
+                added = self._bag.add_connection(topic, kind, **given, offered_qos_profiles=profiles)
+            self._connections[topic, kind] = added
         return self._connections[topic, kind]
 
 
