@@ -274,14 +274,16 @@ class Diagnostics:
 
     def _receive(self, message: DiagnosticArray) -> None:
         for status in message.status:
+            if status.name != self._status_name:
+                continue
             values = {item.key: item.value for item in status.values}
-            # A program that imitates the node, or forwards those of another version, has no instance.
-            if status.name == self._status_name and "instance" in values:
-                self._instances.add(values["instance"])
-                self.values = values
-                self.count += 1
-                if status.level == DiagnosticStatus.ERROR and status.message not in self.errors:
-                    self.errors.append(status.message)
+            if "instance" not in values:  # of a program that imitates the node, or of another version
+                continue
+            self._instances.add(values["instance"])
+            self.values = values
+            self.count += 1
+            if status.level == DiagnosticStatus.ERROR and status.message not in self.errors:
+                self.errors.append(status.message)
 
 
 class OutputSubscriber:

@@ -64,6 +64,7 @@ def _against_background(
             continue
         known = background > 0
         discrepancy = np.where(known, np.abs(sample.depth - background) / np.maximum(np.abs(sample.depth), 1e-6), 0)
+        # Copies: arrays that come from another process are read-only, of which torch warns.
         depth, static, trusted = (torch.tensor(array)[None] for array in (sample.depth, background, known))
         mask = dynamic_mask(depth, static, trusted, options)[0].numpy()
         scores.append(motion_metrics(discrepancy, mask, sample.moving))

@@ -74,17 +74,13 @@ def is_bag(path: Path) -> bool:
 
 def kind_of(file: Path) -> str:
     """Return SQLITE, MCAP, ROS1 or ZSTD by the first bytes of a file, else by its suffix; empty for other files."""
+    return _kind_by_content(file) or (file.suffix if file.suffix in BAG_SUFFIXES else "")
+
+
+def _kind_by_content(file: Path) -> str:
     with file.open("rb") as data:
         start = data.read(16)
-    for magic, kind in _MAGIC.items():
-        if start.startswith(magic):
-            return kind
-    return file.suffix if file.suffix in BAG_SUFFIXES else ""
-
-
-def _starts_with(file: Path, magic: bytes) -> bool:
-    with file.open("rb") as data:
-        return data.read(len(magic)) == magic
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
 
 
 def data_files(path: Path) -> tuple[list[Path], Metadata]:
@@ -130,7 +126,7 @@ def prepare(file: Path, copy: Path) -> DataFile:
         return DataFile(file, kind, f"{file.name} is empty", empty=True)
     if not kind:
         raise InputError(f"{file}: neither SQLite, MCAP nor a ROS 1 bag by its first bytes")
-    if kind == MCAP and not _starts_with(file, MCAP_MAGIC):
+    if kind == MCAP and not _kind_by_content(file):
         raise InputError(
             f"{file}: cannot be read as a ROS 2 bag: not an MCAP file by its first bytes; copy it again, or "
             "move it away to read the others of its folder"

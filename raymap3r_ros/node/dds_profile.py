@@ -15,6 +15,9 @@ from raymap3r_ros.text import printable
 USER_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_BUILTIN_TRANSPORTS")
 MAX_DOMAIN = 232  # port numbers end there
 FAST_DDS_2_DISTROS = ("humble", "iron", "jazzy")
+RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+# Values with which some nodes, or all, are not discovered.
+_NARROW = {RANGE: ("OFF", "LOCALHOST"), "ROS_LOCALHOST_ONLY": ("1",)}
 
 
 def config_file(name: str) -> Path:
@@ -32,11 +35,6 @@ def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     name = USER_VARIABLES[environment.get("ROS_DISTRO") in FAST_DDS_2_DISTROS]
     return {name: str(config_file("fastdds.xml"))}
-
-
-RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
-# Values with which some nodes, or all, are not discovered.
-_NARROW = {RANGE: ("OFF", "LOCALHOST"), "ROS_LOCALHOST_ONLY": ("1",)}
 
 
 def to_check(environment: Mapping[str, str]) -> str:

@@ -100,9 +100,10 @@ def check_target(folder: Path, overwrite: bool = False) -> None:
         raise InputError(
             f"{folder}: holds files that no export wrote ({listing(folder, foreign)}); name another folder with --out"
         )
-    if folder / SUMMARY in written_files(folder):
+    ours = written_files(folder)
+    if folder / SUMMARY in ours:
         raise InputError(f"{folder}: holds the results of a run; name another folder with --out")
-    if not overwrite and (ours := written_files(folder)):
+    if ours and not overwrite:
         raise InputError(
             f"{folder}: holds files already ({listing(folder, sorted(ours))}); name another folder with --out, or "
             "allow it with --overwrite"
