@@ -44,6 +44,7 @@ from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.node.publishers import RELIABLE, TOPICS
 from raymap3r_ros.signals import interrupted_once
 from raymap3r_ros.synthetic import suite_sequence
+from raymap3r_ros.text import printable
 
 START_LIMIT = 600.0  # seconds for the node to load its weights; the public ones are large
 STOP_LIMIT = 30.0  # seconds for a process to end after the request
@@ -196,7 +197,7 @@ def camera_node(namespace: str, *ros_arguments: str, unique: str = "") -> Iterat
     `unique`: full name of the stream node that will be started; Raymap3rError if one is running. `ros_arguments`:
     those of the node, which move the global topics, or none.
     """
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    _init_rclpy()
     camera = _create_node("camera", namespace, ros_arguments)
     try:
         if unique:
@@ -205,6 +206,16 @@ def camera_node(namespace: str, *ros_arguments: str, unique: str = "") -> Iterat
     finally:
         camera.destroy_node()
         rclpy.shutdown()
+
+
+def _init_rclpy() -> None:
+    """Initialise rclpy without its signal handlers. Raises Raymap3rError, for instance without a key for this node."""
+    try:
+        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        raise Raymap3rError(
+            f"ROS 2 cannot be initialised: {printable(error)}; check the variables ROS_* of this shell"
+        ) from error
 
 
 def _create_node(name: str, namespace: str, ros_arguments: Sequence[str]) -> Node:
@@ -350,7 +361,7 @@ def _subscriber_process(namespace: str, make_subscriber: Callable[[Node], Output
 
 def _run_subscriber(pipe: Connection, namespace: str, make_subscriber: Callable[[Node], OutputSubscriber]) -> None:
     """Send None once the subscriber is connected, then a reply to each request, until the other end is closed."""
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    _init_rclpy()
     try:
         subscriber = make_subscriber(_create_node("subscriber", namespace, private_topics(namespace)))
         while not subscriber.is_connected():

@@ -35,6 +35,15 @@ def test_discovery_that_is_off_is_refused_unless_all_programs_are_started_here(m
     assert os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
 
 
+def test_security_without_a_key_is_an_error_in_words(monkeypatch, tmp_path):
+    monkeypatch.setenv("ROS_SECURITY_ENABLE", "true")
+    monkeypatch.setenv("ROS_SECURITY_STRATEGY", "Enforce")
+    monkeypatch.setenv("ROS_SECURITY_KEYSTORE", str(tmp_path))
+    text = r"ROS 2 cannot be initialised: .*SECURITY ERROR.*check the variables ROS_"
+    with pytest.raises(Raymap3rError, match=text), harness.camera_node("/here"):
+        pass
+
+
 def test_back_and_forth_repeats_no_image_at_the_turns():
     assert list(itertools.islice(harness.back_and_forth("abc"), 9)) == list("abcbabcba")
     assert list(itertools.islice(harness.back_and_forth("a"), 3)) == list("aaa")

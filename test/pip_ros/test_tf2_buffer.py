@@ -267,6 +267,13 @@ def test_clears_the_buffer_when_time_jumps_back(buffer):
     assert buffer.can_transform("a", "b", at(1))
 
 
+def test_jumps_one_after_another_are_one_line(buffer, capfd):
+    """As of two clocks that alternate."""
+    for _ in range(50):
+        buffer.time_jump_callback(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(seconds=-4)))
+    assert capfd.readouterr().err.count("Detected jump back in time") == 1
+
+
 def test_writers_and_readers_in_threads(buffer):
     buffer.set_transform(message("a", "b", 1), "test")
     failures = []

@@ -13,7 +13,7 @@ from rclpy.node import Node
 from rclpy.task import Future
 from rclpy.time import Time
 
-from tf2_ros.buffer_core import BufferCore, nanoseconds
+from tf2_ros.buffer_core import LOG_INTERVAL, BufferCore, nanoseconds
 from tf2_ros.exceptions import TransformException
 
 
@@ -149,5 +149,6 @@ class Buffer(BufferCore):
 
     def time_jump_callback(self, time_jump: TimeJump) -> None:
         """Forget everything but the static transforms."""
-        get_logger("tf2_buffer").warning("Detected jump back in time. Clearing TF buffer.")
+        if self._throttle.permits("jump back in time", LOG_INTERVAL):
+            get_logger("tf2_buffer").warning("Detected jump back in time. Clearing TF buffer.")
         self.clear()
