@@ -62,16 +62,16 @@ class Reporter:
             self._logged_once.add(text)
             self._logger.warning(text)
 
-    def stand(self, subject: str, text: str) -> None:
+    def stand(self, subject: str, text: str, again: bool = False) -> None:
         """Report what holds at the moment about a subject, "" if nothing.
 
-        In the diagnostics as long as it holds, and in the log when it begins.
+        In the diagnostics as long as it holds, and in the log when it begins, or with `again`.
         """
         text = printable(text)
         self._monitor.stand(subject, text)
         if text:
             kind = _FOREIGN.sub("#", text)
-            if kind != self._standing.get(subject) and self._throttle.permits(kind, THROTTLE):
+            if (again or kind != self._standing.get(subject)) and self._throttle.permits(kind, THROTTLE):
                 self._logger.warning(text)
             text = kind
         self._standing[subject] = text

@@ -51,7 +51,7 @@ class SilenceWatch:
         return receive
 
     def check(self, subscriptions: Iterable[Subscription], last_work: float, *, every_frame: bool) -> None:
-        """Warn of each watched topic on which nothing has arrived for SILENCE seconds; once in REPEAT seconds.
+        """Warn of each watched topic on which nothing has arrived for SILENCE seconds; the log once in REPEAT seconds.
 
         A camera may wait for the result of its last image, as in a replay. The silence of images begins when the node
         has processed all that it has received, at `last_work`. With `every_frame`, all publishers may wait.
@@ -69,10 +69,13 @@ class SilenceWatch:
             if is_image or (every_frame and self._node.count_publishers(topic)):
                 last = max(last, last_work)
             if now - last < SILENCE:
-                self._due.pop(topic, None)
-            elif now >= self._due.get(topic, now):
+                if self._due.pop(topic, None):
+                    self._reporter.stand(f"silence of {topic}", "")
+                continue
+            is_due = now >= self._due.get(topic, now)
+            if is_due:
                 self._due[topic] = now + REPEAT
-                self._reporter.warn(explain(self._node, subscription, now - last))
+            self._reporter.stand(f"silence of {topic}", explain(self._node, subscription, now - last), again=is_due)
 
 
 def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> str:

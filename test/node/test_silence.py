@@ -103,7 +103,7 @@ def test_long_names_leave_the_remedy_readable(make_bench):
     bench.wait(lambda: bench.statuses and "nothing has arrived" in bench.statuses[-1][1], "diagnostics")
     line = bench.statuses[-1][1]
     assert "check its rate with `ros2 topic hz`, use the Fast DDS profile of config/fastdds.xml" in line
-    assert "on the publisher's side above all. Publishers: /a_long_name" in line and line.endswith("and 2 more")
+    assert "on the publisher's side above all. Publishers: /a_long_name" in line and "; and 2 more" in line
     for driver in drivers:
         driver.destroy_node()
 
@@ -156,6 +156,29 @@ def test_quiet_while_images_arrive_and_one_line_otherwise(make_bench, monkeypatc
     count = len(bench.statuses)
     bench.wait(lambda: len(bench.statuses) >= count + 4, "diagnostics")
     assert bench.count_logs("nothing has arrived") == 1
+
+
+def test_the_diagnostics_name_the_present_cause(make_bench, monkeypatch):
+    """Not "no publisher" beside "2 publishers", while the last warning of the log is not yet old."""
+    bench = make_bench(*LOCAL, use_sim_time=True)
+    activate(bench)
+
+    def texts():
+        return [one for one in bench.statuses[-1][1].split("nothing has arrived on ") if "/clock (" in one]
+
+    bench.wait(lambda: bench.statuses and texts(), "a warning about the clock")
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 7, "more than the time for which an event is shown")
+    assert "has no publisher" in texts()[0] and bench.count_logs("/clock (rosgraph_msgs") == 1
+    clock = wait_for_publisher(bench, Clock, "clock", RELIABLE)
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 2, "diagnostics")
+    assert "publishers send nothing" in texts()[0] and "no publisher" not in texts()[0]
+    monkeypatch.setattr(silence, "SILENCE", 3600.0)
+    clock.publish(Clock(clock=bench.stamp(0)))
+    count = len(bench.statuses)
+    bench.wait(lambda: len(bench.statuses) >= count + 2, "diagnostics")
+    assert not texts()
 
 
 @pytest.mark.parametrize("every_frame", [True, False])

@@ -185,6 +185,29 @@ def test_messages_of_all_types_and_sizes_are_copied(images, network, tmp_path, c
     assert {message.header.frame_id for _, message, _ in found["/raymap3r/pose"]} == {"raymap3r_map"}
 
 
+def test_an_exported_bag_can_be_exported_again(images, network, tmp_path):
+    """The transforms of an earlier export are the input's: ours get a frame of their own."""
+    recording, topic = images, None
+    for generation, frames in enumerate(
+        [("map", "camera_optical_frame"), ("camera_optical_frame", "raymap3r_map"),
+         ("camera_optical_frame", "raymap3r_map_2")]
+    ):  # fmt: skip
+        results = tmp_path / f"results_{generation}"
+        run_recording(
+            open_recording(recording, topic=topic, max_frames=3), network, results,
+            StreamOptions(image_size=48), outputs=RunOutputs(preview=False),
+        )  # fmt: skip
+        recording, topic = export_results(results, "mcap") / "bag", "/camera/image_raw/compressed"
+        found = read(recording)
+        tree = [(one.header.frame_id, one.child_frame_id, stamp_of(one)) for _, message, _ in found["/tf"]
+                for one in message.transforms]  # fmt: skip
+        assert [one[:2] for one in tree].count(frames) == 3 and len(set(tree)) == len(tree) == 3 * (generation + 1)
+        parents = {child: {parent for parent, other, _ in tree if other == child} for _, child, _ in tree}
+        assert all(len(names) == 1 for names in parents.values()), parents
+        world = (set(frames) - {"camera_optical_frame"}).pop()
+        assert {message.header.frame_id for _, message, _ in found["/raymap3r/pose"]} == {world}
+
+
 def test_the_frame_of_known_poses_is_not_turned(images, network, tmp_path):
     """Images before the first pose are a world of their own, which is."""
     lines = [f"{index / 10} {5 + index / 10} 6 7 0 0 0 1" for index in range(2, 5)]

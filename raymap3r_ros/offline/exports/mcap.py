@@ -7,12 +7,12 @@ lowest confidence and the default error model.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
 import cv2
@@ -181,12 +181,15 @@ def _tree(reader: BagReader) -> Tree:
     """The frames of a bag."""
     topics = [name for name in (TF, TF_STATIC) if name in reader.topics]
     parents: dict[str, str] = {}
-    for _, _, message in islice(reader.messages(topics), _TF_MESSAGES) if topics else ():
+    for _, _, message in itertools.islice(reader.messages(topics), _TF_MESSAGES) if topics else ():
         if not isinstance(message, BrokenFrame):
             for one in message.transforms:
                 parents[one.child_frame_id.removeprefix("/")] = one.header.frame_id.removeprefix("/")
-    taken = WORLD_FRAME in {*parents, *parents.values()}
-    return Tree(f"raymap3r_{WORLD_FRAME}" if taken else WORLD_FRAME, frozenset(parents))
+    taken = {*parents, *parents.values()}
+    # An earlier export may have added a frame of ours: a child of the same name would have two transforms.
+    own = (f"raymap3r_{WORLD_FRAME}" + (f"_{number}" if number > 1 else "") for number in itertools.count(1))
+    world = next(name for name in itertools.chain([WORLD_FRAME], own) if name not in taken)
+    return Tree(world, frozenset(parents))
 
 
 def _camera(results: Results, stamp: int, image: np.ndarray) -> Iterator[tuple[str, Any]]:
