@@ -95,7 +95,7 @@ def _node(context: LaunchContext) -> list[Action]:
     common = {
         "package": "raymap3r_ros",
         "executable": "stream",
-        "parameters": [values["params_file"], overrides, *clock],
+        "parameters": [values["params_file"], *([overrides] if overrides else []), *clock],
         "remappings": [
             ("image", values["image"]),
             ("image/compressed", values["image"] + "/compressed"),

@@ -51,7 +51,7 @@ class MapPublisher:
         self._map: StaticMap | None = None
         self._placement = np.eye(4)
         self._worlds: Worlds[tuple[StaticMap | None, np.ndarray]] = Worlds()
-        self._stamp: Time | None = None  # of the last integrated frame
+        self._stamp: Time | None = None  # of the last integrated frame, or of the first image of an empty map
         self._integrated: float | None = None  # the same in seconds
         self._unsent: set[str] = set()  # topics without a message since the last integrated frame
         # Subscribers must get a map even if simulated time stands still.
@@ -100,7 +100,7 @@ class MapPublisher:
             if self._map is not None or kept is not None:
                 self._unsent = set(self._publishers)
             self._map, self._placement = kept or (None, np.eye(4))
-            self._stamp = self._stamp if kept is None else stamp
+            self._stamp = stamp
             self._integrated = None
 
     def subscribed_topics(self) -> set[str]:

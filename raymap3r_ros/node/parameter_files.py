@@ -71,7 +71,7 @@ def _sections(tree: Any, path: str = "") -> Iterator[str]:
     """The full names of all sections with parameters. Namespaces may be nested."""
     for key, below in tree.items() if isinstance(tree, Mapping) else ():
         if key == PARAMETERS:
-            if below:
+            if below is not None:  # {} is no mistake: launch writes it for an empty dictionary
                 yield path
         else:
             yield from _sections(below, f"{path}/{str(key).lstrip('/')}")

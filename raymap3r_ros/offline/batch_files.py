@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,6 +26,9 @@ from raymap3r_ros.offline.export import export_formats
 from raymap3r_ros.offline.result_folder import SUMMARY
 from raymap3r_ros.output_files import whole_file
 from raymap3r_ros.ray_pool import batch_module
+from raymap3r_ros.text import listing as name_list
+
+log = logging.getLogger(__name__)
 
 MARKER = "batch.json"  # in a result folder: it is complete
 _PARTIAL = ".partial"
@@ -107,6 +111,12 @@ def find_items(place: str) -> list[BatchItem]:
         names = recordings_in(name[len(root) + 1 :] for name in files.find(root))
         items = [BatchItem(f"{place}/{name}".rstrip("/"), result_name(name or place)) for name in names]
         what = "no video, bag or folder of images below this folder"
+        if not is_remote(place) and (links := _links_to_elsewhere(Path(root))):
+            what += f"; links to folders are not followed: {name_list(links)}"
+            log.warning(
+                "%s: links to folders elsewhere are not followed: %s; to process what is there, write a list with one "
+                "path per line and give it instead of the folder", place, name_list(links),
+            )  # fmt: skip
     elif not files.exists(root):
         raise InputError(f"{place}: there is no such file or folder; name a list or a folder of recordings")
     elif recordings_in([PurePosixPath(root).name]):
@@ -119,6 +129,18 @@ def find_items(place: str) -> list[BatchItem]:
     if not items:
         raise InputError(f"{place}: {what}")
     return items
+
+
+def _links_to_elsewhere(folder: Path) -> list[str]:
+    """The names of the links below a folder to folders outside it. What is inside is found without them."""
+    inside = os.path.join(os.path.realpath(folder), "")
+    return sorted(
+        os.path.relpath(link, folder)
+        for parent, names, _ in os.walk(folder)
+        for name in names
+        if os.path.islink(link := os.path.join(parent, name)) and not name.startswith(".")
+        if not os.path.join(os.path.realpath(link), "").startswith(inside)
+    )
 
 
 def _list_lines(place: str, files: Any, path: str) -> list[str]:

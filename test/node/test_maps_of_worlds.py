@@ -71,8 +71,9 @@ def test_subscribers_receive_an_empty_map_when_a_new_world_starts(make_bench, fa
     assert len(bench.wait_for("occupancy").data) > 1
     before = len(bench.messages["static_map"])
     assert bench.reset().success
-    send(WARMUP + 1, 1)  # the first images of the new world are not mapped
+    sent = send(WARMUP + 1, 1)  # the first images of the new world are not mapped
     empty = bench.wait_for("static_map", before + 1)
+    assert empty.header.stamp == sent.header.stamp
     assert (empty.width, len(empty.data), empty.header.frame_id) == (0, 0, "map")
     bench.wait(lambda: len(bench.messages["occupancy"][-1].data) == 1, "the smallest grid")
     grid = bench.messages["occupancy"][-1]

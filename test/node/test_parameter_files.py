@@ -56,10 +56,16 @@ def test_file_without_a_section_for_the_node(tmp_path, sections, remedy):
     assert all(section in line for section in sections) and "process are /front/raymap3r;" in line
 
 
-@pytest.mark.parametrize("text", ["", "# only a comment\n", "raymap3r:\n  ros__parameters: {}\n"])
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "raymap3r:\n  ros__parameters:\n"])
 def test_file_without_parameters(tmp_path, text):
     (line,) = warnings(tmp_path, text)
     assert "robot.yaml contains no parameters; a parameter file has sections" in line
+
+
+def test_file_of_launch_for_an_empty_dictionary_is_quiet(tmp_path):
+    assert warnings(tmp_path, "/**:\n  ros__parameters: {}\n") == []
+    (line,) = warnings(tmp_path, "/rear/raymap3r:\n  ros__parameters: {}\n")
+    assert "has no effect" in line
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

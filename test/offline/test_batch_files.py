@@ -56,6 +56,27 @@ def test_recordings_in_a_folder():
     assert recordings_in(["readme.md"]) == []
 
 
+def test_links_to_folders_elsewhere_are_named(tmp_path, caplog):
+    for folder in ("day/one", "store/two"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "clip.mp4").touch()
+    (tmp_path / "day" / "latest").symlink_to("one")
+    (tmp_path / "day" / "itself").symlink_to(".")
+    (tmp_path / "day" / "linked.mp4").symlink_to("../store/two/clip.mp4")
+    assert [item.source for item in find_items(tmp_path / "day")] == [
+        str(tmp_path / "day" / name) for name in ("linked.mp4", "one/clip.mp4")
+    ]
+    assert not caplog.records
+    (tmp_path / "day" / "two").symlink_to("../store/two")
+    assert len(find_items(tmp_path / "day")) == 2
+    (record,) = caplog.records
+    assert "links to folders elsewhere are not followed: two; to process" in record.getMessage()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "day").symlink_to("../day")
+    with pytest.raises(InputError, match="folder; links to folders are not followed: day"):
+        find_items(tmp_path / "bare")
+
+
 def test_result_folders_have_unique_names_that_do_not_depend_on_other_recordings(tmp_path):
     for name in ("a/clip.mp4", "b/clip.mp4", "c/ü ..mp4"):
         (tmp_path / name).parent.mkdir()
