@@ -18,6 +18,7 @@ _ANNEX_B = rb"\x00?\x00\x00\x01([\x06\x09\x27\x47\x67]|[\x40\x42\x44\x46\x4e]\x0
 # Streams that state times or a rate, even if they state no length: MPEG-1, -2 and program streams, Flash, Ogg, ASF,
 # GIF, APNG, NUT, transport streams.
 _TIMED = rb"\x00\x00\x01[\xb3\xba]|FLV|[FC]WS|OggS|\x30\x26\xb2\x75|GIF8|\x89PNG.*acTL|nut/|(.{4})?G"
+MAX_HEADER = 2**26  # bytes of a file's index that are read
 _MAX_BOXES = 1_000_000  # in a file; a fragmented one has two per fragment
 
 
@@ -26,7 +27,7 @@ class Container:
     """Facts about a video file."""
 
     counts_frames: bool = False  # it stores their number; in other files, OpenCV estimates it from duration and rate
-    hides_frames: bool = False  # an edit list may exclude stored frames
+    edited: bool = False  # it has an edit list, which may hide stored frames and delay the first one
     cut: bool = False  # it ends before its contents
     lacks_index: bool = False  # an MP4 file that cannot be decoded
     empty_frames: int = 0  # counted, but without an image: cameras drop frames like this in AVI files
@@ -75,6 +76,30 @@ def mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
         position += length
 
 
+def mp4_video_tracks(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the contents of the index (moov) and of each video track (trak) in it."""
+    for kind, begin, end in mp4_boxes(file, size):
+        if kind == b"moov":
+            file.seek(begin + 8)
+            index = file.read(min(end - begin - 8, MAX_HEADER))
+            for track in inner_boxes(index, b"trak"):
+                if any(handler[8:12] == b"vide" for handler in inner_boxes(track, b"mdia", b"hdlr")):
+                    yield index, track
+
+
+def inner_boxes(data: bytes, kind: bytes, *inner: bytes) -> Iterator[bytes]:
+    """Yield the contents of the boxes of a kind, or of those in them."""
+    position = 0
+    while position + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        if length < 8:
+            return
+        if name == kind:
+            content = data[position + 8 : position + length]
+            yield from inner_boxes(content, *inner) if inner else [content]
+        position += length
+
+
 def _mp4_is_cut(boxes: list[tuple[bytes, int, int]], size: int) -> bool:
     """Return whether a box with images or their index ends beyond the file.
 
@@ -87,7 +112,7 @@ def _mp4_is_cut(boxes: list[tuple[bytes, int, int]], size: int) -> bool:
 
 def _contains(file: BinaryIO, begin: int, end: int, name: bytes) -> bool:
     file.seek(begin)
-    return name in file.read(min(end - begin, 2**26))
+    return name in file.read(min(end - begin, MAX_HEADER))
 
 
 def _riff_ends(file: BinaryIO, size: int) -> Iterator[int]:

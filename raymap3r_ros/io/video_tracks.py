@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from raymap3r_ros.io.video_container import EBML, MP4_STARTS, ebml_number, mp4_boxes
+from raymap3r_ros.io.video_container import EBML, MAX_HEADER, MP4_STARTS, ebml_number, inner_boxes, mp4_video_tracks
 
-_MAX_HEADER = 2**26  # bytes of a file's index that are read
 _CLUSTER, _TRACKS, _TRACK, _VIDEO = 0x1F43B675, 0x1654AE6B, 0xAE, 0xE0  # Matroska; the first: images begin
 _TYPE, _DEFAULT, _WIDTH, _HEIGHT = 0x83, 0x88, 0xB0, 0xBA
 
@@ -55,36 +54,17 @@ def _video_tracks(path: Path) -> list[VideoTrack]:
 
 
 def _mp4_tracks(file: BinaryIO, size: int) -> Iterator[VideoTrack]:
-    for kind, begin, end in mp4_boxes(file, size):
-        if kind == b"moov":
-            file.seek(begin + 8)
-            for track in _boxes(file.read(min(end - begin - 8, _MAX_HEADER)), b"trak"):
-                for handler in _boxes(track, b"mdia", b"hdlr"):
-                    if handler[8:12] != b"vide":
-                        continue
-                    for table in _boxes(track, b"mdia", b"minf", b"stbl", b"stsd"):
-                        width, height = struct.unpack_from(">HH", table, 40)
-                        yield VideoTrack(width, height, any(head[3] & 1 for head in _boxes(track, b"tkhd")))
-
-
-def _boxes(data: bytes, kind: bytes, *inner: bytes) -> Iterator[bytes]:
-    """Yield the contents of the boxes of a kind, or of those in them."""
-    position = 0
-    while position + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, position)
-        if length < 8:
-            return
-        if name == kind:
-            content = data[position + 8 : position + length]
-            yield from _boxes(content, *inner) if inner else [content]
-        position += length
+    for _, track in mp4_video_tracks(file, size):
+        for table in inner_boxes(track, b"mdia", b"minf", b"stbl", b"stsd"):
+            width, height = struct.unpack_from(">HH", table, 40)
+            yield VideoTrack(width, height, any(head[3] & 1 for head in inner_boxes(track, b"tkhd")))
 
 
 def _matroska_tracks(file: BinaryIO) -> Iterator[VideoTrack]:
     file.seek(4)
     length, used = ebml_number(file.read(8))
     file.seek(4 + used + (length or 0))
-    data = file.read(_MAX_HEADER)
+    data = file.read(MAX_HEADER)
     _, used = ebml_number(data[4:12])
     for name, content in _elements(data[4 + used :]):  # of the segment
         if name == _CLUSTER:

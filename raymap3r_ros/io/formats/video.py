@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.io.edit_list import shown_frames
 from raymap3r_ros.io.files import plain_name, silence_ffmpeg
 from raymap3r_ros.io.pixel_shape import pixel_ratio, square_pixels
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Format, Frame, ReadOptions, Recording
@@ -63,6 +64,9 @@ def _open(path: Path, options: ReadOptions) -> Recording:
             path.name, turn,
         )  # fmt: skip
     stored = count - container.empty_frames if count > 0 and container.counts_frames else None
+    if stored is not None and container.edited:
+        shown = shown_frames(path)
+        stored = None if shown is None else min(stored, shown)
     length = None if options.is_part else options.expected(stored)
     return Recording(
         path, "video", length, options.stride, options.max_frames, fps / options.stride,
@@ -158,7 +162,7 @@ def _skip_before_key_frame(recording: Recording, begin: float, fps: float, conta
     the time 0 may belong to the first frame, or to its decoding.
     """
     count = round(begin * fps)
-    usual = container.has_times and container.counts_from_0 and not container.hides_frames
+    usual = container.has_times and container.counts_from_0 and not container.edited
     if not usual or not 0 < count <= LONGEST_GROUP * fps:
         return 0
     recording.skipped += count
@@ -180,17 +184,10 @@ def _check_end(recording: Recording, index: int, stored: int | None, container: 
     ended = f"ended after {counted(index, 'frame')}{listed}"
     if container.cut and not recording.ended:
         recording.ended = f"{ended}: the file is cut off, or was copied incompletely"
-    elif listed and not container.hides_frames and not recording.ended:
+    elif listed and not recording.ended:
         recording.ended = f"{ended}: the file is damaged"
     if recording.ended:
         log.warning("%s: %s", recording.path.name, recording.ended)
-    elif listed:
-        log.warning(
-            "%s: %s%s: others are damaged, or hidden by an edit list",
-            recording.path.name,
-            counted(index, "frame"),
-            listed,
-        )
 
 
 # Only opening a file shows whether it is a video, so this format matches every file that no other does.
