@@ -249,16 +249,24 @@ class _Reader:
             return f"is a recording of {frames}, not a live stream; download it and give the file"
         ratio = pixel_ratio(capture, self._source.name, given_intrinsics=self._options.intrinsics is not None)
         detector, offset = JumpDetector(), time.time() - time.monotonic()
-        failed = 0
+        failed, timed_out = 0, False
+        begin, position = time.monotonic(), 0.0  # of the last image: arrival, and seconds of the stream
         while not self._closed:
             read, image = capture.read()
-            now = time.monotonic()
+            now, before = time.monotonic(), begin
+            # FFmpeg waits no longer than this. What it returns then had arrived before the silence.
+            timed_out = timed_out or (self._source.kind == STREAM and now - before >= TIMEOUT)
             if not read:
                 failed += 1
                 if failed >= GIVE_UP:
-                    images = counted(self._images, "image")
-                    return f"ended after {images}: the connection was closed, or images are damaged"
+                    why = f"no image for {TIMEOUT:g} s" if timed_out else "the connection was closed"
+                    return f"ended after {counted(self._images, 'image')}: {why}, or images are damaged"
+                begin = now
                 continue
+            last, position = position, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if timed_out and self._images:
+                now = before + min(max(position - last, 0.0), TIMEOUT)
+            begin = now
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 return f"delivers {image.dtype} images of shape {image.shape}; give the colour camera"
             image = square_pixels(image, ratio)
@@ -270,7 +278,8 @@ class _Reader:
                     self.dropped += self._newest is not None
                     self._newest = image, stamp, detector.jumps
                     self._change.notify_all()
-                self._images, self._latest = self._images + 1, now + TIMEOUT
+                # Later than FFmpeg's own limit, at which it returns the last images.
+                self._images, self._latest = self._images + 1, now + 1.2 * TIMEOUT
             failed = 0
         return "closed"
 

@@ -22,7 +22,7 @@ class Reporter:
         self._monitor = monitor
         self._logged_once: set[str] = set()
         self._throttle = Throttle()
-        self._standing: dict[str, str] = {}  # kind of the last text of `stand`, by subject
+        self._standing: dict[str, str] = {}  # kind of the last text of `stand` that was logged, by subject
 
     def __len__(self) -> int:
         """Number of kinds of problems that are remembered."""
@@ -69,12 +69,13 @@ class Reporter:
         """
         text = printable(text)
         self._monitor.stand(subject, text)
-        if text:
-            kind = _FOREIGN.sub("#", text)
-            if (again or kind != self._standing.get(subject)) and self._throttle.permits(kind, THROTTLE):
-                self._logger.warning(text)
-            text = kind
-        self._standing[subject] = text
+        if not text:
+            self._standing.pop(subject, None)
+            return
+        kind = _FOREIGN.sub("#", text)
+        if (again or kind != self._standing.get(subject)) and self._throttle.permits(subject, THROTTLE):
+            self._logger.warning(text)
+            self._standing[subject] = kind
 
     def fail(self, text: str, throttle: bool = False, details: str = "", problem: str = "") -> None:
         """Report an error in the log and the diagnostics.

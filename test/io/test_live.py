@@ -2,18 +2,21 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from camera_servers import FakeCapture, mjpeg_server, number_of, numbered_image, part, rtsp_server
+from camera_servers import SIZE, FakeCapture, mjpeg_server, number_of, numbered_image, part, rtsp_server
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import live, open_input
@@ -250,6 +253,38 @@ def test_a_stream_is_read_until_the_server_ends_it():
     assert numbers == sorted(set(numbers)) and numbers[-1] == 5
     assert recording.name == url.replace("//", "//***@") and recording.kind == "stream"
     assert "ended after 6 images" in recording.ended
+
+
+def test_the_last_images_of_a_stream_that_falls_silent_keep_their_times(monkeypatch):
+    """A downlink over UDP simply ends; the decoder returns the images that it holds when FFmpeg gives up."""
+    monkeypatch.setattr(live, "TIMEOUT", 2.0)
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind(("127.0.0.1", 0))
+    address = receiver.getsockname()
+    receiver.close()
+    sent = []
+
+    def send():
+        with av.open(f"udp://127.0.0.1:{address[1]}?pkt_size=1316", "w", format="mpegts") as file:
+            options = {"bf": "0", "g": "5", "preset": "ultrafast", "tune": "zerolatency"}
+            stream = file.add_stream("libx264", rate=20, options=options)
+            stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+            for index in range(40):
+                image = av.VideoFrame.from_ndarray(numbered_image(index), format="bgr24")
+                image.pts, image.time_base = index, Fraction(1, 20)
+                file.mux(stream.encode(image))
+                sent.append(time.time())
+                time.sleep(0.05)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    recording = open_input(f"udp://127.0.0.1:{address[1]}", max_gap=1.0)
+    frames = list(recording)
+    thread.join()
+    assert len(frames) + recording.dropped > 15 and number_of(frames[-1].image) in (38, 39)  # of another range
+    assert {frame.jumps for frame in frames} == {0}
+    assert abs(frames[-1].stamp - sent[-1]) < 1 and (np.diff([frame.stamp for frame in frames]) > 0).all()
+    assert "no image for 2 s" in recording.ended
 
 
 def test_the_pixels_of_a_stream_that_are_not_square_are_stretched(monkeypatch, caplog):

@@ -102,6 +102,17 @@ def test_worlds_are_the_episodes_of_a_dataset(worlds, tmp_path):
         assert sum(1 for _ in container.decode(video=0)) == 5
 
 
+@pytest.mark.parametrize(("rate", "fps", "faster"), [(0.2, 1, "5"), (1.4, 1, "0.714"), (9.9, 10, "")])
+def test_another_speed_of_a_dataset_is_reported(images, network, tmp_path, caplog, rate, fps, faster):
+    pytest.importorskip("av"), pytest.importorskip("pyarrow")
+    opened = open_recording(images, rate=rate, max_frames=3, max_gap=100.0)
+    run_recording(opened, network, tmp_path / "results", STREAM, outputs=OUTPUTS)
+    caplog.clear()
+    out = export_results(tmp_path / "results", "lerobot")
+    assert json.loads((out / "meta/info.json").read_text())["fps"] == fps
+    assert (f"run {faster} times as fast" in caplog.text) if faster else not caplog.records
+
+
 def test_images_are_what_the_network_received(images, network, tmp_path, monkeypatch):
     received = []
 

@@ -10,6 +10,7 @@ logarithmic, see `depth_levels`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
@@ -26,6 +27,8 @@ from raymap3r_ros.offline.export import ExportFormat, NewFile
 from raymap3r_ros.offline.results import Results
 from raymap3r_ros.output_files import whole_file
 
+log = logging.getLogger(__name__)
+
 NEAR, FAR = 0.1, 100.0  # metres, of the levels 1 and 255 of a depth video; level 0 is unknown depth
 FILE = "chunk-000/file-000"
 TASK = "camera recording"
@@ -33,6 +36,7 @@ STATE, STAMP, IMAGES = "observation.state", "stamp_ns", "observation.images."
 STATE_NAMES = ("x", "y", "z", "qx", "qy", "qz", "qw")
 _COLOR = {"crf": "18", "g": "2"}  # every second frame is complete, for random access
 _LOSSLESS = {"qp": "0", "g": "2"}
+_OTHER_SPEED = 0.1  # relative difference of the frame rates that is reported
 _INDEX = "__index_level_0__"  # of a pandas table without a name for it; LeRobot reads the tasks as one
 _TASKS = {
     "index_columns": [_INDEX],
@@ -79,7 +83,16 @@ def _write(results: Results, new_file: NewFile) -> None:
 def _rate(results: Results) -> int:
     """Frames per second, a whole number above 0, as LeRobot requires."""
     steps = np.concatenate([np.diff(world.stamps) for world in results.worlds])
-    return max(1, round(1e9 / float(np.median(steps)))) if len(steps) else 1
+    if not len(steps):
+        return 1
+    rate = 1e9 / float(np.median(steps))
+    fps = max(1, round(rate))
+    if abs(fps / rate - 1) > _OTHER_SPEED:
+        log.warning(
+            "LeRobot's frames per second are a whole number, here %d for a recording with %.3g: videos and "
+            "`timestamp` run %.3g times as fast; `stamp_ns` has the recorded stamps", fps, rate, fps / rate,
+        )  # fmt: skip
+    return fps
 
 
 def _cameras(results: Results) -> dict[str, Callable[[int, np.ndarray], np.ndarray]]:
