@@ -31,7 +31,10 @@ def test_a_command_that_lacks_memory_fails_in_one_line(monkeypatch, capsys, libr
 def test_a_run_that_lacks_memory_keeps_its_frames(monkeypatch, tmp_path):
     (tmp_path / "images").mkdir()
     for index in range(3):
-        cv2.imwrite(str(tmp_path / f"images/{index}.png"), np.full((48, 64, 3), 60 * index + 60, np.uint8))
+        cv2.imwrite(
+            str(tmp_path / f"images/{index}.png"),
+            np.resize(np.uint8([60 * index + 60, 60 * index + 120]), (48, 64, 3)),
+        )
     steps, step = [], Stream.step
 
     def failing(*arguments, **named):

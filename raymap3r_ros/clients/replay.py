@@ -75,7 +75,7 @@ class ReplayReport:
     frames_outside: int | None  # recorded before `start` or after `duration`, not sent; None: unknown
     frames_dropped: int  # replaced by a newer one; only if the node runs without every_frame
     frames_lost: int  # in transport, or because the node's queue was full
-    frames_black: int  # not processed by the node, because they show nothing
+    frames_blank: int  # not processed by the node, because they show nothing
     frames_paused: int  # ignored by the node, which was paused
     frames_unanswered: int  # none of these: in flight at an early end, or failed in the network
     resets: int  # of the node's memory, after the first world
@@ -146,7 +146,7 @@ def run(
     )
     if playback.stopped:
         return INTERRUPTED
-    accounted = report.frames_processed + report.frames_refused + report.frames_black == report.frames_sent
+    accounted = report.frames_processed + report.frames_refused + report.frames_blank == report.frames_sent
     return 0 if report.complete and accounted and report.frames_processed else 1
 
 
@@ -195,8 +195,8 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         written = [span[row] for row in rising([playback.frames[index].stamp for index in span])]
         worlds.append(_world(claim(folder, file), playback, written, ground_truth, note))
     processed, sent = len(playback.poses), len(playback.frames)
-    names = "bad frames", "frames dropped", "frames lost", "black frames", "frames paused"
-    refused, dropped, lost, black, paused = (playback.counts[name] for name in names)
+    names = "bad frames", "frames dropped", "frames lost", "blank frames", "frames paused"
+    refused, dropped, lost, blank, paused = (playback.counts[name] for name in names)
     report = ReplayReport(
         bag=str(bag.path),
         topic=bag.images,
@@ -212,9 +212,9 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         frames_outside=playback.outside,
         frames_dropped=dropped,
         frames_lost=lost,
-        frames_black=black,
+        frames_blank=blank,
         frames_paused=paused,
-        frames_unanswered=max(0, sent - processed - refused - dropped - lost - black - paused),
+        frames_unanswered=max(0, sent - processed - refused - dropped - lost - blank - paused),
         resets=playback.counts["resets"],
         seconds=round(playback.seconds, 3),
         rate=rounded(processed / playback.seconds) if playback.seconds else 0.0,
@@ -288,7 +288,7 @@ def _text(report: ReplayReport) -> Iterator[str]:
         "processed": report.frames_processed,
         "dropped": report.frames_dropped,
         "lost": report.frames_lost,
-        "black": report.frames_black,
+        "blank": report.frames_blank,
         "while the node was paused": report.frames_paused,
         "refused by the node": report.frames_refused,
         "unreadable in the bag": report.frames_unreadable,

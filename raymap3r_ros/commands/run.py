@@ -166,8 +166,8 @@ def _report(summary: RunSummary, folder: Path) -> None:
         counts.append(f"{summary.frames_dropped} dropped for newer ones")
     if summary.frames_unhealthy:
         counts.append(f"{summary.frames_unhealthy} without finite values")
-    if summary.frames_black:
-        counts.append(f"{summary.frames_black} black")
+    if summary.frames_blank:
+        counts.append(f"{summary.frames_blank} blank")
     if summary.frames_late:
         counts.append(f"{summary.frames_late} with a stamp that does not rise")
     if summary.poses:

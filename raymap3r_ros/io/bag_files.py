@@ -282,11 +282,15 @@ def _recover_mcap(file: Path, copy: Path) -> tuple[str, bool]:
     size = file.stat().st_size
     with file.open("rb") as data, copy.open("wb") as out:
         position, operation, length = len(MCAP_MAGIC), 0, 0
+        known, damaged = True, False
         while position + RECORD.size <= size:
             data.seek(position)
             operation, length = RECORD.unpack(data.read(RECORD.size))
             known = operation in _DATA_RECORDS or operation in _PRIVATE
             if not known or position + RECORD.size + length > size:
+                break
+            if operation == CHUNK and not _is_whole_chunk(data.read(length)):
+                damaged = True
                 break
             position += RECORD.size + length
         data.seek(0)
@@ -297,11 +301,33 @@ def _recover_mcap(file: Path, copy: Path) -> tuple[str, bool]:
         out.write(RECORD.pack(_DATA_END, 4) + bytes(4) + RECORD.pack(_FOOTER, 20) + bytes(20) + MCAP_MAGIC)
     if operation == _DATA_END:  # only the index is missing
         return "", False
-    where = (
-        f"between two records, at byte {size}" if position == size else f"in the middle of a record, at byte {size}"
-    )
-    loss = f"{file.name} ends {where} (recorder killed, or copied incompletely)"
+    where = "between two records" if position == size else "in the middle of a record"
+    loss = f"{file.name} ends {where}, at byte {size} (recorder killed, or copied incompletely)"
+    if damaged or not known:
+        loss = f"{file.name} lacks its end, and is damaged at byte {position} (power failure, or copied incompletely)"
     return loss, position == len(MCAP_MAGIC)
+
+
+def _is_whole_chunk(record: bytes) -> bool:
+    """Return whether the messages of a chunk can be read: after a power failure, parts of a file may be zeros."""
+    from rosbags.rosbag2 import storage_mcap
+
+    decompress = storage_mcap.decompress
+    try:
+        _, _, unpacked, checksum, length = struct.unpack_from("<QQQII", record)
+        compression = record[32 : 32 + length].decode()
+        (packed,) = struct.unpack_from("<Q", record, 32 + length)
+        data = record[40 + length :][:packed]
+        content = decompress(data, compression, unpacked, checksum)
+    except Exception:  # of one of several libraries; the chunk is reported as damaged
+        return False
+    position = 0
+    while position + RECORD.size <= len(content):
+        operation, size = RECORD.unpack_from(content, position)
+        if operation not in (_SCHEMA, _CHANNEL, MESSAGE):
+            return False
+        position += RECORD.size + size
+    return position == len(content) == unpacked and len(data) == packed
 
 
 class _Part:

@@ -5,10 +5,11 @@ A frame that cannot be decoded is skipped, logged as a warning and counted.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -123,11 +124,13 @@ class Recording:
     options: ReadOptions | None = None  # with which `open_recording` opened it
     label: str = ""  # name of a live input
     size: tuple[int, int] | None = None  # width and height of the images of a live input
+    names: Sequence[str] = ()  # of the images of a folder that are read, without their suffixes
     # Of the last iteration:
     skipped: int = 0  # frames that could not be decoded
     first_skip: str = ""  # which frame, and why
     dropped: int = 0  # images of a live input that newer ones replaced before they were processed
     ended: str = ""  # why it ended before the end of the recording; empty if it did not
+    read: int = 0  # how many of `names` were used
     frames: Callable[[Recording], Iterator[Frame]] = field(repr=False, kw_only=True)  # one pass, in order
 
     @property
@@ -146,7 +149,7 @@ class Recording:
         return self.label or self.path.name
 
     def __iter__(self) -> Iterator[Frame]:
-        self.skipped, self.first_skip, self.dropped, self.ended = 0, "", 0, ""
+        self.skipped, self.first_skip, self.dropped, self.ended, self.read = 0, "", 0, "", 0
         size = None
         with closing(self.frames(self)) as source:
             for frame in islice(source, self.max_frames and min(self.max_frames, sys.maxsize)):
@@ -180,6 +183,10 @@ class Recording:
             )
         if doubt := intrinsics_doubt(self.given_intrinsics, size):
             log.warning("%s: the given intrinsics are probably wrong: %s", self.short_name, doubt)
+
+    def names_hash(self, count: int) -> str:
+        """Return a hash of the first `count` names; it differs if an image was added, removed or renamed since."""
+        return hashlib.sha256("\n".join(self.names[:count]).encode(errors="surrogateescape")).hexdigest()
 
     def skip(self, what: str, why: object) -> None:
         """Count a frame that cannot be used, and log a warning."""

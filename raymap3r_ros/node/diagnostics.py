@@ -115,7 +115,7 @@ COUNTS = (
     "frames lost",  # on the way to the node, or because the queue was full
     "bad frames",  # messages that are not a valid image
     "failed frames",  # failed in the network
-    "black frames",  # not processed, because they show nothing
+    "blank frames",  # not processed, because they show nothing
     "frames paused",  # received while the node was paused
     "resets",  # new segments and new worlds after the first
 )

@@ -14,6 +14,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.mapping.scale import MetricScale, RangeReading, ScaleEstimate, ScaleEstimator
 from raymap3r_ros.node import conversions
 from raymap3r_ros.node.node_options import NodeOptions
+from raymap3r_ros.node.rangers import Rangers
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.summary import FrameSummary
 from raymap3r_ros.node.tf_frames import MOUNT_AGE, FrameNames, Frames, LookUp, Placement, TransformError
@@ -89,7 +90,7 @@ class Localizer:
             FrameNames(**{field.name: getattr(options, field.name) for field in fields(FrameNames)}), look_up
         )
         self._worlds: Worlds[tuple[ScaleEstimator, np.ndarray | None]] = Worlds()
-        self._ranger = ""  # frame of the range sensor, known with its first reading
+        self._rangers = Rangers(self._scale, look_up, reporter)
         self._change = WorldChange.NONE  # since the last placed frame
         self._reason = ""  # of that change, for the log
         self._change_is_void = False  # the change that the stream reports with the next frame did not happen
@@ -107,8 +108,7 @@ class Localizer:
 
     def add_range(self, reading: RangeReading, frame: str) -> None:
         """Add a reading of the range sensor, whose TF frame is `frame`."""
-        self._ranger = frame
-        self._scale.add_range(reading)
+        self._rangers.add(reading, frame)
 
     def add_odometry(self, stamp: float, pose: np.ndarray) -> None:
         """Add a pose (4, 4) of the base in the frame of the wheel odometry, metres, at `stamp` seconds."""
@@ -220,8 +220,8 @@ class Localizer:
         try:
             if source in ("odometry", "height"):
                 self._scale.mount_camera(self._look_up(self._options.base_frame, camera_frame, stamp, MOUNT_AGE))
-            elif self._ranger:
-                self._scale.mount_ranger(self._look_up(camera_frame, self._ranger, stamp, MOUNT_AGE))
+            elif source == "range":
+                self._rangers.mount(camera_frame, stamp)
         except TransformError:
             pass  # the last known mount stays in use
         except InputError as error:

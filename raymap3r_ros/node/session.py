@@ -133,7 +133,7 @@ class Session:
         """Reset the stream if a user has requested it or the camera may be anywhere; returns the reason or "".
 
         The first known pose starts a new world too, in the frame of the known poses. After a jump of the stamps
-        forward, or many black images, the camera may be found again in an earlier world.
+        forward, or many blank images, the camera may be found again in an earlier world.
 
         Args:
             jumps: jumps of the stamps up to the frame that is processed next.
@@ -142,7 +142,7 @@ class Session:
         """
         reason = "known poses begin" if posed and not self.stream.takes_poses else ""
         if self.cover.ended:
-            reason = "black images"
+            reason = "blank images"
         if jumps != self.jumps:
             reason = "time jump"
         if self.reset_requested.is_set():
@@ -155,7 +155,7 @@ class Session:
             self.reset_requested.clear()
             if reason == "reset" and self.shared is not None:
                 self.shared.end_world()
-            self.stream.reset(relocalize=reason in ("time jump", "black images") and stamp > self.stamp)
+            self.stream.reset(relocalize=reason in ("time jump", "blank images") and stamp > self.stamp)
         if loaded is not None:
             self.begin_in(loaded)
         self.stamp = stamp

@@ -419,10 +419,12 @@ class StreamNode(GuardedNode):
         image, intrinsics = conversions.image_array(frame.message), None
         if frame.calibration is not None:
             image, intrinsics = frame.calibration.rectify(image)
-        black = session.cover.add(image)
-        self._reporter.stand("cover", "the images are black: is the camera covered?" if black else "")
-        if black:
-            self._monitor.count("black frames")
+        blank = session.cover.add(image)
+        self._reporter.stand(
+            "cover", "the images are blank (black, or without texture): is the camera covered?" if blank else ""
+        )
+        if blank:
+            self._monitor.count("blank frames")
             return
         options = session.apply_settings(self._reporter)
         camera_frame = options.child_frame or self._frame_of(frame.message)

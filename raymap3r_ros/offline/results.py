@@ -192,6 +192,12 @@ def open_images(results: Results) -> Results:
         matrix = reading["intrinsics"]
         options = {key: reading[key] for key in ("topic", "rate", "stride", "max_gap", "start", "end")}
         recording = open_recording(path, intrinsics=None if matrix is None else np.array(matrix, float), **options)
+        names = summary.get("input_names")  # results of earlier versions have none
+        if names and recording.names and recording.names_hash(names["count"]) != names["sha256"]:
+            raise InputError(
+                f"{path}: images were added, removed or renamed since the run, so it is not known which belong to the "
+                "results; undo that, name a folder with the images of the run with --input, or run again"
+            )
     except (KeyError, TypeError) as error:
         raise _damaged(results.folder / SUMMARY, repr(error)) from error
     return dataclasses.replace(results, recording=recording)

@@ -257,13 +257,16 @@ class _Run:
             self.recording.check_intrinsics((frame.image.shape[1], frame.image.shape[0]))
         if self.cover.add(frame.image):
             if self.cover.frames == 1:
-                log.warning("the image at %.3f s is black: nothing is written for such images", frame.stamp)
+                log.warning(
+                    "the image at %.3f s is blank (black, or without texture): nothing is written for such images",
+                    frame.stamp,
+                )
             return
         pose = None if self.known is None else self.known.pose_at(frame.stamp)
         if self.cover.ended or frame.jumps != self.jumps:
             cause = "the stamps jump to %.3f s (for a time lapse, see --max-gap)"
             if frame.jumps == self.jumps:
-                cause = "the images before %.3f s are black"
+                cause = "the images before %.3f s are blank"
             log.warning(f"{cause}: a new world starts", frame.stamp)
             # After a jump back, as of a loop, the stamps in an earlier world's file would not rise.
             self.stream.reset(relocalize=not self.nanoseconds or frame.nanoseconds > self.nanoseconds[-1])
@@ -368,7 +371,7 @@ class _Run:
         `elapsed`: seconds of the run; `stopped_by`: see RunSummary. Raises InputError if no frame was healthy.
         """
         if not self.stamps and not self.steps:
-            raise InputError(f"{self.recording.name}: all {self.cover.frames} images are black")
+            raise InputError(f"{self.recording.name}: all {self.cover.frames} images are blank")
         if not self.stamps:
             raise InputError(
                 f"{self.recording.name}: the network gave no finite value for any of its {self.unhealthy} frames"
@@ -407,6 +410,9 @@ class _Run:
             input_kind=recording.kind,
             topic=recording.topic,
             reading=None if recording.options is None else recording.options.as_json(),
+            input_names={"count": recording.read, "sha256": recording.names_hash(recording.read)}
+            if recording.names
+            else None,
             complete=not stopped_by,
             stopped_by=stopped_by,
             checkpoint=stream.network.source,
@@ -424,7 +430,7 @@ class _Run:
             frames_missing=self._missing(stopped_by),
             frames_unhealthy=self.unhealthy,
             frames_late=self.late,
-            frames_black=self.cover.frames,
+            frames_blank=self.cover.frames,
             poses="" if self.known is None else str(self.known.path),
             frames_with_pose=self.posed,
             memory=self.memory,

@@ -32,6 +32,7 @@ class RunSummary:
     input_kind: str  # "video", "images" or "bag"; of a live input "camera" or "stream"
     topic: str  # of a bag
     reading: dict | None  # ReadOptions, to open the recording again; None for a live input
+    input_names: dict | None  # number and hash of the names of the images of a folder that were read
     complete: bool  # False: stopped before the end of the recording, or of a live input before `max_frames`
     stopped_by: str  # the signal, "q" (in the window), the error or the damage, if not complete
     checkpoint: str
@@ -49,7 +50,7 @@ class RunSummary:
     frames_missing: int | None  # of the recording, not reached if not complete; None if their number is unknown
     frames_unhealthy: int  # the network's output was not finite; nothing is written for these
     frames_late: int  # stamps that did not rise; processed, but nothing is written for these
-    frames_black: int  # not processed, because they show nothing
+    frames_blank: int  # not processed, because they show nothing
     poses: str  # file of known camera poses; "" without one
     frames_with_pose: int  # written frames whose camera pose was known
     memory: str  # file of the saved world in which the camera was searched for; "" without one

@@ -11,7 +11,7 @@ START = 1_700_000_000  # seconds; the first stamp of a written bag
 
 def picture(index, width=64, height=48):
     rows, columns = np.mgrid[:height, :width]
-    red = (rows * 5 + index * 7) % 256
+    red = (rows * 5 + index * 7 + 60 * (rows // 2 % 2)) % 256
     return np.stack([red, (columns * 3 + index * 11) % 256, red // 2], -1).astype(np.uint8)
 
 

@@ -213,13 +213,13 @@ def test_refused_images_do_not_block_the_replay(active_bench, replay_into, tmp_p
     assert report.frames_unanswered == 0 and report.complete
 
 
-def test_black_images_are_accounted_for(active_bench, replay_into, tmp_path):
+def test_blank_images_are_accounted_for(active_bench, replay_into, tmp_path):
     """As of a covered camera, also at the end of a bag."""
     pictures = [picture(index) if index < 3 else np.zeros((48, 64, 3), np.uint8) for index in range(20)]
     messages = [(index / 10, "/image", raw(index / 10, image)) for index, image in enumerate(pictures)]
     bag = open_bag(write_bag(tmp_path / "bag", messages))
     report = replay.write_report(tmp_path, bag, replay_into(active_bench(bag), bag))
-    assert (report.frames_sent, report.frames_processed, report.frames_black) == (20, 3, 17)
+    assert (report.frames_sent, report.frames_processed, report.frames_blank) == (20, 3, 17)
     assert report.frames_unanswered == 0 and report.complete
 
 

@@ -81,7 +81,9 @@ def test_poses_are_not_deleted_by_overwrite(tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     for index in range(3):
-        Image.fromarray(np.full((36, 48, 3), 50 * index + 50, np.uint8)).save(images / f"{index}.png")
+        Image.fromarray(np.resize(np.uint8([50 * index + 50, 50 * index + 110]), (36, 48, 3))).save(
+            images / f"{index}.png"
+        )
     out = tmp_path / "o"
     command = ["run", str(images), "--out", str(out), "--checkpoint", "mini", "--size", "32", "--no-preview"]
     assert cli.main(command) == 0

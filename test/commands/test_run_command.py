@@ -25,7 +25,7 @@ def images(tmp_path):
     folder.mkdir()
     rows, columns = np.mgrid[:48, :64]
     for index in range(3):
-        image = np.stack([rows * 5 + index, columns * 3, rows + columns], -1).astype(np.uint8)
+        image = np.stack([rows * 5 + index, columns * 3, rows // 2 % 2 * 80 + columns], -1).astype(np.uint8)
         cv2.imwrite(str(folder / f"{index}.png"), image)
     return folder
 

@@ -430,11 +430,17 @@ def test_frames_are_read_one_by_one_each_time(tmp_path):
     write_tum(tmp_path, 5)
     (sequence,) = open_dataset("tum_folder", tmp_path)
     next(sequence.frames())
-    for image in sorted((tmp_path / "rgb").glob("*.png"))[1:]:
+    images = sorted((tmp_path / "rgb").glob("*.png"))
+    for image in images[1:]:
         image.unlink()
     frames = sequence.frames()
     assert next(frames).image[0, 0, 0] == 0
     with pytest.raises(InputError, match="there is no such file"):
+        next(frames)
+    os.mkfifo(images[1])
+    frames = sequence.frames()
+    next(frames)
+    with pytest.raises(InputError, match="is a FIFO; expected a file"):
         next(frames)
 
 

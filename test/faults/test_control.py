@@ -256,7 +256,7 @@ def test_shutdown_of_the_process_during_service_calls(ros, sized, tmp_path):
             for index in itertools.count():
                 assert time.monotonic() < deadline, "the node has not ended"
                 now = node.get_clock().now().to_msg()
-                camera.publish(image_message(Header(stamp=now), np.full((48, 64, 3), 90, np.uint8), "rgb8"))
+                camera.publish(image_message(Header(stamp=now), np.resize(np.uint8([90, 150]), (48, 64, 3)), "rgb8"))
                 for client, request in clients:
                     client.call_async(request)
                 rclpy.spin_once(node, timeout_sec=0.02)

@@ -46,7 +46,7 @@ class VariedCamera:
 
     def send(self, count):
         """Send `count` images one by one and return when the last is published. The last is always the same."""
-        image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+        image = np.resize(np.uint8([90, 150]), (HEIGHT, WIDTH, 3))
         for index in [*range(self._sent, self._sent + count - 1), 0]:
             message, info = self._script.camera_messages(image, self._vary, index)
             if info is not None:

@@ -208,7 +208,7 @@ def test_mutated_compressed_images(make_bench, rng, sized):
 
 
 def node_picture():
-    return np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    return np.resize(np.uint8([90, 150]), (HEIGHT, WIDTH, 3))
 
 
 def test_mutated_camera_info(make_bench, rng, sized):

@@ -248,7 +248,7 @@ def make_bag(folder, storage, frames=4):
     types = store.types
     header = types["std_msgs/msg/Header"]
     time = types["builtin_interfaces/msg/Time"]
-    picture = np.full((24, 32, 3), 90, np.uint8)
+    picture = np.resize(np.uint8([90, 150]), (24, 32, 3))
     with Writer(folder, version=9, storage_plugin=storage) as writer:
         images = writer.add_connection("/image", "sensor_msgs/msg/Image", typestore=store)
         infos = writer.add_connection("/camera_info", "sensor_msgs/msg/CameraInfo", typestore=store)

@@ -16,7 +16,9 @@ SIZE = 64, 48  # width, height
 
 def numbered_image(number: int) -> np.ndarray:
     """A BGR image from whose brightness `number_of` reads its number, 0 to 49."""
-    return np.full((SIZE[1], SIZE[0], 3), 4 * number + 20, np.uint8)
+    image = np.full((SIZE[1], SIZE[0], 3), 4 * number + 4, np.uint8)
+    image[SIZE[1] // 2 :] += 32  # content, see `streaming.cover`
+    return image
 
 
 def number_of(image: np.ndarray) -> int:

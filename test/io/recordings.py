@@ -13,9 +13,13 @@ SIZE = 48, 32  # width, height
 
 
 def picture(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A red-to-dark ramp whose blue encodes the index: shows channel order, orientation and frame."""
+    """A red-to-dark ramp whose blue encodes the index: shows channel order, orientation and frame.
+
+    A bar of green makes it an image with content, see `streaming.cover`.
+    """
     image = np.zeros((size[1], size[0], 3), np.uint8)
     image[..., 0] = np.linspace(250, 20, size[0])
+    image[size[1] // 2 :, :, 1] = 60
     image[..., 2] = 20 * index
     return image
 

@@ -34,6 +34,7 @@ from recordings import (
 from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.bag_messages import new_bag
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
@@ -216,6 +217,29 @@ def test_cut_mcap_is_read_up_to_the_cut(tmp_path, share):
     shutil.copy(cut, data_file(tmp_path / "bag"))
     listed = open_recording(tmp_path / "bag")  # with metadata.yaml
     assert len(list(listed)) == count and listed.length == 40
+
+
+@pytest.mark.parametrize("end", ["zeros", "cut"])
+def test_an_mcap_after_a_power_failure_is_read_up_to_the_damage(tmp_path, end):
+    """Blocks that were never written are zeros; the end and with it the index is missing."""
+    noise = np.random.default_rng(0).integers(0, 64, (40, 256, 256, 3), dtype=np.uint8)  # a chunk has five
+    with new_bag(tmp_path / "bag", compressed=True) as writer:
+        connection = writer.add_connection("/a", "sensor_msgs/msg/Image", typestore=STORE)
+        for index in range(40):
+            message = image_message(1 + index, noise[index], "rgb8", width=256)
+            writer.write(connection, (1 + index) * 10**9, bytes(STORE.serialize_cdr(message, message.__msgtype__)))
+    whole = bytearray(data_file(tmp_path / "bag").read_bytes())
+    fourth = [start for operation, start, _ in records(whole[8:]) if operation == 6][3] + 8
+    if end == "zeros":
+        whole[fourth + 30_000 :] = bytes(len(whole) - fourth - 30_000)
+    else:
+        whole[fourth + 49 : fourth + 20_000] = bytes(20_000 - 49)
+        del whole[-50_000:]
+    (tmp_path / "power.mcap").write_bytes(whole)
+    recording = open_recording(tmp_path / "power.mcap")
+    frames = list(recording)
+    assert 10 < len(frames) < 25 and all((frame.image == noise[i]).all() for i, frame in enumerate(frames))
+    assert "power.mcap lacks its end, and is damaged at byte" in recording.ended
 
 
 def test_mcap_that_only_lacks_its_index_is_complete(tmp_path):

@@ -51,7 +51,7 @@ numbers = itertools.count()
 def picture(index=0, width=64, height=48):
     """(h, w, 3) uint8 RGB, textured, different for each index."""
     rows, columns = np.mgrid[:height, :width]
-    red = (rows * 5 + index * 7) % 256
+    red = (rows * 5 + index * 7 + 60 * (rows // 2 % 2)) % 256
     green = (columns * 3 + index * 11) % 256
     return np.stack([red, green, (red + green) // 2], -1).astype(np.uint8)
 

@@ -12,6 +12,7 @@ from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from raymap3r_ros.node import conversions, reporter
+from raymap3r_ros.streaming import cover
 
 WIDTH, HEIGHT = 64, 48
 K = [60.0, 0.0, 33.0, 0.0, 58.0, 22.0, 0.0, 0.0, 1.0]
@@ -33,6 +34,12 @@ def log_everything(monkeypatch):
 
 def pixels(message):
     return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3).astype(float)
+
+
+@pytest.fixture(autouse=True)
+def ramps_have_content(monkeypatch):
+    """Colours that are coordinates are smooth, and would count as images without texture."""
+    monkeypatch.setattr(cover, "_SMOOTH", 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- encodings

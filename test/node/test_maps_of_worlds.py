@@ -115,7 +115,7 @@ def test_map_and_path_continue_if_the_camera_is_found_again(make_bench, fake_str
     assert stream._left is None
 
 
-def test_black_images_reach_no_network_and_may_hide_a_journey(make_bench, fake_stream):
+def test_blank_images_reach_no_network_and_may_hide_a_journey(make_bench, fake_stream):
     bench = make_bench(every_frame=True)
     bench.start("pose")
     stream = fake_stream(bench)
@@ -133,9 +133,9 @@ def test_black_images_reach_no_network_and_may_hide_a_journey(make_bench, fake_s
         worlds.append((stream._world, stream._left))
         index += 1
     assert [number for number, _ in worlds] == [0, 1] and worlds[1][1][0] == 0  # it is searched for in world 0
-    assert bench.current_diagnostics()["black frames"] == "9"
-    bench.wait_for_logs("the images are black", 1)
-    assert bench.wait_for_log("a new world starts (black images)")
+    assert bench.current_diagnostics()["blank frames"] == "9"
+    bench.wait_for_logs("the images are blank", 1)
+    assert bench.wait_for_log("a new world starts (blank images)")
     bench.wait_for("pose", 4)
 
 

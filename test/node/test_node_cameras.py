@@ -32,7 +32,10 @@ FRAMES = 30  # enough that frames of several cameras are batched
 
 def picture(camera, index):
     rows, columns = np.mgrid[:48, :64]
-    red, green = (rows * 5 + index * 7 + camera * 60) % 256, (columns * 3 + index * 11 + camera * 90) % 256
+    red, green = (
+        (rows * 5 + index * 7 + camera * 60 + 60 * (rows // 2 % 2)) % 256,
+        (columns * 3 + index * 11 + camera * 90) % 256,
+    )
     return np.stack([red, green, (red + green) // 2], -1).astype(np.uint8)
 
 

@@ -368,3 +368,28 @@ def test_range_sensor_whose_frame_id_has_a_leading_slash_is_found_in_tf(start):
         send_image(bench, stream, time, np.eye(4), FAR)
     assert broadcaster is not None
     assert factors(bench, [FAR[..., 2]] * 8)[7] == pytest.approx((7.5 + 0.5) / 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["mounted", "unknown"])
+def test_of_several_sensors_on_one_topic_the_one_ahead_is_used(start, known):
+    """Ultrasonic sensors that take turns. Where their mounts are unknown, the first one is used."""
+    bench, stream = start("depth", scale__source="range")
+    angles = {"right": 90, "front": 0, "left": -90}
+    broadcasters = [
+        publish_static(bench, "camera", name, matrix((0, 0, 0), Rotation.from_euler("y", angle, True) * OPTICAL.inv()))
+        for name, angle in angles.items()
+        if known
+    ]
+    publish = sensor_publisher(bench, Range, "range", "add_range")
+    for time in range(12):
+        for number, (name, distance) in enumerate({"right": 3.0, "front": 8.0, "left": 5.0}.items()):
+            publish(reading(distance, frame_id=name), time + (number - 1) * 1e-3)
+        send_image(bench, stream, time, np.eye(4), FAR)
+    assert len(broadcasters) == (3 if known else 0)
+    expected = 8 / 4 if known else 3 / 4
+    assert factors(bench, [FAR[..., 2]] * 12)[11] == pytest.approx(expected, rel=1e-3)
+    used = "front" if known else "right"
+    line = bench.wait_for_log("come from several sensors", level=30)
+    assert "front, left, right: only those of" in line
+    bench.wait(lambda: f"only those of {used} are used" in bench.statuses[-1][1], "the sensor in the diagnostics")
+    assert bench.count_logs("points 90 degrees away") == 0

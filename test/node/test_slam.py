@@ -372,9 +372,7 @@ def test_depth_in_metres_and_millimetres_agrees(make_bench):
     for index in range(7):
         again.send(index)
     again.wait_for("depth_static", 7 - WARMUP)
-    np.testing.assert_array_equal(
-        pixels(again.wait_for("depth", 7), np.uint16), np.rint(metres.astype(np.float64) * 1000)
-    )
+    np.testing.assert_array_equal(pixels(again.wait_for("depth", 7), np.uint16), np.rint(metres * np.float32(1000)))
     np.testing.assert_array_equal(pixels(again.messages["depth_static"][-1], np.uint16) == 0, np.isnan(static))
 
 

@@ -32,7 +32,9 @@ def wait_for_end(bench, sent, topic="trajectory"):
 
 
 def image(**changes):
-    message = conversions.image_message(Header(), np.full((48, 64, 3), 90, np.uint8), "rgb8")
+    pixels = np.full((48, 64, 3), 90, np.uint8)
+    pixels[:24] = 130
+    message = conversions.image_message(Header(), pixels, "rgb8")
     for name, value in changes.items():
         setattr(message, name, value)
     return message

@@ -210,7 +210,9 @@ def test_a_topic_is_that_of_the_bags(tmp_path, tiny_config):
     network = untrained_network(tiny_config)
     (tmp_path / "images").mkdir()
     for index in range(3):
-        Image.fromarray(np.full((32, 48, 3), 60 * index + 60, np.uint8)).save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(np.resize(np.uint8([60 * index + 60, 60 * index + 120]), (32, 48, 3))).save(
+            tmp_path / "images" / f"{index}.png"
+        )
     job = make_job(tmp_path / "out", "mini", topic="/camera/image_raw")
     row = _process(job, lambda: network, BatchItem(str(tmp_path / "images"), "images-1"))
     assert (row.state, row.frames) == (DONE, 3)

@@ -102,6 +102,27 @@ def test_worlds_are_the_episodes_of_a_dataset(worlds, tmp_path):
         assert sum(1 for _ in container.decode(video=0)) == 5
 
 
+@pytest.mark.parametrize("name", ["colmap", "nerfstudio", "mcap"])
+def test_images_that_were_added_or_removed_since_the_run_are_not_exported(images, network, tmp_path, name):
+    folder = shutil.copytree(images, tmp_path / "folder")
+    files = sorted(folder.iterdir())
+    opened = open_recording(folder, rate=10, max_frames=3)
+    run_recording(opened, network, tmp_path / "results", STREAM, outputs=OUTPUTS)
+    shutil.copy(files[0], folder / "zzz.png")  # after those of the run
+    export_results(tmp_path / "results", name, tmp_path / "out")
+    added = shutil.copy(files[3], folder / "000.png")
+    with pytest.raises(InputError, match="folder: images were added, removed or renamed since the run"):
+        export_results(tmp_path / "results", name, tmp_path / "other")
+    added.unlink()
+    moved = files[1].rename(tmp_path / "moved.png")
+    with pytest.raises(InputError, match="added, removed or renamed since the run"):
+        export_results(tmp_path / "results", name, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    moved.rename(files[1])
+    other = shutil.copytree(folder, tmp_path / "elsewhere")
+    export_results(tmp_path / "results", name, tmp_path / "other", recording=other)
+
+
 @pytest.mark.parametrize(("rate", "fps", "faster"), [(0.2, 1, "5"), (1.4, 1, "0.714"), (9.9, 10, "")])
 def test_another_speed_of_a_dataset_is_reported(images, network, tmp_path, caplog, rate, fps, faster):
     pytest.importorskip("av"), pytest.importorskip("pyarrow")
@@ -252,12 +273,13 @@ def test_a_recording_that_has_moved_is_named(images, network, tmp_path, capsys):
     assert "if it has moved, name it with --input" in capsys.readouterr().err
     assert cli.main(["export", str(out), "colmap", "--input", str(tmp_path / "elsewhere")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'results_colmap'}\n"
-    for path in (tmp_path / "elsewhere").iterdir():
-        if path.name != "0.png":
-            path.unlink()
+    video = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (160, 120))
+    for path in sorted((tmp_path / "elsewhere").iterdir()):
+        video.write(cv2.imread(str(path)))
+        cv2.imwrite(str(path), np.zeros((60, 80, 3), np.uint8))
+    video.release()
     with pytest.raises(InputError, match=r"has no image at 0\.033333 s, the stamp of frame 1"):
-        export_results(out, "colmap", tmp_path / "other", tmp_path / "elsewhere")
-    cv2.imwrite(str(tmp_path / "elsewhere" / "0.png"), np.zeros((60, 80, 3), np.uint8))
+        export_results(out, "colmap", tmp_path / "other", tmp_path / "clip.mp4")
     with pytest.raises(InputError, match="80x60, those of the run were 160x120"):
         export_results(out, "colmap", tmp_path / "other", tmp_path / "elsewhere")
     assert not (tmp_path / "other").exists()

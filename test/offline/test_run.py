@@ -20,7 +20,7 @@ from raymap3r_ros.io.output_folder import MANIFEST, written_files
 from raymap3r_ros.mapping import static_map
 from raymap3r_ros.offline import CloudOptions, RunOutputs, run, run_clouds, run_recording
 from raymap3r_ros.offline.run import UNTRAINED_WARNING
-from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions
+from raymap3r_ros.streaming import METHOD, StepResult, Stream, StreamOptions, cover
 from raymap3r_ros.streaming import result as results
 
 OPTIONS = StreamOptions(image_size=64, reset_interval=6)
@@ -457,6 +457,7 @@ def test_preview_shows_the_crop_of_the_network(images, network, stepped, tmp_pat
     wide.mkdir()
     ramp = np.zeros((100, 380, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.linspace(0, 255, 380), np.linspace(0, 255, 100)[:, None]
+    monkeypatch.setattr(cover, "_SMOOTH", 0.0)  # a ramp has no texture
     Image.fromarray(ramp).save(wide / "1.png")
     drawn = []
     draw_panels = preview.draw_panels

@@ -72,7 +72,7 @@ def test_a_later_run_continues_the_world(stays, home, one_room, tmp_path):
     assert np.array_equal(old.number[0, 0], new.number[0, 0]) and np.array_equal(old.pose[0, 0], new.pose[0, 0])
 
 
-def test_black_images_at_the_start_do_not_end_the_search(stays, home, one_room, tmp_path):
+def test_blank_images_at_the_start_do_not_end_the_search(stays, home, one_room, tmp_path):
     folder = tmp_path / "covered"
     shutil.copytree(stays[2][1], folder)
     for index in range(7):
@@ -80,7 +80,7 @@ def test_black_images_at_the_start_do_not_end_the_search(stays, home, one_room, 
     recording = open_recording(folder, intrinsics=stays[2][2].given_intrinsics)
     memory = home / "world.safetensors"
     summary = run_recording(recording, one_room, tmp_path / "out", outputs=FEW, memory=memory)
-    assert summary.frames_black == 7 and summary.memory_found <= WITHIN
+    assert summary.frames_blank == 7 and summary.memory_found <= WITHIN
 
 
 def test_another_room_is_not_taken_for_the_world(stays, home, one_room, tmp_path):

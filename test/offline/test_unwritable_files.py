@@ -118,10 +118,13 @@ def test_a_change_of_the_image_size_ends_the_run(network, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for index in range(8):
-        cv2.imwrite(str(folder / f"{index}.png"), np.full((64, 96, 3), 20 * index + 20, np.uint8))
+        cv2.imwrite(str(folder / f"{index}.png"), np.resize(np.uint8([20 * index + 20, 20 * index + 80]), (64, 96, 3)))
     recording = open_recording(folder)
     for index, (width, height) in enumerate(writer_sizes):  # after the check of the headers
-        cv2.imwrite(str(folder / f"{index}.png"), np.full((height, width, 3), 20 * index + 20, np.uint8))
+        cv2.imwrite(
+            str(folder / f"{index}.png"),
+            np.resize(np.uint8([20 * index + 20, 20 * index + 80]), (height, width, 3)),
+        )
     summary = run_recording(recording, network, tmp_path / "out", OPTIONS, progress=False)
     assert (summary.complete, summary.frames, summary.frames_missing) == (False, 4, 4)
     assert "is 64x48, those before it are 96x64; give one recording per image size" in summary.stopped_by

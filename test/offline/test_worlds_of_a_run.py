@@ -55,7 +55,7 @@ def test_late_frames_are_not_missing(images, network, tmp_path):
 
 
 @pytest.mark.parametrize(("black", "worlds"), [(4, 1), (5, 2)])
-def test_black_images_are_not_processed_and_may_hide_a_journey(images, network, tmp_path, caplog, black, worlds):
+def test_blank_images_are_not_processed_and_may_hide_a_journey(images, network, tmp_path, caplog, black, worlds):
     recording = open_recording(images)
 
     def frames(opened):
@@ -66,12 +66,12 @@ def test_black_images_are_not_processed_and_may_hide_a_journey(images, network, 
 
     covered = dataclasses.replace(recording, frames=frames, length=4 + black)
     summary = run_recording(covered, network, tmp_path / "out", STREAM, outputs=OUTPUTS)
-    assert (summary.frames, summary.frames_black, summary.worlds, summary.frames_missing) == (4, black, worlds, 0)
-    assert [record.message for record in caplog.records if "black" in record.message] == [
-        "the image at 0.083 s is black: nothing is written for such images",
-        *["the images before 0.567 s are black: a new world starts"][: worlds - 1],
+    assert (summary.frames, summary.frames_blank, summary.worlds, summary.frames_missing) == (4, black, worlds, 0)
+    assert [record.message for record in caplog.records if "blank" in record.message] == [
+        "the image at 0.083 s is blank (black, or without texture): nothing is written for such images",
+        *["the images before 0.567 s are blank: a new world starts"][: worlds - 1],
     ]
-    with pytest.raises(InputError, match="all 3 images are black"):
+    with pytest.raises(InputError, match="all 3 images are blank"):
         run_recording(
             dataclasses.replace(recording, frames=lambda opened: dark_frames(recording)),
             network, tmp_path / "dark", STREAM, outputs=OUTPUTS,

@@ -1,14 +1,17 @@
-"""Black images."""
+"""Blank images: black ones, and those without texture."""
 
+import cv2
 import numpy as np
 import pytest
 
-from raymap3r_ros.streaming.cover import Cover
+from raymap3r_ros.io import open_recording
+from raymap3r_ros.streaming.cover import Cover, is_blank
+from raymap3r_ros.synthetic import suite_sequence
 
 
-def noisy(mean: float, noise: float) -> np.ndarray:
+def noisy(mean, noise: float, size: tuple[int, int] = (96, 128)) -> np.ndarray:
     random = np.random.default_rng(0)
-    return random.normal(mean, noise, (96, 128, 3)).clip(0, 255).astype(np.uint8)
+    return random.normal(mean, noise, (*size, 3)).clip(0, 255).astype(np.uint8)
 
 
 def window() -> np.ndarray:
@@ -18,27 +21,59 @@ def window() -> np.ndarray:
     return image
 
 
+def finger(size: tuple[int, int]) -> np.ndarray:
+    """A finger on the lens: red light that falls off, and the noise of a sensor."""
+    y, x = np.mgrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
+    red = 120 * np.exp(-((x - 0.3) ** 2 + (y + 0.2) ** 2) / 0.8)
+    return noisy(np.stack((red, 30 + 5 * y, 20 + 10 * x), axis=-1), 4, size)
+
+
+def asphalt(size: tuple[int, int]) -> np.ndarray:
+    """Grey grains of a few pixels, without anything larger."""
+    grains = cv2.GaussianBlur(np.random.default_rng(0).standard_normal(size), (0, 0), 2)
+    return np.repeat((120 + 12 * grains / grains.std())[..., None], 3, axis=2).clip(0, 255).astype(np.uint8)
+
+
 @pytest.mark.parametrize(
-    ("image", "black"),
+    ("image", "blank"),
     [
         (np.zeros((48, 64, 3), np.uint8), True),
         (noisy(4, 2), True),  # a sensor behind its cap
+        (np.full((48, 64, 3), 120, np.uint8), True),
+        (finger((240, 320)), True),
+        (finger((1080, 1920)), True),
         (noisy(20, 10), False),
-        (np.full((48, 64, 3), 120, np.uint8), False),  # a wall
         (window(), False),
+        (asphalt((240, 320)), False),
+        (asphalt((1080, 1920)), False),
+        (np.roll(finger((240, 320)), 160, axis=1), False),
     ],
-    ids=["zeros", "noise", "night", "grey", "window"],
+    ids=["zeros", "noise", "grey", "finger", "large finger", "night", "window", "asphalt", "large asphalt", "edge"],
 )
-def test_only_dark_images_without_content_are_black(image: np.ndarray, black: bool):
+def test_only_images_without_content_are_blank(image: np.ndarray, blank: bool):
     cover = Cover()
-    assert cover.add(image) == black and cover.frames == black
+    assert cover.add(image) == blank and cover.frames == blank
 
 
+@pytest.mark.parametrize("world", ["one_room", "varied"])
+def test_no_image_of_the_rendered_worlds_is_blank(world: str):
+    for index in range(4):
+        for size in ((48, 64), (120, 160)):
+            frames = list(suite_sequence("heavy", index, world=world, size=size).frames())[::10]
+            assert not any(is_blank(frame.image) for frame in frames)
+
+
+def test_no_image_of_real_videos_is_blank(shared):
+    for name in ("lady-running.mp4", "walking-indoors.mp4"):
+        assert not any(is_blank(frame.image) for frame in open_recording(shared / "clips" / name))
+
+
+@pytest.mark.parametrize("cover_image", [np.zeros((96, 128, 3), np.uint8), finger((240, 320))], ids=["cap", "finger"])
 @pytest.mark.parametrize(("row", "ended"), [(0, False), (4, False), (5, True), (50, True)])
-def test_a_long_cover_ends_with_the_first_image_that_is_not_black(row: int, ended: bool):
+def test_a_long_cover_ends_with_the_first_image_that_is_not_blank(row: int, ended: bool, cover_image: np.ndarray):
     cover, light = Cover(), noisy(100, 30)
     assert not cover.add(light)
     for _ in range(row):
-        assert cover.add(np.zeros_like(light)) and not cover.ended
+        assert cover.add(cover_image) and not cover.ended
     assert not cover.add(light) and cover.ended == ended
     assert not cover.add(light) and not cover.ended and cover.frames == row

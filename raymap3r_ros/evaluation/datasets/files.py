@@ -14,6 +14,7 @@ from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.encoded import JPEG_SIGNATURE, PNG_SIGNATURE, checked_image
 from raymap3r_ros.io.files import natural_key, read_text
 from raymap3r_ros.known_files import known_file
+from raymap3r_ros.output_files import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ def warn_of_unposed(folder: Path, unposed: int, images: int) -> None:
 def existing_file(path: Path) -> Path:
     """The path, if it is a file, and not one that only stands for another."""
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+        what = kind_of(path)
+        raise InputError(f"{path}: is {what}; expected a file" if what else f"{path}: there is no such file")
     if what := known_file(path):
         raise InputError(f"{path}: is {what}")
     return path

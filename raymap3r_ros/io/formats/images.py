@@ -59,6 +59,7 @@ def _open(path: Path, options: ReadOptions) -> Recording:
     def frames(recording: Recording) -> Iterator[Frame]:
         gone = 0
         for position, file in enumerate(files):
+            recording.read = position + 1
             try:
                 image = decode_image(file)
             except BrokenFrame as error:
@@ -73,8 +74,9 @@ def _open(path: Path, options: ReadOptions) -> Recording:
             log.warning("%s: %s", path.name, recording.ended)
 
     return Recording(
-        path, "images", length, options.stride, options.max_frames, options.rate / options.stride, frames=frames
-    )
+        path, "images", length, options.stride, options.max_frames, options.rate / options.stride,
+        names=[file.stem for file in files], frames=frames,
+    )  # fmt: skip
 
 
 def _index(seconds: float, rate: float) -> int:

@@ -60,6 +60,12 @@ class MetricScale:
             with self._lock:
                 self.source.add(reading)
 
+    def drop_ranges(self) -> None:
+        """Drop the readings of the range sensor, because those that follow are of another one."""
+        if isinstance(self.source, RangeSource):
+            with self._lock:
+                self.source.drop()
+
     def add_odometry(self, stamp: float, pose: np.ndarray) -> None:
         """Add a pose (4, 4) of the base in the odometry's frame, metres, at `stamp` seconds."""
         if isinstance(self.source, OdometrySource):

@@ -82,6 +82,11 @@ class RangeSource(ScaleSource):
         if reading.valid:
             self._samples.add(reading.stamp, reading)
 
+    def drop(self) -> None:
+        """Drop all readings, which were of another sensor."""
+        self._samples.clear()
+        self._beam = None
+
     def reset(self) -> None:
         self._matcher.reset()
 
