@@ -75,6 +75,7 @@ def open_input(text: str, **options: object) -> Recording:
         None, source.kind, None, read.stride, read.max_frames, rate / read.stride, label=source.name, size=reader.size,
         frames=frames,
     )  # fmt: skip
+    recording.max_gap = read.max_gap
     recording.given_intrinsics = None if read.intrinsics is None else np.asarray(read.intrinsics, np.float64)
     weakref.finalize(recording, reader.close)
     return recording

@@ -121,6 +121,7 @@ class Recording:
     rate: float  # frames per second, approximate, after `stride`
     topic: str = ""  # of a bag
     given_intrinsics: np.ndarray | None = None  # those of ReadOptions
+    max_gap: float = MAX_GAP  # longest time between two images that starts no new world, seconds
     options: ReadOptions | None = None  # with which `open_recording` opened it
     label: str = ""  # name of a live input
     size: tuple[int, int] | None = None  # width and height of the images of a live input
@@ -243,7 +244,7 @@ def open_recording(
         raise InputError(f"{path}: not a bag, so it has no topic {topic!r}")
     recording = chosen.open(path, options)
     recording.given_intrinsics = None if intrinsics is None else np.asarray(intrinsics, np.float64)
-    recording.options = options
+    recording.options, recording.max_gap = options, max_gap
     return recording
 
 

@@ -133,7 +133,7 @@ class Session:
         """Reset the stream if a user has requested it or the camera may be anywhere; returns the reason or "".
 
         The first known pose starts a new world too, in the frame of the known poses. After a jump of the stamps
-        forward, or many blank images, the camera may be found again in an earlier world.
+        forward, or a long cover, the camera may be found again in an earlier world.
 
         Args:
             jumps: jumps of the stamps up to the frame that is processed next.

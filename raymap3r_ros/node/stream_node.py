@@ -419,7 +419,7 @@ class StreamNode(GuardedNode):
         image, intrinsics = conversions.image_array(frame.message), None
         if frame.calibration is not None:
             image, intrinsics = frame.calibration.rectify(image)
-        blank = session.cover.add(image)
+        blank = session.cover.add(image, conversions.seconds(frame.stamp), session.settings.node.max_gap)
         self._reporter.stand(
             "cover", "the images are blank (black, or without texture): is the camera covered?" if blank else ""
         )

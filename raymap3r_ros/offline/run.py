@@ -255,7 +255,7 @@ class _Run:
         """Run one frame through the stream and write its results."""
         if not self.steps and self.recording.size is None:
             self.recording.check_intrinsics((frame.image.shape[1], frame.image.shape[0]))
-        if self.cover.add(frame.image):
+        if self.cover.add(frame.image, frame.stamp, self.recording.max_gap):
             if self.cover.frames == 1:
                 log.warning(
                     "the image at %.3f s is blank (black, or without texture): nothing is written for such images",
@@ -266,7 +266,9 @@ class _Run:
         if self.cover.ended or frame.jumps != self.jumps:
             cause = "the stamps jump to %.3f s (for a time lapse, see --max-gap)"
             if frame.jumps == self.jumps:
-                cause = "the images before %.3f s are blank"
+                cause = (
+                    f"the images before %.3f s are blank for more than {self.recording.max_gap:g} s (see --max-gap)"
+                )
             log.warning(f"{cause}: a new world starts", frame.stamp)
             # After a jump back, as of a loop, the stamps in an earlier world's file would not rise.
             self.stream.reset(relocalize=not self.nanoseconds or frame.nanoseconds > self.nanoseconds[-1])

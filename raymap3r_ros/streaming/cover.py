@@ -18,7 +18,6 @@ _DEGREE = 4  # of the surface
 _SIZE = 96, 128  # rows and columns that are judged, at most; pixels of larger images are averaged, which removes noise
 _SMALLEST = 16  # rows or columns of images whose texture is judged
 _SAMPLED = 3  # times as many, of large images, because it takes less time
-_LONG = 5  # blank images in a row during which the camera may have been carried anywhere
 
 
 class Cover:
@@ -26,19 +25,25 @@ class Cover:
 
     Attributes:
         frames: blank images so far.
-        ended: the last image follows at least five blank ones: the camera may be anywhere.
+        ended: the last image ends a long row of blank ones: the camera may be anywhere. After a short one, the memory
+            still fits, as after a pause of the camera.
     """
 
     def __init__(self) -> None:
         self.frames = 0
         self.ended = False
-        self._row = 0  # blank images up to the last one
+        self._covered = False  # the last image was blank
+        self._seen: float | None = None  # stamp of the last image that was not
 
-    def add(self, image: np.ndarray) -> bool:
-        """Add the next image (h, w, 3) uint8, and return whether it is blank."""
+    def add(self, image: np.ndarray, stamp: float, max_gap: float) -> bool:
+        """Add the next image (h, w, 3) uint8, and return whether it is blank.
+
+        `stamp` in seconds; `max_gap`: longest time between two images with content that is no long cover.
+        """
         blank = is_blank(image)
-        self.ended = not blank and self._row >= _LONG
-        self._row = self._row + 1 if blank else 0
+        self.ended = not blank and self._covered and self._seen is not None and stamp - self._seen > max_gap
+        self._covered = blank
+        self._seen = self._seen if blank else stamp
         self.frames += blank
         return blank
 
@@ -58,7 +63,7 @@ def is_blank(image: np.ndarray) -> bool:
     return bool((grey - surfaces @ (surfaces.T @ grey)).std() < _SMOOTH)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)  # cameras of different sizes in one process
 def _surfaces(height: int, width: int) -> np.ndarray:
     """An orthonormal basis (pixels, K) of the smooth surfaces."""
     y, x = (axis.ravel() for axis in np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j])

@@ -56,7 +56,7 @@ def test_late_frames_are_not_missing(images, network, tmp_path):
 
 @pytest.mark.parametrize(("black", "worlds"), [(4, 1), (5, 2)])
 def test_blank_images_are_not_processed_and_may_hide_a_journey(images, network, tmp_path, caplog, black, worlds):
-    recording = open_recording(images)
+    recording = open_recording(images, max_gap=0.5)
 
     def frames(opened):
         for index, frame in enumerate(itertools.islice(recording, 4)):
@@ -69,7 +69,7 @@ def test_blank_images_are_not_processed_and_may_hide_a_journey(images, network, 
     assert (summary.frames, summary.frames_blank, summary.worlds, summary.frames_missing) == (4, black, worlds, 0)
     assert [record.message for record in caplog.records if "blank" in record.message] == [
         "the image at 0.083 s is blank (black, or without texture): nothing is written for such images",
-        *["the images before 0.567 s are blank: a new world starts"][: worlds - 1],
+        *["the images before 0.567 s are blank for more than 0.5 s (see --max-gap): a new world starts"][: worlds - 1],
     ]
     with pytest.raises(InputError, match="all 3 images are blank"):
         run_recording(

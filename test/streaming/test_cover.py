@@ -52,7 +52,7 @@ def asphalt(size: tuple[int, int]) -> np.ndarray:
 )
 def test_only_images_without_content_are_blank(image: np.ndarray, blank: bool):
     cover = Cover()
-    assert cover.add(image) == blank and cover.frames == blank
+    assert cover.add(image, 0.0, 2.0) == blank and cover.frames == blank
 
 
 @pytest.mark.parametrize("world", ["one_room", "varied"])
@@ -68,12 +68,24 @@ def test_no_image_of_real_videos_is_blank(shared):
         assert not any(is_blank(frame.image) for frame in open_recording(shared / "clips" / name))
 
 
-@pytest.mark.parametrize("cover_image", [np.zeros((96, 128, 3), np.uint8), finger((240, 320))], ids=["cap", "finger"])
-@pytest.mark.parametrize(("row", "ended"), [(0, False), (4, False), (5, True), (50, True)])
-def test_a_long_cover_ends_with_the_first_image_that_is_not_blank(row: int, ended: bool, cover_image: np.ndarray):
-    cover, light = Cover(), noisy(100, 30)
-    assert not cover.add(light)
+@pytest.mark.parametrize("covering", [np.zeros((96, 128, 3), np.uint8), finger((240, 320))], ids=["cap", "finger"])
+@pytest.mark.parametrize(("row", "ended"), [(0, False), (9, False), (10, True), (100, True)])
+def test_a_cover_that_is_longer_than_a_gap_may_be_ended_anywhere(row: int, ended: bool, covering: np.ndarray):
+    cover, light, stamps = Cover(), noisy(100, 30), iter(np.arange(200) / 10)
+
+    def add(image: np.ndarray) -> bool:
+        return cover.add(image, float(next(stamps)), max_gap=1.05)
+
+    assert add(covering) and not cover.ended
+    assert not add(light) and not cover.ended  # nothing was seen before
     for _ in range(row):
-        assert cover.add(cover_image) and not cover.ended
-    assert not cover.add(light) and cover.ended == ended
-    assert not cover.add(light) and not cover.ended and cover.frames == row
+        assert add(covering) and not cover.ended
+    assert not add(light) and cover.ended == ended
+    assert not add(light) and not cover.ended and cover.frames == row + 1
+
+
+def test_a_pause_without_a_cover_and_stamps_that_fall_are_no_cover():
+    cover, light = Cover(), noisy(100, 30)
+    for image, stamp in ((light, 0.0), (light, 10.0), (0 * light, 10.1), (light, 1.0), (0 * light, 2.0), (light, 2.5)):
+        cover.add(image, stamp, max_gap=2.0)
+        assert not cover.ended
