@@ -15,6 +15,7 @@ _DARK, _FLAT = 10.0, 4.0  # of 255: largest mean and standard deviation of a bla
 # texture. Noise of 4 has 1 in an image of 320x240; the images of docs/keyframes.md have 6.7 and more.
 _SMOOTH = 2.0
 _DEGREE = 4  # of the surface
+_IN_DEGREE = np.add.outer(np.arange(_DEGREE + 1), np.arange(_DEGREE + 1)) <= _DEGREE  # of products of two polynomials
 _SIZE = 96, 128  # rows and columns that are judged, at most; pixels of larger images are averaged, which removes noise
 _SMALLEST = 16  # rows or columns of images whose texture is judged
 _SAMPLED = 3  # times as many, of large images, because it takes less time
@@ -58,15 +59,15 @@ def is_blank(image: np.ndarray) -> bool:
         return True
     if min(small.shape[:2]) < _SMALLEST:
         return False
-    grey = small.mean(axis=2, dtype=np.float32).ravel()
-    surfaces = _surfaces(height, width)
-    return bool((grey - surfaces @ (surfaces.T @ grey)).std() < _SMOOTH)
+    grey = small.mean(axis=2, dtype=np.float32)
+    down, across = _polynomials(height), _polynomials(width)
+    # Products of orthonormal polynomials are orthonormal: their coefficients are those of the least-squares surface.
+    surface = (down.T @ grey @ across) * _IN_DEGREE
+    return bool((grey - down @ surface @ across.T).std() < _SMOOTH)
 
 
-@functools.lru_cache(maxsize=4)  # cameras of different sizes in one process
-def _surfaces(height: int, width: int) -> np.ndarray:
-    """An orthonormal basis (pixels, K) of the smooth surfaces."""
-    y, x = (axis.ravel() for axis in np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j])
-    powers = [x**i * y**j for i in range(_DEGREE + 1) for j in range(_DEGREE + 1 - i)]
-    basis, _ = np.linalg.qr(np.stack(powers, axis=1))
+@functools.lru_cache(maxsize=16)
+def _polynomials(length: int) -> np.ndarray:
+    """Orthonormal polynomials (length, _DEGREE + 1) float32, with increasing degrees."""
+    basis, _ = np.linalg.qr(np.linspace(-1, 1, length)[:, None] ** np.arange(_DEGREE + 1))
     return basis.astype(np.float32)
