@@ -111,8 +111,9 @@ class GroundTruthCollector:
     def poses(self, stamps: Sequence[int], selected: str = "") -> GroundTruth:
         """Interpolated poses at `stamps` (nanoseconds), without those before or after the recorded range.
 
-        `selected`: an odometry topic or a frame; empty: a topic, or the root of the TF tree above the camera, that is
-        ground truth by its name. Raises InputError if it does not exist or is not connected to the camera.
+        `selected`: an odometry topic or a frame; with a leading slash, of both with one name the topic. Empty: a
+        topic, or the root of the TF tree above the camera, that is ground truth by its name. Raises InputError if it
+        does not exist or is not connected to the camera.
         """
         topic, fixed = self._select(selected)
         buffer = Buffer(cache_time=CACHE_TIME)
@@ -156,7 +157,9 @@ class GroundTruthCollector:
         """Odometry topic (or none) and fixed frame."""
         topics = sorted(self._odometry)
         *_, root = ancestry = self._ancestry()
-        if "/" + selected.lstrip("/") in topics:
+        # Robots have a frame odom and a topic /odom: the slash makes the difference.
+        is_frame = selected in ancestry and not selected.startswith("/")
+        if "/" + selected.lstrip("/") in topics and not is_frame:
             return "/" + selected.lstrip("/"), ODOMETRY_ROOT
         if selected:
             return "", selected.lstrip("/")

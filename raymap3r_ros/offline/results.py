@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from raymap3r_ros.errors import InputError
+from raymap3r_ros.geometry.calibration import intrinsics_problem
 from raymap3r_ros.io import Recording, open_recording
 from raymap3r_ros.io.decoding import decode_image
 from raymap3r_ros.io.encoded import MAX_PIXELS
@@ -160,7 +161,8 @@ def read_results(folder: Path, recording: Path | None = None) -> Results:
         summary = json.loads(path.read_text())
         if recording is not None:
             summary["input"] = str(recording)
-        stamps, intrinsics = _read_intrinsics(folder / INTRINSICS)
+        framing = _framing(summary)
+        stamps, intrinsics = _read_intrinsics(folder / INTRINSICS, framing.size[::-1])
         of_frames = np.zeros(len(stamps), np.int64)
         for span in summary["world_spans"]:
             of_frames[span["first"] :][: span["frames"]] = span["world"]
@@ -170,7 +172,6 @@ def read_results(folder: Path, recording: Path | None = None) -> Results:
             _read_world(folder, summary, number, of_frames, stamps, intrinsics)
             for number in range(1, summary["worlds"] + 1)
         ]
-        framing = _framing(summary)
         for key in ("files", "input", "input_kind", "reading"):
             summary[key]
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
@@ -233,17 +234,24 @@ def _read_world(
     return World(number, frames, stamps[frames], poses, intrinsics[frames], scene, number in summary["worlds_given"])
 
 
-def _read_intrinsics(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Stamps (n,) in nanoseconds and matrices (n, 3, 3) of a file of `write_intrinsics`. Raises ValueError."""
+def _read_intrinsics(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps (n,) in nanoseconds and matrices (n, 3, 3) of a file of `write_intrinsics` for depth maps of `size`.
+
+    Raises InputError.
+    """
     rows = [line.split() for line in read_text(path, "intrinsics").splitlines() if not line.startswith("#")]
-    if not rows or any(len(row) != 8 for row in rows):
-        raise ValueError(f"{path.name}: expected lines of 8 numbers")
-    stamps = [int(row[0].replace(".", "")) for row in rows]  # nanoseconds have nine digits there
-    values = np.array([row[1:5] for row in rows], float)
-    if not (np.isfinite(values).all() and (values[:, :2] > 0).all()):
-        raise ValueError(f"{path.name}: fx and fy must be above 0")
+    try:
+        if not rows or any(len(row) != 8 for row in rows):
+            raise ValueError("expected lines of 8 numbers")
+        stamps = [int(row[0].replace(".", "")) for row in rows]  # nanoseconds have nine digits there
+        values = np.array([row[1:] for row in rows], float)
+    except ValueError as error:
+        raise _damaged(path, error) from error
     matrices = np.tile(np.eye(3), (len(rows), 1, 1))
-    matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 0, 2], matrices[:, 1, 2] = values.T
+    matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 0, 2], matrices[:, 1, 2] = values[:, :4].T
+    for index, (matrix, row) in enumerate(zip(matrices, values, strict=True)):
+        if (problem := intrinsics_problem(matrix, size, cropped=True)) or tuple(row[4:6]) != size:
+            raise _damaged(path, f"frame {index}: {problem or f'another size than {size[0]}x{size[1]}'}")
     return np.array(stamps, np.int64), matrices
 
 

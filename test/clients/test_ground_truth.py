@@ -120,6 +120,13 @@ class TestGroundTruth:
             with pytest.raises(InputError, match=r"gaps of more than 0\.2 s, or of lost poses, around all of them"):
                 truth.poses(wanted, "odom")
 
+    @pytest.mark.parametrize(("selected", "source"), [("odom", "TF odom"), ("/odom", "odometry /odom")])
+    def test_a_frame_and_a_topic_of_one_name(self, selected, source):
+        truth = self.robot("odom")
+        for time in (0.0, 0.1, 0.2):
+            truth.add_odometry("/odom", ros_odometry(time, "base", (9 * time, 0.0, 0.0)))
+        assert truth.poses(stamps_of([0.05]), selected).source.startswith(source)
+
     def test_frame_without_a_connection_to_the_camera(self):
         with pytest.raises(InputError, match="unknown at the time of every frame"):
             self.robot().poses(stamps_of([0]), "moon")

@@ -219,6 +219,14 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def change_focal_length(folder, text):
+    """Of the second frame."""
+    path = folder / "intrinsics.txt"
+    lines = path.read_text().splitlines()
+    stamp, _, *others = lines[2].split()
+    path.write_text("\n".join([*lines[:2], " ".join([stamp, text, *others]), *lines[3:]]) + "\n")
+
+
 def changed(folder, **values):
     path = folder / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
@@ -242,7 +250,10 @@ def name_a_huge_depth_map(folder):
         (lambda folder: (folder / "summary.json").unlink(), "contains no summary.json"),
         (lambda folder: (folder / "summary.json").write_text("[1]"), "summary.json: is damaged"),
         (lambda folder: cut(folder / "summary.json"), "summary.json: is damaged"),
-        (lambda folder: cut(folder / "intrinsics.txt"), "8 numbers"),
+        (lambda folder: cut(folder / "intrinsics.txt"), r"intrinsics\.txt: is damaged \(expected lines of 8 numbers"),
+        (lambda folder: change_focal_length(folder, "abc"), r"intrinsics\.txt: is damaged \(could not convert"),
+        (lambda folder: change_focal_length(folder, "nan"), r"intrinsics\.txt: is damaged \(frame 1: not all numbers"),
+        (lambda folder: change_focal_length(folder, "1e300"), r"intrinsics\.txt: is damaged \(frame 1: focal lengths"),
         (lambda folder: (folder / "trajectory.txt").write_text("1 0 0 0 0 0 0 1\n"), "has 1 poses"),
         (lambda folder: cut(folder / "depth" / "000002.npz"), "000002.npz: is damaged"),
         (lambda folder: (folder / "masks" / "000001.png").unlink(), "000001.png: is damaged"),
