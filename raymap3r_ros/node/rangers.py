@@ -60,6 +60,9 @@ class Rangers:
             problem = None
             self._use(frame)
             break
+        else:
+            if frames and self._used not in frames:  # it is silent
+                self._use(frames[0])
         self._reporter.stand("rangers", self._mix(frames))
         if problem is not None:
             raise problem
