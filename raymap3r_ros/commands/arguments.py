@@ -40,7 +40,7 @@ def add_options(
         default = item.default if defaults is None else getattr(defaults, name)
         limits = f"; {text}" if (text := limits_text(item)) else ""
         group.add_argument(
-            _flag(name),
+            *dict.fromkeys((_flag(name), _long_flag(name))),
             dest=name,
             type=boolean if isinstance(default, bool) else type(default),
             default=argparse.SUPPRESS if only_given else default,
@@ -252,7 +252,11 @@ def flag_words(text: str, given: Collection[str]) -> str:
 
 
 def _flag(name: str) -> str:
-    return "--" + SHORT_NAMES.get(name, name).replace("_", "-").replace(".", "-")
+    return _long_flag(SHORT_NAMES.get(name, name))
+
+
+def _long_flag(name: str) -> str:
+    return "--" + name.replace("_", "-").replace(".", "-")
 
 
 def _intrinsics(text: str) -> np.ndarray:

@@ -6,6 +6,7 @@ A file is untrusted: the safetensors library reads it, and sizes, shapes and num
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -101,8 +102,10 @@ def load_world(path: Path, network: Network) -> SavedWorld:
     with _open_checked(Path(path)) as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
-            found = printable(metadata.get("format"), 60)
-            raise InputError(f"{path} is no saved world (format {found}, expected {FORMAT}); name a world.safetensors")
+            found = metadata.get("format", "")
+            # Anybody can name a file to the node: the text of another file must not be in the response.
+            version = f" of this version ({found})" if re.fullmatch(r"raymap3r-world-\d{1,6}", found) else ""
+            raise InputError(f"{path} is no saved world{version}; name a world.safetensors with the format {FORMAT}")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
         types = {name: _TYPES.get(file.get_slice(name).get_dtype()) for name in shapes}
         _check_identity(path, file, metadata, shapes, types, network)

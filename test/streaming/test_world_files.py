@@ -276,7 +276,7 @@ def test_files_that_are_no_worlds_are_refused(
 ):
     content = saved.read_bytes()
     weights = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file({"w": torch.zeros(3)}, weights, {"format": "raymap3r-1"})
+    safetensors.torch.save_file({"secret": torch.zeros(3)}, weights, {"format": "secret", "key": "secret"})
     os.mkfifo(tmp_path / "pipe")
     header = json.dumps({f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(2000)})
     files = {
@@ -304,6 +304,7 @@ def test_files_that_are_no_worlds_are_refused(
         with pytest.raises(InputError) as error:
             load_world(tmp_path / name, network_of_wall)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value), name
+        assert "secret" not in str(error.value) and ("raymap3r-world-9" in str(error.value)) == (name == "version")
     assert len(header) > MAX_HEADER
     assert set(opened).isdisjoint({"large", "long_header", "endless_header", "pipe"})  # never given to a reader
     assert {"cut", "version"} <= set(opened)
