@@ -103,7 +103,7 @@ def load_world(path: Path, network: Network) -> SavedWorld:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             found = metadata.get("format", "")
-            # Anybody can name a file to the node: the text of another file must not be in the response.
+            # Every participant can name a file to the node: the text of another file must not be in the response.
             version = f" of this version ({found})" if re.fullmatch(r"raymap3r-world-\d{1,6}", found) else ""
             raise InputError(f"{path} is no saved world{version}; name a world.safetensors with the format {FORMAT}")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
