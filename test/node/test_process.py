@@ -81,9 +81,11 @@ def test_signal_in_the_middle_of_a_stream_ends_the_process_cleanly(start, ros, r
     node.create_subscription(PoseStamped, "/ending/raymap3r/pose", poses.append, 10)
     camera = node.create_publisher(Image, "/ending/image", QoSProfile(depth=1))
     process.wait_for("active: newest frame of /ending/image")
+    deadline = time.monotonic() + LIMIT
     while len(poses) < 3:
+        assert time.monotonic() < deadline, process.lines
         now = node.get_clock().now().to_msg()
-        camera.publish(image_message(Header(stamp=now), np.full((48, 64, 3), 100, np.uint8), "rgb8"))
+        camera.publish(image_message(Header(stamp=now), np.resize(np.uint8([80, 140]), (48, 64, 3)), "rgb8"))
         rclpy.spin_once(node, timeout_sec=0.1)
     assert process.end(number) == 0
     node.destroy_node()
