@@ -65,9 +65,13 @@ def start(make_bench, show, *topics, **parameters):
     return bench
 
 
+WALL = 116, 124  # of its rows, in turn: an image without texture would count as blank
+
+
 def paint(*patches):
-    """An image message of a grey wall with patches of (rows and columns, color)."""
-    pixels = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+    """An image message of a wall, grey within WALL, with patches of (rows and columns, color)."""
+    pixels = np.full((HEIGHT, WIDTH, 3), WALL[0], np.uint8)
+    pixels[::2] = WALL[1]
     for where, color in patches:
         pixels[where] = color
     return conversions.image_message(Header(), pixels, "rgb8")

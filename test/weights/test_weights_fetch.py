@@ -55,7 +55,9 @@ def test_from_nothing_to_a_run(sources, cache, tiny_is_public, weights_command, 
     images = tmp_path / "images"
     images.mkdir()
     for index in range(2):
-        Image.fromarray(np.full((24, 32, 3), 40 * index + 40, np.uint8)).save(images / f"{index}.png")
+        Image.fromarray(np.resize(np.uint8([40 * index + 40, 40 * index + 80]), (24, 32, 3))).save(
+            images / f"{index}.png"
+        )
     arguments = ["--checkpoint", "cut3r_512", "--size", "32", "--device", "cpu", "--no-preview"]
     assert cli.main(["run", str(images), "--out", str(tmp_path / "out"), *arguments]) == 0
     assert "weights: cut3r_512: public CUT3R weights" in capsys.readouterr().out
