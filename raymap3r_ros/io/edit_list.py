@@ -11,7 +11,7 @@ from raymap3r_ros.io.video_container import inner_boxes, mp4_video_tracks
 
 _EMPTY = -1  # media time of an edit that shows nothing
 _NORMAL = 1 << 16  # rate of an edit
-_MAX_FRAMES = 100_000_000
+_MAX_FRAMES = 10_000_000  # 92 hours at 30 Hz; a small file can claim any number, and each takes memory
 
 
 def shown_frames(path: Path) -> int | None:

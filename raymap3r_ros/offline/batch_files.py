@@ -112,10 +112,11 @@ def find_items(place: str) -> list[BatchItem]:
         items = [BatchItem(f"{place}/{name}".rstrip("/"), result_name(name or place)) for name in names]
         what = "no video, bag or folder of images below this folder"
         if not is_remote(place) and (links := _links_to_elsewhere(Path(root))):
-            what += f"; links to folders are not followed: {name_list(links)}"
+            linked = name_list(links)
+            what += f"; links to folders are not followed: {linked}"
             log.warning(
                 "%s: links to folders elsewhere are not followed: %s; to process what is there, write a list with one "
-                "path per line and give it instead of the folder", place, name_list(links),
+                "path per line and give it instead of the folder", place, linked,
             )  # fmt: skip
     elif not files.exists(root):
         raise InputError(f"{place}: there is no such file or folder; name a list or a folder of recordings")

@@ -12,7 +12,7 @@ import numpy as np
 
 _DARK, _FLAT = 10.0, 4.0  # of 255: largest mean and standard deviation of a black image
 # Of 255: largest standard deviation about a smooth surface (light that falls off, a vignette) of an image without
-# texture. Noise of 4 has 1 in an image of 320x240; the images of docs/keyframes.md have 6.7 and more.
+# texture. A finger with noise of 4 has less at 320x240, every rendered or recorded image of the tests has more.
 _SMOOTH = 2.0
 _DEGREE = 4  # of the surface
 _IN_DEGREE = np.add.outer(np.arange(_DEGREE + 1), np.arange(_DEGREE + 1)) <= _DEGREE  # of products of two polynomials
