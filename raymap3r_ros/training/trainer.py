@@ -21,13 +21,14 @@ from raymap3r_ros.code_digest import code_digest
 from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.io.output_folder import check_output_folder
 from raymap3r_ros.network import Network
-from raymap3r_ros.network.checkpoint import load_network, save_network, untrained_network
+from raymap3r_ros.network.checkpoint import save_network
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.output_files import check_output_file, check_outputs, whole_file
 from raymap3r_ros.signals import on_stop_signals
 from raymap3r_ros.synthetic import Rendering
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training.batches import Batch, draw, image_size, make_batch, make_pool
+from raymap3r_ros.training.initial import initial_network
 from raymap3r_ros.training.losses import Probes, losses, mask_iou, measure
 from raymap3r_ros.training.progress import CURVES_FILE, LOG_FILE, Progress
 from raymap3r_ros.training.sources import Source, find_source
@@ -175,12 +176,7 @@ def _any(value: bool, device: torch.device, world: int) -> bool:
 
 
 def _begin(options: TrainOptions, start: str | os.PathLike | None, device: torch.device) -> Run:
-    network = untrained_network(PRESETS[options.preset], options.seed).to(device)
-    if start is not None:
-        given = load_network(start, device)
-        if given.config != network.config:
-            raise InputError(f"{start} has another shape than the preset {options.preset}")
-        network.load_state_dict(given.state_dict())
+    network = initial_network(PRESETS[options.preset], options.seed, start, device)
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         probes = Probes(network).to(device)

@@ -15,6 +15,7 @@ from raymap3r_ros.cli import main
 from raymap3r_ros.errors import CheckpointError, InputError, OptionError
 from raymap3r_ros.geometry.cameras import pose_encoding, ray_map
 from raymap3r_ros.network import Network, load_network, untrained_network
+from raymap3r_ros.network.checkpoint import save_network
 from raymap3r_ros.network.config import PRESETS
 from raymap3r_ros.synthetic.suites import EVALUATION_SEEDS
 from raymap3r_ros.training import RECIPES, TrainOptions, train, trainer
@@ -376,11 +377,31 @@ def test_a_run_can_begin_with_weights(tmp_path: Path):
     run = trainer._begin(SHORT, first, CPU)
     given = load_network(first)
     assert all(torch.equal(a, b) for a, b in zip(run.network.parameters(), given.parameters(), strict=True))
-    with pytest.raises(InputError, match="another shape"):
-        trainer._begin(SHORT, "one_room", CPU)  # the shipped weights have the pixels of an earlier `mini`
     other = dataclasses.replace(SHORT, preset="cut3r_512_dpt")
     with pytest.raises(InputError, match="another shape"), torch.device("meta"):
         trainer._begin(other, first, torch.device("meta"))
+
+
+def test_a_run_can_begin_with_weights_of_half_the_image_size(tmp_path: Path):
+    half = dataclasses.replace(PRESETS["mini"], image_size=64, patch_size=8)
+    given = untrained_network(half, seed=3)
+    save_network(given, tmp_path / "half.safetensors", torch.float32, {})
+    network = trainer._begin(SHORT, tmp_path / "half.safetensors", CPU).network
+    generator = torch.Generator().manual_seed(0)
+    for encoder, smaller, channels in (
+        (network.image_encoder, given.image_encoder, 3),
+        (network.ray_encoder, given.ray_encoder, 6),
+    ):
+        planes = torch.randn(2, channels, *MINI_SIZE, generator=generator)
+        with torch.no_grad():
+            tokens, expected = encoder(planes), smaller(F.avg_pool2d(planes, 2))
+        assert (tokens - expected).abs().max() < 1e-4
+    for (name, here), there in zip(network.decoder.named_parameters(), given.decoder.parameters(), strict=True):
+        assert torch.equal(here, there), name
+    narrow = dataclasses.replace(half, encoder_width=48)
+    save_network(untrained_network(narrow), tmp_path / "narrow.safetensors", torch.float32, {})
+    with pytest.raises(InputError, match="another shape"):
+        trainer._begin(SHORT, tmp_path / "narrow.safetensors", CPU)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, options) in RECIPES.items() if options.world != RECORDING])
