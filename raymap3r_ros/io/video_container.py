@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from raymap3r_ros.io.video_ends import is_cut
+
 MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _MP4_CONTENT = {b"moov", b"mdat", b"moof"}
 EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -36,7 +38,7 @@ class Container:
 
 
 def read_container(path: Path) -> Container:
-    """Return the facts about a video file: an MP4, QuickTime, AVI, Matroska or WebM file; for others, none."""
+    """Return the facts about a video file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(1024)
@@ -56,7 +58,7 @@ def read_container(path: Path) -> Container:
             return Container(has_times=False)
         if start.startswith(b"\x00\x00\x01\xb3"):  # MPEG-1 or -2 without a container
             return Container(counts_from_0=False)
-    return Container(has_times=True if re.match(_TIMED, start, re.DOTALL) else None)
+        return Container(cut=is_cut(file, size), has_times=True if re.match(_TIMED, start, re.DOTALL) else None)
 
 
 def mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:

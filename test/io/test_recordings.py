@@ -267,6 +267,8 @@ def test_images_that_are_no_files_are_skipped_and_counted(tmp_path, caplog):
     ("files", "message"),
     [
         (["IMG_1.HEIC", "IMG_2.HEIC", "notes"], r"its files: 2 \.heic, 1 without suffix \(convert images"),
+        (["dive_1.mp4", "dive_2.WMV", "x.txt"], r"2 videos: give one of them, or the folder to `raymap3r batch`"),
+        (["dive_1.mp4", "x.txt"], r"give the video in it: .*dive_1\.mp4"),
         ([".DS_Store", "Thumbs.db"], r"its files: .*1 \.db"),
         (["left/1.png", "right/1.png"], r"its subfolder left contains images: give .*left$"),
     ],

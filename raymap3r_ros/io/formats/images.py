@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Not read, but pictures of the recording all the same, unless converted copies of the same names lie beside them.
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".h264", ".h265", ".mjpeg",
+    ".wmv", ".asf", ".flv", ".ts", ".m2ts", ".3gp", ".vob", ".ogv", ".ivf",
 )  # fmt: skip
 OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl")
 
@@ -105,6 +106,11 @@ def _contents(folder: Path) -> str:
         others = f" (one of {len(bags)})" if len(bags) > 1 else ""
         return f"; its subfolder {bags[0].name} is a bag{others}: give {bags[0]}"
     below = next((item.name for item in folders if _images_in(item)), "")
+    videos = [item.name for item in sorted(visible(folder)) if item.suffix.lower() in VIDEO_SUFFIXES]
+    if len(videos) > 1:
+        return f"; it contains {counted(len(videos), 'video')}: give one of them, or the folder to `raymap3r batch`"
+    if videos:
+        return f"; give the video in it: {folder / videos[0]}"
     files = f"; its files: {kinds} (convert images of other formats to PNG or JPEG)" if kinds else ""
     return files + (f"; its subfolder {below} contains images: give {folder / below}" if below else "")
 
