@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -39,12 +40,20 @@ from raymap3r_ros.clients.graph import (
     reserved,
 )
 from raymap3r_ros.errors import Raymap3rError
-from raymap3r_ros.node.dds_profile import RANGE, discovery_problem, domain_problem, profile_environment
+from raymap3r_ros.node.dds_profile import (
+    RANGE,
+    discovery_problem,
+    domain_problem,
+    profile_environment,
+    profile_problem,
+)
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.node.publishers import RELIABLE, TOPICS
 from raymap3r_ros.signals import interrupted_once
 from raymap3r_ros.synthetic import suite_sequence
 from raymap3r_ros.text import printable
+
+log = logging.getLogger(__name__)
 
 START_LIMIT = 600.0  # seconds for the node to load its weights; the public ones are large
 STOP_LIMIT = 30.0  # seconds for a process to end after the request
@@ -72,6 +81,8 @@ def set_up_dds(*, localhost: bool = True, own_domain: bool = False, alone: bool 
     if problem := domain_problem(os.environ):
         raise Raymap3rError(problem)
     os.environ.update(profile_environment(os.environ))
+    if problem := profile_problem(os.environ):
+        log.warning("%s", problem)
     if alone:
         os.environ.pop("ROS_DISCOVERY_SERVER", None)
         if discovery_problem(os.environ):

@@ -70,7 +70,7 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> Line:
 
 def profile_of(environment: Mapping[str, str]) -> tuple[dict[str, str], Line]:
     """Variables that the launch files would add, and the line about them."""
-    from raymap3r_ros.node.dds_profile import USER_VARIABLES, profile_environment
+    from raymap3r_ros.node.dds_profile import USER_VARIABLES, profile_environment, profile_problem
 
     added = profile_environment(environment)
     rmw = environment.get("RMW_IMPLEMENTATION", "")
@@ -79,6 +79,9 @@ def profile_of(environment: Mapping[str, str]) -> tuple[dict[str, str], Line]:
     if not _is_fast_dds(environment):
         found = f"not used by {rmw}: its own settings for large messages count"
         return added, Line(NAME, "profile", OK, found, values=values)
+    if problem := profile_problem(environment):
+        problem, _, remedy = problem.partition("; ")
+        return added, Line(NAME, "profile", FAIL, problem, remedy, values)
     if chosen:
         text = ", ".join(f"{name}={value}" for name, value in chosen.items())
         return added, Line(NAME, "profile", OK, f"of the user: {text}", values=values)

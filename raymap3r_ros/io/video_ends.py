@@ -1,6 +1,6 @@
 """Whether a video file of a streaming format ends before its contents, found without decoding it.
 
-Raw streams such as H.264, and NUT and YUV4MPEG files, do not show it. A transport or program stream that ends between
+Raw streams such as H.264, and NUT files, do not show it. A transport or program stream that ends between
 two packets does not either.
 """
 
@@ -16,6 +16,15 @@ _MAX_TAGS = 5_000_000  # of an FLV or IVF file, hours of images and sound
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # file properties object
 _ASF_BROADCAST = 1
 _FLV_TAGS = (8, 9, 18)  # sound, image, data
+# Kind of colours: width and height of an image relative to those of each plane. The longer names first.
+_YUV_PLANES: dict[bytes, tuple[tuple[int, int], ...]] = {
+    b"444alpha": ((1, 1),) * 4,
+    b"444": ((1, 1),) * 3,
+    b"422": ((1, 1), (2, 1), (2, 1)),
+    b"420": ((1, 1), (2, 2), (2, 2)),
+    b"411": ((1, 1), (4, 1), (4, 1)),
+    b"mono": ((1, 1),),
+}
 _PACKETS = (188, 192, 204)  # bytes, of transport streams; 192 with a time before each packet
 _PACK, _PROGRAM_END = b"\x00\x00\x01\xba", 0xB9
 
@@ -72,6 +81,24 @@ def _ivf(file: BinaryIO, size: int) -> bool:
         if position > size:
             return True
     return False
+
+
+def _yuv4mpeg(file: BinaryIO, size: int) -> bool:
+    """YUV4MPEG2: images of equal size, each after a line with the word FRAME."""
+    line = _read(file, 0, 1024).partition(b"\n")[0]
+    fields = {word[:1]: word[1:] for word in line.split()[1:]}
+    try:
+        width, height = int(fields[b"W"]), int(fields[b"H"])
+    except (KeyError, ValueError):
+        return False
+    kind = fields.get(b"C", b"420")
+    planes = next((planes for name, planes in _YUV_PLANES.items() if kind.startswith(name)), None)
+    if planes is None:
+        return False
+    values = sum(-(-width // across) * -(-height // down) for across, down in planes)
+    length = len(b"FRAME\n") + values * (2 if re.search(rb"p1[0-6]$|mono1[0-6]$", kind) else 1)
+    rest = (size - len(line) - 1) % length
+    return rest > 0 and b"FRAME\n".startswith(_read(file, size - rest, min(rest, 6)))
 
 
 def _transport_stream(file: BinaryIO, size: int) -> bool:
@@ -131,6 +158,7 @@ _CHECKS: tuple[tuple[bytes, Callable[[BinaryIO, int], bool]], ...] = (
     (rb"\x30\x26\xb2\x75", _asf),
     (rb"FLV\x01", _flv),
     (rb"DKIF", _ivf),
+    (rb"YUV4MPEG2 ", _yuv4mpeg),
     (re.escape(_PACK), _program_stream),
     (rb"OggS", _ogg),
     (rb"GIF8", _gif),

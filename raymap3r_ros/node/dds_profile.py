@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 from ament_index_python import get_resources
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
@@ -35,6 +36,29 @@ def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     name = USER_VARIABLES[environment.get("ROS_DISTRO") in FAST_DDS_2_DISTROS]
     return {name: str(config_file("fastdds.xml"))}
+
+
+def profile_problem(environment: Mapping[str, str]) -> str:
+    """What is wrong with the user's Fast DDS profile, and what to do; "" if nothing is wrong, or if there is none."""
+    for name in USER_VARIABLES[:2]:
+        path = environment.get(name, "")
+        if not path:
+            continue
+        try:
+            root = ElementTree.parse(path).getroot().tag
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror or error}"
+        except ElementTree.ParseError as error:
+            problem = f"is not an XML file: {error}"
+        else:
+            if root.rpartition("}")[2] in ("profiles", "dds", "DDS"):
+                continue
+            problem = f"contains no Fast DDS profiles: its root element is {printable(root, 40)}"
+        return (
+            f"{name} is {printable(path, 200)}, which {problem}. Fast DDS ignores it, and large images are lost; "
+            "correct the path, or unset the variable to use the profile of this package"
+        )
+    return ""
 
 
 def to_check(environment: Mapping[str, str]) -> str:

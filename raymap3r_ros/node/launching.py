@@ -26,7 +26,7 @@ from launch_ros.utilities import prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
 from raymap3r_ros.errors import OptionError
-from raymap3r_ros.node.dds_profile import config_file, profile_environment
+from raymap3r_ros.node.dds_profile import config_file, profile_environment, profile_problem
 from raymap3r_ros.text import PrintableFormatter
 
 # launch creates all loggers without a path to the root's handlers, so warnings of this package get the last resort.
@@ -83,6 +83,8 @@ def _warn_of_unknown(known: Collection[str]) -> Action:
 
 
 def _set_profile(context: LaunchContext) -> list[Action]:
+    if problem := profile_problem(context.environment):
+        get_logger("raymap3r").warning(problem)
     return [SetEnvironmentVariable(name, value) for name, value in profile_environment(context.environment).items()]
 
 

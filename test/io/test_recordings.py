@@ -323,10 +323,11 @@ def test_pictures_of_formats_that_are_not_read_are_skipped_and_counted(tmp_path,
         cv2.imwrite(str(tmp_path / name), picture(0))
     (tmp_path / "1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))  # as a phone mixes them
     (tmp_path / "3.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))  # 3.png is its converted copy
+    (tmp_path / "4.exr").write_bytes(b"\x76\x2f\x31\x01" + bytes(400))
     (tmp_path / "Thumbs.db").write_bytes(bytes(100))
     recording = open_recording(tmp_path, rate=10)
     assert [frame.stamp for frame in recording] == [0.0, 0.2, 0.3]
-    assert recording.skipped == 1 and "skipped 1.HEIC" in caplog.text
+    assert recording.skipped == 2 and "skipped 1.HEIC" in caplog.text and "skipped 4.exr" in caplog.text
 
 
 def test_a_folder_names_the_bags_and_videos_in_it(tmp_path, caplog):

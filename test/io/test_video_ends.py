@@ -21,6 +21,7 @@ FORMATS = {
     ".m2ts": ("mpeg2video", "mpegts", "yuv420p", {"mpegts_m2ts_mode": "1"}),
     ".ogv": ("libvpx", "ogg", "yuv420p", {}),
     ".ivf": ("libvpx", "ivf", "yuv420p", {}),
+    ".y4m": ("wrapped_avframe", "yuv4mpegpipe", "yuv420p", {}),
     ".gif": ("gif", "gif", "rgb8", {}),
     ".apng": ("apng", "apng", "rgb24", {}),
     ".mjpeg": ("mjpeg", "mjpeg", "yuvj420p", {}),
@@ -72,6 +73,17 @@ def test_other_bytes_after_a_whole_file_are_no_damage(tmp_path: Path, suffix: st
     with path.open("ab") as file:
         file.write(b"\0" * 50 + b"recorded by a camera")
     assert not read_container(path).cut
+
+
+@pytest.mark.parametrize("pixels", ["yuv422p", "yuv444p", "yuv411p", "gray", "yuv420p10le"])
+def test_images_without_compression_have_the_size_of_their_kind(tmp_path: Path, pixels: str):
+    path = tmp_path / "whole.y4m"
+    encode(path, "wrapped_avframe", "yuv4mpegpipe", pixels, {"strict": "-1"})
+    data = path.read_bytes()
+    assert data.count(b"FRAME\n") == FRAMES and not read_container(path).cut
+    for end in np.linspace(len(data) - 30_000, len(data) - 1, 10).astype(int):
+        path.write_bytes(data[:end])
+        assert read_container(path).cut
 
 
 def test_a_stream_sent_live_states_no_size(tmp_path: Path):

@@ -7,6 +7,7 @@ import pytest
 
 from raymap3r_ros import cli
 from raymap3r_ros.clients import harness
+from raymap3r_ros.doctor.dds import profile_of
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.node import executable
 from raymap3r_ros.node.dds_profile import (
@@ -14,6 +15,7 @@ from raymap3r_ros.node.dds_profile import (
     config_file,
     domain_problem,
     profile_environment,
+    profile_problem,
     rmw_problem,
     to_check,
 )
@@ -146,6 +148,36 @@ def test_what_hides_nodes_is_named_in_the_advice():
         "ROS_DOMAIN_ID, ROS_AUTOMATIC_DISCOVERY_RANGE (now OFF), and that a discovery server runs at robot:1"
     )
     assert to_check({"ROS_LOCALHOST_ONLY": "1"}) == "ROS_DOMAIN_ID, ROS_LOCALHOST_ONLY (now 1)"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "cannot be read: No such file"),
+        ("<profiles", "is not an XML file"),
+        ("<html/>", "its root element is html"),
+        ('<profiles xmlns="http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles"/>', ""),
+        ('<?xml version="1.0"?><dds><profiles/></dds>', ""),
+    ],
+)
+@pytest.mark.parametrize("variable", ["FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"])
+def test_a_profile_that_fast_dds_cannot_use_is_named(tmp_path, monkeypatch, caplog, variable, content, named):
+    path = tmp_path / "fastdds.xml"
+    if content is not None:
+        path.write_text(content)
+    problem = profile_problem({variable: str(path)})
+    assert bool(problem) == bool(named) and named in problem
+    if named:
+        assert problem.startswith(f"{variable} is {path}, which ")
+    _, line = profile_of({variable: str(path)})
+    assert (line.state == "FAIL") == bool(named), line
+    monkeypatch.setenv(variable, str(path))
+    harness.set_up_dds()
+    assert bool(caplog.messages) == bool(named)
+
+
+def test_the_shipped_profile_is_usable():
+    assert not profile_problem(profile_environment({}))
 
 
 @pytest.mark.parametrize("text", ["", "0", "232", " 7 "])

@@ -26,7 +26,10 @@ VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".h264", ".h265", ".mjpeg",
     ".wmv", ".asf", ".flv", ".ts", ".m2ts", ".3gp", ".vob", ".ogv", ".ivf",
 )  # fmt: skip
-OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl")
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".exr", ".hdr", ".dpx", ".cin", ".tga", ".sgi",
+    ".psd", ".xcf", ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw",
+)  # fmt: skip
 
 
 def _matches(path: Path) -> bool:
