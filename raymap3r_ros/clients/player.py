@@ -67,7 +67,9 @@ MAX_IN_FLIGHT = 10  # frames: enough to keep the node busy, far below the 100 of
 LONGEST_PAUSE = 60.0  # seconds of a recording without messages, as it is played; of longer ones nothing
 STALL_LIMIT = 60.0  # seconds without an outcome after which the frames in flight are given up
 CONNECT_LIMIT = 20.0  # seconds for a node that is active to take the images of this player
-OUTCOMES = tuple(name for name in COUNTS if name not in ("frames in", "resets"))  # diagnostics; one per frame
+OUTCOMES = tuple(
+    name for name in COUNTS if name not in ("frames in", "frames without pose", "resets")
+)  # diagnostics; one per frame
 
 # Of ROS 2 Humble. Later distributions have the same messages, except Range.
 _store = get_typestore(Stores.ROS2_HUMBLE)

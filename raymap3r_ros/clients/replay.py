@@ -77,6 +77,7 @@ class ReplayReport:
     frames_lost: int  # in transport, or because the node's queue was full
     frames_blank: int  # not processed by the node, because they show nothing
     frames_paused: int  # ignored by the node, which was paused
+    frames_without_pose: int  # published without one, because a transform is missing: `missing transform` in `node`
     frames_unanswered: int  # none of these: in flight at an early end, or failed in the network
     resets: int  # of the node's memory, after the first world
     seconds: float
@@ -195,8 +196,8 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         written = [span[row] for row in rising([playback.frames[index].stamp for index in span])]
         worlds.append(_world(claim(folder, file), playback, written, ground_truth, note))
     processed, sent = len(playback.poses), len(playback.frames)
-    names = "bad frames", "frames dropped", "frames lost", "blank frames", "frames paused"
-    refused, dropped, lost, blank, paused = (playback.counts[name] for name in names)
+    names = "bad frames", "frames dropped", "frames lost", "blank frames", "frames paused", "frames without pose"
+    refused, dropped, lost, blank, paused, unplaced = (playback.counts[name] for name in names)
     report = ReplayReport(
         bag=str(bag.path),
         topic=bag.images,
@@ -214,7 +215,8 @@ def write_report(folder: Path, bag: Bag, playback: Playback, truth: str = "") ->
         frames_lost=lost,
         frames_blank=blank,
         frames_paused=paused,
-        frames_unanswered=max(0, sent - processed - refused - dropped - lost - blank - paused),
+        frames_without_pose=unplaced,
+        frames_unanswered=max(0, sent - processed - refused - dropped - lost - blank - paused - unplaced),
         resets=playback.counts["resets"],
         seconds=round(playback.seconds, 3),
         rate=rounded(processed / playback.seconds) if playback.seconds else 0.0,
@@ -290,6 +292,7 @@ def _text(report: ReplayReport) -> Iterator[str]:
         "lost": report.frames_lost,
         "blank": report.frames_blank,
         "while the node was paused": report.frames_paused,
+        "without a pose": report.frames_without_pose,
         "refused by the node": report.frames_refused,
         "unreadable in the bag": report.frames_unreadable,
         "missing in the bag": _known(report.frames_missing),
@@ -306,6 +309,8 @@ def _text(report: ReplayReport) -> Iterator[str]:
     yield f"memory     {counted(report.resets, 'reset')}"
     if report.scale_topic:
         yield f"scale      {node.get('scale')}, {report.scale_topic}"
+    if report.frames_without_pose:
+        yield f"transform  {node.get('missing transform')}"
     if node.get("last error"):
         yield f"error      {node['last error']}"
     yield f"truth      {report.truth}"

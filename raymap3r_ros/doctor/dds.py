@@ -139,7 +139,11 @@ def judge(report: Mapping[str, Any]) -> Line:
 
 
 def _failed(found: str, values: Mapping[str, Any] | None = None) -> Line:
-    remedy = f"check that `ros2 topic list` works in this shell, and RMW_IMPLEMENTATION; {SECTION}"
+    from raymap3r_ros.node.dds_profile import to_check
+
+    remedy = (
+        f"check that `ros2 topic list` works in this shell, RMW_IMPLEMENTATION, and {to_check(os.environ)}; {SECTION}"
+    )
     return Line(NAME, "round trip", FAIL, found, remedy, values or {})
 
 

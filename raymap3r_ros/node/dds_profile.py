@@ -67,6 +67,10 @@ def to_check(environment: Mapping[str, str]) -> str:
     for name, narrow in _NARROW.items():
         if environment.get(name) in narrow:
             text += f", {name} (now {environment[name]})"
+    for name in (*USER_VARIABLES, "CYCLONEDDS_URI"):
+        value = environment.get(name)
+        if value and value != str(config_file("fastdds.xml")):
+            text += f", {name} (now {printable(value, 100)})"
     server = environment.get("ROS_DISCOVERY_SERVER", "")
     return text + (f", and that a discovery server runs at {printable(server, 60)}" if server else "")
 

@@ -111,6 +111,7 @@ def _rate(stamps: deque[float]) -> float:
 COUNTS = (
     "frames in",  # received
     "frames out",  # published
+    "frames without pose",  # among these: a transform is missing
     "frames dropped",  # replaced by a newer one
     "frames lost",  # on the way to the node, or because the queue was full
     "bad frames",  # messages that are not a valid image

@@ -80,6 +80,7 @@ class Localizer:
             other_owner: returns the name of another node that publishes the parent of a frame, or "".
         """
         self.estimate: ScaleEstimate | None = None  # at the last placed frame
+        self._missing = ""  # why the last frame without a place had none
         self.place_of_world: tuple[int, Place] | None = None  # of the last placed frame, with the world's number
         self._options = options
         self._look_up = look_up
@@ -191,7 +192,7 @@ class Localizer:
             self.place_of_world = result.world, Place(placement.world_from_stream, scale, known)
         except InputError as error:
             self._reporter.warn(f"nothing is published in the world: {error}")
-            placement = None
+            self._missing, placement = str(error), None
         self._report_change(result)
         self._change, self._reason = WorldChange.NONE, ""
         return PlacedFrame(stamp, camera_frame, scale, placement, change)
@@ -211,8 +212,9 @@ class Localizer:
         return placement
 
     def facts(self) -> dict[str, object]:
-        """The metric scale, for diagnostics."""
-        return {} if self.estimate is None else self.estimate.facts(self._options.scale.source)
+        """The metric scale and the missing transform, for diagnostics."""
+        scale = {} if self.estimate is None else self.estimate.facts(self._options.scale.source)
+        return {**scale, "missing transform": self._missing}
 
     def _look_up_mounts(self, camera_frame: str, stamp: Time) -> None:
         """Look up the mounting pose of the scale source. Without one the scale is less accurate, see docs/scale.md."""

@@ -118,11 +118,11 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
     is_clock = subscription.msg_type is Clock
     if not publishers:
         if is_clock:
-            return f"use_sim_time is true, but it has no publisher; {CLOCK_REMEDY}"
+            return f"use_sim_time is true, but no publisher of it was discovered; {CLOCK_REMEDY}"
         if topic.endswith("/compressed/compressed"):
             return "its name ends in compressed twice; remap `image` to the name without /compressed"
         others = other_topics(node, topic, kind)
-        return "it has no publisher; " + (
+        return "no publisher of it was discovered; " + (
             f"remap it to the topic of the driver, such as {', '.join(others)}"
             if others
             else f"no topic of this ROS domain has the type {kind}: start the driver, check {to_check(os.environ)}"

@@ -446,6 +446,8 @@ class StreamNode(GuardedNode):
             self._monitor.count("failed frames")
             self._reporter.fail("the network's output is not finite: frame not published", throttle=True)
             return
+        if placed.placement is None:
+            self._monitor.count("frames without pose")
         if session.shared is not None:
             placed = session.shared.link(placed, result.world)
         if session.plausibility.add(summary.plausibility):

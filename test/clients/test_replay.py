@@ -43,6 +43,17 @@ def test_the_command_reports_and_scores(rendered, tmp_path, capfd):
     assert "set every_frame of the node to true" in text and "every_frame" not in printed
 
 
+def test_frames_without_the_transform_of_the_mode_are_reported_with_the_reason(rendered, tmp_path, capfd):
+    arguments = ["replay", str(rendered), "--topic", "/camera/image_raw", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main([*arguments, "--rate", "0", "--rule", "cut3r", "--tf-mode", "base", "--base-frame", "robot"]) == 1
+    printed = capfd.readouterr().out
+    assert "processed 0 " in printed and "without a pose 12" in printed and "unanswered" not in printed
+    assert "transform  no transform robot -> camera_optical_frame" in printed
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["frames_without_pose"], report["frames_unanswered"]) == (12, 0)
+    assert report["node"]["frames without pose"] == "12"
+
+
 def test_ctrl_c_ends_cleanly_with_the_report_so_far(tmp_path, capfd, monkeypatch):
     poses = []
 

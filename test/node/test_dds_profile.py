@@ -147,6 +147,9 @@ def test_what_hides_nodes_is_named_in_the_advice():
     assert to_check({"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF", "ROS_DISCOVERY_SERVER": "robot:1"}) == (
         "ROS_DOMAIN_ID, ROS_AUTOMATIC_DISCOVERY_RANGE (now OFF), and that a discovery server runs at robot:1"
     )
+    profile = {"FASTDDS_DEFAULT_PROFILES_FILE": "/home/me/vpn.xml"}
+    assert to_check(profile) == "ROS_DOMAIN_ID, FASTDDS_DEFAULT_PROFILES_FILE (now /home/me/vpn.xml)"
+    assert to_check(profile_environment({})) == "ROS_DOMAIN_ID"
     assert to_check({"ROS_LOCALHOST_ONLY": "1"}) == "ROS_DOMAIN_ID, ROS_LOCALHOST_ONLY (now 1)"
 
 
