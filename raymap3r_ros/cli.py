@@ -31,6 +31,7 @@ COMMANDS = {
     "weights": "fetch, import and verify weights by name",
     "convert": "convert the public checkpoint to a safetensors file",
     "render": "write synthetic sequences with ground truth",
+    "composite": "write a recording with rendered movers and exact masks",
     "train": "train a network on rendered worlds",
     "evaluate": "compare the update rules with ground truth",
     "demo": "play a clip into the node in ROS 2 and check its outputs",

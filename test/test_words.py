@@ -30,7 +30,7 @@ CHECKED = (
 EXCLUDED = ("test/test_words.py", "config/foxglove.json")
 # Commands whose help is checked.
 COMMANDS = (
-    *("", "run", "convert", "render", "train", "train one_room", "train one_office", "evaluate"),
+    *("", "run", "convert", "render", "composite", "train", "train one_room", "train one_office", "evaluate"),
     *("evaluate synthetic", "evaluate simulated", "evaluate covariance", "evaluate tum", "demo", "replay", "doctor"),
     *("weights", "weights fetch", "weights import"),
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from raymap3r_ros import synthetic
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.geometry.calibration import intrinsics_doubt, intrinsics_problem
 from raymap3r_ros.synthetic import SUITES, suite_sequence
@@ -68,23 +69,27 @@ def known_depth(depth: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
 
+def with_known_depth(frame: synthetic.Frame) -> Frame:
+    """A frame that was rendered or composited, see `known_depth`."""
+    return Frame(
+        frame.image,
+        frame.stamp,
+        known_depth(frame.depth),
+        known_depth(frame.static_depth),
+        frame.moving,
+        frame.pose,
+        frame.intrinsics,
+        frame.room,
+        frame.jumps,
+    )
+
+
 def synthetic_sequence(suite: str, index: int, *, world: str, size: tuple[int, int], device: str) -> PosedSequence:
     """Sequence `index` of a rendered suite, images of `size` (height, width). Raises OptionError for unknown names."""
     rendered = suite_sequence(suite, index, world=world, size=size, device=device)
 
     def frames() -> Iterator[Frame]:
-        for frame in rendered.frames():
-            yield Frame(
-                frame.image,
-                frame.stamp,
-                known_depth(frame.depth),
-                known_depth(frame.static_depth),
-                frame.moving,
-                frame.pose,
-                frame.intrinsics,
-                frame.room,
-                frame.jumps,
-            )
+        return map(with_known_depth, rendered.frames())
 
     return PosedSequence(
         rendered.name,

@@ -1,4 +1,4 @@
-"""Rendered sequences as files: folders in the TUM RGB-D layout with masks, and ROS 2 bags (mcap).
+"""Sequences with ground truth as files: folders in the TUM RGB-D layout with masks, and ROS 2 bags (mcap).
 
 docs/synthetic.md describes layout, topics, units and frames.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -32,7 +32,7 @@ from raymap3r_ros.io.output_folder import (
 from raymap3r_ros.io.png import mask_image, quantise_depth, write_png
 from raymap3r_ros.output_files import partial_path
 from raymap3r_ros.signals import stop_signals_held
-from raymap3r_ros.synthetic.suites import Frame, SyntheticSequence
+from raymap3r_ros.synthetic.suites import Frame
 
 FORMATS = ("tum", "bag", "both")
 
@@ -64,6 +64,25 @@ TOPICS = {  # in the order of one frame's messages: the transform before the mes
 UNKNOWN_VARIANCE = 1e6  # of the velocity in the odometry, which is not computed
 
 
+class Sequence(Protocol):
+    """The parts of a sequence that are exported: a `SyntheticSequence`, or images with composited movers."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+
+    @property
+    def length(self) -> int:
+        """Number of frames."""
+
+    @property
+    def intrinsics(self) -> np.ndarray:
+        """(3, 3) pixels, pixel centres integer."""
+
+    def frames(self) -> Iterator[Frame]:
+        """All frames in order."""
+
+
 def check_target(folder: Path, overwrite: bool = False) -> None:
     """Raise InputError if a sequence may not be written to `folder`.
 
@@ -77,7 +96,7 @@ def check_target(folder: Path, overwrite: bool = False) -> None:
 
 
 def export_sequence(
-    sequence: SyntheticSequence,
+    sequence: Sequence,
     out: Path,
     format: str = "both",
     *,
@@ -85,7 +104,7 @@ def export_sequence(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Render `sequence` and write it to the folder `out`/`sequence.name`, which is returned.
+    """Write `sequence` to the folder `out`/`sequence.name`, which is returned.
 
     `format`: "tum", "bag" or "both". `max_frames`: only the first frames. The folder gets its name when complete;
     an interrupted export leaves nothing behind. Frames are written one by one. `progress`: a bar on a terminal.
@@ -160,7 +179,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _tum_writer(folder: Path, sequence: SyntheticSequence) -> Iterator[Callable[[Frame], None]]:
+def _tum_writer(folder: Path, sequence: Sequence) -> Iterator[Callable[[Frame], None]]:
     """Yield a function that writes the images of a frame to `folder`; their lists are written at the end."""
     for name in IMAGE_LISTS:
         (folder / name).mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raymap3r_ros.geometry.cameras import pixel_rays
+from raymap3r_ros.synthetic.raycast import Solids
 from raymap3r_ros.synthetic.render import render_solids
 from raymap3r_ros.synthetic.textures import colour, random_materials
 from raymap3r_ros.synthetic.worlds import MOVERS, SumOfSines, mover_solids, turn_z
@@ -22,6 +24,7 @@ _PHOTO = 0.6  # share of the solids with pieces of recorded images as texture
 _NEAREST = 0.4  # metres between the camera and the surface of a mover; twice that for a figure
 _LARGEST = 0.35  # half size of a mover relative to its distance, at most
 _BEFORE = 0.1  # metres between a mover and the surface behind it
+_PIXELS = 2_000_000  # rendered together; a limit of the memory
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,19 @@ def add_movers(
     time: Tensor,
     photos: Tensor,
     floor: float,
+    *,
+    many: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images (B, F, 3, H, W), depth (B, F, H, W) and motion (B, F, H, W) bool with movers.
 
     `depth` is negative where it is unknown; its magnitude is then a guess. Cameras: c2w `pose` (B, F, 4, 4) and
     `intrinsics` (B, 3, 3). `time` (B, F) in seconds. Movers get their colours from `photos` (N, 3, h, w) uint8.
-    `floor`: height of the ground in the world.
+    `floor`: height of the ground in the world. `many` (B,) bool: whether a sequence has many movers; by default, the
+    second half of the sequences has.
     """
     count, size = len(image), tuple(image.shape[-2:])
-    many = torch.arange(count) >= count - count // 2
+    if many is None:
+        many = torch.arange(count) >= count - count // 2
     half, centre, yaw = _place(generator, many, depth.abs(), pose, intrinsics, time, floor)
     clock = time + 10 * torch.rand(count, 1, generator=generator)
     solids = mover_solids(half, centre, turn_z(yaw), clock)
@@ -63,12 +70,20 @@ def add_movers(
     brightness = torch.rand(count, 3, generator=generator) * torch.tensor((0.4, 0.4, 0.3))
     brightness = brightness + torch.tensor((0.6, 0.35, 0.15))
     rays, albedo = pixel_rays(intrinsics, size), _paint(generator, intrinsics[:, 0, 0], photos)
-    found, value = render_solids(solids, lights, brightness, pose, rays, albedo)
+    step = max(1, _PIXELS // (count * size[0] * size[1]))
+    parts = [slice(start, start + step) for start in range(0, image.shape[1], step)]
+    seen = [render_solids(_of(solids, part), lights, brightness, pose[:, part], rays, albedo) for part in parts]
+    found, value = (torch.cat(column, dim=1) for column in zip(*seen, strict=True))
     moving = found < depth.abs()
     value = value.movedim(-1, 2)
     noise = 0.01 * torch.rand(count, 1, 1, 1, 1, generator=generator)
     value = value + noise * torch.randn(value.shape, generator=generator)
     return _blend(generator, image, value, moving), torch.where(moving, found, depth), moving
+
+
+def _of(solids: list[Solids], frames: slice) -> list[Solids]:
+    """The solids at some of their frames."""
+    return [dataclasses.replace(s, centre=s.centre[:, frames], rotation=s.rotation[:, frames]) for s in solids]
 
 
 def _blend(generator: torch.Generator, image: Tensor, value: Tensor, moving: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ _FAR = 1e4  # metres; a distance at which the camera's place does not matter
 _STEPS = 5  # from a place to another, until a ray meets a surface
 _MET = 0.02  # relative error of depth at which it does
 _NO_DEPTH = 10.0  # metres; fill of a frame without any depth
+_TOGETHER = 16  # frames of a long sequence that are sampled at once; a limit of the memory
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,31 @@ class Recording:
             )
         if not held_out:
             image = change_colours(generator, image)
-        return Rendering(
-            image=(image * 255).round().to(torch.uint8).movedim(2, -1).to(device),
-            depth=depth.clamp_min(0).to(device),
-            static_depth=static.clamp_min(0).to(device),
-            moving=moving.to(device),
-            pose=pose.to(device),
-            intrinsics=intrinsics.to(device),
-        )
+        return _rendering(image, depth, static, moving, pose, intrinsics, device)
+
+    @torch.no_grad()
+    def in_order(
+        self, size: tuple[int, int], *, first: int | None = None, movers: int | None = None, many: bool = False
+    ) -> Rendering:
+        """The held-out frames in order, all of them, as one sequence of H x W pixels seen by the recorded camera.
+
+        `first`: begin with this frame instead. `movers`: seed of movers, which are `many` or few; None: no movers.
+        Depth of 0 is unknown.
+        """
+        frames = torch.arange(self.trained if first is None else first, len(self.images))
+        parts = [
+            self.look(part[None], self.camera[None], torch.eye(4).repeat(1, len(part), 1, 1), size)
+            for part in frames.split(_TOGETHER)
+        ]
+        image, static, pose = (torch.cat([part[column] for part in parts], dim=1) for column in range(3))
+        intrinsics = parts[0][3]
+        depth, moving = static, torch.zeros_like(static, dtype=torch.bool)
+        if movers is not None:
+            image, depth, moving = add_movers(
+                torch.Generator().manual_seed(movers), image, static, pose, intrinsics, self.stamp[frames][None],
+                self.images[: self.trained], self.floor, many=torch.tensor([many]),
+            )  # fmt: skip
+        return _rendering(image, depth, static, moving, pose, intrinsics, torch.device("cpu"))
 
     def look(
         self, frames: Tensor, camera: Tensor, motion: Tensor, size: tuple[int, int]
@@ -142,6 +160,26 @@ class Recording:
         begin = (total - part) * torch.rand(count, 1, generator=generator)
         steps = (torch.arange(length) + torch.rand(count, length, generator=generator)) / length
         return first + (begin + part * steps).long().clamp(max=total - 1)
+
+
+def _rendering(
+    image: Tensor,
+    depth: Tensor,
+    static: Tensor,
+    moving: Tensor,
+    pose: Tensor,
+    intrinsics: Tensor,
+    device: torch.device,
+) -> Rendering:
+    """Images (B, F, 3, H, W) in 0..1, depth, negative where it is unknown, and the rest as a `Rendering`."""
+    return Rendering(
+        image=(image * 255).round().to(torch.uint8).movedim(2, -1).to(device),
+        depth=depth.clamp_min(0).to(device),
+        static_depth=static.clamp_min(0).to(device),
+        moving=moving.to(device),
+        pose=pose.to(device),
+        intrinsics=intrinsics.to(device),
+    )
 
 
 def sample_depth(depth: Tensor, where: Tensor) -> Tensor:
