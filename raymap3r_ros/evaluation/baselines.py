@@ -85,8 +85,10 @@ def _median_background(runs: list[SequenceRun]) -> np.ndarray | None:
     if not maps or any(depth is None or depth.shape != maps[0].shape for depth in maps):
         return None
     stack = np.stack(maps)
-    stack[:, ~(stack > 0).any(axis=0)] = np.nan
-    return np.nan_to_num(np.nanmedian(np.where(stack > 0, stack, np.nan), axis=0)).astype(np.float32)
+    known = stack > 0
+    # Pixels without any value are 0 in every map, because a median of nothing is a warning.
+    stack = np.where(known | ~known.any(axis=0), stack, np.nan)
+    return np.maximum(np.nanmedian(stack, axis=0), 0).astype(np.float32)
 
 
 def _scaled(true_depth: np.ndarray | None, sample: SampledFrame) -> np.ndarray | None:

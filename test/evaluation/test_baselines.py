@@ -61,6 +61,17 @@ def test_a_constant_background_is_enough_if_all_sequences_show_the_same():
         assert values[baselines.OTHER_RAYS] == values[baselines.NETWORK]
 
 
+@pytest.mark.filterwarnings("error")
+def test_pixels_that_no_depth_camera_has_seen_are_unknown_in_the_constant_background():
+    runs = [sequence("one", 4), sequence("two", 4)]
+    for run in runs:
+        for sample in run.samples:
+            sample.true_static[:, :7] = 0
+    for values in baselines.map_controls(runs, MASK):
+        assert values[baselines.CONSTANT]["mask_iou"] > 0.8  # all but a part of the box in the first frame
+        assert values[baselines.CONSTANT]["false_alarm"] == 0
+
+
 def test_a_bright_moving_object_is_found_by_brightness_alone():
     runs = [sequence("one", 4, bright=True), sequence("two", 2, bright=True)]
     for values in baselines.map_controls(runs, MASK):
