@@ -36,7 +36,7 @@ help:
 	@echo "make test    run all tests; creates the environment $(VENV) if necessary"
 	@echo "make faults  run the fault tests in full, see docs/robustness.md"
 	@echo "make soak    play 100,000 frames into the node and check for trends; FRAMES=N, SECONDS=S, SOAK='more arguments'"
-	@echo "make demo    run the node on a clip and draw its output; CHECKPOINT=cut3r_512, DEMO='more arguments'"
+	@echo "make demo    run the node on a clip and draw its output; CLIP=office|movers|room, CHECKPOINT=cut3r_512, DEMO='more arguments'"
 	@echo "make doctor  check this machine: versions, numbers, memory, large messages, speed; DOCTOR='arguments'"
 	@echo "make lint    check the code with ruff"
 	@echo "make clean   remove the environment and all build products"
@@ -55,7 +55,7 @@ soak: $(VENV)/.package
 	$(ROS) $(VENV)/bin/python benchmarks/soak.py $(if $(FRAMES),--frames $(FRAMES)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
 
 demo: $(VENV)/.package
-	$(ROS) $(VENV)/bin/raymap3r demo $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(DEMO)
+	$(ROS) $(VENV)/bin/raymap3r demo $(if $(CLIP),--clip $(CLIP)) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(DEMO)
 
 doctor: $(VENV)/.package
 	$(ROS) $(VENV)/bin/raymap3r doctor $(DOCTOR)

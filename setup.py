@@ -28,7 +28,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["weights/*.safetensors", "doctor/*.npz"]},
+    package_data={
+        NAME: ["weights/*.safetensors", "doctor/*.npz", "clients/office_clip/*.*", "clients/office_clip/*/*.*"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -37,12 +37,12 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from raymap3r_ros.clients.clips import rendered_room
 from raymap3r_ros.clients.harness import (
     Harness,
     OutputSubscriber,
     back_and_forth,
     paced,
-    rendered_room,
     running_harness,
     set_up_dds,
 )

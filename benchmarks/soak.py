@@ -39,13 +39,13 @@ from scipy.stats import theilslopes
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from raymap3r_ros.clients.clips import rendered_room
 from raymap3r_ros.clients.harness import (
     Diagnostics,
     Harness,
     OutputSubscriber,
     back_and_forth,
     queue,
-    rendered_room,
     running_harness,
     set_up_dds,
 )

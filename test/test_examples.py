@@ -22,7 +22,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from raymap3r_ros.clients.harness import rendered_room
+from raymap3r_ros.clients.clips import rendered_room
 from raymap3r_ros.node.conversions import image_message
 
 LIMIT = 60.0  # seconds; only a failing test waits this long

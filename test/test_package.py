@@ -151,3 +151,13 @@ def test_share_is_installed(root):
     files = [root / "package.xml", *(root / "launch").glob("*.launch.py"), *(root / "config").glob("*")]
     for file in files:
         assert (share / file.relative_to(root)).read_bytes() == file.read_bytes()
+
+
+def test_the_clip_of_the_demo_is_installed(root):
+    """Compared with the checkout: images, depth maps, lists and the notice of their licence."""
+    place = Path("clients", "office_clip")
+    files = {path.relative_to(root / "raymap3r_ros") for path in (root / "raymap3r_ros" / place).rglob("*.*")}
+    assert len(files) == 2 * 79 + 6 and place / "NOTICE.md" in files
+    installed = Path(raymap3r_ros.__file__).parent
+    for file in files:
+        assert (installed / file).read_bytes() == (root / "raymap3r_ros" / file).read_bytes()

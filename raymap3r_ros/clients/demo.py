@@ -9,38 +9,33 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import rclpy
 from rclpy.qos import ReliabilityPolicy
-from sensor_msgs.msg import Image
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from raymap3r_ros.clients.harness import (
-    STOP_LIMIT,
-    Harness,
-    paced,
-    queue,
-    rendered_room,
-    running_harness,
-    set_up_dds,
-)
+from raymap3r_ros.clients.clips import CLIPS, DEFAULT_CLIP, Clip, recorded_clip
+from raymap3r_ros.clients.harness import STOP_LIMIT, Harness, paced, queue, running_harness, set_up_dds
 from raymap3r_ros.clients.recorder import Recorded, Recorder
-from raymap3r_ros.errors import InputError
-from raymap3r_ros.io import open_recording, preview
+from raymap3r_ros.clients.truth_table import score, truth_lines
+from raymap3r_ros.errors import InputError, Raymap3rError
+from raymap3r_ros.evaluation.sequences import Frame
+from raymap3r_ros.io import preview
 from raymap3r_ros.io.output_folder import claim, clear_folder, locked_folder
 from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.video_file import VideoFile
-from raymap3r_ros.node.conversions import image_message
+from raymap3r_ros.node.conversions import camera_info_message, image_message
 from raymap3r_ros.rates import significant
 from raymap3r_ros.text import counted, printable
 
 NAMESPACE = "/raymap3r_demo"
 CAMERA_FRAME = "raymap3r_demo_camera"
+CALIBRATION_TIME = 1.0  # seconds from the calibration to the first image: the node does not acknowledge it
 SHEET_ROWS = 4  # of the preview picture
 SHEET = "preview.png"
 _RESULTS = re.compile(r"preview\.(png|mp4|gif)")
@@ -52,89 +47,102 @@ class SentClip:
 
     stamps: list[int] = field(default_factory=list)  # nanoseconds
     size: tuple[int, int] = (0, 0)  # width, height
+    truth: dict[int, Frame] = field(default_factory=dict)  # frames with ground truth, by stamp
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 if every check passes. Raises InputError for an unusable clip or argument."""
     if not 0.1 <= args.rate <= 1000:
         raise InputError(f"--rate is {args.rate}; allowed: 0.1 to 1000 frames per second")
-    if args.frames < 1:
+    if args.frames is not None and args.frames < 1:
         raise InputError(f"--frames is {args.frames}; allowed: 1 and more")
-    frames = _clip(args.input, args.frames)
+    if args.input is None:
+        clip = CLIPS[args.clip or DEFAULT_CLIP](args.frames)
+    else:
+        clip = recorded_clip(args.input, args.frames)
     set_up_dds()
     with locked_folder(args.out):
         clear_folder(args.out, _RESULTS, overwrite=True, inputs=[args.input] if args.input else [])
-        return _run(args, frames)
+        return _run(args, clip)
 
 
-def _run(args: argparse.Namespace, frames: Iterator[np.ndarray]) -> int:
+def _run(args: argparse.Namespace, clip: Clip) -> int:
     parameters = {
-        "checkpoint": args.checkpoint,
+        "checkpoint": args.checkpoint or clip.checkpoint,
         "device": args.device,
         "every_frame": args.every_frame,
         "execution": "plain",  # recording the kinds of frames would take longer than the clip
         "child_frame": CAMERA_FRAME,
     }
     recorder = partial(
-        Recorder, node_name=f"{NAMESPACE}/raymap3r", image_topic=f"{NAMESPACE}/image", child_frame=CAMERA_FRAME
+        Recorder,
+        node_name=f"{NAMESPACE}/raymap3r",
+        image_topic=f"{NAMESPACE}/image",
+        child_frame=CAMERA_FRAME,
+        calibration_topic="" if clip.intrinsics is None else f"{NAMESPACE}/camera_info",
     )
     with running_harness(NAMESPACE, parameters, recorder) as harness:
-        sent = _send(frames, args, harness)
+        sent = _send(clip, args, harness)
         recorded = harness.request(sent.stamps[-1])
         status = harness.stop_node()
-    failures = _report(args, sent, recorded, status)
-    _write_preview(recorded, args)
+    failures = _report(args, "; ".join(filter(None, (clip.about, clip.note))), sent, recorded, status)
+    _print_comparison(sent, recorded, clip.trained)
+    _write_preview(recorded, args, clip.note)
     return 1 if failures else 0
-
-
-# ---------------------------------------------------------------------------------------------------------- the clip
-
-
-def _clip(path: Path | None, count: int) -> Iterator[np.ndarray]:
-    """(h, w, 3) uint8 RGB images. Raises InputError."""
-    if path is None:
-        return iter(rendered_room(count))
-    return (frame.image for frame in open_recording(path, max_frames=count))
 
 
 # -------------------------------------------------------------------------------------------------------- the camera
 
 
-def _send(frames: Iterator[np.ndarray], args: argparse.Namespace, harness: Harness) -> SentClip:
+def _send(clip: Clip, args: argparse.Namespace, harness: Harness) -> SentClip:
     """Send the clip at the rate of the arguments once all processes are connected."""
     camera = harness.camera
     reliability = ReliabilityPolicy.RELIABLE if args.every_frame else ReliabilityPolicy.BEST_EFFORT
     publisher = camera.create_publisher(Image, "image", queue(reliability, 100 if args.every_frame else 1))
+    calibration = None
+    if clip.intrinsics is not None:
+        calibration = camera.create_publisher(CameraInfo, "camera_info", queue(ReliabilityPolicy.RELIABLE, 1))
     print("waiting for the node ...", flush=True)
     harness.wait_until_connected()
-    while not publisher.get_subscription_count():
+    while not all(one.get_subscription_count() for one in (publisher, calibration) if one):
         harness.check_running()
         time.sleep(0.02)
+    if calibration:
+        height, width = clip.frames[0].image.shape[:2]
+        calibration.publish(camera_info_message(_header(camera.get_clock().now()), clip.intrinsics, width, height))
+        time.sleep(CALIBRATION_TIME)
     print(f"playing at {args.rate:g} Hz ...", flush=True)
     stamps: list[int] = []
-    for image in paced(frames, args.rate):
+    truth: dict[int, Frame] = {}
+    for frame in paced(clip.frames, args.rate):
         now = camera.get_clock().now()
-        header = Header(stamp=now.to_msg(), frame_id=CAMERA_FRAME)
-        publisher.publish(image_message(header, image, "rgb8"))
+        publisher.publish(image_message(_header(now), frame.image, "rgb8"))
         stamps.append(now.nanoseconds)
-        size = image.shape[1], image.shape[0]
+        size = frame.image.shape[1], frame.image.shape[0]
+        if calibration:
+            calibration.publish(camera_info_message(_header(now), clip.intrinsics, *size))
+            truth[now.nanoseconds] = frame
     # Images that DDS has not delivered yet are lost with their publisher.
     publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=STOP_LIMIT))
-    return SentClip(stamps, size)
+    return SentClip(stamps, size, truth)
+
+
+def _header(now: Time) -> Header:
+    return Header(stamp=now.to_msg(), frame_id=CAMERA_FRAME)
 
 
 # -------------------------------------------------------------------------------------------------------- the results
 
 
-def _report(args: argparse.Namespace, clip: SentClip, recorded: Recorded, status: int) -> list[str]:
-    """Print the table; returns the checks that failed."""
+def _report(args: argparse.Namespace, about: str, clip: SentClip, recorded: Recorded, status: int) -> list[str]:
+    """Print the table of a clip; `about`: its content. Returns the checks that failed."""
     values = recorded.diagnostics
     sent = len(clip.stamps)
     out = len(recorded.stamps["pose"])
     rate = (sent - 1) / (clip.stamps[-1] - clip.stamps[0]) * 1e9 if sent > 1 else 0.0
     print()
-    name = printable(args.input or "the rendered room")
-    print(f"camera     {counted(sent, 'frame')} of {clip.size[0]}x{clip.size[1]} at {significant(rate)} Hz: {name}")
+    size = f"{clip.size[0]}x{clip.size[1]}"
+    print(f"camera     {counted(sent, 'frame')} of {size} at {significant(rate)} Hz: {printable(about)}")
     node = f"{values.get('checkpoint')}, on {values.get('device')}, rule {values.get('update rule')}"
     print(f"node       {printable(node)}")
     print(
@@ -153,6 +161,17 @@ def _report(args: argparse.Namespace, clip: SentClip, recorded: Recorded, status
         if not holds:
             failures.append(text)
     return failures
+
+
+def _print_comparison(clip: SentClip, recorded: Recorded, trained: np.ndarray | None) -> None:
+    """Print the comparison with the ground truth, if the clip has one."""
+    if not clip.truth:
+        return
+    print("\ncompared with the ground truth:")
+    try:
+        print(truth_lines(score(clip.truth, recorded, trained)) or "nothing: no pose and no picture was received")
+    except Raymap3rError as error:
+        print(f"not possible: {printable(error)}")
 
 
 def check_outputs(every_frame: bool, clip: SentClip, recorded: Recorded, status: int) -> dict[str, bool]:
@@ -179,8 +198,8 @@ def _except(topics: list[str]) -> str:
     return f", except of {', '.join(topics)}" if topics else ""
 
 
-def _write_preview(recorded: Recorded, args: argparse.Namespace) -> None:
-    """Write a video of the panels and a picture of some of them."""
+def _write_preview(recorded: Recorded, args: argparse.Namespace, note: str) -> None:
+    """Write a video of the panels and a picture of some of them; `note`: part of the captions."""
     untrained = "untrained" in recorded.diagnostics.get("checkpoint", "")
     colors = preview.DepthRange()
     rows = []
@@ -191,7 +210,7 @@ def _write_preview(recorded: Recorded, args: argparse.Namespace) -> None:
                 depth,
                 dynamic_map,
                 mask,
-                f"frame {index}, {args.rate:g} Hz over DDS",
+                ", ".join(filter(None, (f"frame {index}, {args.rate:g} Hz over DDS", note))),
                 depth_range=colors.update(depth),
                 warning=preview.UNTRAINED if untrained else "",
             )

@@ -7,7 +7,6 @@ The camera runs in the calling process, the node and the subscriber in processes
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import logging
@@ -23,7 +22,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
@@ -50,7 +48,6 @@ from raymap3r_ros.node.dds_profile import (
 from raymap3r_ros.node.map_publisher import MAP_TOPICS
 from raymap3r_ros.node.publishers import RELIABLE, TOPICS
 from raymap3r_ros.signals import interrupted_once
-from raymap3r_ros.synthetic import suite_sequence
 from raymap3r_ros.text import printable
 
 log = logging.getLogger(__name__)
@@ -231,15 +228,6 @@ def _init_rclpy() -> None:
 
 def _create_node(name: str, namespace: str, ros_arguments: Sequence[str]) -> Node:
     return rclpy.create_node(name, namespace=namespace, cli_args=["--ros-args", *ros_arguments])
-
-
-def rendered_room(count: int, size: tuple[int, int] = (120, 160)) -> list[np.ndarray]:
-    """`count` images of `size` (height, width) of the room of the shipped weights, with moving objects.
-
-    The sequence is not part of the training data.
-    """
-    sequence = suite_sequence("heavy", 0, world="one_room", size=size)
-    return [frame.image for frame in dataclasses.replace(sequence, length=count).frames()]
 
 
 def back_and_forth(items: Sequence[Item]) -> Iterator[Item]:

@@ -31,6 +31,8 @@ class Recorded:
     poses: dict[int, conversions.Numbers] = field(default_factory=dict)  # by stamp
     transforms: dict[int, conversions.Numbers] = field(default_factory=dict)  # by stamp
     not_finite: int = 0  # pixels of ~/depth
+    intrinsics: np.ndarray | None = None  # (3, 3) pixels of the last images of ~/rgb
+    picture_stamps: list[int] = field(default_factory=list)  # of the pictures, nanoseconds
     # rgb, depth, dynamic map, mask; the last two are None if motion was not estimated, as in the first frames
     pictures: list[tuple[np.ndarray | None, ...]] = field(default_factory=list)
     diagnostics: dict[str, str] = field(default_factory=dict)  # values of the last message
@@ -39,14 +41,22 @@ class Recorded:
 class Recorder(OutputSubscriber):
     """Subscribes to every output; replies to the stamp of the last image with a Recorded, once its outputs arrived."""
 
-    def __init__(self, node: Node, node_name: str, image_topic: str, child_frame: str) -> None:
-        """`child_frame`: frame of the transforms to record."""
+    def __init__(
+        self, node: Node, node_name: str, image_topic: str, child_frame: str, calibration_topic: str = ""
+    ) -> None:
+        """`child_frame`: frame of the transforms to record. `calibration_topic`: full name, if the camera has one."""
         self._child_frame = child_frame
+        self._calibration_topic = calibration_topic
         outputs = (*TOPICS, "tf")
         self._recorded = Recorded({topic: [] for topic in outputs}, {topic: [] for topic in outputs})
         self._messages = 0
         self._pictures: dict[int, dict[str, np.ndarray]] = {}
         super().__init__(node, node_name, outputs, image_topic)
+
+    def is_connected(self) -> bool:
+        """Also whether the node has matched the calibration of the camera."""
+        topic = self._calibration_topic
+        return super().is_connected() and (not topic or self.diagnostics.publishers_of(topic) > 0)
 
     def receive(self, topic: str, message: Any) -> None:
         """Record a message."""
@@ -56,6 +66,8 @@ class Recorder(OutputSubscriber):
         stamp = self._add(topic, message.header.stamp)
         if topic == "pose":
             self._recorded.poses[stamp] = conversions.pose_numbers(message.pose.position, message.pose.orientation)
+        if topic == "camera_info":
+            self._recorded.intrinsics = np.array(message.k, np.float64).reshape(3, 3)
         if topic == "depth":
             self._recorded.not_finite += int((~np.isfinite(_array(message))).sum())
         if topic in PICTURES and (stamp in self._pictures or len(self._pictures) < MAX_PICTURES):
@@ -71,8 +83,9 @@ class Recorder(OutputSubscriber):
             if now - since > (max(IDLE_LIMIT, 3 * slowest) if seen else FIRST_LIMIT):
                 break
             self.spin()
-        complete = [maps for _, maps in sorted(self._pictures.items()) if {"rgb", "depth"} <= maps.keys()]
-        self._recorded.pictures = [tuple(maps.get(topic) for topic in PICTURES) for maps in complete]
+        complete = {stamp: maps for stamp, maps in sorted(self._pictures.items()) if {"rgb", "depth"} <= maps.keys()}
+        self._recorded.picture_stamps = list(complete)
+        self._recorded.pictures = [tuple(maps.get(topic) for topic in PICTURES) for maps in complete.values()]
         self._recorded.diagnostics = self.diagnostics.values
         return self._recorded
 
