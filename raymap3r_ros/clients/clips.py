@@ -43,7 +43,10 @@ class Clip:
 
 
 def office(count: int | None = None) -> Clip:
-    """A part of a recording of a real office that the weights are not trained on; nothing moves but the camera."""
+    """A part of a recording of a real office that the weights are not trained on.
+
+    All pixels count as static. A man who sits in the background of some images turns his head.
+    """
     (sequence,) = load_tum_folder(OFFICE)
     still = np.zeros(OFFICE_SIZE, bool)
     frames = (dataclasses.replace(frame, static_depth=frame.depth, moving=still) for frame in sequence.frames())
@@ -51,7 +54,7 @@ def office(count: int | None = None) -> Clip:
 
 
 def movers(count: int | None = None) -> Clip:
-    """The images of `office` with rendered movers, whose masks and depths are exact."""
+    """The images of `office` with rendered movers, whose masks and depths are exact; all other pixels are static."""
     recording = read_recording(OFFICE, OFFICE_SIZE)
     seed = find_movers(recording, 0, EVALUATION_SEEDS, many=False)
     sequence = CompositedSequence("movers", recording, OFFICE_SIZE, 0, seed)
