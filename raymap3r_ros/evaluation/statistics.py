@@ -6,6 +6,7 @@ NaN means that a figure is undefined for a sequence; such values are ignored eve
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -29,7 +30,18 @@ def optional_module(name: str) -> ModuleType:
     Raises Raymap3rError with the command to install it if it is missing.
     """
     try:
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except ValueError:
+            # Matplotlib refuses a backend that is not installed, such as the one that Jupyter sets for its commands.
+            # Pictures that go to files need none.
+            backend = os.environ.pop("MPLBACKEND", None)
+            if backend is None:
+                raise
+            try:
+                return importlib.import_module(name)
+            finally:
+                os.environ["MPLBACKEND"] = backend
     except ModuleNotFoundError as error:
         raise Raymap3rError(
             f"{error.name} is not installed; the evaluation needs it: pip install evo scipy matplotlib"

@@ -40,7 +40,16 @@ def new_bag(folder: Path, compressed: bool = False) -> Any:
         from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
     except ImportError as error:
         raise InputError(f"{folder}: writing bags needs: pip install rosbags") from error
-    writer = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
+
+    class GroupWriter(Writer):
+        """Gives the folder the permissions of its files: the library ignores the umask of a group's shared folder."""
+
+        def open(self) -> None:
+            super().open()
+            own, file = (path.stat().st_mode for path in (self.path, next(self.path.iterdir())))
+            self.path.chmod(own & 0o7000 | file & 0o666 | (file & 0o444) >> 2)
+
+    writer = GroupWriter(folder, version=9, storage_plugin=StoragePlugin.MCAP)
     if compressed:
         writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
     return writer

@@ -36,6 +36,7 @@ class SilenceWatch:
         self._node = node
         self._stoppage = stoppage
         self._reporter = reporter
+        self._received: set[str] = set()  # topics, as given to `watched`, on which anything has arrived
         self._last: dict[str, float] = {}  # time of the last message or of the start, by topic as given to `watched`
         self._due: dict[str, float] = {}  # time of the next warning, by full name of the topic
         self._start = time.monotonic()
@@ -46,6 +47,7 @@ class SilenceWatch:
 
         def receive(message: Any) -> None:
             self._last[topic] = time.monotonic()
+            self._received.add(topic)
             callback(message)
 
         return receive
@@ -53,22 +55,28 @@ class SilenceWatch:
     def check(self, subscriptions: Iterable[Subscription], last_work: float, *, every_frame: bool) -> None:
         """Warn of each watched topic on which nothing has arrived for SILENCE seconds; the log once in REPEAT seconds.
 
-        A camera may wait for the result of its last image, as in a replay. The silence of images begins when the node
-        has processed all that it has received, at `last_work`. With `every_frame`, all publishers may wait.
+        A publisher that has not sent anything yet gets twice as long: it may be starting. A camera may wait for the
+        result of its last image, as in a replay. The silence of images begins when the node has processed all that it
+        has received, at `last_work`. With `every_frame`, all publishers may wait.
         """
         now = time.monotonic()
         by_topic = {subscription.topic_name: subscription for subscription in subscriptions}
-        watched = [(by_topic[self._node.resolve_topic_name(topic)], last) for topic, last in self._last.items()]
+        watched = [
+            (by_topic[self._node.resolve_topic_name(topic)], last, topic in self._received)
+            for topic, last in self._last.items()
+        ]
         if self._node.get_parameter("use_sim_time").value:
-            last = max(self._start, self._node.clock_arrival)
-            watched += [(one, last) for one in self._node.subscriptions if one.msg_type is Clock]
-        for subscription, last in watched:
+            arrival = self._node.clock_arrival
+            last = max(self._start, arrival)
+            watched += [(one, last, arrival > 0) for one in self._node.subscriptions if one.msg_type is Clock]
+        for subscription, last, has_received in watched:
             topic = subscription.topic_name
             last = max(last, self._stoppage.ended)
             is_image = subscription.msg_type in (Image, CompressedImage)
             if is_image or (every_frame and self._node.count_publishers(topic)):
                 last = max(last, last_work)
-            if now - last < SILENCE:
+            starting = not has_received and self._node.count_publishers(topic)
+            if now - last < (2 * SILENCE if starting else SILENCE):
                 if self._due.pop(topic, None):
                     self._reporter.stand(f"silence of {topic}", "")
                 continue

@@ -5,6 +5,7 @@ docs/synthetic.md describes layout, topics, units and frames.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -33,6 +34,8 @@ from raymap3r_ros.io.png import mask_image, quantise_depth, write_png
 from raymap3r_ros.output_files import partial_path
 from raymap3r_ros.signals import stop_signals_held
 from raymap3r_ros.synthetic.suites import Frame
+
+log = logging.getLogger(__name__)
 
 FORMATS = ("tum", "bag", "both")
 
@@ -165,14 +168,25 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
                 if folder.exists():
                     folder.rename(replaced)
                 partial.rename(folder)
-                remove_written(replaced)
-                remove_empty(replaced)
+                _remove_replaced(replaced)
         except BaseException:
             with stop_signals_held():
                 remove_written(partial)
             raise
         finally:
             remove_empty(partial)
+
+
+def _remove_replaced(folder: Path) -> None:
+    """Remove the earlier sequence. The new one has its name already, so that a failure is only a warning."""
+    try:
+        remove_written(folder)
+        remove_empty(folder)
+    except OSError as error:
+        log.warning(
+            "%s: the earlier sequence, which was replaced, could not be removed completely: %s; remove it yourself",
+            folder, error.strerror or error,
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- TUM RGB-D

@@ -1,5 +1,7 @@
 """Intervals and correlations against closed forms, and against scipy."""
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -105,3 +107,15 @@ def test_error_for_a_missing_library_contains_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "evo", None)
     with pytest.raises(Raymap3rError, match=r"evo is not installed.*pip install evo scipy matplotlib"):
         optional_module("evo")
+
+
+def test_a_backend_that_is_not_installed_does_not_prevent_pictures():
+    """Jupyter sets one for the commands that it runs."""
+    pytest.importorskip("matplotlib")
+    program = (
+        "import os; from raymap3r_ros.evaluation.statistics import optional_module\n"
+        "optional_module('matplotlib.figure').Figure(); print(os.environ['MPLBACKEND'])"
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "module://not_installed.backend\n", done.stderr

@@ -1,6 +1,8 @@
 """Exported sequences against their frames, read by independent readers."""
 
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError, OptionError
 from raymap3r_ros.io import open_recording
 from raymap3r_ros.io.output_folder import MANIFEST, claim
-from raymap3r_ros.synthetic import SUITES, Frame, suite_sequence
+from raymap3r_ros.synthetic import SUITES, Frame, export, suite_sequence
 from raymap3r_ros.synthetic.export import TOPICS, export_sequence
 
 SIZE = 24, 32  # height, width
@@ -225,6 +227,35 @@ def test_existing_sequence_is_kept_or_replaced_as_a_whole(tmp_path):
     export_sequence(Sequence(length=3), tmp_path, "tum", overwrite=True)
     assert files_in(tmp_path) == [folder.name] and len(rows_of(folder / "rgb.txt")) == 3
     assert not (folder / "bag").exists()
+
+
+def test_a_sequence_that_was_replaced_but_not_removed_is_a_warning(tmp_path, monkeypatch, caplog):
+    export_sequence(Sequence(length=1), tmp_path, "tum")
+    remove = export.remove_written
+
+    def removed(folder: Path) -> None:
+        if folder.name.endswith(".replaced") and folder.exists():
+            raise PermissionError(13, "Permission denied")
+        remove(folder)
+
+    monkeypatch.setattr(export, "remove_written", removed)
+    folder = export_sequence(Sequence(length=2), tmp_path, "tum", overwrite=True)
+    assert len(list((folder / "rgb").iterdir())) == 2
+    (line,) = caplog.messages
+    assert "could not be removed completely: Permission denied; remove it yourself" in line
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o775), (0o022, 0o755), (0o077, 0o700)])
+def test_the_folder_of_a_bag_has_the_permissions_of_its_files(tmp_path, umask, mode):
+    program = (
+        "import os, sys; from pathlib import Path; from raymap3r_ros.io.bag_messages import new_bag\n"
+        f"os.umask({umask})\nwith new_bag(Path(sys.argv[1])): pass"
+    )
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group").chmod(0o2755)
+    for parent, special in ((tmp_path, 0), (tmp_path / "group", 0o2000)):
+        subprocess.run([sys.executable, "-c", program, parent / "bag"], check=True)
+        assert (parent / "bag").stat().st_mode & 0o7777 == special | mode
 
 
 def test_unrelated_files_are_never_replaced(tmp_path):
