@@ -13,9 +13,11 @@ import math
 import os
 import queue
 import resource
+import shutil
 import signal
 import struct
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from itertools import groupby
@@ -41,6 +43,7 @@ from raymap3r_ros.signals import STOP_SIGNALS
 log = logging.getLogger(__name__)
 
 SECONDS_PER_MESSAGE, BYTES_PER_SECOND = 0.1, 5e6  # of computing time that each message adds to its limit
+_LITTLE_SPACE = 64 * 2**20  # bytes; SQLite sorts in temporary files
 MAX_MESSAGE = 2**28  # bytes: the largest images have 200 MB
 MAX_SMALL_MESSAGE = 2**22  # bytes, of types other than images: their objects are much larger than their bytes
 DEFINITIONS = "definitions"  # a request
@@ -421,6 +424,11 @@ def _send_next(connection: Connection, source: Iterator[Any], raw: bool) -> int:
 
 def _reason(error: Exception) -> str:
     """Return the reason of a failure, in words if it is a limit of this process."""
+    if any(part in str(error) for part in ("disk I/O error", "disk is full")):
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        if free < _LITTLE_SPACE:
+            return f"the folder of temporary files, {folder}, is full; set TMPDIR to one with more space"
     limited = isinstance(error, MemoryError) or type(error).__name__ == "NoMemError"
     if limited or any(part in str(error) for part in ("allocation", "disk I/O error", "disk is full")):
         return (

@@ -6,6 +6,7 @@ temporary copy; the bag itself is never changed.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -146,7 +147,11 @@ def prepare(file: Path, copy: Path) -> DataFile:
             loss, empty = _recover_mcap(file, copy)
             return DataFile(copy, kind, loss, empty)
     except OSError as error:
-        raise InputError(f"{file}: cannot be repaired in {copy.parent}: {error.strerror or error}") from error
+        what = "unpacked" if kind == ZSTD else "repaired"
+        raise InputError(
+            f"{file}: cannot be {what} in {copy.parent}: {error.strerror or error}; set TMPDIR to a folder with more "
+            "space"
+        ) from error
     # The library puts the path into a URI, and recognises formats by their suffix.
     if file.suffix == kind and re.fullmatch(r"[\w./ -]+", str(file), re.ASCII):
         return DataFile(file, kind)
@@ -194,6 +199,8 @@ def _recover_sqlite(file: Path, copy: Path) -> None:
             database.execute("PRAGMA journal_mode=DELETE").fetchall()
             database.execute("SELECT count(*) FROM sqlite_master").fetchall()
     except sqlite3.Error as error:
+        if "disk is full" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise InputError(
             f"{file}: the journal beside it ({file.name}-wal or -journal) cannot be applied: {error}; repair it with: "
             f"sqlite3 {file.name} .recover | sqlite3 NEW.db3"

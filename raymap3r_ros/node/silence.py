@@ -55,9 +55,9 @@ class SilenceWatch:
     def check(self, subscriptions: Iterable[Subscription], last_work: float, *, every_frame: bool) -> None:
         """Warn of each watched topic on which nothing has arrived for SILENCE seconds; the log once in REPEAT seconds.
 
-        A publisher that has not sent anything yet gets twice as long: it may be starting. A camera may wait for the
-        result of its last image, as in a replay. The silence of images begins when the node has processed all that it
-        has received, at `last_work`. With `every_frame`, all publishers may wait.
+        If nothing has arrived on a topic yet, the limit is twice as long: its publisher may be starting. A camera may
+        wait for the result of its last image, as in a replay. The silence of images begins when the node has processed
+        all that it has received, at `last_work`. With `every_frame`, all publishers may wait.
         """
         now = time.monotonic()
         by_topic = {subscription.topic_name: subscription for subscription in subscriptions}
@@ -75,8 +75,7 @@ class SilenceWatch:
             is_image = subscription.msg_type in (Image, CompressedImage)
             if is_image or (every_frame and self._node.count_publishers(topic)):
                 last = max(last, last_work)
-            starting = not has_received and self._node.count_publishers(topic)
-            if now - last < (2 * SILENCE if starting else SILENCE):
+            if now - last < (SILENCE if has_received else 2 * SILENCE):
                 if self._due.pop(topic, None):
                     self._reporter.stand(f"silence of {topic}", "")
                 continue

@@ -40,6 +40,7 @@ from raymap3r_ros.node.summary import FrameSummary, summarize
 from raymap3r_ros.stamps import clock_problem
 from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.batching import step_of
+from raymap3r_ros.streaming.cover import why_blank
 from raymap3r_ros.text import counted, printable, with_details
 
 DEFAULT_FRAME = "camera_optical_frame"
@@ -421,7 +422,7 @@ class StreamNode(GuardedNode):
             image, intrinsics = frame.calibration.rectify(image)
         blank = session.cover.add(image, conversions.seconds(frame.stamp), session.settings.node.max_gap)
         self._reporter.stand(
-            "cover", "the images are blank (black, or without texture): is the camera covered?" if blank else ""
+            "cover", f"the images are blank ({why_blank(image)}): is the camera covered?" if blank else ""
         )
         if blank:
             self._monitor.count("blank frames")

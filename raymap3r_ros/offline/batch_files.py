@@ -181,10 +181,21 @@ def recordings_in(names: Iterator[str] | list[str]) -> list[str]:
             found.append(folder)
         elif bags or videos:
             found += bags + videos
+            _name_left_out_images(folder, visible, bags + videos)
         elif any(name.suffix.lower() in IMAGE_SUFFIXES for name in visible):
             found.append(folder)
     texts = ("" if name == PurePosixPath() else str(name) for name in found)
     return sorted(texts, key=natural_key)
+
+
+def _name_left_out_images(folder: PurePosixPath, visible: list[PurePosixPath], taken: list[PurePosixPath]) -> None:
+    """Warn of images beside recordings. As many as these are probably their thumbnails."""
+    images = sum(name.suffix.lower() in IMAGE_SUFFIXES for name in visible)
+    if images > len(taken):
+        log.warning(
+            "%s: %d images are left out, because there are recordings beside them: %s; to process them too, move them "
+            "to a folder of their own", folder, images, name_list([name.name for name in taken]),
+        )  # fmt: skip
 
 
 def _is_results(names: set[str]) -> bool:

@@ -48,7 +48,7 @@ from raymap3r_ros.offline.summary import Milliseconds, RunSummary
 from raymap3r_ros.rates import rounded
 from raymap3r_ros.signals import on_stop_signals, print_now, stop_signals_held
 from raymap3r_ros.streaming import RULES, StepResult, Stream, StreamOptions
-from raymap3r_ros.streaming.cover import Cover
+from raymap3r_ros.streaming.cover import Cover, why_blank
 from raymap3r_ros.streaming.plausibility import PlausibilityCheck
 from raymap3r_ros.streaming.recordings import long_running
 from raymap3r_ros.streaming.stream_options import check_keyframes, check_known_poses
@@ -258,9 +258,9 @@ class _Run:
         if self.cover.add(frame.image, frame.stamp, self.recording.max_gap):
             if self.cover.frames == 1:
                 log.warning(
-                    "the image at %.3f s is blank (black, or without texture): nothing is written for such images",
-                    frame.stamp,
-                )
+                    "the image at %.3f s is blank (%s): nothing is written for such images",
+                    frame.stamp, why_blank(frame.image),
+                )  # fmt: skip
             return
         pose = None if self.known is None else self.known.pose_at(frame.stamp)
         if self.cover.ended or frame.jumps != self.jumps:

@@ -14,6 +14,7 @@ _DARK, _FLAT = 10.0, 4.0  # of 255: largest mean and standard deviation of a bla
 # Of 255: largest standard deviation about a smooth surface (light that falls off, a vignette) of an image without
 # texture. A finger with noise of 4 has less at 320x240, every rendered or recorded image of the tests has more.
 _SMOOTH = 2.0
+_UNSCALED = 64  # of 255: brighter values are not those of 14 bits in 16
 _DEGREE = 4  # of the surface
 _IN_DEGREE = np.add.outer(np.arange(_DEGREE + 1), np.arange(_DEGREE + 1)) <= _DEGREE  # of products of two polynomials
 _SIZE = 96, 128  # rows and columns that are judged, at most; pixels of larger images are averaged, which removes noise
@@ -64,6 +65,17 @@ def is_blank(image: np.ndarray) -> bool:
     # Products of orthonormal polynomials are orthonormal: their coefficients are those of the least-squares surface.
     surface = (down.T @ grey @ across) * _IN_DEGREE
     return bool((grey - down @ surface @ across.T).std() < _SMOOTH)
+
+
+def why_blank(image: np.ndarray) -> str:
+    """Describe a blank image (h, w, 3) uint8, with the likely cause of a dark one that is not quite black."""
+    highest = int(image.max(initial=0))
+    if not 0 < highest < _UNSCALED:
+        return "black, or without texture"
+    return (
+        f"black, or without texture; its highest value is {highest} of 255: values of 10 to 14 bits in images of 16 "
+        "bits must be multiplied to fill these"
+    )
 
 
 @functools.lru_cache(maxsize=16)

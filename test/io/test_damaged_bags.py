@@ -33,7 +33,7 @@ from recordings import (
 
 from raymap3r_ros import cli
 from raymap3r_ros.errors import InputError
-from raymap3r_ros.io import open_recording
+from raymap3r_ros.io import bag_child, bag_files, open_recording
 from raymap3r_ros.io.bag_messages import new_bag
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -84,6 +84,23 @@ def test_journal_of_a_killed_recorder_is_applied_and_kept(tmp_path, caplog, jour
     assert indices(data_file(killed)) == list(range(count))
     assert "a killed recorder left a journal" in caplog.text
     assert {item.name: item.read_bytes() for item in killed.iterdir()} == before
+
+
+def test_a_full_folder_of_temporary_files_is_no_damage(tmp_path, monkeypatch):
+    killed = data_file(killed_recorder(tmp_path, "WAL"))
+    full = "database or disk is full"
+
+    def connect(path):
+        raise sqlite3.OperationalError(full)
+
+    monkeypatch.setattr(bag_files.sqlite3, "connect", connect)
+    text = f"cannot be repaired in {tmp_path}: No space left on device; set TMPDIR to a folder with more space"
+    with pytest.raises(InputError, match=re.escape(text)):
+        bag_files.prepare(killed, tmp_path / "copy")
+    usage = shutil.disk_usage(tmp_path)
+    for free, reason in ((10_000, "is full; set TMPDIR"), (2**40, "too much memory or disk space for its size")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: usage._replace(free=free))
+        assert reason in bag_child._reason(sqlite3.OperationalError(full))
 
 
 @pytest.mark.parametrize("name", ["run#3", "a?mode=memory", "100%25", "%d", "ro[b]*", "é ü", "file:x", b"\xff\xfe"])

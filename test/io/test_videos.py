@@ -354,6 +354,14 @@ def test_a_video_of_images_that_were_never_written_is_no_success(tmp_path, value
     assert recording.ended.startswith("every image is black, or the same") and "-vf bwdif" in recording.ended
 
 
+def test_a_part_in_which_a_camera_stands_is_one_of_a_video_that_moves(tmp_path):
+    path = write_grey(tmp_path / "a.avi", [*range(60, 90), *[90] * 30])
+    recording = open_recording(path, start=2.0)
+    assert len(list(recording)) == 20 and not recording.ended
+    recording = open_recording(write_grey(tmp_path / "b.avi", [90] * 60), start=2.0)
+    assert len(list(recording)) == 20 and recording.ended.startswith("every image is black, or the same")
+
+
 @pytest.mark.parametrize("values", [[0] * 9 + [90], [90], [90] * 9 + [91]])
 def test_a_dark_or_still_video_is_one(tmp_path, values):
     recording = open_recording(write_grey(tmp_path / "a.avi", values))

@@ -56,6 +56,19 @@ def test_recordings_in_a_folder():
     assert recordings_in(["readme.md"]) == []
 
 
+def test_images_beside_recordings_are_named_unless_they_may_be_thumbnails(caplog):
+    day = [*(f"S01/img_{index}.jpg" for index in range(30)), "S01/quicklook.avi", "S01/odometry.csv"]
+    assert recordings_in(day) == ["S01/quicklook.avi"]
+    (line,) = caplog.messages
+    assert line.startswith("S01: 30 images are left out, because there are recordings beside them: quicklook.avi")
+    caplog.clear()
+    assert recordings_in(["a/clip1.mp4", "a/clip1.jpg", "a/clip2.mp4", "a/clip2.jpg"]) == [
+        "a/clip1.mp4",
+        "a/clip2.mp4",
+    ]
+    assert not caplog.messages
+
+
 def test_links_to_folders_elsewhere_are_named(tmp_path, caplog):
     for folder in ("day/one", "store/two"):
         (tmp_path / folder).mkdir(parents=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from raymap3r_ros.io import open_recording
-from raymap3r_ros.streaming.cover import Cover, is_blank
+from raymap3r_ros.streaming.cover import Cover, is_blank, why_blank
 from raymap3r_ros.synthetic import suite_sequence
 
 
@@ -53,6 +53,14 @@ def asphalt(size: tuple[int, int]) -> np.ndarray:
 def test_only_images_without_content_are_blank(image: np.ndarray, blank: bool):
     cover = Cover()
     assert cover.add(image, 0.0, 2.0) == blank and cover.frames == blank
+
+
+def test_dark_images_of_16_bits_are_named():
+    twelve_bits = np.resize(np.linspace(0, 4095, 64), (48, 64)) + 200 * np.sin(np.arange(48))[:, None]
+    image = np.repeat((twelve_bits.clip(0, 4095) // 256).astype(np.uint8)[..., None], 3, axis=2)
+    assert is_blank(image) and "its highest value is 15 of 255: values of 10 to 14 bits" in why_blank(image)
+    for other in (np.zeros((48, 64, 3), np.uint8), np.full((48, 64, 3), 120, np.uint8)):
+        assert is_blank(other) and why_blank(other) == "black, or without texture"
 
 
 @pytest.mark.parametrize("world", ["one_room", "varied"])

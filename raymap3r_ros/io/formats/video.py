@@ -137,6 +137,8 @@ def _frames(
             if options.is_over(stamp - begin):
                 return
             if stamp - begin < options.start:
+                # Whether images are all the same is judged from the first one of the file on.
+                first = capture.retrieve()[1] if index == 0 else first
                 index += 1
                 continue
             if read % options.stride == 0:
