@@ -50,7 +50,9 @@ class StampClock:
         if stamp > 0:
             return stamp
         continued = time + (self._shift or 0)
-        return continued if 0 < continued < END else time
+        if continued <= 0:  # before the clock's zero: an image of a simulation's first moment, recorded a while before
+            return 1
+        return continued if continued < END else time
 
 
 class JumpDetector:

@@ -52,12 +52,18 @@ def test_without_any_stamp_the_time_of_receipt_is_used():
     assert reports == ["the images have no stamps: the time of receipt is used"]
 
 
+def test_a_simulation_begins_at_zero():
+    """Its first image, recorded longer before the second one than their stamps differ, is no image of 1970."""
+    wall = 1_700_000_000 * 10**9
+    clock = StampClock(lambda text: None, [(0, wall), (100_000_000, wall + 103_000_000)])
+    stamps = [clock.image(0, wall), clock.image(100_000_000, wall + 103_000_000)]
+    assert stamps == [1, 100_000_000]
+
+
 def test_a_continued_stamp_that_no_message_can_hold_is_replaced_by_the_time():
     clock = StampClock(print)
     clock.image(2**31 * SECOND - 1, 1000 * SECOND)
     assert clock.image(0, 1001 * SECOND) == 1001 * SECOND
-    clock.image(1, 1000 * SECOND)
-    assert clock.image(0, 900 * SECOND) == 900 * SECOND
 
 
 def test_rising():
