@@ -74,7 +74,7 @@ def room(count: int | None = None) -> Clip:
 
 
 CLIPS: dict[str, Callable[[int | None], Clip]] = {"office": office, "movers": movers, "room": room}
-DEFAULT_CLIP = "room"
+DEFAULT_CLIP = "office"
 
 
 def recorded_clip(path: Path, count: int | None = None) -> Clip:

@@ -19,17 +19,16 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from raymap3r_ros.clients.clips import CLIPS, DEFAULT_CLIP, OFFICE_WEIGHTS, Clip, recorded_clip
+from raymap3r_ros.clients.clips import CLIPS, DEFAULT_CLIP, Clip, recorded_clip
 from raymap3r_ros.clients.harness import STOP_LIMIT, Harness, paced, queue, running_harness, set_up_dds
 from raymap3r_ros.clients.recorder import Recorded, Recorder
 from raymap3r_ros.clients.truth_table import score, truth_lines
-from raymap3r_ros.errors import CheckpointError, InputError, Raymap3rError
+from raymap3r_ros.errors import InputError, Raymap3rError
 from raymap3r_ros.evaluation.sequences import Frame
 from raymap3r_ros.io import preview
 from raymap3r_ros.io.output_folder import claim, clear_folder, locked_folder
 from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.video_file import VideoFile
-from raymap3r_ros.network import checkpoint_config
 from raymap3r_ros.node.conversions import camera_info_message, image_message
 from raymap3r_ros.rates import significant
 from raymap3r_ros.text import counted, printable
@@ -61,30 +60,15 @@ def run(args: argparse.Namespace) -> int:
         clip = CLIPS[args.clip or DEFAULT_CLIP](args.frames)
     else:
         clip = recorded_clip(args.input, args.frames)
-    checkpoint = args.checkpoint or clip.checkpoint
-    if checkpoint == OFFICE_WEIGHTS:
-        _check_office_weights()
     set_up_dds()
     with locked_folder(args.out):
         clear_folder(args.out, _RESULTS, overwrite=True, inputs=[args.input] if args.input else [])
-        return _run(args, clip, checkpoint)
+        return _run(args, clip)
 
 
-def _check_office_weights() -> None:
-    """Raise InputError if there are no weights for the office."""
-    try:
-        checkpoint_config(OFFICE_WEIGHTS)
-    except CheckpointError as error:
-        raise InputError(
-            f"the weights {OFFICE_WEIGHTS}, for this clip, are not part of this package: train them (docs/weights.md, "
-            f"A real place) and give them this name with `raymap3r weights import FILE --name {OFFICE_WEIGHTS}`, or "
-            "choose others with --checkpoint"
-        ) from error
-
-
-def _run(args: argparse.Namespace, clip: Clip, checkpoint: str) -> int:
+def _run(args: argparse.Namespace, clip: Clip) -> int:
     parameters = {
-        "checkpoint": checkpoint,
+        "checkpoint": args.checkpoint or clip.checkpoint,
         "device": args.device,
         "every_frame": args.every_frame,
         "execution": "plain",  # recording the kinds of frames would take longer than the clip

@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     played.add_argument(
         "--clip",
         choices=CLIPS,
-        help="a clip of this package, compared with its ground truth. room: a rendered room; office: real images, the "
-        "part of a recording that the recipe one_office does not train on; movers: the same images with rendered "
-        f"movers (default: {DEFAULT_CLIP})",
+        help="a clip of this package, compared with its ground truth. office: real images of a place that the weights "
+        "one_office are trained on, of a part of the recording that they are not trained on; movers: the same images "
+        f"with rendered movers; room: a rendered room (default: {DEFAULT_CLIP})",
     )
     played.add_argument(
         "input", nargs="?", type=path, metavar="INPUT", help="a video, a folder of images or a ROS 2 bag instead"

@@ -11,7 +11,10 @@ from raymap3r_ros.network import PRESETS, checkpoint_config, checkpoint_path, sh
 from raymap3r_ros.text import size_text
 
 NAME = "weights"
-SHIPPED = {"one_room": "f9f725c30a5bfa1f28e0bf6faf09f1fb3f52b9125d1940086fd2e1e9727e719d"}
+SHIPPED = {
+    "one_office": "cce31ae06fa8686c8431e533bbe4da022034959c4f16c6ebac7f32471cc24666",
+    "one_room": "f9f725c30a5bfa1f28e0bf6faf09f1fb3f52b9125d1940086fd2e1e9727e719d",
+}
 AGAIN = "install the package again; in a checkout, `git checkout raymap3r_ros/weights`"
 
 
