@@ -212,9 +212,9 @@ class Localizer:
         return placement
 
     def facts(self) -> dict[str, object]:
-        """The metric scale and the missing transform, for diagnostics."""
-        scale = {} if self.estimate is None else self.estimate.facts(self._options.scale.source)
-        return {**scale, "missing transform": self._missing}
+        """The metric scale, and the transform that was missing last, for diagnostics."""
+        facts = {} if self.estimate is None else self.estimate.facts(self._options.scale.source)
+        return {**facts, "missing transform": self._missing} if self._missing else facts
 
     def _look_up_mounts(self, camera_frame: str, stamp: Time) -> None:
         """Look up the mounting pose of the scale source. Without one the scale is less accurate, see docs/scale.md."""
