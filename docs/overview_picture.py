@@ -8,7 +8,6 @@ The images are those of `raymap3r demo --clip movers`: of a real office, with re
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from raymap3r_ros.clients.clips import movers
@@ -17,21 +16,20 @@ from raymap3r_ros.io.preview import DepthRange, draw_panels
 from raymap3r_ros.network import load_network
 from raymap3r_ros.streaming import Stream, StreamOptions
 
-SHOWN = (30,)  # frames of the clip
+SHOWN = 30  # frame of the clip
 
 
 def main() -> None:
     torch.set_grad_enabled(False)
-    clip = movers()
-    stream, colors, rows = Stream(load_network(clip.checkpoint), StreamOptions()), DepthRange(), []
-    for index, frame in enumerate(clip.frames):
+    clip = movers(SHOWN + 1)
+    stream, colors = Stream(load_network(clip.checkpoint), StreamOptions()), DepthRange()
+    for frame in clip.frames:
         result = stream.step(frame.image, stamp=frame.stamp, intrinsics=clip.intrinsics, motion=True)
         depth, dynamic_map, mask = result.numpy("depth", "dynamic_map", "dynamic_mask").values()
         span = colors.update(depth)
-        if index in SHOWN:
-            caption = f"frame {index}: predictions of {clip.checkpoint}; {clip.note}"
-            rows.append(draw_panels(frame.image, depth, dynamic_map, mask, caption, depth_range=span))
-    write_image(Path(__file__).with_name("overview.png"), np.concatenate(rows))
+    caption = f"frame {SHOWN}: predictions of {clip.checkpoint}; {clip.note}"
+    row = draw_panels(frame.image, depth, dynamic_map, mask, caption, depth_range=span)
+    write_image(Path(__file__).with_name("overview.png"), row)
 
 
 if __name__ == "__main__":

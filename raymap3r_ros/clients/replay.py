@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from raymap3r_ros.clients.bag import Bag, ReplayOptions, open_bag, scale_topic
 from raymap3r_ros.clients.graph import check_node_name, private_topics, reserved
@@ -23,10 +22,9 @@ from raymap3r_ros.clients.harness import stop as end_node
 from raymap3r_ros.clients.player import Playback, play
 from raymap3r_ros.errors import InputError, OptionError, Raymap3rError
 from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metrics
-from raymap3r_ros.geometry.cameras import pose_matrix
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.output_folder import claim, clear_folder
-from raymap3r_ros.io.tum import write_tum
+from raymap3r_ros.io.tum import matrices, write_tum
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.offline.summary import Milliseconds
 from raymap3r_ros.options import option_fields
@@ -249,10 +247,10 @@ def _ground_truth(playback: Playback, truth: str) -> tuple[GroundTruth | None, s
 def _world(
     path: Path, playback: Playback, span: list[int], ground_truth: GroundTruth | None, note: str
 ) -> WorldReport:
-    numbers = torch.tensor([playback.poses[index] for index in span], dtype=torch.float64)
-    poses = pose_matrix(numbers[:, [0, 1, 2, 6, 3, 4, 5]]).numpy()
+    numbers = np.array([playback.poses[index] for index in span])
+    poses = matrices(numbers)
     stamps = [playback.frames[index].stamp for index in span]
-    write_tum(path, stamps, numbers.numpy())
+    write_tum(path, stamps, numbers)
     score, with_truth = None, 0
     if ground_truth:
         known = [row for row, stamp in enumerate(stamps) if stamp in ground_truth.poses]

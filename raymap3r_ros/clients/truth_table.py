@@ -13,7 +13,8 @@ from raymap3r_ros.evaluation.metrics import DepthScore, depth_metrics, motion_me
 from raymap3r_ros.evaluation.scorer import MANY_MOVING, motion_values
 from raymap3r_ros.evaluation.sequences import Frame
 from raymap3r_ros.evaluation.trajectory import trajectory_metrics
-from raymap3r_ros.geometry.cameras import pose_matrix, quaternion, rotation_angle
+from raymap3r_ros.geometry.cameras import quaternion, rotation_angle
+from raymap3r_ros.io.tum import matrices
 from raymap3r_ros.streaming.preprocessing import Framing, visible_crop
 from raymap3r_ros.tables import text_table
 from raymap3r_ros.text import counted
@@ -94,8 +95,7 @@ def _score_poses(sent: Mapping[int, Frame], recorded: Recorded, trained: np.ndar
     stamps = [stamp for stamp in sorted(recorded.poses) if stamp in sent and sent[stamp].pose is not None]
     if len(stamps) < 2:
         return None
-    numbers = torch.tensor([recorded.poses[stamp] for stamp in stamps], dtype=torch.float64)
-    poses = pose_matrix(numbers[:, [0, 1, 2, 6, 3, 4, 5]]).numpy()
+    poses = matrices(np.array([recorded.poses[stamp] for stamp in stamps]))
     truth = np.stack([sent[stamp].pose for stamp in stamps])
     # Relative to the first stamp: seconds since 1970 leave too few digits for differences.
     seconds = np.array([(stamp - stamps[0]) * 1e-9 for stamp in stamps])

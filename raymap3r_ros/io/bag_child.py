@@ -424,13 +424,12 @@ def _send_next(connection: Connection, source: Iterator[Any], raw: bool) -> int:
 
 def _reason(error: Exception) -> str:
     """Return the reason of a failure, in words if it is a limit of this process."""
-    if any(part in str(error) for part in ("disk I/O error", "disk is full")):
-        folder = tempfile.gettempdir()
-        free = shutil.disk_usage(folder).free
-        if free < _LITTLE_SPACE:
-            return f"the folder of temporary files, {folder}, is full; set TMPDIR to one with more space"
+    folder = tempfile.gettempdir()
+    full = any(part in str(error) for part in ("disk I/O error", "disk is full"))
+    if full and shutil.disk_usage(folder).free < _LITTLE_SPACE:
+        return f"the folder of temporary files, {folder}, is full; set TMPDIR to one with more space"
     limited = isinstance(error, MemoryError) or type(error).__name__ == "NoMemError"
-    if limited or any(part in str(error) for part in ("allocation", "disk I/O error", "disk is full")):
+    if full or limited or "allocation" in str(error):
         return (
             "it takes too much memory or disk space for its size, as files do that are made to exhaust it; if you "
             "trust it, record it again with smaller chunks"

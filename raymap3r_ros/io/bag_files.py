@@ -148,10 +148,9 @@ def prepare(file: Path, copy: Path) -> DataFile:
             return DataFile(copy, kind, loss, empty)
     except OSError as error:
         what = "unpacked" if kind == ZSTD else "repaired"
-        raise InputError(
-            f"{file}: cannot be {what} in {copy.parent}: {error.strerror or error}; set TMPDIR to a folder with more "
-            "space"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "; set TMPDIR to a folder with more space" if full else ""
+        raise InputError(f"{file}: cannot be {what} in {copy.parent}: {error.strerror or error}{remedy}") from error
     # The library puts the path into a URI, and recognises formats by their suffix.
     if file.suffix == kind and re.fullmatch(r"[\w./ -]+", str(file), re.ASCII):
         return DataFile(file, kind)

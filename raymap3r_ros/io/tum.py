@@ -48,6 +48,11 @@ def write_trajectory(path: Path, stamps: Sequence[int], poses: np.ndarray) -> No
     write_tum(path, stamps, encodings[:, [0, 1, 2, 4, 5, 6, 3]])
 
 
+def matrices(poses: np.ndarray) -> np.ndarray:
+    """(n, 4, 4) float64 of poses (n, 7): metres and a quaternion x y z w, as in a TUM trajectory."""
+    return pose_matrix(torch.from_numpy(poses[:, [0, 1, 2, 6, 3, 4, 5]])).numpy()  # w first
+
+
 def seconds_text(stamp: int) -> str:
     """Return a stamp in nanoseconds as seconds, with all digits."""
     seconds, nanoseconds = divmod(int(stamp), 1_000_000_000)
@@ -95,7 +100,7 @@ def read_tum(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path}: contains no pose; expected lines {_COLUMNS}")
     table = np.array(rows)
     table[:, 4:] /= np.abs(table[:, 4:]).max(axis=1, keepdims=True)  # so that no square is 0 or infinite
-    return table[:, 0], pose_matrix(torch.from_numpy(table[:, [1, 2, 3, 7, 4, 5, 6]])).numpy()  # w first
+    return table[:, 0], matrices(table[:, 1:])
 
 
 def _column_order(header: str) -> list[int] | None:

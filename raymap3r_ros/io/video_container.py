@@ -58,7 +58,7 @@ def read_container(path: Path) -> Container:
             return Container(has_times=False)
         if start.startswith(b"\x00\x00\x01\xb3"):  # MPEG-1 or -2 without a container
             return Container(counts_from_0=False)
-        return Container(cut=is_cut(file, size), has_times=True if re.match(_TIMED, start, re.DOTALL) else None)
+        return Container(cut=is_cut(file, size, start), has_times=True if re.match(_TIMED, start, re.DOTALL) else None)
 
 
 def mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
