@@ -1,4 +1,4 @@
-"""Heads: dense maps from decoder levels (DPT or linear) and the pose from its token. Always float32."""
+"""Heads: dense maps from decoder levels (DPT or linear) and the pose from its token. Always float32 in a stream."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def stretch(v: Tensor, dim: int = -1) -> Tensor:
 def decode_points(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Raw head output (B, 4, H, W) -> points (B, H, W, 3) in metres and confidence (B, H, W), 1 + exp."""
     # Contiguous planes: all later steps use x, y, z or the confidence separately.
-    raw = raw.contiguous()
+    raw = raw.float().contiguous()
     return stretch(raw[:, :3], dim=1).movedim(1, -1), 1 + raw[:, 3].exp()
 
 
 def decode_rgb(raw: Tensor) -> Tensor:
     """Raw head output (B, 3, H, W) -> RGB (B, H, W, 3) in (-1, 1)."""
-    return 2 * (raw.movedim(1, -1).sigmoid() * (1 - 2e-6) + 1e-6) - 1
+    return 2 * (raw.float().movedim(1, -1).sigmoid() * (1 - 2e-6) + 1e-6) - 1
 
 
 def decode_pose(raw: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from raymap3r_ros.node import conversions
 from raymap3r_ros.node.diagnostics import PROFILE_HINT, Monitor
 from raymap3r_ros.node.frame_queue import QUEUE_DEPTH, FrameQueue, PutResult, WaitingFrame
 from raymap3r_ros.node.guarded_node import GuardedNode
-from raymap3r_ros.node.namesakes import NamesakeWatch, mixed_publishers
+from raymap3r_ros.node.namesakes import NamesakeWatch, PublisherWatch
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.session import Session
 from raymap3r_ros.node.silence import SilenceWatch, other_topics, type_name
@@ -70,6 +70,7 @@ class Inputs:
         self._lost = 0  # images, as reported by the middleware while the node ran
         self._silence = SilenceWatch(node, reporter, stoppage)
         self._namesakes = NamesakeWatch(node, reporter)
+        self._publishers = PublisherWatch(node)
         self._stamp_clock = StampClock(reporter.warn_once)
         self._camera_mix = CameraMix()
         self._colour_topics: list[str] | None = None  # known after the first depth image
@@ -95,7 +96,7 @@ class Inputs:
         self._silence.check(self._subscriptions, self._queue.last_work, every_frame=self._every_frame)
         self._namesakes.check()
         clocks = [one for one in self._node.subscriptions if one.msg_type is Clock]  # with use_sim_time
-        self._reporter.stand("publishers", mixed_publishers(self._node, [*self._subscriptions, *clocks]))
+        self._reporter.stand("publishers", self._publishers.mixed([*self._subscriptions, *clocks]))
 
     def facts(self) -> dict[str, object]:
         """Number of publishers of each topic, for diagnostics."""

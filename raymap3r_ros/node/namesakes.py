@@ -14,6 +14,7 @@ from raymap3r_ros.text import listing
 
 REPEAT = 60.0  # seconds between two warnings
 LISTED = 3  # publishers that a warning names
+LEASE = 30.0  # seconds; the publishers of a killed process stay in the graph for 20 s with Fast DDS
 
 
 def endpoint_name(endpoint: TopicEndpointInfo) -> str:
@@ -45,13 +46,32 @@ class NamesakeWatch:
             )
 
 
-def mixed_publishers(node: Node, subscriptions: Iterable[Subscription]) -> str:
-    """The inputs that have several publishers, whose messages are mixed, with their nodes; "" if there are none."""
-    mixed = []
-    for topic in (subscription.topic_name for subscription in subscriptions):
-        names = sorted(filter(None, map(endpoint_name, node.get_publishers_info_by_topic(topic))))
-        if len(names) > 1:
-            mixed.append(f"{topic} has {len(names)} publishers: {listing(names, LISTED)}")
-    if not mixed:
-        return ""
-    return f"{'; '.join(mixed)}: their messages are mixed; end all but one, or remap this input to a topic of its own"
+class PublisherWatch:
+    """Finds inputs with several publishers, whose messages are mixed."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._repeated: dict[str, float] = {}  # topics on which a name occurs twice, and since when
+
+    def mixed(self, subscriptions: Iterable[Subscription], now: float | None = None) -> str:
+        """The inputs that have several publishers, with their nodes; "" if there are none. `now`: monotonic seconds.
+
+        A name that occurs twice counts once until LEASE has passed: a driver that was killed and has been started
+        again.
+        """
+        now = time.monotonic() if now is None else now
+        mixed, repeated = [], {}
+        for topic in (subscription.topic_name for subscription in subscriptions):
+            names = sorted(filter(None, map(endpoint_name, self._node.get_publishers_info_by_topic(topic))))
+            if len(set(names)) < len(names):
+                repeated[topic] = self._repeated.get(topic, now)
+                if now - repeated[topic] < LEASE:
+                    names = sorted(set(names))
+            if len(names) > 1:
+                mixed.append(f"{topic} has {len(names)} publishers: {listing(names, LISTED)}")
+        self._repeated = repeated
+        if not mixed:
+            return ""
+        return (
+            f"{'; '.join(mixed)}: their messages are mixed; end all but one, or remap this input to a topic of its own"
+        )

@@ -65,12 +65,7 @@ def predict(
     size = batch.image.shape[-2:]
     patch = network.config.patch_size
     grid = size[0] // patch, size[1] // patch
-    autocast = (
-        contextlib.nullcontext()
-        if precision == "float32"
-        else torch.autocast(batch.image.device.type, getattr(torch, precision))
-    )
-    with autocast:
+    with _autocast(batch.image.device, precision):
         tokens = network.encode_image(batch.image.flatten(0, 1)).unflatten(0, (count, length))
         if known is not None:
             tokens = tokens.index_put(
@@ -94,13 +89,15 @@ def predict(
         if ray_frames:
             ray = _ray_pass(network, ray_maps, grid, [before[t] for t in ray_frames])
     joined = _join(main)
-    points, confidence = network.self_points(joined, size)
+    with _autocast(batch.image.device, precision):
+        points, confidence = network.self_points(joined, size)
     ray_joined = ray_points = ray_confidence = None
     if ray_frames:
         ray_joined = dataclasses.replace(
             ray, levels=tuple(level.float() for level in ray.levels), pose_token=ray.pose_token.float()
         )
-        ray_points, ray_confidence = network.self_points(ray_joined, size)
+        with _autocast(batch.image.device, precision):
+            ray_points, ray_confidence = network.self_points(ray_joined, size)
         ray_points = ray_points.unflatten(0, (count, len(ray_frames)))
         ray_confidence = ray_confidence.unflatten(0, (count, len(ray_frames)))
     return Predictions(
@@ -115,6 +112,12 @@ def predict(
         ray_points=ray_points,
         ray_confidence=ray_confidence,
     )
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, precision))
 
 
 def _known_rays(network: Network, batch: Batch, known: Tensor, size: tuple[int, int]) -> Tensor:
@@ -174,11 +177,11 @@ def losses(
     total = count * length
     some = torch.randperm(total, generator=generator)[: round(options.world_share * total)]
     if len(some):
-        parts["world"] = _world_loss(network, predicted, batch, some)
+        parts["world"] = _world_loss(network, predicted, batch, some, options.precision)
     if ray_frames and options.rgb_share:
         total = count * len(ray_frames)
         some = torch.randperm(total, generator=generator)[: max(1, round(options.rgb_share * total))]
-        parts["rgb"] = _rgb_loss(network, predicted, batch, some)
+        parts["rgb"] = _rgb_loss(network, predicted, batch, some, options.precision)
     if options.place_weight:
         parts["place"] = options.place_weight * _place_loss(probes, predicted, batch)
     fading = options.match_weight * max(0.0, 1 - 2 * done)
@@ -221,19 +224,21 @@ def pose_loss(encoding: Tensor, pose: Tensor) -> Tensor:
     return ((encoding[..., :3] - target[..., :3]).norm(dim=-1) + _ROTATION_WEIGHT * rotation).mean()
 
 
-def _world_loss(network: Network, predictions: Predictions, batch: Batch, some: Tensor) -> Tensor:
+def _world_loss(network: Network, predictions: Predictions, batch: Batch, some: Tensor, precision: str) -> Tensor:
     """Points in the first camera's frame, for some of the B * T frames."""
     chosen = _choose(predictions.main, some)
-    points, confidence = network.world_points(chosen, batch.image.shape[-2:])
+    with _autocast(batch.image.device, precision):
+        points, confidence = network.world_points(chosen, batch.image.shape[-2:])
     own, pose = batch.points.flatten(0, 1)[some], batch.pose.flatten(0, 1)[some]
     target = own @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
     return point_loss(points, confidence, target, _distance(own))
 
 
-def _rgb_loss(network: Network, predictions: Predictions, batch: Batch, some: Tensor) -> Tensor:
+def _rgb_loss(network: Network, predictions: Predictions, batch: Batch, some: Tensor, precision: str) -> Tensor:
     """Colours of the static world, for some of the B * K frames of the ray branch."""
     chosen = _choose(predictions.ray, some)
-    colours = network.rgb(chosen, batch.image.shape[-2:])
+    with _autocast(batch.image.device, precision):
+        colours = network.rgb(chosen, batch.image.shape[-2:])
     target = batch.image[:, predictions.ray_frames].flatten(0, 1)[some].movedim(1, -1)
     moving = batch.moving[:, predictions.ray_frames].flatten(0, 1)[some]
     return ((colours - target).abs().mean(-1) * ~moving).mean()

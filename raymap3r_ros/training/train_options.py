@@ -51,7 +51,9 @@ class TrainOptions:
     cooldown: float = option(0.2, "share of the steps, at the end, with a falling learning rate", low=0.0, high=1.0)
     weight_decay: float = option(0.03, "weight decay of matrices", low=0.0, high=1.0)
     average: float = option(0.999, "decay per step of the averaged weights, which are saved", low=0.0, high=1.0)
-    precision: str = option("float32", "precision of encoders and decoder", choices=("float32", "bfloat16"))
+    precision: str = option(
+        "float32", "precision of encoders, decoder and dense heads", choices=("float32", "bfloat16")
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

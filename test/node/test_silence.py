@@ -13,7 +13,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from raymap3r_ros.node import inputs, silence, stoppage
-from raymap3r_ros.node.namesakes import mixed_publishers
+from raymap3r_ros.node.namesakes import LEASE, PublisherWatch
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=1)
@@ -329,8 +329,31 @@ def test_several_publishers_of_an_input_are_named(make_bench):
     bench.wait(lambda: sum(text in line and level == WARN for level, line in bench.statuses) > 1, "diagnostics")
     drivers.pop().destroy_node()
     bench.wait(lambda: bench.node.count_publishers(f"{bench.namespace}/image") == 1, "discovery")
-    assert not mixed_publishers(bench.node, bench.node.subscriptions)
+    assert not PublisherWatch(bench.node).mixed(bench.node.subscriptions)
     drivers.pop().destroy_node()
+
+
+def test_a_driver_that_was_started_again_is_one_publisher(make_bench):
+    # Its predecessor, which was killed, is in the graph until its lease ends.
+    bench = make_bench()
+    drivers = [rclpy.create_node("driver", namespace=bench.namespace, context=bench.context) for _ in range(2)]
+    for driver in drivers:
+        driver.create_publisher(Image, "image", RELIABLE)
+    bench.wait(lambda: bench.node.count_publishers(f"{bench.namespace}/image") == 2, "discovery")
+    activate(bench)
+    watch = PublisherWatch(bench.node)
+
+    def mixed(now):
+        return watch.mixed(bench.node.subscriptions, now)
+
+    assert not mixed(0.0) and not mixed(LEASE - 1)
+    assert f"{bench.namespace}/image has 2 publishers" in mixed(LEASE)
+    other = rclpy.create_node("other", namespace=bench.namespace, context=bench.context)
+    other.create_publisher(Image, "image", RELIABLE)
+    bench.wait(lambda: bench.node.count_publishers(f"{bench.namespace}/image") == 3, "discovery")
+    assert "has 2 publishers" in PublisherWatch(bench.node).mixed(bench.node.subscriptions, 0.0)
+    for driver in (*drivers, other):
+        driver.destroy_node()
 
 
 def test_images_of_two_cameras_on_one_topic_are_reported_once(make_bench):

@@ -211,6 +211,25 @@ def test_batched_passes_are_those_of_the_definition(share: float):
         assert torch.allclose(gradients[1][name], gradient, rtol=1e-4, atol=1e-5 * largest), name
 
 
+def test_bfloat16_has_the_losses_and_gradients_of_float32():
+    network, found = load_network("one_room"), []
+    images = make_batch(SOURCES["one_room"], 3, 2, 4, (48, 64), CPU)
+    probes = Probes(network)
+    for precision in ("float32", "bfloat16"):
+        options = dataclasses.replace(SHORT, known_share=0.5, world_share=0.5, precision=precision)
+        network.requires_grad_(True)
+        parts = losses(network, probes, images, options, torch.Generator().manual_seed(0), 0.0)
+        assert all(part.dtype is torch.float32 for part in parts.values())
+        sum(parts.values()).backward()
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        found.append(({name: float(part.detach()) for name, part in parts.items()}, gradient))
+        network.zero_grad(set_to_none=True)
+    (parts, gradient), (rounded_parts, rounded) = found
+    for name, part in parts.items():
+        assert rounded_parts[name] == pytest.approx(part, abs=0.03), name
+    assert F.cosine_similarity(gradient, rounded, dim=0) > 0.95
+
+
 def test_share_of_known_poses():
     generator = torch.Generator().manual_seed(0)
     known = choose_known(2000, 9, 0.2, generator)[:, 1:]
