@@ -11,6 +11,8 @@ from raymap3r_ros.geometry.cameras import assemble_pose, pixel_rays
 from raymap3r_ros.synthetic import Rendering
 from raymap3r_ros.training.sources import Source, concatenate
 
+_FAR = 0.5  # share of the windows that begin with the farthest frame
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -54,12 +56,17 @@ def make_pool(
 def draw(pool: Rendering, count: int, length: int, generator: torch.Generator) -> Batch:
     """`count` windows of `length` consecutive frames from a pool, each in random order. The generator is on the CPU.
 
-    No sequence is drawn again before all others have been drawn.
+    No sequence is drawn again before all others have been drawn. Half of the windows begin with the frame that is
+    farthest from the others: a camera gets farther away from its first place than it does within a window.
     """
     sequences, frames = pool.depth.shape[:2]
     rows = torch.randperm(max(sequences, count), generator=generator)[:count, None] % sequences
     begin = torch.randint(frames - length + 1, (count, 1), generator=generator)
-    columns = begin + torch.rand(count, length, generator=generator).argsort(dim=1)
+    position = pool.pose[rows, begin + torch.arange(length)][..., :3, 3].cpu()
+    farthest = (position - position.mean(dim=1, keepdim=True)).norm(dim=-1).argmax(dim=1, keepdim=True)
+    order = torch.rand(count, length, generator=generator)
+    first = torch.where(torch.rand(count, 1, generator=generator) < _FAR, -1.0, order.gather(1, farthest))
+    columns = begin + order.scatter(1, farthest, first).argsort(dim=1)
     rows, columns = rows.to(pool.depth.device), columns.to(pool.depth.device)
     chosen = {
         name: getattr(pool, name)[rows, columns] for name in ("image", "depth", "static_depth", "moving", "pose")

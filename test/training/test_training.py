@@ -90,6 +90,13 @@ def test_a_batch_is_made_of_windows_of_the_pool_in_random_order():
         orders.append([column - min(columns) for column in columns])
     assert len(set(sequences)) == 3  # none twice while others have not been drawn
     assert any(order != sorted(order) for order in orders)
+    # Half of the windows begin with the frame that is farthest from the mean position of all.
+    far = []
+    for seed in range(100):
+        position = draw(pool, 3, 4, torch.Generator().manual_seed(seed)).world_pose[..., :3, 3]
+        distance = (position - position.mean(1, keepdim=True)).norm(dim=-1)
+        far.extend((distance.argmax(1) == 0).tolist())
+    assert sum(far) / len(far) == pytest.approx(0.5 + 0.5 / 4, abs=0.08)
     # More windows than sequences.
     assert draw(pool, 9, 2, torch.Generator().manual_seed(0)).image.shape[:2] == (9, 2)
 
