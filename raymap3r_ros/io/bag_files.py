@@ -14,6 +14,7 @@ import re
 import shutil
 import sqlite3
 import struct
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ def _kind_by_content(file: Path) -> str:
 def data_files(path: Path) -> tuple[list[Path], Metadata]:
     """Return the data files of a bag and its metadata. Raises InputError if there is none, or if one is missing."""
     folder = path if path.is_dir() else path.parent
+    _warn_of_lone_journals(folder)
     metadata = _read_metadata(folder / METADATA) if (folder / METADATA).is_file() else Metadata()
     if not path.is_dir():
         if path.name not in metadata.files:
@@ -94,13 +96,14 @@ def data_files(path: Path) -> tuple[list[Path], Metadata]:
         alone = len(metadata.files) == 1
         return [path], Metadata((path.name,), metadata.counts if alone else None, metadata.messages_compressed)
     present = {item.name: item for item in visible(folder) if _DATA_FILE.fullmatch(item.name) and item.is_file()}
+    # A compressed file may have been unpacked since.
+    present = {name: item for name, item in present.items() if not _is_unpacked(name, present)}
     if not metadata.files:
         if not present:
             raise InputError(f"{path}: cannot be read as a ROS 2 bag: no data files (.mcap, .db3) in this folder")
         return [present[name] for name in sorted(present, key=natural_key)], metadata
-    # A compressed file may have been unpacked since.
     found = {name: folder / name for name in metadata.files if (folder / name).is_file()}
-    found |= {name: present[name[: -len(ZSTD)]] for name in metadata.files if name[: -len(ZSTD)] in present}
+    found |= {name: present[Path(name).stem] for name in metadata.files if _is_unpacked(name, present)}
     if missing := [str(folder / name) for name in metadata.files if name not in found]:
         raise InputError(
             f"{path}: cannot be read as a ROS 2 bag: Some database files are missing: {', '.join(missing)}; copy them "
@@ -113,6 +116,24 @@ def data_files(path: Path) -> tuple[list[Path], Metadata]:
             path.name, names, METADATA, METADATA,
         )  # fmt: skip
     return list(found.values()), metadata
+
+
+def _is_unpacked(name: str, present: Iterable[str]) -> bool:
+    """Return whether the content of a compressed file also lies unpacked beside it."""
+    return Path(name).suffix.lower() in (ZSTD, ".zst") and Path(name).stem in present
+
+
+def _warn_of_lone_journals(folder: Path) -> None:
+    """Warn of journals whose database has another name or is missing: their messages would be lost in silence."""
+    for item in visible(folder):
+        name, mark, kind = item.name.rpartition("-")
+        lone = mark and kind in ("wal", "journal") and is_data_file(name) and not (folder / name).exists()
+        if lone and item.stat().st_size:
+            log.warning(
+                "%s: the journal %s has no database %s beside it, and is not read; if the database was renamed, "
+                "rename the journal in the same way",
+                folder.name, item.name, name,
+            )  # fmt: skip
 
 
 def prepare(file: Path, copy: Path) -> DataFile:

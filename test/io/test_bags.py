@@ -27,6 +27,7 @@ from recordings import (
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io import open_recording
+from raymap3r_ros.io.bag_files import zstd
 
 MATRIX = np.array([[40.0, 0, 24], [0, 41, 16], [0, 0, 1]])
 
@@ -368,3 +369,28 @@ def test_an_error_without_a_text_is_reported_by_its_type(tmp_path, monkeypatch, 
     with pytest.raises(InputError, match="no frame could be read"):
         list(open_recording(bag))
     assert caplog.messages[0].endswith(f"not a valid sensor_msgs/msg/Image: {reason}")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_file_and_its_compressed_copy_are_read_once(tmp_path, caplog, listed):
+    bag = camera_bag(tmp_path / "bag", plugin=StoragePlugin.SQLITE3)
+    (file,) = bag.glob("*.db3")
+    (bag / f"{file.name}.zstd").write_bytes(zstd().compress(file.read_bytes()))
+    metadata = bag / "metadata.yaml"
+    if listed:  # as the recorder wrote it, before the user unpacked the file
+        metadata.write_text(metadata.read_text().replace(file.name, f"{file.name}.zstd"))
+    else:
+        metadata.unlink()
+    assert len(list(open_recording(bag))) == 4
+    assert "is not read" not in caplog.text
+
+
+def test_a_journal_without_its_database_is_named(tmp_path, caplog):
+    bag = camera_bag(tmp_path / "bag", plugin=StoragePlugin.SQLITE3)
+    (file,) = bag.glob("*.db3")
+    file.rename(bag / "lab.db3")
+    (bag / "metadata.yaml").unlink()
+    (bag / f"{file.name}-wal").write_bytes(b"the last messages")
+    assert len(list(open_recording(bag))) == 4
+    text = f"the journal {file.name}-wal has no database {file.name} beside it, and is not read"
+    assert caplog.text.count(text) == 1
