@@ -32,6 +32,7 @@ MCAP_MAGIC = b"\x89MCAP0\r\n"
 _MAGIC = {b"SQLite format 3\0": SQLITE, MCAP_MAGIC: MCAP, b"#ROSBAG V": ROS1, b"\x28\xb5\x2f\xfd": ZSTD}
 # `rosbag record` writes to NAME.bag.active until it ends.
 _DATA_FILE = re.compile(r".+\.(mcap|db3|bag)(\.zstd|\.zst|\.active)?", re.IGNORECASE)
+_JOURNALS = ("-wal", "-journal")  # of SQLite, after the name of the database
 METADATA = "metadata.yaml"
 _MAX_METADATA = 16 * 2**20  # bytes
 _UNPACKED, _UNPACKED_ANYWAY = 50, 2**26  # largest unpacked size: times the packed size, and bytes in addition
@@ -127,7 +128,7 @@ def _warn_of_lone_journals(folder: Path) -> None:
     """Warn of journals whose database has another name or is missing: their messages would be lost in silence."""
     for item in visible(folder):
         name, mark, kind = item.name.rpartition("-")
-        lone = mark and kind in ("wal", "journal") and is_data_file(name) and not (folder / name).exists()
+        lone = f"{mark}{kind}" in _JOURNALS and is_data_file(name) and not (folder / name).exists()
         if lone and item.stat().st_size:
             log.warning(
                 "%s: the journal %s has no database %s beside it, and is not read; if the database was renamed, "
@@ -159,7 +160,7 @@ def prepare(file: Path, copy: Path) -> DataFile:
             _unpack(file, copy)
             inner = kind_of(copy) if kind_of(copy) in BAG_SUFFIXES else Path(file.stem).suffix
             return prepare(copy.rename(copy.with_suffix(inner)), stem.with_name(f"{stem.name}_inner"))
-        if kind == SQLITE and any(_size(f"{file}{suffix}") for suffix in ("-wal", "-journal")):
+        if kind == SQLITE and any(_size(f"{file}{suffix}") for suffix in _JOURNALS):
             _recover_sqlite(file, copy)
             return DataFile(copy, kind)
         if kind == MCAP:
@@ -211,7 +212,7 @@ def _unpack(file: Path, target: Path) -> None:
 
 def _recover_sqlite(file: Path, copy: Path) -> None:
     """Copy a database with the journal of a killed recorder, and apply the journal."""
-    for suffix in ("", "-wal", "-journal"):
+    for suffix in ("", *_JOURNALS):
         if _size(f"{file}{suffix}"):
             shutil.copyfile(f"{file}{suffix}", f"{copy}{suffix}")
     try:

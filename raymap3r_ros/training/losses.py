@@ -86,20 +86,17 @@ def predict(
             main.append(decoded)
             if not last:
                 state, memory = decoded.state, network.write_memory(memory, seen, decoded.pose_token)
+        joined = _join(main)
+        points, confidence = network.self_points(joined, size)
+        ray_joined = ray_points = ray_confidence = None
         if ray_frames:
             ray = _ray_pass(network, ray_maps, grid, [before[t] for t in ray_frames])
-    joined = _join(main)
-    with _autocast(batch.image.device, precision):
-        points, confidence = network.self_points(joined, size)
-    ray_joined = ray_points = ray_confidence = None
-    if ray_frames:
-        ray_joined = dataclasses.replace(
-            ray, levels=tuple(level.float() for level in ray.levels), pose_token=ray.pose_token.float()
-        )
-        with _autocast(batch.image.device, precision):
+            ray_joined = dataclasses.replace(
+                ray, levels=tuple(level.float() for level in ray.levels), pose_token=ray.pose_token.float()
+            )
             ray_points, ray_confidence = network.self_points(ray_joined, size)
-        ray_points = ray_points.unflatten(0, (count, len(ray_frames)))
-        ray_confidence = ray_confidence.unflatten(0, (count, len(ray_frames)))
+            ray_points = ray_points.unflatten(0, (count, len(ray_frames)))
+            ray_confidence = ray_confidence.unflatten(0, (count, len(ray_frames)))
     return Predictions(
         tokens=tokens,
         main=joined,
