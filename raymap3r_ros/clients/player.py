@@ -47,6 +47,7 @@ from raymap3r_ros.clients.bag import (
 from raymap3r_ros.clients.graph import FOREIGN, MIXED, refuse_other_publishers, refuse_shared_name, wait_for_node
 from raymap3r_ros.clients.ground_truth import GroundTruthCollector
 from raymap3r_ros.clients.harness import QUEUE_DEPTH, SPIN_TIME, START_LIMIT, Diagnostics, check_running
+from raymap3r_ros.clients.played_worlds import PlayedWorlds
 from raymap3r_ros.clients.transforms import PlayedTransforms
 from raymap3r_ros.errors import Raymap3rError
 from raymap3r_ros.geometry.calibration import camera_of
@@ -153,7 +154,7 @@ class _Player:
         self._playback = Playback(GroundTruthCollector(bag.frame))
         self._first_pending = 0  # index of the first frame after the last pose
         self._given_up = 0  # index of the first frame after those given up
-        self._index_of: dict[int, int] = {}  # of the first frame with a stamp, since the last jump of the stamps
+        self._worlds = PlayedWorlds(self._playback.worlds)
         self._jump_detector = JumpDetector()
         self._stamp_clock: StampClock | None = None  # of the current pass
         self._first_stamp: list[tuple[int, int]] = []  # stamp and time of the first image with a stamp
@@ -359,11 +360,9 @@ class _Player:
 
     def _send_image(self, message: Any, recorded: int) -> None:
         stamp = _set_stamp(message, self._stamp_clock.image(nanoseconds(message.header.stamp), recorded))
-        playback, index = self._playback, len(self._playback.frames)
-        if self._jump_detector.check(stamp, playback.parameters["max_gap"]):
-            playback.worlds[index] = index  # by the same rule as in the node
-            self._index_of[stamp] = index
-        self._index_of.setdefault(stamp, index)
+        playback = self._playback
+        jump = self._jump_detector.check(stamp, playback.parameters["max_gap"])
+        self._worlds.add(stamp, jump != 0)  # by the same rule as in the node
         playback.frames.append(SentFrame(stamp, time.monotonic()))
         self._send(self._images, message)
 
@@ -495,19 +494,8 @@ class _Player:
         self._first_pending = index + 1
 
     def _on_path(self, message: PathMessage) -> None:
-        """The trajectory starts at the first frame of the current world, which may be an earlier one."""
-        indices = [self._index_of.get(nanoseconds(pose.header.stamp)) for pose in message.poses]
-        if not indices or indices[0] is None:
-            return
-        first, worlds = indices[0], self._playback.worlds
-        newest = max(worlds, default=-1)
-        if first not in worlds:
-            worlds[first] = first
-        elif first < newest and worlds[newest] != first:
-            # The trajectory is published at the first frame after the return.
-            later = [index for index in indices if index is not None and index > newest]
-            if later:
-                worlds[min(later)] = first
+        stamps = [nanoseconds(pose.header.stamp) for pose in message.poses]
+        self._worlds.add_trajectory(nanoseconds(message.header.stamp), stamps)
 
 
 def _serialized(message: Any) -> bytes:
