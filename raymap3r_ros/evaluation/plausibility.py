@@ -21,7 +21,7 @@ from raymap3r_ros.streaming import Stream, StreamOptions
 from raymap3r_ros.streaming.plausibility import MIN_FRAMES, WINDOW, PlausibilityCheck, PlausibilityLimits
 from raymap3r_ros.tables import markdown_table
 
-MARGIN = 0.5  # of the distance from the median to the worst window, by which a limit lies beyond that window
+MARGIN = 0.1  # of the distance from the median to the worst window, by which a limit lies beyond that window
 _SIGNIFICANT = 3  # decimals of a limit
 
 

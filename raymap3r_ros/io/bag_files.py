@@ -93,7 +93,8 @@ def data_files(path: Path) -> tuple[list[Path], Metadata]:
     metadata = _read_metadata(folder / METADATA) if (folder / METADATA).is_file() else Metadata()
     if not path.is_dir():
         if path.name not in metadata.files:
-            return [path], Metadata()
+            # A link's target may be a file of a bag.
+            return data_files(path.resolve()) if path.is_symlink() else ([path], Metadata())
         alone = len(metadata.files) == 1
         return [path], Metadata((path.name,), metadata.counts if alone else None, metadata.messages_compressed)
     present = {item.name: item for item in visible(folder) if _DATA_FILE.fullmatch(item.name) and item.is_file()}
@@ -160,7 +161,7 @@ def prepare(file: Path, copy: Path) -> DataFile:
             _unpack(file, copy)
             inner = kind_of(copy) if kind_of(copy) in BAG_SUFFIXES else Path(file.stem).suffix
             return prepare(copy.rename(copy.with_suffix(inner)), stem.with_name(f"{stem.name}_inner"))
-        if kind == SQLITE and any(_size(f"{file}{suffix}") for suffix in _JOURNALS):
+        if kind == SQLITE and journals(file):
             _recover_sqlite(file, copy)
             return DataFile(copy, kind)
         if kind == MCAP:
@@ -180,8 +181,14 @@ def prepare(file: Path, copy: Path) -> DataFile:
     return DataFile(copy, kind)
 
 
-def _size(path: str) -> int:
-    return os.path.getsize(path) if os.path.isfile(path) else 0
+def journals(file: Path) -> dict[str, str]:
+    """Journals of a database by their suffix: beside it and, as for SQLite, beside the file to which it links."""
+    found = {}
+    for name in (str(file), os.path.realpath(file)):
+        for suffix in _JOURNALS:
+            if os.path.isfile(journal := f"{name}{suffix}") and os.path.getsize(journal):
+                found[suffix] = journal
+    return found
 
 
 def zstd() -> Any:
@@ -212,9 +219,8 @@ def _unpack(file: Path, target: Path) -> None:
 
 def _recover_sqlite(file: Path, copy: Path) -> None:
     """Copy a database with the journal of a killed recorder, and apply the journal."""
-    for suffix in ("", *_JOURNALS):
-        if _size(f"{file}{suffix}"):
-            shutil.copyfile(f"{file}{suffix}", f"{copy}{suffix}")
+    for suffix, source in {"": str(file), **journals(file)}.items():
+        shutil.copyfile(source, f"{copy}{suffix}")
     try:
         with closing(sqlite3.connect(copy)) as database:
             database.execute("PRAGMA journal_mode=DELETE").fetchall()

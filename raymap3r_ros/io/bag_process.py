@@ -17,7 +17,7 @@ from typing import Any
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.bag_child import DEFINITIONS, MAX_MESSAGE
-from raymap3r_ros.io.bag_files import METADATA
+from raymap3r_ros.io.bag_files import METADATA, journals
 from raymap3r_ros.io.bag_types import part_names
 from raymap3r_ros.signals import stop_requested
 
@@ -173,15 +173,18 @@ class BagProcess:
 
 
 def _identity(path: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Name, size on disk and time of change of the files that a bag may consist of, with the journals beside them."""
+    """Path, size on disk, size and time of change of the files that a bag may consist of, with their journals."""
     folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
-    found = []
     with os.scandir(folder) as items:
-        for item in items:
-            if (item.name.startswith(name) or item.name == METADATA) and item.is_file():
-                status = item.stat()
-                size = min(status.st_size, status.st_blocks * 512)  # a sparse file claims any size
-                found.append((item.name, size, status.st_size, status.st_mtime_ns))
+        files = {item.path for item in items if item.name.startswith(name) or item.name == METADATA}
+    for file in list(files):
+        files.update(journals(Path(file)).values())
+    found = []
+    for file in files:
+        if os.path.isfile(file):
+            status = os.stat(file)
+            size = min(status.st_size, status.st_blocks * 512)  # a sparse file claims any size
+            found.append((file, size, status.st_size, status.st_mtime_ns))
     return tuple(sorted(found))
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from raymap3r_ros.errors import InputError
@@ -17,20 +14,6 @@ from raymap3r_ros.output_files import kind_of
 def visible(folder: Path) -> list[Path]:
     """The entries of a folder without hidden ones: macOS leaves ._NAME beside files on disks of other systems."""
     return [item for item in folder.iterdir() if not item.name.startswith(".")]
-
-
-@contextmanager
-def plain_name(path: Path) -> Iterator[str]:
-    """Yield a name by which a library that is written in C can open `path` within the `with` block.
-
-    OpenCV ends the process on names that are not UTF-8, reads `%d` as a number, and FFmpeg reads `a:b` as a protocol.
-    The name is a link in a temporary folder; it keeps the suffix, by which formats are recognised.
-    """
-    suffix = path.suffix if re.fullmatch(r"\.\w+", path.suffix, re.ASCII) else ""
-    with tempfile.TemporaryDirectory(prefix="raymap3r_") as folder:
-        link = Path(folder, f"file{suffix}")
-        link.symlink_to(path.absolute())
-        yield str(link)
 
 
 def read_text(path: Path, name: str = "text") -> str:

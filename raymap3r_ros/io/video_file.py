@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from raymap3r_ros.io.files import plain_name
 from raymap3r_ros.io.video_container import read_container
 from raymap3r_ros.output_files import partial_path, whole_file
+from raymap3r_ros.plain_name import plain_name
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from raymap3r_ros.network.model import Network, initialise
 from raymap3r_ros.network.pickle_machine import Skipped, TensorRecord
 from raymap3r_ros.network.torch_file import TorchFile, open_torch_file
 from raymap3r_ros.output_files import kind_of
+from raymap3r_ros.plain_name import utf8_name
 from raymap3r_ros.text import listing, printable
 
 log = logging.getLogger(__name__)
@@ -307,7 +308,7 @@ def _open_weights(path: Path) -> Iterator[_Weights]:
 def _open_native(path: Path) -> Iterator[_Weights]:
     """The weights in a file of this package."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with utf8_name(path) as name, safetensors.safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
             network = _described_network(path, metadata)
             # Tensors with other names are not read: they may have any size.

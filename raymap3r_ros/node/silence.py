@@ -120,6 +120,26 @@ def _has_other_publisher(node: GuardedNode, topic: str, names: Container[str]) -
     return any(name and not (topic.startswith(f"{name}/") and f"{name}/{OWN_OUTPUT}" in names) for name in publishers)
 
 
+def _missing_publisher(node: GuardedNode, subscription: Subscription, kind: str) -> str:
+    """What to do about a topic without a publisher. Images may have the other transport."""
+    topic = subscription.topic_name
+    others = other_topics(node, topic, kind)
+    if subscription.msg_type in (Image, CompressedImage):
+        is_raw = subscription.msg_type is Image
+        transport, other_type = ("compressed", CompressedImage) if is_raw else ("raw", Image)
+        same = f"{topic}/compressed" if is_raw else topic.removesuffix("/compressed")
+        other_kind = type_name(other_type)
+        if any(one.topic_type == other_kind for one in node.get_publishers_info_by_topic(same)):
+            return f"{printable(same, LONGEST_NAME)} is published: set image_transport to {transport}"
+        images = other_topics(node, topic, other_kind)
+        if images and not others:
+            cure = f"set image_transport to {transport}, and remap `image` to the topic of the driver"
+            return f"no topic has the type {kind}, but {', '.join(images)} the type {other_kind}: {cure}"
+    if others:
+        return f"remap it to the topic of the driver, such as {', '.join(others)}"
+    return f"no topic of this ROS domain has the type {kind}: start the driver, check {to_check(os.environ)}"
+
+
 def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo]) -> str:
     topic = subscription.topic_name
     is_clock = subscription.msg_type is Clock
@@ -128,12 +148,7 @@ def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers:
             return f"use_sim_time is true, but no publisher of it was discovered; {CLOCK_REMEDY}"
         if topic.endswith("/compressed/compressed"):
             return "its name ends in compressed twice; remap `image` to the name without /compressed"
-        others = other_topics(node, topic, kind)
-        return "no publisher of it was discovered; " + (
-            f"remap it to the topic of the driver, such as {', '.join(others)}"
-            if others
-            else f"no topic of this ROS domain has the type {kind}: start the driver, check {to_check(os.environ)}"
-        )
+        return f"no publisher of it was discovered; {_missing_publisher(node, subscription, kind)}"
     fitting = [one for one in publishers if one.topic_type == kind]
     if not fitting:
         image = "set image_transport, or remap `image`" if "Image" in kind else "remap it"

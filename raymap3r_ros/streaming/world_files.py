@@ -24,6 +24,7 @@ from raymap3r_ros.geometry.poses import is_plausible
 from raymap3r_ros.known_files import known_file
 from raymap3r_ros.network import Network
 from raymap3r_ros.output_files import kind_of, whole_file
+from raymap3r_ros.plain_name import utf8_name
 from raymap3r_ros.streaming.keyframes import Keyframes
 from raymap3r_ros.text import printable
 
@@ -160,7 +161,7 @@ def _open_checked(path: Path) -> Iterator[safetensors.safe_open]:
                 f"{path} is {what}; name a world.safetensors that ~/save or --save-memory has written, of at most "
                 f"{MAX_FILE} bytes with a header of at most {MAX_HEADER}"
             )
-        with safetensors.safe_open(path, framework="pt") as file:
+        with utf8_name(path) as name, safetensors.safe_open(name, framework="pt") as file:
             yield file
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; name a world.safetensors that can be read") from error

@@ -44,8 +44,8 @@ def test_windows_are_the_means_that_the_check_uses():
 def test_limits_lie_beyond_the_worst_window():
     sequences = [sequence("a", level) for level in (1.0, 2.0, 2.0, 2.0)]
     limits = fit_limits(sequences)
-    assert limits.confidence == pytest.approx(1.0 - 0.5 * 1.0, abs=0.05)
-    assert limits.disagreement == pytest.approx(0.5 + 0.5 * (0.5 - 0.25), abs=0.03)
+    assert limits.confidence == pytest.approx(1.0 - 0.1 * 1.0, abs=0.05)
+    assert limits.disagreement == pytest.approx(0.5 + 0.1 * (0.5 - 0.25), abs=0.03)
     assert limits.ray_confidence == pytest.approx(1.0, abs=0.05)
     assert not any(limits.exceeded(window) for one in sequences for window in one.windows)
     with pytest.raises(InputError, match="use longer ones"):

@@ -86,6 +86,16 @@ def test_journal_of_a_killed_recorder_is_applied_and_kept(tmp_path, caplog, jour
     assert {item.name: item.read_bytes() for item in killed.iterdir()} == before
 
 
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_link_to_the_bag_of_a_killed_recorder_has_its_journal(tmp_path, what):
+    """For SQLite, the journal is beside the file to which a link points."""
+    killed = data_file(killed_recorder(tmp_path, "WAL"))
+    link = tmp_path / "today.db3" if what == "file" else tmp_path / "today/lab_0.db3"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(killed)
+    assert indices(link if what == "file" else link.parent) == list(range(7))
+
+
 def test_a_full_folder_of_temporary_files_is_no_damage(tmp_path, monkeypatch):
     killed = data_file(killed_recorder(tmp_path, "WAL"))
     full = "database or disk is full"

@@ -274,6 +274,15 @@ def test_our_own_format_keeps_weights_and_configuration(tmp_path: Path, dtype: t
     assert path.stat().st_mode & 0o444 == 0o444
 
 
+def test_a_name_that_is_not_utf8(tmp_path: Path):
+    folder = tmp_path / os.fsdecode(b"B\xfcro %d")
+    folder.mkdir()
+    network = untrained_network(TINY, seed=3)
+    save_network(network, folder / "w.safetensors", torch.float32, {"steps": "12"})
+    loaded = load_network(folder / "w.safetensors")
+    assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), network.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("dtype", STORED_DTYPES)
 def test_conversion_gives_the_same_network(tmp_path: Path, tiny_is_public: None, dtype: str):
     path, target = tmp_path / "public.pth", tmp_path / "ours.safetensors"

@@ -47,6 +47,26 @@ def test_no_publisher(make_bench):
     )
 
 
+@pytest.mark.parametrize("transport", ["raw", "compressed"])
+def test_a_camera_with_the_other_transport(make_bench, transport):
+    remapped = "image:=cam/image_raw", "image/compressed:=cam/image_raw/compressed"
+    bench = make_bench("-r", remapped[0], "-r", remapped[1], image_transport=transport)
+    kind, name = (CompressedImage, "cam/image_raw/compressed") if transport == "raw" else (Image, "cam/image_raw")
+    camera = wait_for_publisher(bench, kind, name, RELIABLE)
+    activate(bench)
+    line = bench.wait_for_log("nothing has arrived on", level=30)
+    other = "compressed" if transport == "raw" else "raw"
+    assert f"{camera.topic_name} is published: set image_transport to {other}" in line
+
+
+def test_a_camera_with_the_other_transport_and_another_name(make_bench):
+    bench = make_bench(image_transport="compressed")
+    camera = wait_for_publisher(bench, Image, "front/image_raw", RELIABLE)
+    activate(bench)
+    line = bench.wait_for_log("nothing has arrived on", level=30)
+    assert camera.topic_name in line and "set image_transport to raw, and remap `image`" in line
+
+
 def test_another_node_of_the_same_name(make_bench):
     bench = make_bench()
     activate(bench)

@@ -59,6 +59,13 @@ def network_of_wall() -> wall.WallNetwork:
     return returns.TexturedWall(moving_box=False)
 
 
+def test_a_name_that_is_not_utf8(saved, network_of_wall, tmp_path):
+    path = tmp_path / os.fsdecode(b"B\xfcro/world.safetensors")
+    path.parent.mkdir()
+    path.write_bytes(saved.read_bytes())
+    assert torch.equal(*(load_world(one, network_of_wall).keyframes.number for one in (path, saved)))
+
+
 def test_a_file_contains_the_used_slots_by_age(saved: Path, network_of_wall: wall.WallNetwork):
     stream = new_stream()
     returns.walk(stream, range(60))
@@ -298,7 +305,7 @@ def test_files_that_are_no_worlds_are_refused(
     read = safetensors.safe_open
     opened = []
     monkeypatch.setattr(
-        safetensors, "safe_open", lambda path, framework: opened.append(path.name) or read(path, framework)
+        safetensors, "safe_open", lambda path, framework: opened.append(Path(path).name) or read(path, framework)
     )
     for name in (*files, "weights.safetensors", "pipe", "large", "missing", ".", ""):
         with pytest.raises(InputError) as error:

@@ -13,12 +13,13 @@ import numpy as np
 
 from raymap3r_ros.errors import InputError
 from raymap3r_ros.io.edit_list import shown_frames
-from raymap3r_ros.io.files import plain_name, silence_ffmpeg
+from raymap3r_ros.io.files import silence_ffmpeg
 from raymap3r_ros.io.pixel_shape import pixel_ratio, square_pixels
 from raymap3r_ros.io.recording import MAX_RATE, MIN_RATE, Format, Frame, ReadOptions, Recording
 from raymap3r_ros.io.video_container import Container, read_container
 from raymap3r_ros.io.video_tracks import better_track
 from raymap3r_ros.known_files import known_file
+from raymap3r_ros.plain_name import plain_name
 from raymap3r_ros.text import counted
 
 log = logging.getLogger(__name__)
