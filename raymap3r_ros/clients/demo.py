@@ -30,10 +30,10 @@ from raymap3r_ros.io.output_folder import claim, clear_folder, locked_folder
 from raymap3r_ros.io.png import write_image
 from raymap3r_ros.io.video_file import VideoFile
 from raymap3r_ros.node.conversions import camera_info_message, image_message
+from raymap3r_ros.node.namesakes import DEMO_NAMESPACE
 from raymap3r_ros.rates import significant
 from raymap3r_ros.text import counted, printable
 
-NAMESPACE = "/raymap3r_demo"
 CAMERA_FRAME = "raymap3r_demo_camera"
 CALIBRATION_TIME = 1.0  # seconds from the calibration to the first image: the node does not acknowledge it
 SHEET_ROWS = 4  # of the preview picture
@@ -76,12 +76,12 @@ def _run(args: argparse.Namespace, clip: Clip) -> int:
     }
     recorder = partial(
         Recorder,
-        node_name=f"{NAMESPACE}/raymap3r",
-        image_topic=f"{NAMESPACE}/image",
+        node_name=f"{DEMO_NAMESPACE}/raymap3r",
+        image_topic=f"{DEMO_NAMESPACE}/image",
         child_frame=CAMERA_FRAME,
-        calibration_topic="" if clip.intrinsics is None else f"{NAMESPACE}/camera_info",
+        calibration_topic="" if clip.intrinsics is None else f"{DEMO_NAMESPACE}/camera_info",
     )
-    with running_harness(NAMESPACE, parameters, recorder) as harness:
+    with running_harness(DEMO_NAMESPACE, parameters, recorder) as harness:
         sent = _send(clip, args, harness)
         recorded = harness.request(sent.stamps[-1])
         status = harness.stop_node()

@@ -25,6 +25,7 @@ from raymap3r_ros.evaluation.trajectory import TrajectoryScore, trajectory_metri
 from raymap3r_ros.io.json_file import write_json
 from raymap3r_ros.io.output_folder import claim, clear_folder
 from raymap3r_ros.io.tum import matrices, write_tum
+from raymap3r_ros.node.namesakes import REPLAY_NAMESPACE
 from raymap3r_ros.node.node_options import NodeOptions
 from raymap3r_ros.offline.summary import Milliseconds
 from raymap3r_ros.options import option_fields
@@ -34,7 +35,6 @@ from raymap3r_ros.signals import INTERRUPTED, on_stop_signals
 from raymap3r_ros.stamps import rising
 from raymap3r_ros.text import counted, printable
 
-PRIVATE_NAMESPACE = "/raymap3r_replay"  # of the node that is started here, unless global topics are requested
 LONG_BAG = 1000  # images
 REPORT, REPORT_TEXT = "report.json", "report.txt"
 INTERRUPTED_LIMIT = 1.0  # seconds for the node to end after Ctrl-C, in which its frame may not be complete
@@ -117,7 +117,7 @@ def run(
     bag = open_bag(bag_path, options)
     if not node:  # otherwise the player reads scale.source from the running node
         scale_topic(bag, options, (parameters or {}).get("scale.source", NodeOptions().scale.source))
-    name = "/" + (node or f"{'' if global_topics else PRIVATE_NAMESPACE}/{BASE_NAME}").lstrip("/")
+    name = "/" + (node or f"{'' if global_topics else REPLAY_NAMESPACE}/{BASE_NAME}").lstrip("/")
     check_node_name(name)
     set_up_dds(localhost=not node, alone=not (node or global_topics))
     prepare_folder(out, overwrite, [bag_path])  # last: it deletes an earlier report

@@ -15,6 +15,8 @@ from raymap3r_ros.text import listing
 REPEAT = 60.0  # seconds between two warnings
 LISTED = 3  # publishers that a warning names
 LEASE = 30.0  # seconds; the publishers of a killed process stay in the graph for 20 s with Fast DDS
+# Of the nodes that `raymap3r demo` and `raymap3r replay` start, and of the images that they publish to them
+DEMO_NAMESPACE, REPLAY_NAMESPACE = "/raymap3r_demo", "/raymap3r_replay"
 
 
 def endpoint_name(endpoint: TopicEndpointInfo) -> str:

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from raymap3r_ros.node.dds_profile import to_check
 from raymap3r_ros.node.diagnostics import PROFILE_HINT
 from raymap3r_ros.node.guarded_node import GuardedNode
-from raymap3r_ros.node.namesakes import endpoint_name
+from raymap3r_ros.node.namesakes import DEMO_NAMESPACE, REPLAY_NAMESPACE, endpoint_name
 from raymap3r_ros.node.reporter import Reporter
 from raymap3r_ros.node.stoppage import Stoppage
 from raymap3r_ros.text import printable
@@ -82,11 +82,15 @@ class SilenceWatch:
             is_due = now >= self._due.get(topic, now)
             if is_due:
                 self._due[topic] = now + REPEAT
-            self._reporter.stand(f"silence of {topic}", explain(self._node, subscription, now - last), again=is_due)
+            text = explain(self._node, subscription, now - last, has_received)
+            self._reporter.stand(f"silence of {topic}", text, again=is_due)
 
 
-def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> str:
-    """One line: the topic, its publishers with type and QoS, and the likely cause of their silence."""
+def explain(node: GuardedNode, subscription: Subscription, seconds: float, has_received: bool = False) -> str:
+    """One line: the topic, its publishers with type and QoS, and the likely cause of their silence.
+
+    `has_received`: messages arrived before the silence.
+    """
     topic, kind = subscription.topic_name, type_name(subscription.msg_type)
     publishers = node.get_publishers_info_by_topic(topic)
     listed = "; ".join(
@@ -97,17 +101,22 @@ def explain(node: GuardedNode, subscription: Subscription, seconds: float) -> st
         listed += f"; and {len(publishers) - LISTED} more"
     return (
         f"nothing has arrived on {topic} ({kind}, {_reliability(subscription.qos_profile)}) for {seconds:.0f} s: "
-        f"{_cause(node, subscription, kind, publishers)}" + (f". Publishers: {listed}" if listed else "")
+        f"{_cause(node, subscription, kind, publishers, has_received)}" + (f". Publishers: {listed}" if listed else "")
     )
 
 
 def other_topics(node: GuardedNode, topic: str, kind: str) -> list[str]:
     """Some other topics of a type that other nodes publish, those of drivers by their name first; printable.
 
-    Depth images by their name, and outputs of this package's nodes, are left out.
+    Left out are depth images by their name, outputs of this package's nodes, and the images of a demo or replay.
     """
     types = dict(node.get_topic_names_and_types())
-    others = [name for name, kinds in types.items() if kind in kinds and name != topic and "depth" not in name]
+    private = (f"{DEMO_NAMESPACE}/", f"{REPLAY_NAMESPACE}/")
+    others = [
+        name
+        for name, kinds in types.items()
+        if kind in kinds and name != topic and "depth" not in name and not name.startswith(private)
+    ]
     others = sorted(others, key=lambda name: ("image_raw" not in name, "image" not in name, name))
     others = [name for name in others if _has_other_publisher(node, name, types)]
     return [printable(name, LONGEST_NAME) for name in others[:LISTED]]
@@ -140,12 +149,16 @@ def _missing_publisher(node: GuardedNode, subscription: Subscription, kind: str)
     return f"no topic of this ROS domain has the type {kind}: start the driver, check {to_check(os.environ)}"
 
 
-def _cause(node: GuardedNode, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo]) -> str:
+def _cause(
+    node: GuardedNode, subscription: Subscription, kind: str, publishers: list[TopicEndpointInfo], has_received: bool
+) -> str:
     topic = subscription.topic_name
     is_clock = subscription.msg_type is Clock
     if not publishers:
         if is_clock:
             return f"use_sim_time is true, but no publisher of it was discovered; {CLOCK_REMEDY}"
+        if has_received:
+            return f"its publisher has ended or is out of reach: start it again, or check {to_check(os.environ)}"
         if topic.endswith("/compressed/compressed"):
             return "its name ends in compressed twice; remap `image` to the name without /compressed"
         return f"no publisher of it was discovered; {_missing_publisher(node, subscription, kind)}"

@@ -336,6 +336,21 @@ def test_outputs_of_another_camera_are_not_named_and_drivers_come_first(make_ben
     assert wheels.topic_name in odometry and f"{rear.name}/odometry" not in odometry
 
 
+def test_a_driver_that_has_ended_and_images_of_a_replay(make_bench, monkeypatch):
+    monkeypatch.setattr(silence, "REPEAT", 0.0)
+    bench = make_bench()
+    bench.start("pose")
+    bench.send(0)
+    bench.wait_for("pose")
+    others = ("rear/image_raw", "/raymap3r_replay/image")
+    rear, played = (wait_for_publisher(bench, Image, name, RELIABLE).topic_name for name in others)
+    bench.probe.destroy_publisher(bench.publishers["image"])
+    line = bench.wait_for_log("its publisher has ended or is out of reach: start it again", level=30)
+    assert f"nothing has arrived on {bench.namespace}/image" in line and "remap" not in line
+    found = silence.other_topics(bench.node, f"{bench.namespace}/image", "sensor_msgs/msg/Image")
+    assert rear in found and played not in found
+
+
 def test_several_publishers_of_an_input_are_named(make_bench):
     bench = make_bench()
     drivers = [rclpy.create_node(name, namespace=bench.namespace, context=bench.context) for name in ("front", "rear")]
