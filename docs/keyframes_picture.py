@@ -76,7 +76,8 @@ def draw(title: str, frames: list[Frame], keyframes: int) -> Image.Image:
 
 def true_points(frames: list[Frame]) -> np.ndarray:
     """Return some points (N, 3) of the true static scene."""
-    rays = np.stack(np.meshgrid(np.arange(64), np.arange(48)), axis=-1).reshape(-1, 2)
+    height, width = frames[0].static_depth.shape
+    rays = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
     chosen = []
     for frame in frames[:: len(frames) // 50]:
         slopes = (rays - frame.intrinsics[:2, 2]) / frame.intrinsics[[0, 1], [0, 1]]
@@ -86,7 +87,7 @@ def true_points(frames: list[Frame]) -> np.ndarray:
 
 
 def main() -> None:
-    frames = list(suite_sequence("revisit", SEQUENCE, world="one_room", size=(48, 64)).frames())
+    frames = list(suite_sequence("revisit", SEQUENCE, world="one_room", size=(96, 128)).frames())
     panels = [draw("without keyframes", frames, 0), draw("with keyframes (default)", frames, 32)]
     canvas = Image.new("RGB", (2 * SIDE + GAP, panels[0].height), BACKGROUND)
     for place, panel in enumerate(panels):

@@ -13,7 +13,7 @@ from raymap3r_ros.text import size_text
 NAME = "weights"
 SHIPPED = {
     "one_office": "cce31ae06fa8686c8431e533bbe4da022034959c4f16c6ebac7f32471cc24666",
-    "one_room": "f9f725c30a5bfa1f28e0bf6faf09f1fb3f52b9125d1940086fd2e1e9727e719d",
+    "one_room": "78f4fe356e8d4a830209e9e30848a53a17805a00dc9c2dc7480bd4e7d672534b",
 }
 AGAIN = "install the package again; in a checkout, `git checkout raymap3r_ros/weights`"
 

@@ -111,13 +111,13 @@ def _variance_model(name: str, values: Any) -> VarianceModel:
 # rendered scenes. For other weights they are only a rough guess.
 DEFAULT = ErrorModel(
     position=VarianceModel(
-        start=0.00533, creep=0.0438, power=0.44, axes=(1.3, 0.844, 0.767), settled=0.279, reach=3.71
+        start=0.00317, creep=0.0183, power=0.457, axes=(1.2, 0.915, 0.846), settled=0.243, reach=3.26
     ),
     rotation=VarianceModel(
-        start=0.00331, creep=0.00306, power=0.471, axes=(0.835, 1.36, 0.676), settled=0.111, reach=2.62
+        start=0.00356, creep=0.001, power=0.524, axes=(0.81, 1.23, 0.916), settled=0.0903, reach=2.14
     ),
-    step=VarianceModel(start=0.00801, creep=0.14, power=0.533, axes=(1.41, 0.355, 0.943)),
-    turn=VarianceModel(start=0.00624, creep=0.0583, power=0.508, axes=(0.379, 1.63, 0.464)),
+    step=VarianceModel(start=0.001, creep=0.133, power=0.508, axes=(1.33, 0.654, 0.894)),
+    turn=VarianceModel(start=0.001, creep=0.0595, power=0.521, axes=(0.721, 1.5, 0.475)),
 )
 
 

@@ -52,6 +52,6 @@ def active_bench(make_bench):
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory):
     """A short bag of the room of the shipped weights, with camera_info and ground truth."""
-    sequence = suite_sequence("light", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("light", 0, world="one_room", size=(96, 128))
     folder = export_sequence(sequence, tmp_path_factory.mktemp("rendered"), "bag", max_frames=12, progress=False)
     return folder / "bag"

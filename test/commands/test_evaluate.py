@@ -155,7 +155,7 @@ def test_a_recorded_folder(weights, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["as specified", "millimetres", "of a smaller place"])
 def test_depth_in_millimetres_is_a_warning(tmp_path, caplog, kind):
-    sequence = suite_sequence("static", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("static", 0, world="one_room", size=(96, 128))
     folder = export_sequence(sequence, tmp_path, "tum", max_frames=24, progress=False)
     for path in (folder / "depth").iterdir() if kind != "as specified" else ():
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 5)

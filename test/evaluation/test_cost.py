@@ -13,6 +13,7 @@ from raymap3r_ros.streaming import METHOD, StreamOptions
 from raymap3r_ros.streaming.stream_options import KeyframeOptions
 
 FRAMES = 110
+SIZE = (96, 128)  # pixels, those of the shipped network
 ONCE = StreamOptions(update_rule="cut3r", reset_interval=0)
 
 
@@ -27,7 +28,7 @@ def costs():
         "half": dataclasses.replace(ONCE, reset_interval=100, keyframes=KeyframeOptions(size=16)),
     }
     variants = [Variant(name, "rule", one, "once") for name, one in options.items()]
-    sequences = suite_sequences("long", "one_room", 1, size=(48, 64), device="cpu")
+    sequences = suite_sequences("long", "one_room", 1, size=SIZE, device="cpu")
     plan = EvaluationPlan(frames=FRAMES, judged_frames=FRAMES // 5)
     (run,) = run_sequences(load_network("one_room"), sequences, variants, plan, suite="long")
     return run.values
@@ -50,6 +51,7 @@ def test_memory_grows_with_the_slots_of_the_keyframes(costs):
     keyframes, half, single = (costs[name]["stream_memory"] for name in ("keyframes", "half", "single"))
     slot = (keyframes - half) / 16
     config = load_network("one_room").config
-    tokens = 48 * 64 / config.patch_size**2 * config.encoder_width * 4 / 1e6  # MB of a keyframe's float32 tokens
+    count = SIZE[0] * SIZE[1] / config.patch_size**2
+    tokens = count * config.encoder_width * 4 / 1e6  # MB of the float32 tokens of a keyframe
     assert tokens < slot < 1.1 * tokens
     assert single < half - 15 * slot and np.isclose(costs["once"]["stream_memory"], single)

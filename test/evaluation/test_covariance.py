@@ -157,7 +157,7 @@ def test_errors_of_the_shipped_weights_agree_with_the_model():
     The sequences are many and short, because pose errors hardly change from frame to frame within a sequence.
     """
     held_out = range(2, 24, 3)
-    sequences = [synthetic_sequence("static", i, world="one_room", size=(48, 64), device="cpu") for i in held_out]
+    sequences = [synthetic_sequence("static", i, world="one_room", size=(96, 128), device="cpu") for i in held_out]
     evaluated = evaluate_sequences(load_network(), [("static", sequences)], StreamOptions(), frames=20, batch=8)
     assert [len(sequence.poses.values) for sequence in evaluated] == 8 * [20]
 

@@ -111,7 +111,7 @@ def test_the_error_of_the_first_pose_is_that_of_right_finds():
 
 def test_each_session_begins_with_the_world_of_the_first_one():
     """With the shipped weights: sessions in the first place are found, those in another room are not."""
-    rendered = synthetic_sequence("session", 2, world="one_room", size=(48, 64), device="cpu")
+    rendered = synthetic_sequence("session", 2, world="one_room", size=(96, 128), device="cpu")
     assert rendered.sessions and rendered.kidnapped
 
     def frames():

@@ -388,7 +388,7 @@ class FakeStream:
 @pytest.fixture(scope="session")
 def stays():
     """Frames of a stay in a room, and of one in another room."""
-    sequence = suite_sequence("kidnap", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("kidnap", 0, world="one_room", size=(96, 128))
     groups = itertools.groupby(itertools.islice(sequence.frames(), 225), key=lambda frame: frame.jumps)
     return [list(itertools.islice(stay, 40)) for (_, stay), _ in zip(groups, range(2), strict=False)]
 

@@ -37,7 +37,7 @@ def test_missing_model_is_replaced_by_the_default_with_one_warning(make_bench, t
     assert bench.count_logs("plain.safetensors has no error model of its own (metadata 'covariance')") == 1
 
 
-@pytest.mark.parametrize("text", ["", "{}", DEFAULT.to_json().replace("0.14,", "-1,")])
+@pytest.mark.parametrize("text", ["", "{}", DEFAULT.to_json().replace("0.133,", "-1,")])
 def test_malformed_model_fails_to_configure(make_bench, tmp_path, text):
     path = tmp_path / "broken.safetensors"
     copy_with_metadata(shipped_weights()["one_room"], path, {METADATA_KEY: text})

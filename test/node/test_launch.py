@@ -288,7 +288,7 @@ def test_choices_are_those_of_the_parameters(root):
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory):
-    sequence = suite_sequence("light", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("light", 0, world="one_room", size=(96, 128))
     folder = export_sequence(sequence, tmp_path_factory.mktemp("rendered"), "bag", max_frames=5, progress=False)
     return folder / "bag"
 
@@ -358,7 +358,7 @@ def test_errors_of_the_player_name_launch_arguments(launch, tmp_path):
     """For instance the topic for scale.source, which is known only when the node runs."""
     parameters = tmp_path / "stream.yaml"
     parameters.write_text('"/**":\n  ros__parameters:\n    checkpoint: mini\n    scale.source: range\n')
-    sequence = suite_sequence("light", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("light", 0, world="one_room", size=(96, 128))
     bag = export_sequence(sequence, tmp_path, "bag", max_frames=2, progress=False) / "bag"
     process = launch(
         f"bag:={bag}", "topic:=/camera/image_raw", f"out:={tmp_path / 'out'}", f"params_file:={parameters}",

@@ -139,7 +139,7 @@ def test_reset_of_the_real_stream(make_bench, alignment):
     bench.start("tf", "pose", "depth")
     OtherPublishers(bench).publish_static("base_link", "camera", MOUNT)
     run = CameraRun(bench, None)
-    sequence = suite_sequence("static", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("static", 0, world="one_room", size=(96, 128))
     for index, frame in enumerate(itertools.islice(sequence.frames(), 9)):
         bench.send(time=index / 10, message=conversions.image_message(Header(), frame.image, "rgb8"))
         bench.wait_for("depth", index + 1)

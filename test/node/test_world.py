@@ -36,7 +36,7 @@ MOUNT[:3, 3] = 0.2, 0, 0.5
 @pytest.fixture(scope="module")
 def room():
     """Frames of the room that the shipped weights were trained on."""
-    sequence = suite_sequence("static", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("static", 0, world="one_room", size=(96, 128))
     return [frame for frame, _ in zip(sequence.frames(), range(24), strict=False)]
 
 
@@ -234,7 +234,7 @@ def test_scale_from_a_range_sensor(make_bench, room):
     broadcaster.sendTransform(conversions.transform_message(Header(frame_id="camera"), "ranger", ranger))
     bench.wait_for_transform("camera", "ranger")
     process(bench, room[:1])
-    predicted = float(np.frombuffer(bench.messages["depth"][0].data, np.float32).reshape(48, 64)[23:25, 31:33].mean())
+    predicted = float(np.frombuffer(bench.messages["depth"][0].data, np.float32).reshape(96, 128)[47:49, 63:65].mean())
     reading = Range(field_of_view=0.05, min_range=0.01, max_range=100.0, range=ratio * predicted - ahead)
     reading.header.frame_id = "ranger"
     for index in range(1, 200):
@@ -247,7 +247,7 @@ def test_scale_from_a_range_sensor(make_bench, room):
                 break
     assert bench.diagnostics["scale"].endswith("(from range)"), bench.diagnostics
     bench.wait_for_diagnostics("frames out", len(bench.times("depth")))
-    last = np.frombuffer(bench.messages["depth"][-1].data, np.float32).reshape(48, 64)[23:25, 31:33].mean()
+    last = np.frombuffer(bench.messages["depth"][-1].data, np.float32).reshape(96, 128)[47:49, 63:65].mean()
     assert last == pytest.approx(ratio * predicted, rel=0.15)
 
 
@@ -281,8 +281,8 @@ def test_static_map_matches_the_room_and_is_latched(make_bench, room):
     points = np.stack([read_points(cloud)[axis] for axis in "xyz"], -1)
     assert len(points) > 200 and bench.diagnostics["static map (points)"] != "0"
     # Ground truth: all pixels of every fourth frame, in the world of the first camera with REP 103 axes.
-    rows, columns = np.mgrid[:48, :64]
-    rays = np.stack([columns, rows, np.ones((48, 64))], -1) @ np.linalg.inv(room[0].intrinsics).T
+    rows, columns = np.mgrid[:96, :128]
+    rays = np.stack([columns, rows, np.ones((96, 128))], -1) @ np.linalg.inv(room[0].intrinsics).T
     surface = []
     for frame in room[::4]:
         pose = poses.world_pose(np.linalg.inv(room[0].pose) @ frame.pose)
@@ -314,7 +314,7 @@ def test_map_is_discarded_with_the_world(make_bench, room, monkeypatch):
     process(bench, room[10:18], start=10)
     # Five frames without a mask and three with one: the map of the new world contains only these three.
     bench.wait(lambda: bench.messages["static_map"][-1].header.stamp != before.header.stamp, "a map of the new world")
-    assert 0 < bench.messages["static_map"][-1].width <= 3 * 48 * 64
+    assert 0 < bench.messages["static_map"][-1].width <= 3 * 96 * 128
     assert len(maps) == 2 and maps[1].frames <= 3
 
 

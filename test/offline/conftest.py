@@ -39,18 +39,18 @@ def images(tmp_path_factory):
 def exact(tmp_path_factory):
     """Results of a run whose network predicts the truth: a rendered bag, its folder of results, and its frames.
 
-    The images are 64x60, of which the network receives the middle 56 rows without a change of scale.
+    The images are 128x120, of which the network receives the middle 112 rows without a change of scale.
     """
     folder = tmp_path_factory.mktemp("exact")
-    sequence = suite_sequence("heavy", 0, world="one_room", size=(60, 64))
+    sequence = suite_sequence("heavy", 0, world="one_room", size=(120, 128))
     bag = export_sequence(sequence, folder, "bag", max_frames=6, progress=False) / "bag"
     frames = list(itertools.islice(sequence.frames(), 6))
-    rows = slice(2, 58)
+    rows = slice(4, 116)
     truth = [
         SimpleNamespace(
             image=frame.image[rows], depth=frame.depth[rows], moving=frame.moving[rows],
             pose=np.linalg.inv(frames[0].pose) @ frame.pose, stamp=round((1 + frame.stamp) * 1e9),
-            intrinsics=frame.intrinsics - [[0, 0, 0], [0, 0, 2], [0, 0, 0]],
+            intrinsics=frame.intrinsics - [[0, 0, 0], [0, 0, 4], [0, 0, 0]],
         )
         for frame in frames
     ]  # fmt: skip

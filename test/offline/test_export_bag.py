@@ -104,9 +104,9 @@ def test_maps_have_the_values_of_the_results(exact, messages):
         np.testing.assert_array_equal(pixels(of("depth_static")[index], np.float32), static)
         np.testing.assert_array_equal(pixels(of("dynamic_mask")[index], np.uint8), np.where(frame.moving, 255, 0))
         np.testing.assert_allclose(of("camera_info")[index].k, frame.intrinsics.ravel(), atol=1e-4)
-        cloud = np.frombuffer(of("points")[index].data, np.float32).reshape(28, 32, 6)
+        cloud = np.frombuffer(of("points")[index].data, np.float32).reshape(56, 64, 6)
         np.testing.assert_allclose(cloud[..., 2], frame.depth[::2, ::2], atol=1e-6)
-        row, column = np.indices((56, 64))[:, ::2, ::2]
+        row, column = np.indices((112, 128))[:, ::2, ::2]
         seen = cloud[..., :3] / cloud[..., 2:3] @ frame.intrinsics.T
         np.testing.assert_allclose(seen[..., :2], np.stack((column, row), axis=-1), atol=1e-3)
         np.testing.assert_array_equal(cloud[..., 5] > 0, frame.moving[::2, ::2])

@@ -43,7 +43,7 @@ def test_colmap_has_the_poses_and_intrinsics(exact, model):
         image = model.images[number]
         assert image.name == f"{number - 1:06d}.png"
         camera = model.cameras[image.camera_id]
-        assert (camera.model.name, camera.width, camera.height) == ("PINHOLE", 64, 56)
+        assert (camera.model.name, camera.width, camera.height) == ("PINHOLE", 128, 112)
         wanted = frame.intrinsics.copy()
         wanted[:2, 2] += 0.5  # the first pixel's centre is (0.5, 0.5)
         np.testing.assert_allclose(camera.calibration_matrix(), wanted, atol=1e-4)
@@ -60,7 +60,7 @@ def test_colmap_points_reproject_to_the_pixels_they_came_from(exact, model):
         seen = image.cam_from_world() * points
         pixels = model.cameras[image.camera_id].img_from_cam(seen)
         column, row = cells = np.floor(pixels.T).astype(int)
-        inside = (column >= 0) & (column < 64) & (row >= 0) & (row < 56) & (seen[:, 2] > 0)
+        inside = (column >= 0) & (column < 128) & (row >= 0) & (row < 112) & (seen[:, 2] > 0)
         column, row = np.where(inside, cells, 0)
         # The pixel's own point: it has the depth, the colour and does not move.
         same = inside & (np.abs(frame.depth[row, column] - seen[:, 2]) < 1e-4) & ~frame.moving[row, column]

@@ -34,7 +34,7 @@ def one_room():
 @pytest.fixture(scope="module")
 def stays(tmp_path_factory):
     """Frames of three stays, at home, in another room, and at home again, and a folder with the images of each."""
-    sequence = suite_sequence("kidnap", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("kidnap", 0, world="one_room", size=(96, 128))
     groups = itertools.groupby(itertools.islice(sequence.frames(), 225), key=lambda frame: frame.jumps)
     found = []
     for (_, stay), count in zip(groups, (40, 20, 20), strict=True):
@@ -76,7 +76,7 @@ def test_blank_images_at_the_start_do_not_end_the_search(stays, home, one_room, 
     folder = tmp_path / "covered"
     shutil.copytree(stays[2][1], folder)
     for index in range(7):
-        cv2.imwrite(str(folder / f"{index:03d}.png"), np.zeros((48, 64, 3), np.uint8))
+        cv2.imwrite(str(folder / f"{index:03d}.png"), np.zeros((96, 128, 3), np.uint8))
     recording = open_recording(folder, intrinsics=stays[2][2].given_intrinsics)
     memory = home / "world.safetensors"
     summary = run_recording(recording, one_room, tmp_path / "out", outputs=FEW, memory=memory)

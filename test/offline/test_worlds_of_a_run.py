@@ -141,7 +141,7 @@ def test_a_camera_that_is_found_again_continues_the_files_of_its_world(images, n
 
 def test_the_shipped_weights_find_the_room_again(tmp_path):
     """Poses after the return are right in the frame of those before the jump; another room comes between."""
-    sequence = suite_sequence("kidnap", 0, world="one_room", size=(48, 64))
+    sequence = suite_sequence("kidnap", 0, world="one_room", size=(96, 128))
     stays = itertools.groupby(itertools.islice(sequence.frames(), 225), key=lambda frame: frame.jumps)
     shown = [frame for number, stay in stays for frame in itertools.islice(stay, (HOME, 12, 15)[number])]
     folder = tmp_path / "images"
