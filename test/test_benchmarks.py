@@ -78,7 +78,7 @@ def test_the_results_depend_on_the_rule(scripts, network, images):
     for image in images:
         depths = [stream.step(image).depth for stream in naive]
     for first, second in ((0, 1), (0, 2), (1, 2)):
-        assert not np.allclose(depths[first], depths[second], rtol=1e-3)
+        assert not np.allclose(depths[first], depths[second], rtol=2e-4)
 
 
 @pytest.mark.parametrize("rule", ["raymap3r", "ttt3r", "cut3r"])

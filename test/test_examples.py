@@ -125,7 +125,7 @@ def test_two_nodes_share_a_process_and_end_cleanly(start, camera, clip, root):
     # The watcher logs the nearest static depth in the middle and the speed, both as received here.
     distances, speeds = set(), {"nan"}
     for depth in depths:
-        middle = np.frombuffer(depth.data, np.float32).reshape(48, 64)[16:32, 21:42]
+        middle = np.frombuffer(depth.data, np.float32).reshape(96, 128)[32:64, 42:85]
         distances.add(f"{np.nanpercentile(middle, 5):.3f}")
     for one in odometry:
         velocity = one.twist.twist.linear

