@@ -25,9 +25,7 @@ def test_each_camera_has_its_own_services_and_intrinsics(make_bench):
         assert [poses_after(bench, index) for bench in cameras] == [index + 1] * 2
     for bench, focal in ((front, 50.0), (rear, 70.0)):
         bench.wait_for("camera_info", 2)  # of images of 128x96 pixels
-        assert {(info.k[0], info.k[4]) for info in bench.messages["camera_info"]} == {
-            (2 * focal, 2 * focal)
-        }
+        assert {(info.k[0], info.k[4]) for info in bench.messages["camera_info"]} == {(2 * focal, 2 * focal)}
     assert front.reset().success
     assert (poses_after(rear, 2), poses_after(front, 2)) == (3, 1)
     assert rear.set_parameter("points.stride", 2).successful
