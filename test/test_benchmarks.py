@@ -48,7 +48,7 @@ def network():
 @pytest.fixture(scope="module")
 def images(network):
     edge = network.config.image_size
-    sequence = suite_sequence("static", 0, world="one_room", size=(edge * 3 // 4, edge))
+    sequence = suite_sequence("heavy", 0, world="one_room", size=(edge * 3 // 4, edge))
     return [frame.image for frame in islice(sequence.frames(), 10)]
 
 
@@ -78,7 +78,7 @@ def test_the_results_depend_on_the_rule(scripts, network, images):
     for image in images:
         depths = [stream.step(image).depth for stream in naive]
     for first, second in ((0, 1), (0, 2), (1, 2)):
-        assert not np.allclose(depths[first], depths[second], rtol=2e-4)
+        assert not np.allclose(depths[first], depths[second], rtol=1e-3)
 
 
 @pytest.mark.parametrize("rule", ["raymap3r", "ttt3r", "cut3r"])

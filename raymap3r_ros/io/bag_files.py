@@ -161,8 +161,8 @@ def prepare(file: Path, copy: Path) -> DataFile:
             _unpack(file, copy)
             inner = kind_of(copy) if kind_of(copy) in BAG_SUFFIXES else Path(file.stem).suffix
             return prepare(copy.rename(copy.with_suffix(inner)), stem.with_name(f"{stem.name}_inner"))
-        if kind == SQLITE and journals(file):
-            _recover_sqlite(file, copy)
+        if kind == SQLITE and (left := journals(file)):
+            _recover_sqlite(file, left, copy)
             return DataFile(copy, kind)
         if kind == MCAP:
             check_profile(file, file)
@@ -217,9 +217,9 @@ def _unpack(file: Path, target: Path) -> None:
         raise InputError(f"{file}: damaged or cut off, cannot be unpacked: {reason_of(error)}") from error
 
 
-def _recover_sqlite(file: Path, copy: Path) -> None:
-    """Copy a database with the journal of a killed recorder, and apply the journal."""
-    for suffix, source in {"": str(file), **journals(file)}.items():
+def _recover_sqlite(file: Path, left: dict[str, str], copy: Path) -> None:
+    """Copy a database with the journals `left` by a killed recorder, and apply them."""
+    for suffix, source in {"": str(file), **left}.items():
         shutil.copyfile(source, f"{copy}{suffix}")
     try:
         with closing(sqlite3.connect(copy)) as database:

@@ -86,7 +86,7 @@ class SilenceWatch:
             self._reporter.stand(f"silence of {topic}", text, again=is_due)
 
 
-def explain(node: GuardedNode, subscription: Subscription, seconds: float, has_received: bool = False) -> str:
+def explain(node: GuardedNode, subscription: Subscription, seconds: float, has_received: bool) -> str:
     """One line: the topic, its publishers with type and QoS, and the likely cause of their silence.
 
     `has_received`: messages arrived before the silence.

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 from sensor_msgs_py.point_cloud2 import read_points
+from std_msgs.msg import Header
 from topic_helpers import EVERYTHING, HEIGHT, IMAGES, TRAJECTORIES, WARMUP, WIDTH, numbers, values, wait_for_end
 
 from raymap3r_ros.network import load_network
-from raymap3r_ros.node import publishers, session, summary
+from raymap3r_ros.node import conversions, publishers, session, summary
 from raymap3r_ros.node.publishers import MOTION_TOPICS, TOPICS
 from raymap3r_ros.streaming import METHOD
 from raymap3r_ros.streaming.plausibility import METADATA_KEY, MIN_FRAMES, PlausibilityLimits
+from raymap3r_ros.synthetic import suite_sequence
 
 
 @pytest.fixture
@@ -135,12 +137,16 @@ def test_points_match_the_images_where_the_network_is_confident(make_bench):
     bench = make_bench(every_frame=True)
     topics = ("points", "dynamic_mask", "depth", "confidence", "rgb", "camera_info")
     bench.start(*topics)
-    for index in range(7):
-        bench.send(index)
+    room = suite_sequence("light", 0, world="one_room", size=(96, 128)).frames()
+    images = [
+        conversions.image_message(Header(), frame.image, "rgb8") for frame, _ in zip(room, range(8), strict=False)
+    ]
+    for index, image in enumerate(images[:7]):
+        bench.send(index, message=image)
     bench.wait_for("points", 7 - WARMUP)
     middle = float(np.median(values(bench.messages["confidence"][-1])))
     assert bench.set_parameter("confidence_threshold", middle).successful
-    bench.send(7)
+    bench.send(7, message=images[7])
     cloud, mask = (bench.wait_for(topic, 8 - WARMUP) for topic in topics[:2])
     depth, confidence, rgb, info = (bench.wait_for(topic, 8) for topic in topics[2:])
     chosen = values(confidence) >= middle
@@ -155,8 +161,8 @@ def test_points_match_the_images_where_the_network_is_confident(make_bench):
     # Every point lies approximately on the ray of its pixel.
     rows, columns = np.nonzero(chosen)
     fx, fy = info.k[0], info.k[4]
-    assert np.corrcoef(points["x"] / points["z"] * fx, columns)[0, 1] > 0.7
-    assert np.corrcoef(points["y"] / points["z"] * fy, rows)[0, 1] > 0.7
+    assert np.corrcoef(points["x"] / points["z"] * fx, columns)[0, 1] > 0.9
+    assert np.corrcoef(points["y"] / points["z"] * fy, rows)[0, 1] > 0.9
 
 
 def test_points_are_subsampled_and_filtered(make_bench):
